@@ -1,0 +1,75 @@
+"""The project's commands on any system: make an own .venv, install into it, run.
+
+    python tools/task.py demo     learn a subject on the embedded tiny model
+    python tools/task.py test     run the default test suite
+    python tools/task.py lint     ruff and mypy
+
+Arguments after the command are handed on. Needs nothing but Python 3.10 or newer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STAMP = VENV / "installed"
+COMMANDS = {
+    "demo": [["-m", "zoodip_core", "demo"]],
+    "test": [["-m", "pytest"]],
+    "lint": [["-m", "ruff", "check", "."], ["-m", "mypy"]],
+}
+
+
+def installed_for() -> str:
+    """What the environment depends on: it is made anew when this changes."""
+    files = ("pyproject.toml", "requirements.txt", "constraints.txt")
+    return hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in files)).hexdigest() + sys.version
+
+
+def ensure_environment() -> None:
+    """Make .venv and install into it, unless that was done for the same requirements."""
+    if PYTHON.is_file() and STAMP.is_file() and STAMP.read_text() == installed_for():
+        return
+    print("making .venv and installing (some minutes the first time) ...", flush=True)
+    if VENV.exists():
+        shutil.rmtree(VENV)
+    venv.create(VENV, with_pip=True)
+    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt"]
+    subprocess.run([*pip, "torch"], cwd=ROOT, check=True)  # first, so that nothing else chooses its build
+    subprocess.run([*pip, "--editable", ".[test]"], cwd=ROOT, check=True)
+    STAMP.write_text(installed_for())
+
+
+def main() -> int:
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        print(__doc__)
+        return 2
+    if sys.version_info < (3, 10):  # noqa: UP036 - whoever runs this may have any Python
+        print("ZOODiP needs Python 3.10 or newer; this is " + sys.version.split()[0])
+        return 2
+    try:
+        ensure_environment()
+    except subprocess.CalledProcessError as error:
+        print(f"the installation failed ({error}); see pip's message above, then run this again")
+        return 1
+    *before, last = COMMANDS[sys.argv[1]]
+    for arguments in [*before, [*last, *sys.argv[2:]]]:
+        code = subprocess.run([str(PYTHON), *arguments], cwd=ROOT).returncode
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,444 @@
+"""The command line: train, generate, inspect, demo."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from .config import (
+    ESTIMATORS,
+    LR_SCHEDULES,
+    OPTIMIZERS,
+    PRESETS,
+    TIMESTEP_SAMPLERS,
+    TrainConfig,
+)
+from .embedding import describe, load_embedding
+from .errors import ConfigError, ZoodipError
+from .images import CROPS
+from .models import DTYPES, TINY, identify, load_quantized
+from .prompts import TEMPLATES
+from .quantize import WEIGHTS
+from .tokens import INITIALIZER_MODES
+from .trainer import Commands, Event, Message, Progress, Sampled, Saved, TrainResult, resume_training, train_token
+from .version import __version__
+
+PROGRAM = "python -m zoodip_core"
+_PRESET_OF_FAMILY = {"sd1": "sd15", "sd2": "sd21", "tiny": "tiny"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 1 stopped before the end, 2 a user's error."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if not hasattr(args, "run"):
+        parser.print_help()
+        return 2
+    _quiet_libraries()
+    try:
+        return int(args.run(args))
+    except ZoodipError as error:
+        text = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
+        print(f"zoodip: error: {text}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("zoodip: interrupted", file=sys.stderr)
+        return 130
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' own bars and notes off our screen; their errors still arrive as exceptions."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    logging.getLogger("optimum").setLevel(logging.ERROR)
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Teach Stable Diffusion a new subject or style with forward passes only.",
+        epilog=f"See '{PROGRAM} COMMAND --help' for a command's options; '{PROGRAM} demo' shows it all.",
+    )
+    parser.add_argument("--version", action="version", version=f"ZOODiP {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_train(commands)
+    _add_generate(commands)
+    _add_inspect(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example:\n  {PROGRAM} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "train",
+        _train,
+        "learn a token from a few images",
+        'train --model models/sd15 --images photos/rex --token "<rex>" --init dog',
+    )
+    # A setting that is not given is absent, so that the preset's value stands.
+    group = parser.add_argument_group("what to learn")
+    _option(group, "--images", "images", "PATH", "folder of reference images, or image files", nargs="+")
+    _option(group, "--token", "token", "NAME", 'placeholder for the subject, like "<rex>"')
+    _option(group, "--init", "initializer", "WORD", "word the token starts from, like dog")
+    _option(group, "--captions", "captions", "JSON", "captions by file name, with {} for the token")
+    _option(
+        group,
+        "--template",
+        "template",
+        None,
+        "captions for images that have none (default: object)",
+        choices=tuple(TEMPLATES),
+    )
+    _option(group, "--vectors", "num_vectors", "N", "vectors in the token (default: 1)", type=int)
+    _option(
+        group,
+        "--init-mode",
+        "initializer_mode",
+        None,
+        "how a word of several tokens starts them: refuse, their mean, or the first ones (default: single)",
+        choices=INITIALIZER_MODES,
+    )
+    group = parser.add_argument_group("model")
+    _option(group, "--model", "model", "PATH", "diffusers folder, or tiny for the embedded model (default: tiny)")
+    _option(group, "--weights", "weights", None, "how weights are kept in memory (default: int8)", choices=WEIGHTS)
+    _option(
+        group,
+        "--dtype",
+        "dtype",
+        None,
+        "activations (default: auto, float16 on a GPU, else float32)",
+        choices=("auto", *DTYPES),
+    )
+    _option(group, "--device", "device", "NAME", "auto, cpu, cuda, ... (default: auto)")
+    group = parser.add_argument_group("images")
+    _option(group, "--resolution", "resolution", "PIXELS", "a side (default: the model's own)", type=int)
+    _option(group, "--crop", "crop", None, "cut out the centre square, or squeeze (default: center)", choices=CROPS)
+    _option(group, "--background", "background", "COLOUR", "behind transparent images (default: white)")
+    _option(group, "--flip", "flip", None, "train on mirror images as well", action="store_true")
+    group = parser.add_argument_group("search", "defaults come from the preset")
+    group.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="the paper's settings for a model family, or tiny (default: by the model)",
+    )
+    _option(group, "--steps", "steps", "N", "optimisation steps", type=int)
+    _option(group, "--lr", "lr", "RATE", "learning rate", type=float)
+    _option(group, "--lr-schedule", "lr_schedule", None, "over the run", choices=LR_SCHEDULES)
+    _option(group, "--seed", "seed", "N", "of every random draw (default: 0)", type=int)
+    _option(group, "--estimator", "estimator", None, "how losses become a gradient", choices=tuple(ESTIMATORS))
+    _option(group, "--n", "n", "N", "random directions a step", type=int)
+    _option(group, "--mu", "mu", "SIZE", "perturbation size", type=float)
+    _option(
+        group, "--no-subspace-gradient", "subspace_gradient", None, "use gradients as estimated", action="store_false"
+    )
+    _option(group, "--tau", "tau", "STEPS", "Subspace Gradient's buffer", type=int)
+    _option(group, "--nu", "nu", "SHARE", "share of variance that Subspace Gradient drops", type=float)
+    _option(group, "--timesteps", "timesteps", None, "how timesteps are drawn", choices=TIMESTEP_SAMPLERS)
+    _option(group, "--t-lower", "t_lower", "T", "PUTS: T_L, the lowest timestep", type=int)
+    _option(group, "--t-upper", "t_upper", "T", "PUTS: T_U, the timestep to stay below", type=int)
+    _option(group, "--optimizer", "optimizer", None, "how a gradient becomes a step", choices=tuple(OPTIMIZERS))
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", type=Path, metavar="DIR", help="run folder to make (default: runs/NAME)")
+    group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a stopped run, with its settings")
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="JSON",
+        help="settings file, such as a run's config.json; options given here come on top",
+    )
+    _option(group, "--save-every", "save_every", "STEPS", "between saved states (default: 500)", type=int)
+    _option(group, "--sample-every", "sample_every", "STEPS", "between sample images (default: 0, none)", type=int)
+    _option(group, "--sample-prompt", "sample_prompt", "TEXT", "samples' prompt, with {} for the token")
+
+
+def _option(group: Any, flag: str, setting: str, metavar: str | None, help: str, **more: Any) -> None:
+    if metavar:
+        more["metavar"] = metavar
+    group.add_argument(flag, dest=setting, help=help, default=argparse.SUPPRESS, **more)
+
+
+def _add_generate(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "generate",
+        _generate,
+        "make images, with or without a learned token",
+        'generate --embedding runs/rex/rex.safetensors --prompt "a <rex> on the beach"',
+    )
+    parser.add_argument("--model", default=TINY, metavar="PATH", help="diffusers folder, or tiny (default: tiny)")
+    parser.add_argument("--prompt", required=True, action="append", help="what to draw; may be given several times")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to stay away from")
+    parser.add_argument(
+        "--embedding", type=Path, metavar="FILE", help="a learned token, used by its name in the prompt"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image (default: 0)")
+    parser.add_argument("--count", type=int, default=1, metavar="N", help="images a prompt (default: 1)")
+    parser.add_argument("--steps", type=int, default=25, metavar="N", help="denoising steps (default: 25)")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=None,
+        metavar="SCALE",
+        help="classifier-free guidance (default: 7.5; tiny: 3.5)",
+    )
+    parser.add_argument("--weights", choices=WEIGHTS, default="int8", help="how weights are kept (default: int8)")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="activations (default: auto)")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("generated"),
+        metavar="DIR",
+        help="folder for the images (default: generated)",
+    )
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(commands, "inspect", _inspect, "show what is in an embedding file", "inspect rex.safetensors")
+    parser.add_argument("file", type=Path, metavar="FILE", help=".safetensors, A1111 .pt or diffusers .bin")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(
+        commands, "demo", _demo, "learn a bundled concept on the embedded tiny model", "demo --concept otto"
+    )
+    from .tiny.concepts import names
+
+    parser.add_argument("--concept", choices=(*names(), "all"), default="kiwi", help="which one (default: kiwi)")
+    parser.add_argument("--steps", type=int, metavar="N", help="optimisation steps (default: the preset's)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every random draw (default: 0)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo"), metavar="DIR", help="folder for the results (default: demo)"
+    )
+
+
+# ---------------------------------------------------------------- train
+
+
+def _train(args: argparse.Namespace) -> int:
+    if args.resume:
+        given = sorted(_settings(args))
+        if given or args.config or args.preset or args.output:
+            raise ConfigError(
+                f"--resume goes on with the run's own settings; leave out {', '.join(given) or 'the rest'}"
+            )
+        path = args.resume
+        with _session() as (screen, commands):
+            result = resume_training(path, on_event=screen, commands=commands)
+    else:
+        config = _config(args)
+        path = args.output or _free_run(config)
+        with _session() as (screen, commands):
+            result = train_token(config, path, on_event=screen, commands=commands)
+    return _closing(result, path)
+
+
+def _free_run(config: TrainConfig) -> Path:
+    from .runs import free_folder
+
+    return free_folder(Path("runs"), config.token)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    known = {spec.name for spec in dataclasses.fields(TrainConfig)}
+    return {key: value for key, value in vars(args).items() if key in known}
+
+
+def _config(args: argparse.Namespace) -> TrainConfig:
+    settings = _settings(args)
+    if args.config:
+        try:
+            base = TrainConfig.from_json(args.config.read_text(encoding="utf-8"), str(args.config)).to_dict()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"config file {args.config} can not be read: {error}") from error
+        return TrainConfig.from_dict({**base, **PRESETS.get(args.preset, {}), **settings})
+    for flag, key in (("--images", "images"), ("--token", "token"), ("--init", "initializer")):
+        if key not in settings:
+            raise ConfigError(f"{flag} is missing; see {PROGRAM} train --help")
+    family = identify(settings.get("model", TINY)).family
+    return TrainConfig.from_preset(args.preset or _PRESET_OF_FAMILY.get(family, "sd15"), **settings)
+
+
+def _closing(result: TrainResult, run: Path) -> int:
+    if result.finished:
+        print(f"done: {result.step} steps, token {result.embedding.token} in {result.path}")
+        return 0
+    print(
+        f"stopped at step {result.step}; the token so far is {result.path}\ngo on with:\n"
+        f'  {PROGRAM} train --resume "{run}"'
+    )
+    return 1
+
+
+class _Screen:
+    """Events as a progress bar and lines."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Message):
+            print(("warning: " if event.warning else "") + event.text, file=sys.stderr)
+        elif isinstance(event, Progress):
+            self._progress(event)
+        elif isinstance(event, Sampled):
+            self._line(f"samples at step {event.step}: {event.path}")
+        elif isinstance(event, Saved) and self._bar is None:
+            self._line(f"saved at step {event.step}: {event.embedding}")
+
+    def _progress(self, event: Progress) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(
+                total=event.steps,
+                initial=event.step - 1,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=0.25,
+                bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}, {rate_fmt}, ETA {remaining}",
+            )
+        self._bar.set_postfix_str(f"loss {event.smoothed:.4f}", refresh=False)
+        self._bar.update(event.step - self._bar.n)
+
+    def _line(self, text: str) -> None:
+        if self._bar is None:
+            print(text, file=sys.stderr)
+        else:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextlib.contextmanager
+def _session() -> Iterator[tuple[_Screen, Commands]]:
+    """A screen, and commands that Ctrl-C stops; a second Ctrl-C ends at once."""
+    screen, commands = _Screen(), Commands()
+
+    def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
+        if commands.stopping:
+            raise KeyboardInterrupt
+        commands.stop()
+        print("\nstopping after this step; Ctrl-C again to leave at once", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield screen, commands
+    finally:
+        signal.signal(signal.SIGINT, before)
+        screen.close()
+
+
+# ---------------------------------------------------------------- the other commands
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from .generate import generate
+    from .tokens import file_stem
+
+    if not 1 <= args.count <= 256:
+        raise ConfigError(f"--count {args.count}: must be from 1 to 256")
+    embedding = load_embedding(args.embedding) if args.embedding else None
+    if embedding and not any(embedding.token in prompt for prompt in args.prompt):
+        raise ConfigError(f"no prompt holds the token {embedding.token}; write it where the subject should stand")
+    model = load_quantized(args.model, weights=args.weights, dtype=args.dtype, device=args.device)
+    guidance = args.guidance if args.guidance is not None else (3.5 if model.info.family == "tiny" else 7.5)
+    prompts = [prompt for prompt in args.prompt for _ in range(args.count)]
+    seeds = [args.seed + i for _ in args.prompt for i in range(args.count)]
+    images = generate(
+        model,
+        prompts,
+        seeds,
+        embedding=embedding,
+        negative_prompt=args.negative_prompt,
+        num_inference_steps=args.steps,
+        guidance_scale=guidance,
+    )
+    stem = file_stem(embedding.token) if embedding else "image"
+    for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+        print(_save_image(image, args.output / f"{stem}-{i // args.count + 1}-seed{seed}.png"))
+    return 0
+
+
+def _save_image(image: Any, path: Path) -> Path:
+    import io
+
+    from .files import write_atomically
+
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    lines = describe(load_embedding(args.file))
+    width = max(len(label) for label, _ in lines)
+    print(f"{args.file}\n" + "\n".join(f"  {label:<{width}}  {text}" for label, text in lines))
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .demo import run_demo
+    from .runs import free_folder
+    from .tiny import concepts
+
+    chosen = concepts.names() if args.concept == "all" else [args.concept]
+    settings = {"steps": args.steps} if args.steps else {}
+    results = []
+    for name in chosen:
+        concept = concepts.load(name)
+        print(f"\n{concept.token}: {concept.about}")
+        began = time.monotonic()
+        with _session() as (screen, _commands):
+            result = run_demo(concept, free_folder(args.output, name), seed=args.seed, on_event=screen, **settings)
+        results.append(result)
+        _print_demo(result, time.monotonic() - began)
+    if len(results) > 1:
+        won = sum(result.loss_after < result.loss_before for result in results)
+        print(f"\nheld-out loss: the token beats its word for {won} of {len(results)} concepts")
+    return 0
+
+
+def _print_demo(result: Any, seconds: float) -> None:
+    concept = result.concept
+    print(
+        f"held-out denoising loss: {concept.initializer!r} {result.loss_before:.4f} -> {concept.token} "
+        f"{result.loss_after:.4f} ({(result.loss_after / result.loss_before - 1) * 100:+.1f}%)"
+    )
+    print(f"{'generated images':18}{'word':>9}{'token':>9}{'subject':>9}")
+    for name in result.scores["word"]:
+        values = "".join(f"{result.scores[who][name]:>9.2f}" for who in ("word", "token", "subject"))
+        print(f"  {name:16}{values}")
+    print(f"in {seconds:.0f} s, wrote\n  {result.before_after}\n  {result.loss_curve}\n  {result.embedding}")

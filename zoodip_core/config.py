@@ -1,0 +1,230 @@
+"""The settings of a training run: checked, saved as JSON, and the paper's presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError
+from .estimators import RGE, SPSA, Estimator, OnePoint
+from .images import CROPS
+from .models import DTYPES, TINY
+from .optimizers import ZOSGD, Optimizer, ZOAdam
+from .prompts import TEMPLATES
+from .quantize import WEIGHTS
+from .subspace import SubspaceGradient
+from .timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
+from .tokens import INITIALIZER_MODES, check_name
+
+CONFIG_VERSION = 1
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {"rge": RGE, "spsa": SPSA, "one-point": OnePoint}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"zoadam": ZOAdam, "zosgd": ZOSGD}
+LR_SCHEDULES = ("constant", "cosine")
+TIMESTEP_SAMPLERS = ("puts", "uniform", "snr")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper, section 4.
+    "sd15": {},
+    # Supplement S3.4.
+    "sd21": {"mu": 1e-2, "lr": 1e-2},
+    "sdxl": {"mu": 1e-2, "t_lower": 700, "steps": 20_000},
+    # Supplement S3.2.
+    "int4": {"weights": "int4", "dtype": "bfloat16", "mu": 1e-2},
+    # Ours: the paper's search for the embedded model, whose token has 128 numbers in place of 768.
+    "tiny": {"steps": 3000, "tau": 21, "lr": 1e-2, "lr_schedule": "cosine", "mu": 1e-3, "save_every": 500},
+}
+_CHOICES = {
+    "weights": WEIGHTS,
+    "dtype": ("auto", *DTYPES),
+    "crop": CROPS,
+    "template": tuple(TEMPLATES),
+    "initializer_mode": INITIALIZER_MODES,
+    "estimator": tuple(ESTIMATORS),
+    "optimizer": tuple(OPTIMIZERS),
+    "lr_schedule": LR_SCHEDULES,
+    "timesteps": TIMESTEP_SAMPLERS,
+}
+_RANGES = {
+    "num_vectors": (1, 75),
+    "steps": (1, 10_000_000),
+    "save_every": (1, 10_000_000),
+    "sample_every": (0, 10_000_000),
+    "seed": (0, 2**63 - 1),
+    "resolution": (0, 4096),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a run. The defaults are the paper's for SD1.5 (section 4).
+
+    Args:
+        images: folders or image files of the subject.
+        token: the placeholder, such as ``<pip>``.
+        initializer: the word whose embedding the token starts from.
+        model: a diffusers folder, or ``tiny``.
+        weights: storage of Linear and Conv2d weights: int8, int4, float8, none.
+        dtype: activations: auto, float32, float16, bfloat16.
+        device: auto, cpu, cuda, ...
+        captions: a JSON file of captions for each image.
+        template: captions for images that have none: object, style, ti.
+        resolution: pixels a side; 0 is the model's own.
+        crop: center cuts the middle square, resize forces both sides.
+        background: colour behind transparent images.
+        flip: train on mirror images as well.
+        num_vectors: vectors in the token.
+        initializer_mode: single, or mean / first for a word of several tokens.
+        steps: optimisation steps.
+        seed: of every random draw.
+        estimator: rge, spsa, one-point.
+        n: random directions a step.
+        mu: perturbation size.
+        subspace_gradient: whether to use Subspace Gradient.
+        tau: its buffer, in steps.
+        nu: the share of variance it drops.
+        timesteps: puts, uniform, snr.
+        t_lower: T_L of PUTS.
+        t_upper: T_U of PUTS.
+        optimizer: zoadam, zosgd.
+        lr: learning rate.
+        lr_schedule: constant, or cosine (falls to 0 over the run).
+        save_every: steps between saved states.
+        sample_every: steps between sample images, 0 for none.
+        sample_prompt: the samples' prompt, ``{}`` for the token.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range.
+        TokenError: a placeholder that can not be used.
+    """
+
+    images: tuple[str, ...]
+    token: str
+    initializer: str
+    model: str = TINY
+    weights: str = "int8"
+    dtype: str = "auto"
+    device: str = "auto"
+    captions: str | None = None
+    template: str = "object"
+    resolution: int = 0
+    crop: str = "center"
+    background: str = "white"
+    flip: bool = False
+    num_vectors: int = 1
+    initializer_mode: str = "single"
+    steps: int = 30_000
+    seed: int = 0
+    estimator: str = "rge"
+    n: int = 2
+    mu: float = 1e-3
+    subspace_gradient: bool = True
+    tau: int = 128
+    nu: float = 1e-3
+    timesteps: str = "puts"
+    t_lower: int = 500
+    t_upper: int = 900
+    optimizer: str = "zoadam"
+    lr: float = 5e-3
+    lr_schedule: str = "constant"
+    save_every: int = 500
+    sample_every: int = 0
+    sample_prompt: str = "a photo of a {}"
+
+    def __post_init__(self) -> None:
+        images = (self.images,) if isinstance(self.images, str) else tuple(str(path) for path in self.images)
+        object.__setattr__(self, "images", images)
+        for spec in dataclasses.fields(self):
+            object.__setattr__(self, spec.name, _typed(spec.name, str(spec.type), getattr(self, spec.name)))
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        for name, (low, high) in _RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be from {low} to {high}")
+        if not self.images:
+            raise ConfigError("images: give a folder of images or image files")
+        if 0 < self.resolution < 32 or self.resolution % 8:
+            raise ConfigError(
+                f"resolution = {self.resolution}: must be a multiple of 8, at least 32, or 0 for the model's own"
+            )
+        check_name(self.token)
+        self.make_estimator(), self.make_subspace(), self.make_timesteps(), self.make_optimizer()  # check their ranges
+
+    def make_estimator(self) -> Estimator:
+        return ESTIMATORS[self.estimator](n=self.n, mu=self.mu)
+
+    def make_subspace(self) -> SubspaceGradient | None:
+        return SubspaceGradient(tau=self.tau, nu=self.nu) if self.subspace_gradient else None
+
+    def make_optimizer(self) -> Optimizer:
+        return OPTIMIZERS[self.optimizer](lr=self.lr)
+
+    def make_timesteps(self, alphas_cumprod: Any = None) -> TimestepSampler:
+        if self.timesteps == "puts":
+            return PUTS(self.t_lower, self.t_upper)
+        return UniformTimesteps() if self.timesteps == "uniform" else SNRTimesteps(alphas_cumprod)
+
+    @classmethod
+    def from_preset(cls, preset: str, **settings: Any) -> TrainConfig:
+        """The settings of a named preset, with yours on top."""
+        if preset not in PRESETS:
+            raise ConfigError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
+        return cls.from_dict({**PRESETS[preset], **settings})
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> TrainConfig:
+        """Settings by name; an unknown name is an error."""
+        names = [spec.name for spec in dataclasses.fields(cls)]
+        for key in settings:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"config: {key!r} is no setting{hint}")
+        missing = [name for name in ("images", "token", "initializer") if name not in settings]
+        if missing:
+            raise ConfigError(f"config: {', '.join(missing)} must be given")
+        return cls(**settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "images": list(self.images)}
+
+    def to_json(self) -> str:
+        return json.dumps({"config_version": CONFIG_VERSION, **self.to_dict()}, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "config") -> TrainConfig:
+        """Read :meth:`to_json`'s text; ``where`` names it in errors."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{where} is not valid JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise ConfigError(f"{where} is not a JSON object of settings")
+        version = data.pop("config_version", None)
+        if version != CONFIG_VERSION:
+            raise ConfigError(
+                f"{where} has config_version {version}, this program reads {CONFIG_VERSION}; "
+                "update ZOODiP, or start a new run"
+            )
+        return cls.from_dict(data)
+
+
+def _typed(name: str, annotation: str, value: Any) -> Any:
+    """The value, if it is of the annotated type; whole numbers pass as floats."""
+    if annotation == "float" and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    kinds: dict[str, tuple[type, ...]] = {
+        "str": (str,),
+        "int": (int,),
+        "float": (float,),
+        "bool": (bool,),
+        "str | None": (str, type(None)),
+        "tuple[str, ...]": (tuple,),
+    }
+    if not isinstance(value, kinds[annotation]) or (isinstance(value, bool) and annotation != "bool"):
+        raise ConfigError(f"{name} = {value!r}: expected {annotation.replace('tuple[str, ...]', 'a list of paths')}")
+    return value

@@ -1,0 +1,105 @@
+"""The demo: learn a bundled concept on the embedded tiny model, and show that it was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from .config import TrainConfig
+from .embedding import Embedding, load_embedding
+from .generate import generate
+from .heldout import heldout_losses
+from .models import TINY, QuantizedModel, load_quantized
+from .pictures import contact_sheet, loss_curve
+from .tiny import concepts
+from .tiny.scores import score
+from .tokens import initial_vectors
+from .trainer import Event, train_token
+
+_PLACES = (None, "snow", "meadow", "night", "beach", "candy")
+_SCORED = 24
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo measured and wrote. Losses are held-out denoising losses."""
+
+    concept: concepts.Concept
+    loss_before: float
+    loss_after: float
+    scores: dict[str, dict[str, float]]
+    before_after: Path
+    loss_curve: Path
+    embedding: Path
+
+
+def demo_config(concept: concepts.Concept, *, seed: int = 0, **settings: object) -> TrainConfig:
+    """The demo's settings for one concept."""
+    return TrainConfig.from_preset(
+        "tiny",
+        images=(str(concept.images),),
+        captions=str(concept.captions),
+        token=concept.token,
+        initializer=concept.initializer,
+        seed=seed,
+        **settings,
+    )
+
+
+def run_demo(
+    concept: concepts.Concept,
+    output: Path,
+    *,
+    seed: int = 0,
+    model: QuantizedModel | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    **settings: object,
+) -> DemoResult:
+    """Train the concept's token in ``output``, then draw and score word and token with the same seeds."""
+    config = demo_config(concept, seed=seed, **settings)
+    model = model or load_quantized(TINY, weights=config.weights, dtype=config.dtype)
+    result = train_token(config, output, model=model, on_event=on_event)
+    curve = output / "loss.png"
+    loss_curve(result.losses, curve, f"denoising loss while learning {concept.token}")
+    return _show(concept, model, result.path, output, curve)
+
+
+def _show(concept: concepts.Concept, model: QuantizedModel, path: Path, output: Path, curve: Path) -> DemoResult:
+    learned = load_embedding(path)
+    word = initial_vectors(model.tokenizer, model.text_encoder, concept.initializer, learned.num_vectors)
+    before, after = heldout_losses(
+        model, torch.stack([word, learned.tensors[0]]), concept.heldout, concept.heldout_captions
+    ).tolist()
+    pictures = {
+        "word": _draw(concept, model, concept.initializer, None),
+        "token": _draw(concept, model, concept.token, learned),
+    }
+    references = concept.pictures()
+    columns = [concept.prompt(place).format("...") for place in _PLACES]
+    sheet = output / "before_after.png"
+    contact_sheet(
+        [
+            ("the subject:\nreference images", references[: len(_PLACES)]),
+            (f'before: the word\n"{concept.initializer}"', pictures["word"][: len(_PLACES)]),
+            (f"after: the token\n{concept.token}", pictures["token"][: len(_PLACES)]),
+        ],
+        sheet,
+        columns,
+    )
+    scores = {name: score(concept, made) for name, made in (*pictures.items(), ("subject", references))}
+    return DemoResult(concept, before, after, scores, sheet, curve, path)
+
+
+def _draw(
+    concept: concepts.Concept,
+    model: QuantizedModel,
+    name: str,
+    embedding: Embedding | None,
+) -> list[Image.Image]:
+    """The same prompts and seeds for word and token; the first ones are shown, all are scored."""
+    prompts = [concept.prompt(_PLACES[i % len(_PLACES)]).format(name) for i in range(_SCORED)]
+    return generate(model, prompts, list(range(_SCORED)), embedding=embedding, guidance_scale=3.5)

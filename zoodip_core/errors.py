@@ -1,0 +1,47 @@
+"""Every error a user can meet.
+
+Each says what is wrong, where, and what to do, and is both a :class:`ZoodipError` and the builtin
+a Python programmer would expect, so that ``except ValueError`` works as well.
+"""
+
+from __future__ import annotations
+
+
+class ZoodipError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ConfigError(ZoodipError, ValueError):
+    """A setting is missing, unknown, of the wrong type or out of range."""
+
+
+class ImagesError(ZoodipError, ValueError):
+    """The reference images can not be used."""
+
+
+class CaptionError(ZoodipError, ValueError):
+    """A caption or prompt does not fit: no placeholder, too long, unreadable."""
+
+
+class TokenError(ZoodipError, ValueError):
+    """The placeholder token or the initializer does not fit the model."""
+
+
+class ModelError(ZoodipError, ValueError):
+    """The model is missing, damaged, or of a family that is not supported."""
+
+
+class EmbeddingFileError(ZoodipError, ValueError):
+    """An embedding file can not be read, or does not fit the model."""
+
+
+class RunFolderError(ZoodipError, ValueError):
+    """A run folder can not be written or continued."""
+
+
+class StorageError(ZoodipError, OSError):
+    """A file could not be written: disk full, read-only, no permission."""
+
+
+class NonFiniteLossError(ZoodipError, ArithmeticError):
+    """A loss was NaN or infinite. The search was not moved."""

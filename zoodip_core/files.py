@@ -1,0 +1,57 @@
+"""Writing files so that a reader sees the old content or the new, never a part."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import StorageError
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write ``path`` into a :class:`StorageError` that says what to do."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "the disk is full; free some space",
+            errno.EDQUOT: "your disk quota is used up; free some space",
+            errno.EROFS: "the file system is read-only; choose another folder",
+            errno.EACCES: "permission denied; choose a folder you may write to",
+            errno.EPERM: "permission denied; choose a folder you may write to",
+            errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder",
+            errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+        }.get(error.errno or 0, error.strerror or str(error))
+        raise StorageError(error.errno or 0, f"could not write {path}: {advice}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents, with our errors."""
+    with storage_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a temporary file beside ``path``, sync it, and move it into place. Text is UTF-8.
+
+    On any failure the temporary file is removed and an existing ``path`` stays as it was.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    part = path.parent / f".{secrets.token_hex(8)}.part"
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)

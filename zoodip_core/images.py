@@ -1,0 +1,142 @@
+"""Reference images: files to RGB pictures of the training resolution."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageOps
+
+from .errors import ConfigError, ImagesError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MIN_SIDE = 8
+MAX_PIXELS = 64_000_000
+CROPS = ("center", "resize")
+
+
+@dataclass(frozen=True)
+class ReferenceImage:
+    """One usable reference image: where it came from and its picture, RGB, resolution x resolution."""
+
+    path: Path
+    picture: Image.Image
+
+
+def find_images(sources: Sequence[str | Path]) -> list[Path]:
+    """The image files in the given folders (not their subfolders) and files, in a stable order.
+
+    Raises:
+        ImagesError: a source does not exist, or there is no image at all.
+    """
+    found: list[Path] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            found += sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+        elif source.is_file():
+            if source.suffix.lower() not in SUFFIXES:
+                raise ImagesError(f"{source} is not a JPEG, PNG or WebP file; convert it first")
+            found.append(source)
+        else:
+            raise ImagesError(f"images: {source} does not exist; give a folder of images or image files")
+    if not found:
+        where = ", ".join(map(str, sources)) or "(nothing given)"
+        raise ImagesError(f"no JPEG, PNG or WebP image in {where}; put 3 to 10 pictures of the subject there")
+    return list(dict.fromkeys(found))
+
+
+def load_images(
+    sources: Sequence[str | Path],
+    resolution: int,
+    *,
+    crop: str = "center",
+    background: str = "white",
+) -> tuple[list[ReferenceImage], list[str]]:
+    """Load all usable reference images.
+
+    EXIF rotation is applied, transparency is laid on ``background`` and the picture is scaled to
+    ``resolution`` x ``resolution``, after cutting out the centre square (``crop="center"``) or
+    with both sides forced (``crop="resize"``).
+
+    Returns:
+        The images, and one line for each file that had to be skipped.
+
+    Raises:
+        ImagesError: nothing usable is left.
+        ConfigError: an unknown ``crop`` or ``background``.
+    """
+    if crop not in CROPS:
+        raise ConfigError(f"crop = {crop!r}: choose one of {', '.join(CROPS)}")
+    try:
+        colour = ImageColor.getrgb(background)[:3]
+    except ValueError:
+        raise ConfigError(
+            f"background = {background!r} is no colour; use a name like white or a value like #ffffff"
+        ) from None
+    images, skipped = [], []
+    for path in find_images(sources):
+        try:
+            images.append(ReferenceImage(path, _fit(_open(path, colour), resolution, crop)))
+        except ImagesError as error:
+            skipped.append(str(error))
+    if not images:
+        raise ImagesError(f"none of the {len(skipped)} images can be used: " + "; ".join(skipped))
+    return images, skipped
+
+
+def _open(path: Path, background: tuple[int, ...]) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            with Image.open(path) as file:
+                width, height = file.size
+                if width * height > MAX_PIXELS:
+                    raise ImagesError(
+                        f"{path} has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} "
+                        "million; scale it down first"
+                    )
+                if min(width, height) < MIN_SIDE:
+                    raise ImagesError(f"{path} has only {width} x {height} pixels; use a larger picture")
+                file.load()
+                return _on_background(ImageOps.exif_transpose(file), background)
+    except ImagesError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImagesError(f"{path} has too many pixels; scale it down first") from None
+    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
+        reason = str(error) or type(error).__name__
+        raise ImagesError(f"{path} can not be read ({reason}); the file may be damaged or cut off") from error
+
+
+def _on_background(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16-bit and float grayscale
+        values = np.asarray(picture, dtype=np.float64)
+        top = 65535 if values.max() > 255 else 255
+        picture = Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
+    base = Image.new("RGBA", layer.size, (*colour, 255))
+    return Image.alpha_composite(base, layer).convert("RGB")
+
+
+def _fit(picture: Image.Image, resolution: int, crop: str) -> Image.Image:
+    size = (resolution, resolution)
+    if crop == "center":
+        return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
+    """RGB pictures of one size as float32 ``[N, 3, height, width]`` in [-1, 1]."""
+    arrays = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def with_flips(images: list[ReferenceImage]) -> list[ReferenceImage]:
+    """The images followed by their mirror images, under the same paths."""
+    return images + [ReferenceImage(image.path, ImageOps.mirror(image.picture)) for image in images]

@@ -1,0 +1,148 @@
+"""Captions of the reference images: files beside them, a JSON, or templates.
+
+Every caption holds ``{}`` where the placeholder token goes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import CaptionError, ConfigError
+
+SLOT = "{}"
+
+# The neutral context texts of textual inversion (arXiv 2208.01618, supplement) for objects and styles.
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "object": ("a photo of a {}",),
+    "style": (
+        "a painting in the style of {}",
+        "a rendering in the style of {}",
+        "a cropped painting in the style of {}",
+        "the painting in the style of {}",
+        "a clean painting in the style of {}",
+        "a dirty painting in the style of {}",
+        "a dark painting in the style of {}",
+        "a picture in the style of {}",
+        "a cool painting in the style of {}",
+        "a close-up painting in the style of {}",
+        "a bright painting in the style of {}",
+        "a good painting in the style of {}",
+        "a rendition in the style of {}",
+        "a nice painting in the style of {}",
+        "a small painting in the style of {}",
+        "a weird painting in the style of {}",
+        "a large painting in the style of {}",
+    ),
+    "ti": (
+        "a photo of a {}",
+        "a rendering of a {}",
+        "a cropped photo of the {}",
+        "the photo of a {}",
+        "a photo of a clean {}",
+        "a photo of a dirty {}",
+        "a dark photo of the {}",
+        "a photo of my {}",
+        "a photo of the cool {}",
+        "a close-up photo of a {}",
+        "a bright photo of the {}",
+        "a cropped photo of a {}",
+        "a photo of the {}",
+        "a good photo of the {}",
+        "a photo of one {}",
+        "a close-up photo of the {}",
+        "a rendition of the {}",
+        "a photo of the clean {}",
+        "a rendition of a {}",
+        "a photo of a nice {}",
+        "a good photo of a {}",
+        "a photo of the nice {}",
+        "a photo of the small {}",
+        "a photo of the weird {}",
+        "a photo of the large {}",
+        "a photo of a cool {}",
+        "a photo of a small {}",
+    ),
+}
+
+
+def captions_for(
+    paths: Sequence[Path],
+    *,
+    template: str = "object",
+    captions_file: Path | None = None,
+    token: str,
+) -> list[tuple[str, ...]]:
+    """The captions each image may be trained with, each with ``{}`` for the token.
+
+    An image takes its entry in ``captions_file`` (file name to a caption or a list of them, or
+    those under one more level, as in the paper's comprehensive captions), else the ``.txt`` beside
+    it, else the ``template`` set. In a caption, ``{}`` or the token itself marks the place.
+
+    Raises:
+        CaptionError: a caption without the placeholder, or an unreadable file.
+        ConfigError: an unknown ``template``.
+    """
+    if template not in TEMPLATES:
+        raise ConfigError(f"template = {template!r}: choose one of {', '.join(TEMPLATES)}")
+    listed = _read_listed(captions_file) if captions_file else {}
+    unknown = sorted(set(listed) - {path.name for path in paths})
+    if listed and len(unknown) == len(listed):
+        raise CaptionError(
+            f"{captions_file}: none of its names ({', '.join(unknown[:3])} ...) is among the images; "
+            'name the image files, like "01.jpg"'
+        )
+    result = []
+    for path in paths:
+        beside = path.with_suffix(".txt")
+        if path.name in listed:
+            result.append(tuple(_slotted(text, token, f"{captions_file}, {path.name}") for text in listed[path.name]))
+        elif beside.is_file():
+            result.append((_slotted(_read_text(beside).strip(), token, str(beside)),))
+        else:
+            result.append(TEMPLATES[template])
+    return result
+
+
+def _slotted(text: str, token: str, where: str) -> str:
+    if SLOT not in text and token in text:
+        text = text.replace(token, SLOT)
+    if SLOT not in text:
+        raise CaptionError(
+            f"{where}: the caption {text!r} has no placeholder; write {{}} or {token} where the "
+            "learned token should stand"
+        )
+    return text
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise CaptionError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise CaptionError(f"{path} can not be read: {error.strerror}") from error
+
+
+def _read_listed(path: Path) -> dict[str, list[str]]:
+    if not path.is_file():
+        raise CaptionError(f"captions file {path} does not exist")
+    try:
+        data = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise CaptionError(f"{path} is not valid JSON: {error}") from None
+    if isinstance(data, dict) and len(data) == 1:
+        (only,) = data.values()
+        data = only if isinstance(only, dict) else data
+    listed = {}
+    for name, texts in data.items() if isinstance(data, dict) else ():
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise CaptionError(f"{path}, {name}: expected a caption or a list of captions")
+        listed[name] = texts
+    if not listed:
+        raise CaptionError(
+            f'{path}: expected an object of file names and captions, like {{"01.jpg": "a photo of a {{}} on grass"}}'
+        )
+    return listed

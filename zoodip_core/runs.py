@@ -1,0 +1,140 @@
+"""A run's folder: settings, a line for each step, the state to go on from, snapshots and samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from .config import TrainConfig
+from .embedding import Embedding, save_embedding
+from .errors import RunFolderError
+from .files import make_folder, storage_errors, write_atomically
+from .tokens import file_stem
+
+CONFIG, LOG, STATE = "config.json", "steps.jsonl", "state.safetensors"
+
+
+class RunFolder:
+    """Reads and writes one run's folder; see the module's first line for what lies in it."""
+
+    def __init__(self, path: Path, config: TrainConfig) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig) -> RunFolder:
+        """Start a folder that does not exist yet, or is empty.
+
+        Raises:
+            RunFolderError: there is something already.
+            StorageError: it can not be written.
+        """
+        check_free(path)
+        make_folder(path)
+        write_atomically(path / CONFIG, config.to_json())
+        return cls(path, config)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """A folder to go on in.
+
+        Raises:
+            RunFolderError: not a run folder.
+            ConfigError: its settings can not be read.
+        """
+        file = path / CONFIG
+        if not file.is_file():
+            raise RunFolderError(
+                f"{path} is no run folder: it has no {CONFIG}; give the folder that a training run made"
+            )
+        with storage_errors(file):
+            text = file.read_text(encoding="utf-8")
+        return cls(path, TrainConfig.from_json(text, str(file)))
+
+    @property
+    def embedding_path(self) -> Path:
+        """Where the finished token goes."""
+        return self.path / f"{file_stem(self.config.token)}.safetensors"
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a step's line to the log."""
+        with storage_errors(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The logged steps in order, up to the first damaged line (a torn last one, say)."""
+        file = self.path / LOG
+        if file.is_file():
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    return
+
+    def keep_records(self, count: int) -> None:
+        """Cut the log to its first ``count`` steps: those after the saved state are taken again."""
+        kept = [record for record in self.records() if record["step"] <= count]
+        write_atomically(self.path / LOG, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def save_state(self, state: dict[str, torch.Tensor], inputs: str) -> None:
+        """Write the search's state; ``inputs`` identifies the model, images and captions it belongs to."""
+        write_atomically(self.path / STATE, save(state, metadata={"inputs": inputs}))
+
+    def load_state(self, inputs: str) -> dict[str, torch.Tensor] | None:
+        """The saved state, or None if the run never got so far.
+
+        Raises:
+            RunFolderError: it is damaged, or belongs to other inputs.
+        """
+        file = self.path / STATE
+        if not file.is_file():
+            return None
+        try:
+            with safe_open(file, framework="pt") as stored:
+                state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+                known = (stored.metadata() or {}).get("inputs")
+        except (SafetensorError, OSError) as error:
+            raise RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it") from error
+        if known != inputs:
+            raise RunFolderError(
+                f"{self.path}: the model, images or captions are not those of this run any more; put "
+                "them back, or start a new run"
+            )
+        return state
+
+    def save_snapshot(self, embedding: Embedding, step: int) -> Path:
+        """Keep the token as it is at a step."""
+        return save_embedding(embedding, self.path / "snapshots" / f"step-{step:08d}.safetensors")
+
+    def sample_path(self, step: int) -> Path:
+        """Where a step's sample images go."""
+        return self.path / "samples" / f"step-{step:08d}.png"
+
+
+def check_free(path: Path) -> None:
+    """Refuse a folder with something in it, or a path that is a file.
+
+    Raises:
+        RunFolderError: it is not free.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise RunFolderError(
+            f"{path} already exists; choose another output folder, or go on with "
+            f'--resume "{path}" if it is an unfinished run'
+        )
+
+
+def free_folder(parent: Path, token: str) -> Path:
+    """A folder in ``parent`` named after the token that does not exist yet."""
+    stem = file_stem(token)
+    path, count = parent / stem, 1
+    while path.exists():
+        count += 1
+        path = parent / f"{stem}-{count}"
+    return path

@@ -1,0 +1,127 @@
+"""The ask/tell search: candidates out, losses in (paper, algorithm 1).
+
+The search never sees a model. It runs in float64 on the CPU: a token is a few thousand numbers, so
+this costs nothing, and its path is the same whatever device evaluates the candidates.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import ConfigError, NonFiniteLossError
+from .estimators import RGE, Estimator
+from .optimizers import Optimizer, ZOAdam
+from .subspace import SubspaceGradient
+
+State = dict[str, torch.Tensor]
+
+
+class ZerothOrderSearch:
+    """Estimator, Subspace Gradient and optimizer around one token.
+
+    Args:
+        theta0: float tensor ``[num_vectors, dim]``, the starting token.
+        estimator: how losses become a gradient; ``RGE()`` by default.
+        subspace: Subspace Gradient, or None to use gradients as estimated.
+        optimizer: how a gradient becomes a step; ``ZOAdam()`` by default.
+        seed: every direction is a function of (seed, step).
+
+    Raises:
+        ConfigError: theta0 is not a finite float matrix.
+    """
+
+    def __init__(
+        self,
+        theta0: torch.Tensor,
+        estimator: Estimator | None = None,
+        subspace: SubspaceGradient | None = None,
+        optimizer: Optimizer | None = None,
+        seed: int = 0,
+    ) -> None:
+        if theta0.ndim != 2 or 0 in theta0.shape or not theta0.is_floating_point():
+            raise ConfigError(
+                f"theta0 must be a float tensor [num_vectors, dim], not {theta0.dtype} {list(theta0.shape)}"
+            )
+        if not torch.isfinite(theta0).all():
+            raise ConfigError("theta0 holds NaN or infinity; start from a finite token")
+        self.estimator = estimator or RGE()
+        self.subspace = subspace
+        self.optimizer = optimizer or ZOAdam()
+        self.seed = seed
+        self.step = 0
+        """Number of completed steps."""
+        self.loss: float | None = None
+        """The last step's loss at theta, before the step moved it."""
+        self._theta = theta0.detach().to("cpu", torch.float64, copy=True)
+
+    @property
+    def theta(self) -> torch.Tensor:
+        """The current token, float32 ``[num_vectors, dim]``, a copy."""
+        return self._theta.float()
+
+    def ask(self) -> torch.Tensor:
+        """The candidates to evaluate on one draw, float32 ``[K, num_vectors, dim]``.
+
+        Asking again before :meth:`tell` gives the same candidates.
+        """
+        return self.estimator.candidates(self._theta, self._directions()).float()
+
+    def tell(self, losses: torch.Tensor, lr_scale: float = 1.0) -> None:
+        """Move theta by the candidates' losses ``[K]``, in the order of :meth:`ask`.
+
+        Raises:
+            ValueError: not one loss a candidate.
+            NonFiniteLossError: a loss is NaN or infinite; nothing has moved.
+        """
+        losses = torch.as_tensor(losses).detach().to("cpu", torch.float64)
+        if losses.shape != (self.estimator.num_candidates,):
+            raise ValueError(
+                f"expected {self.estimator.num_candidates} losses, one a candidate, got shape {list(losses.shape)}"
+            )
+        if not torch.isfinite(losses).all():
+            raise NonFiniteLossError(f"step {self.step + 1}: losses {losses.tolist()} are not all finite")
+        gradient = self.estimator.gradient(losses, self._directions())
+        if self.subspace:
+            gradient = self.subspace.project(gradient)
+        self._theta = self.optimizer.step(self._theta, gradient, lr_scale)
+        if self.subspace:
+            self.subspace.record(self._theta)
+        self.loss = self.estimator.loss(losses)
+        self.step += 1
+
+    def _directions(self) -> torch.Tensor:
+        return self.estimator.directions(self.seed, self.step, self._theta.shape)
+
+    def state_dict(self) -> State:
+        """Tensors that, given to a search of the same settings, continue it bit for bit."""
+        state = {"theta": self._theta.clone(), "step": torch.tensor(self.step), "seed": torch.tensor(self.seed)}
+        state |= {f"optimizer.{key}": value for key, value in self.optimizer.state_dict().items()}
+        if self.subspace:
+            state |= {f"subspace.{key}": value for key, value in self.subspace.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from :meth:`state_dict`.
+
+        Raises:
+            ConfigError: the state belongs to a search of another shape, seed or Subspace Gradient.
+        """
+        if state["theta"].shape != self._theta.shape or int(state["seed"]) != self.seed:
+            raise ConfigError(
+                f"the saved search has a token {list(state['theta'].shape)} and seed {int(state['seed'])}, "
+                f"this one {list(self._theta.shape)} and seed {self.seed}; use the saved run's settings"
+            )
+        if ("subspace.turns" in state) != (self.subspace is not None):
+            raise ConfigError(
+                "the saved search and this one differ in the use of Subspace Gradient; use the saved run's settings"
+            )
+        self._theta = state["theta"].to(torch.float64, copy=True)
+        self.step = int(state["step"])
+        self.loss = None
+        self.optimizer.load_state_dict(_part(state, "optimizer."))
+        if self.subspace:
+            self.subspace.load_state_dict(_part(state, "subspace."))
+
+
+def _part(state: State, prefix: str) -> State:
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}

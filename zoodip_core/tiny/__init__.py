@@ -1,0 +1,1 @@
+"""The embedded tiny Stable Diffusion, its sample concepts, and how to score them."""
