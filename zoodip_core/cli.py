@@ -50,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
         print(f"zoodip: error: {text}", file=sys.stderr)
         return 2
+    except OSError as error:  # say, a name too long to be looked up
+        about = f"{error.filename}: " if error.filename else ""
+        print(f"zoodip: error: {about}{error.strerror or error}; check the path", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("zoodip: interrupted", file=sys.stderr)
         return 130
@@ -279,7 +283,8 @@ def _config(args: argparse.Namespace) -> TrainConfig:
         try:
             base = TrainConfig.from_json(args.config.read_text(encoding="utf-8"), str(args.config)).to_dict()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"config file {args.config} can not be read: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(f"config file {args.config} can not be read: {why}") from error
         return TrainConfig.from_dict({**base, **PRESETS.get(args.preset, {}), **settings})
     for flag, key in (("--images", "images"), ("--token", "token"), ("--init", "initializer")):
         if key not in settings:

@@ -135,8 +135,10 @@ class TrainConfig:
     sample_prompt: str = "a photo of a {}"
 
     def __post_init__(self) -> None:
-        images = (self.images,) if isinstance(self.images, str) else tuple(str(path) for path in self.images)
-        object.__setattr__(self, "images", images)
+        images: Any = (self.images,) if isinstance(self.images, str) else self.images
+        if not isinstance(images, (list, tuple)):
+            raise ConfigError(f"images = {images!r}: expected a list of paths")
+        object.__setattr__(self, "images", tuple(str(path) for path in images))
         for spec in dataclasses.fields(self):
             object.__setattr__(self, spec.name, _typed(spec.name, str(spec.type), getattr(self, spec.name)))
         for name, choices in _CHOICES.items():
@@ -182,8 +184,8 @@ class TrainConfig:
         for key in settings:
             if key not in names:
                 near = difflib.get_close_matches(key, names, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ConfigError(f"config: {key!r} is no setting{hint}")
+                hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(names)}"
+                raise ConfigError(f"config: {key!r} is no setting; {hint}")
         missing = [name for name in ("images", "token", "initializer") if name not in settings]
         if missing:
             raise ConfigError(f"config: {', '.join(missing)} must be given")

@@ -202,7 +202,8 @@ def _load_part(kind: Any, path: Path, part: str) -> Any:
     except Exception as error:  # the libraries raise a dozen kinds on missing and damaged files
         reason = str(error).strip().splitlines()
         raise ModelError(
-            f"model: {path / part} can not be loaded: {reason[0] if reason else type(error).__name__}"
+            f"model: {path / part} can not be loaded: {reason[0] if reason else type(error).__name__}; "
+            "if its files are incomplete or damaged, copy them again"
         ) from error
 
 
@@ -216,7 +217,11 @@ def _load_tokenizer(path: Path) -> Any:
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise ModelError(f"model: {folder} can not be loaded: {error}") from error
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"model: {folder} can not be loaded: {reason[0] if reason else type(error).__name__}; "
+            "its files may be damaged, copy them again"
+        ) from error
 
 
 def _ready(module: Any, weights: str, dtype: torch.dtype, device: torch.device) -> Any:

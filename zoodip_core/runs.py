@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,16 +120,23 @@ class RunFolder:
 
 
 def check_free(path: Path) -> None:
-    """Refuse a folder with something in it, or a path that is a file.
+    """Refuse a folder with something in it, a path that is a file, or one that can not be made.
 
     Raises:
         RunFolderError: it is not free.
+        StorageError: its place can not be written.
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise RunFolderError(
             f"{path} already exists; choose another output folder, or go on with "
             f'--resume "{path}" if it is an unfinished run'
         )
+    above = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    with storage_errors(path):
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+        if not os.access(above, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
 
 
 def free_folder(parent: Path, token: str) -> Path:

@@ -35,7 +35,7 @@ class SubspaceGradient:
         """i*, the number of directions kept of the last buffer, or None before the first."""
         self._buffer: torch.Tensor | None = None  # [tau, d], rows above _filled are not yet written
         self._filled = 0
-        self._projection: torch.Tensor | None = None  # P, [tau - i*, d], orthonormal rows
+        self._projection: torch.Tensor | None = None  # P, [rank - i*, d], orthonormal rows
 
     def project(self, gradient: torch.Tensor) -> torch.Tensor:
         """The gradient without its part in the dropped directions (eq. 8); same shape."""
@@ -69,7 +69,10 @@ class SubspaceGradient:
             return
         enough = variance.cumsum(0) / total > 1 - self.nu
         self.kept = int(enough.to(torch.int8).argmax()) + 1
-        self._projection = directions[self.kept :].contiguous()
+        # Centring leaves the buffer at most tau - 1 directions; what the decomposition gives beyond
+        # its rank is arbitrary, and no part of the token's path.
+        rank = int((singular > singular[0] * 1e-10).sum())
+        self._projection = directions[self.kept : rank].contiguous()
 
     def state_dict(self) -> State:
         """Everything a bit-identical continuation needs."""

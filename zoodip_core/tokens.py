@@ -37,9 +37,9 @@ def check_name(token: str) -> None:
 
     if not token.strip():
         raise refuse("is empty")
-    if len(token) > MAX_NAME:
-        raise refuse(f"has {len(token)} characters, more than {MAX_NAME}")
-    if re.search(r"[\x00-\x1f\x7f\s]", token):
+    if len(token.encode(errors="replace")) > MAX_NAME:  # file systems count bytes
+        raise refuse(f"has more than {MAX_NAME} characters (those beyond ASCII count up to four times)")
+    if re.search(r"[\x00-\x1f\x7f\s\ud800-\udfff]", token):
         raise refuse("holds white space or control characters")
     if re.search(r"[/\\:*?\"|]", token) or token.startswith((".", "~")) or token.endswith("."):
         raise refuse("holds parts of a path")
@@ -95,9 +95,10 @@ def initial_vectors(
         )
     if mode == "single" and len(ids) > 1 and len(ids) != num_vectors:
         pieces = ", ".join(piece.replace("</w>", "") for piece in tokenizer.convert_ids_to_tokens(ids))
+        first = f"first {num_vectors}" if num_vectors > 1 else "first"
         raise TokenError(
             f"initializer {initializer!r} is {len(ids)} tokens ({pieces}); choose a one-token word, start "
-            f"from their mean (--init-mode mean) or from the first {num_vectors} "
+            f"from their mean (--init-mode mean) or from the {first} "
             f"(--init-mode first), or train {len(ids)} vectors (--vectors {len(ids)})"
         )
     table = text_encoder.get_input_embeddings().weight  # type: ignore[operator]
@@ -121,8 +122,10 @@ class EncodedPrompt:
     num_vectors: int
 
 
-def encode_prompt(tokenizer: Any, text: str, num_vectors: int) -> EncodedPrompt:
+def encode_prompt(tokenizer: Any, text: str, num_vectors: int, where: str = "the prompt") -> EncodedPrompt:
     """Tokenise a prompt in which each ``{}`` stands for ``num_vectors`` vectors; padded, never cut.
+
+    ``where`` names the text in errors.
 
     The places are held by the end-of-text-free id of an ordinary letter, so that a text encoder
     finds its end of text where it should.
@@ -142,8 +145,9 @@ def encode_prompt(tokenizer: Any, text: str, num_vectors: int) -> EncodedPrompt:
             ids += _plain_ids(tokenizer, part)
     ids.append(tokenizer.eos_token_id)
     if len(ids) > length:
+        shown = text if len(text) <= 80 else text[:77] + "..."
         raise CaptionError(
-            f"the prompt {text!r} is {len(ids)} tokens long, with {num_vectors} for the placeholder; the "
+            f"{where} {shown!r} is {len(ids)} tokens long, with {num_vectors} for the placeholder; the "
             f"model reads {length}: shorten it or use fewer vectors"
         )
     ids += [tokenizer.pad_token_id] * (length - len(ids))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from .config import TrainConfig
 from .embedding import Embedding, save_embedding
-from .errors import NonFiniteLossError
+from .errors import NonFiniteLossError, StorageError
 from .generate import generate
 from .images import ReferenceImage, load_images, with_flips
 from .latents import encode_images
@@ -166,8 +166,14 @@ class Training:
             config.num_vectors,
             config.initializer_mode,
         )
-        prompts = [[encode_prompt(self.model.tokenizer, text, config.num_vectors) for text in each] for each in texts]
-        encode_prompt(self.model.tokenizer, self._sample_text(), config.num_vectors)
+        prompts = [
+            [
+                encode_prompt(self.model.tokenizer, text, config.num_vectors, f"{image.path}: the caption")
+                for text in each
+            ]
+            for image, each in zip(images, texts, strict=True)
+        ]
+        encode_prompt(self.model.tokenizer, self._sample_text(), config.num_vectors, "sample_prompt: the prompt")
         self.fingerprint = self.model.fingerprint()
         self.inputs = _inputs_hash(self.fingerprint, images, texts)
         self.images = images
@@ -356,7 +362,9 @@ def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], c
                 _save(training, folder, tell)
             if commands.take_sample() or (config.sample_every and search.step % config.sample_every == 0):
                 _sample(training, folder, tell)
-    except BaseException:  # whatever ends the loop, what was learned stays
+    except StorageError:  # the last saved state and its log stand; steps after it are taken again
+        raise
+    except Exception:  # whatever else ends the loop, what was learned stays
         _save(training, folder, lambda event: None)
         raise
     path = _save(training, folder, tell)
