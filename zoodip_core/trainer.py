@@ -173,7 +173,7 @@ class Training:
             ]
             for image, each in zip(images, texts, strict=True)
         ]
-        encode_prompt(self.model.tokenizer, self._sample_text(), config.num_vectors, "sample_prompt: the prompt")
+        encode_prompt(self.model.tokenizer, self.sample_text(), config.num_vectors, "sample_prompt: the prompt")
         self.fingerprint = self.model.fingerprint()
         self.inputs = _inputs_hash(self.fingerprint, images, texts)
         self.images = images
@@ -187,7 +187,7 @@ class Training:
             theta0, config.make_estimator(), config.make_subspace(), config.make_optimizer(), config.seed
         )
 
-    def _sample_text(self) -> str:
+    def sample_text(self) -> str:
         return self.config.sample_prompt.replace(self.config.token, SLOT)
 
     @property
@@ -382,7 +382,7 @@ def _save(training: Training, folder: RunFolder, tell: Callable[[Event], None]) 
 
 def _sample(training: Training, folder: RunFolder, tell: Callable[[Event], None]) -> None:
     seeds = list(range(4))
-    images = generate(training.model, [training._sample_text()] * len(seeds), seeds, embedding=training.embedding())
+    images = generate(training.model, [training.sample_text()] * len(seeds), seeds, embedding=training.embedding())
     path = folder.sample_path(training.search.step)
     contact_sheet([(f"step {training.search.step}", images)], path)
     tell(Sampled(training.search.step, images, path))

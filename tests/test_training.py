@@ -1,0 +1,275 @@
+"""Whole runs: the same bytes in two processes, stop and resume, events, run folders, the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from zoodip_core import Commands, TrainConfig, load_embedding, resume_training, train_token
+from zoodip_core.cli import main
+from zoodip_core.config import PRESETS
+from zoodip_core.errors import RunFolderError
+from zoodip_core.models import QuantizedModel
+from zoodip_core.trainer import Event, Message, Progress, Sampled, Saved, TrainResult
+
+PIP = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip"
+
+
+def config_of(**settings: Any) -> TrainConfig:
+    """A short run whose Subspace Gradient turns three times."""
+    return TrainConfig.from_preset(
+        "tiny",
+        **{
+            "images": (str(PIP / "images"),),
+            "captions": str(PIP / "images.json"),
+            "token": "<pip>",
+            "initializer": "monster",
+            "steps": 14,
+            "tau": 4,
+            "save_every": 5,
+            **settings,
+        },
+    )
+
+
+def train(config: TrainConfig, path: Path, model: QuantizedModel, stop_after: int | None = None) -> TrainResult:
+    commands = Commands()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Progress) and event.step == stop_after:
+            commands.stop()
+
+    return train_token(config, path, model=model, on_event=on_event, commands=commands)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """An uninterrupted run, for others to equal."""
+    return train(config_of(), tmp_path_factory.mktemp("whole") / "run", tiny_model)
+
+
+def test_a_finished_run_leaves_all_its_files(whole: TrainResult) -> None:
+    folder = whole.path.parent
+    assert whole.finished
+    assert whole.step == len(whole.losses) == 14
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json",
+        "pip.safetensors",
+        "snapshots",
+        "state.safetensors",
+        "steps.jsonl",
+    ]
+    assert [p.name for p in sorted((folder / "snapshots").iterdir())] == [
+        f"step-{step:08d}.safetensors" for step in (5, 10, 14)
+    ]
+    records = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(1, 15))
+    assert all(len(record["losses"]) == 1 + config_of().n and 500 <= record["t"] < 900 for record in records)
+    assert [record["losses"][0] for record in records] == whole.losses
+    assert TrainConfig.from_json((folder / "config.json").read_text()) == config_of()
+
+
+def test_the_file_tells_how_it_was_made(whole: TrainResult) -> None:
+    read = load_embedding(whole.path)
+    assert list(load_file(whole.path)) == ["<pip>"]
+    assert read.metadata["steps"] == "14"
+    assert read.metadata["initializer"] == "monster"
+    assert read.metadata["base_model"] == "tiny"
+    assert len(read.metadata["base_model_hash"]) == 64
+    assert json.loads(read.metadata["config"])["tau"] == 4
+    assert str(Path.cwd()) not in str(read.metadata)  # nothing of the user's folders
+
+
+@pytest.mark.parametrize("stop", range(1, 14))
+def test_stop_at_any_step_and_resume(stop: int, whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
+    stopped = train(config_of(), tmp_path / "run", tiny_model, stop_after=stop)
+    assert not stopped.finished
+    assert stopped.step == stop
+    assert not (tmp_path / "run" / "pip.safetensors").exists()
+    assert load_embedding(stopped.path).metadata["steps"] == str(stop)
+    resumed = resume_training(tmp_path / "run", model=tiny_model)
+    assert resumed.finished
+    for name in ("pip.safetensors", "state.safetensors", "steps.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole.path.parent / name).read_bytes(), name
+
+
+def test_steps_after_the_saved_state_are_taken_again(
+    whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+) -> None:
+    """A run killed between two saves: its log is ahead of its state, its last line torn."""
+    train(config_of(), tmp_path / "run", tiny_model, stop_after=10)
+    with (tmp_path / "run" / "steps.jsonl").open("a") as log:
+        log.write('{"step": 11, "image": 0, "caption": 0, "t": 600, "losses": [1, 2, 3]}\n{"step": 12, "im')
+    resumed = resume_training(tmp_path / "run", model=tiny_model)
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+    assert (tmp_path / "run" / "steps.jsonl").read_bytes() == (whole.path.parent / "steps.jsonl").read_bytes()
+
+
+def test_a_run_killed_before_its_first_save_starts_over(
+    whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+) -> None:
+    train(config_of(), tmp_path / "run", tiny_model, stop_after=2)
+    (tmp_path / "run" / "state.safetensors").unlink()
+    assert resume_training(tmp_path / "run", model=tiny_model).path.read_bytes() == whole.path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"estimator": "spsa", "optimizer": "zosgd", "lr": 0.1},
+        {"estimator": "one-point", "subspace_gradient": False, "timesteps": "snr"},
+        {"num_vectors": 3, "flip": True, "timesteps": "uniform", "lr_schedule": "constant"},
+    ],
+    ids=["spsa-zosgd", "one-point-plain-snr", "three-vectors-flips"],
+)
+def test_other_settings_resume_as_well(settings: dict[str, Any], tiny_model: QuantizedModel, tmp_path: Path) -> None:
+    config = config_of(steps=9, **settings)
+    straight = train(config, tmp_path / "a", tiny_model)
+    train(config, tmp_path / "b", tiny_model, stop_after=6)
+    assert resume_training(tmp_path / "b", model=tiny_model).path.read_bytes() == straight.path.read_bytes()
+
+
+def test_changed_inputs_are_not_resumed(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (PIP / "images").iterdir():
+        (images / path.name).write_bytes(path.read_bytes())
+    config = config_of(images=(str(images),), captions=None)
+    train(config, tmp_path / "run", tiny_model, stop_after=3)
+    Image.new("RGB", (48, 48), "red").save(images / "01.png")
+    with pytest.raises(RunFolderError, match="not those of this run"):
+        resume_training(tmp_path / "run", model=tiny_model)
+
+
+def test_events_tell_progress_saves_and_samples(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+    events: list[Event] = []
+    commands = Commands()
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Progress) and event.step == 2:
+            commands.save()
+            commands.sample()
+
+    train_token(config_of(steps=4, sample_every=4), tmp_path / "run", model=tiny_model, on_event=on_event, commands=commands)
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert [event.step for event in progress] == [1, 2, 3, 4]
+    assert progress[-1].eta == 0
+    assert all(event.steps_per_second > 0 for event in progress)
+    assert [event.step for event in events if isinstance(event, Saved)] == [3, 4]
+    sampled = [event for event in events if isinstance(event, Sampled)]
+    assert [event.step for event in sampled] == [3, 4]
+    assert all(Image.open(event.path).width > 4 * 48 for event in sampled)
+    assert any(isinstance(event, Message) and "memory" in event.text for event in events)
+
+
+def test_training_leaves_global_randomness_and_settings_alone(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+    torch.manual_seed(123)
+    before, threads, grad = torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled()
+    train(config_of(steps=2, sample_every=2), tmp_path / "run", tiny_model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (torch.get_num_threads(), torch.is_grad_enabled()) == (threads, grad)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "zoodip_core", *map(str, arguments)]
+
+
+TRAIN = ("--images", PIP / "images", "--captions", PIP / "images.json", "--token", "<pip>", "--init", "monster")
+
+
+def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
+    runs = [tmp_path / "a", tmp_path / "b"]
+    processes = [
+        subprocess.Popen(
+            command("train", *TRAIN, "--steps", 8, "--tau", 3, "--output", run),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONHASHSEED": str(i)},
+        )
+        for i, run in enumerate(runs)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors.decode()
+    first, second = ((run / "pip.safetensors").read_bytes() for run in runs)
+    assert first == second
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to a child")
+def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command("train", *TRAIN, "--steps", 100_000, "--output", run),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not (run / "steps.jsonl").is_file() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 1, errors
+    assert f'train --resume "{run}"' in output
+    step = int(load_file(run / "state.safetensors")["step"])
+    assert f"stopped at step {step}" in output
+    assert len((run / "steps.jsonl").read_text().splitlines()) == step
+    assert not list(run.rglob("*.part"))
+
+
+def test_generate_and_inspect(
+    whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", "--embedding", str(whole.path), "--prompt", "a <pip> in the snow", "--steps", "2"]
+    assert main([*arguments, "--count", "2", "--output", str(tmp_path / "a")]) == 0
+    assert main([*arguments, "--seed", "1", "--output", str(tmp_path / "b")]) == 0
+    files = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert files == ["pip-1-seed0.png", "pip-1-seed1.png"]
+    assert Image.open(tmp_path / "a" / files[0]).size == (48, 48)
+    batched, alone = (Image.open(tmp_path / x / "pip-1-seed1.png").convert("RGB") for x in "ab")
+    worst = max(abs(a - b) for a, b in zip(batched.tobytes(), alone.tobytes(), strict=True))
+    assert worst <= 2  # a seed's image is the same in any batch, up to rounding
+    capsys.readouterr()
+    assert main(["inspect", str(whole.path)]) == 0
+    shown = capsys.readouterr().out
+    for expected in ("<pip>", "the embedded tiny model", "monster", "14"):
+        assert expected in shown
+
+
+def test_presets_are_the_papers() -> None:
+    given: dict[str, Any] = {"images": ("x",), "token": "<a>", "initializer": "dog"}
+    sd15 = TrainConfig.from_preset("sd15", **given)
+    assert (sd15.n, sd15.mu, sd15.tau, sd15.nu, sd15.lr, sd15.steps) == (2, 1e-3, 128, 1e-3, 5e-3, 30_000)
+    assert (sd15.t_lower, sd15.t_upper, sd15.weights, sd15.optimizer) == (500, 900, "int8", "zoadam")
+    sd21 = TrainConfig.from_preset("sd21", **given)
+    assert (sd21.mu, sd21.lr, sd21.steps) == (1e-2, 1e-2, 30_000)
+    sdxl = TrainConfig.from_preset("sdxl", **given)
+    assert (sdxl.mu, sdxl.t_lower, sdxl.t_upper, sdxl.steps, sdxl.lr) == (1e-2, 700, 900, 20_000, 5e-3)
+    int4 = TrainConfig.from_preset("int4", **given)
+    assert (int4.weights, int4.dtype, int4.mu) == ("int4", "bfloat16", 1e-2)
+    for name in PRESETS:
+        config = TrainConfig.from_preset(name, **given)
+        assert TrainConfig.from_json(config.to_json()) == config
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("train", "generate", "inspect", "demo"))
