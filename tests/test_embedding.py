@@ -85,7 +85,7 @@ def test_diffusers_sees_the_token_as_we_do(tmp_path: Path, tiny_model: Any) -> N
     """The text encoding of a prompt with the token, by diffusers' own way and by ours."""
     from diffusers import StableDiffusionPipeline
 
-    from zoodip_core.generate import encode_text
+    from zoodip_core.generation import encode_text
     from zoodip_core.models import TINY_PATH, load_quantized
 
     embedding = Embedding("<pip>", (torch.randn(3, 128, generator=torch.Generator().manual_seed(1)),))

@@ -70,7 +70,7 @@ def test_captions_are_obeyed(tiny_model: QuantizedModel) -> None:
         if subject.colour_name and not subject.tone:
             subjects.append(subject)
     prompts = [monsters.full_caption(subject) for subject in subjects]
-    made = generate(tiny_model, prompts, range(24), guidance_scale=3.5, num_inference_steps=20)
+    made = generate(tiny_model, prompts, range(24), guidance_scale=5.0, num_inference_steps=20)
     judge = Judge.load(JUDGE)
     read = judge.read(made)
     for name, least in (("shape", 0.8), ("pattern", 0.75), ("eyes", 0.75), ("head", 0.75), ("place", 0.9)):

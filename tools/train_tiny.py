@@ -522,7 +522,7 @@ def report(work: Work) -> None:
     for start in range(0, 200, 40):
         generator = torch.Generator().manual_seed(start)
         prompts = [monsters.full_caption(m) for m in subjects[start : start + 40]]
-        made += pipe(prompts, num_inference_steps=25, guidance_scale=3.5, generator=generator).images
+        made += pipe(prompts, num_inference_steps=25, guidance_scale=5.0, generator=generator).images
     sheet = Image.new("RGB", (20 * monsters.SIZE, 10 * monsters.SIZE))
     for i, picture in enumerate(made):
         sheet.paste(picture, ((i % 20) * monsters.SIZE, (i // 20) * monsters.SIZE))
@@ -541,7 +541,7 @@ def report(work: Work) -> None:
         "a photo of a striped creature",
     ]
     made = pipe(
-        [*styles, *loose] * 1, num_inference_steps=25, guidance_scale=3.5, generator=torch.Generator().manual_seed(5)
+        [*styles, *loose] * 1, num_inference_steps=25, guidance_scale=5.0, generator=torch.Generator().manual_seed(5)
     ).images
     sheet = Image.new("RGB", (len(made) * monsters.SIZE, monsters.SIZE))
     for i, picture in enumerate(made):

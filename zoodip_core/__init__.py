@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .estimators import RGE as RGE
     from .estimators import SPSA as SPSA
     from .estimators import OnePoint as OnePoint
-    from .generate import generate as generate
+    from .generation import generate as generate
     from .models import load_quantized as load_quantized
     from .optimizers import ZOSGD as ZOSGD
     from .optimizers import ZOAdam as ZOAdam
@@ -39,7 +39,7 @@ _HOMES = {
     "embedding": ("Embedding", "load_embedding", "save_embedding"),
     "errors": ("ZoodipError",),
     "estimators": ("RGE", "SPSA", "OnePoint"),
-    "generate": ("generate",),
+    "generation": ("generate",),
     "models": ("load_quantized",),
     "optimizers": ("ZOAdam", "ZOSGD"),
     "search": ("ZerothOrderSearch",),

@@ -212,7 +212,7 @@ def _add_generate(commands: Any) -> None:
         type=float,
         default=None,
         metavar="SCALE",
-        help="classifier-free guidance (default: 7.5; tiny: 3.5)",
+        help="classifier-free guidance (default: 7.5; tiny: 5)",
     )
     parser.add_argument("--weights", choices=WEIGHTS, default="int8", help="how weights are kept (default: int8)")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="activations (default: auto)")
@@ -369,7 +369,7 @@ def _session() -> Iterator[tuple[_Screen, Commands]]:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from .generate import generate
+    from .generation import generate
     from .tokens import file_stem
 
     if not 1 <= args.count <= 256:
@@ -378,7 +378,7 @@ def _generate(args: argparse.Namespace) -> int:
     if embedding and not any(embedding.token in prompt for prompt in args.prompt):
         raise ConfigError(f"no prompt holds the token {embedding.token}; write it where the subject should stand")
     model = load_quantized(args.model, weights=args.weights, dtype=args.dtype, device=args.device)
-    guidance = args.guidance if args.guidance is not None else (3.5 if model.info.family == "tiny" else 7.5)
+    guidance = args.guidance if args.guidance is not None else (5.0 if model.info.family == "tiny" else 7.5)
     prompts = [prompt for prompt in args.prompt for _ in range(args.count)]
     seeds = [args.seed + i for _ in args.prompt for i in range(args.count)]
     images = generate(

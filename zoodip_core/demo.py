@@ -11,7 +11,7 @@ from PIL import Image
 
 from .config import TrainConfig
 from .embedding import Embedding, load_embedding
-from .generate import generate
+from .generation import generate
 from .heldout import heldout_losses
 from .models import TINY, QuantizedModel, load_quantized
 from .pictures import contact_sheet, loss_curve
@@ -102,4 +102,4 @@ def _draw(
 ) -> list[Image.Image]:
     """The same prompts and seeds for word and token; the first ones are shown, all are scored."""
     prompts = [concept.prompt(_PLACES[i % len(_PLACES)]).format(name) for i in range(_SCORED)]
-    return generate(model, prompts, list(range(_SCORED)), embedding=embedding, guidance_scale=3.5)
+    return generate(model, prompts, list(range(_SCORED)), embedding=embedding, guidance_scale=5.0)

@@ -17,7 +17,7 @@ from PIL import Image
 from .config import TrainConfig
 from .embedding import Embedding, save_embedding
 from .errors import NonFiniteLossError, StorageError
-from .generate import generate
+from .generation import generate
 from .images import ReferenceImage, load_images, with_flips
 from .latents import encode_images
 from .memory import MemoryReport, activation_peak, process_peak
