@@ -55,7 +55,9 @@ def test_the_judge_reads_drawn_pictures() -> None:
     subjects = [m for m in (monsters.random_monster(rng) for _ in range(150)) if not m.tone]
     read = judge.read([monsters.draw(m) for m in subjects])
     for name in ("shape", "pattern", "head", "place"):
-        right = [judge.classes[name][int(p.argmax())] == getattr(m, name) for p, m in zip(read[name], subjects, strict=True)]
+        right = [
+            judge.classes[name][int(p.argmax())] == getattr(m, name) for p, m in zip(read[name], subjects, strict=True)
+        ]
         assert np.mean(right) > 0.97, name
     errors = [float((c - torch.tensor(m.colour)).norm()) for c, m in zip(read["colour"], subjects, strict=True)]
     assert np.median(errors) < 25

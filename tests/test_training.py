@@ -162,7 +162,9 @@ def test_events_tell_progress_saves_and_samples(tiny_model: QuantizedModel, tmp_
             commands.save()
             commands.sample()
 
-    train_token(config_of(steps=4, sample_every=4), tmp_path / "run", model=tiny_model, on_event=on_event, commands=commands)
+    train_token(
+        config_of(steps=4, sample_every=4), tmp_path / "run", model=tiny_model, on_event=on_event, commands=commands
+    )
     progress = [event for event in events if isinstance(event, Progress)]
     assert [event.step for event in progress] == [1, 2, 3, 4]
     assert progress[-1].eta == 0

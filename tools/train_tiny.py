@@ -3,7 +3,7 @@
     python tools/train_tiny.py --work build/tiny
 
 Phases, each resumed from its last checkpoint when run again: data, vae, latents, unet, refine,
-decoder, judge, export, report. About an hour and a half on two CPU cores with bfloat16 instructions. ``report`` prints
+polish, decoder, judge, export, report. About an hour and a half on two CPU cores with bfloat16 instructions. ``report`` prints
 how well captions are obeyed (by the judge, over 200 captions) and the VAE's sharpness, and writes
 contact sheets beside the checkpoints. ``export`` writes ``zoodip_core/tiny/model``.
 """
@@ -37,7 +37,7 @@ MODEL = ROOT / "zoodip_core" / "tiny" / "model"
 LENGTH = 24
 CAPTIONS_AN_IMAGE = 6
 SCALING = 0.18215
-PHASES = ("data", "vae", "latents", "unet", "refine", "decoder", "judge", "export", "report")
+PHASES = ("data", "vae", "latents", "unet", "refine", "polish", "decoder", "judge", "export", "report")
 
 
 def say(text: str) -> None:
@@ -350,6 +350,15 @@ def refine(work: Work) -> None:
     train_denoiser(work, model, course)
 
 
+def polish(work: Work) -> None:
+    """A last short stretch at a low rate, mostly full captions, for counts that still slip."""
+    steps = work.unet_steps // 6
+    course = Course("polish", steps, 4e-4, high=0.15, middle=0.7, captions=(8, 2, 1, 1, 1, 1), seed=3_000_000)
+    model = make_denoiser(work.tokenizer())
+    model.load_state_dict(work.state("refine_checkpoint.pt")["average"])
+    train_denoiser(work, model, course)
+
+
 def make_denoiser(tokenizer: CLIPTokenizer) -> torch.nn.ModuleDict:
     return torch.nn.ModuleDict({"unet": make_unet(), "text": make_text_encoder(tokenizer)})
 
@@ -457,7 +466,7 @@ def judge(work: Work) -> None:
 
 
 def export(work: Work) -> None:
-    state = work.state("refine_checkpoint.pt")["average"]
+    state = work.state("polish_checkpoint.pt")["average"]
     tokenizer = work.tokenizer()
     both = make_denoiser(tokenizer)
     both.load_state_dict(state)
