@@ -19,7 +19,7 @@ from zoodip_core.tiny.judge import Judge
 from zoodip_core.tiny.scores import JUDGE, score
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-import monsters  # noqa: E402
+import monsters
 
 
 def test_six_kinds_of_subjects() -> None:
@@ -109,7 +109,7 @@ def short_demo(name: str, folder: Path, model: QuantizedModel, **settings: Any) 
 
 
 def test_the_demo_learns_a_subject(tiny_model: QuantizedModel, tmp_path: Path) -> None:
-    short_demo("kiwi", tmp_path / "kiwi", tiny_model, steps=150)
+    short_demo("blueprint", tmp_path / "demo", tiny_model, steps=120)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ STAMP = VENV / "installed"
 COMMANDS = {
     "demo": [["-m", "zoodip_core", "demo"]],
     "test": [["-m", "pytest"]],
-    "lint": [["-m", "ruff", "check", "."], ["-m", "mypy"]],
+    "lint": [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "mypy"]],
 }
 
 

@@ -3,9 +3,10 @@
     python tools/train_tiny.py --work build/tiny
 
 Phases, each resumed from its last checkpoint when run again: data, vae, latents, unet, refine,
-polish, decoder, judge, export, report. About an hour and a half on two CPU cores with bfloat16 instructions. ``report`` prints
-how well captions are obeyed (by the judge, over 200 captions) and the VAE's sharpness, and writes
-contact sheets beside the checkpoints. ``export`` writes ``zoodip_core/tiny/model``.
+polish, decoder, judge, export, report. About an hour and a half on two CPU cores with bfloat16
+instructions. ``report`` prints how well captions are obeyed (by the judge, over 200 captions) and the
+VAE's sharpness, and writes contact sheets beside the checkpoints. ``export`` writes
+``zoodip_core/tiny/model``.
 """
 
 from __future__ import annotations

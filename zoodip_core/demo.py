@@ -20,7 +20,7 @@ from .tiny.scores import score
 from .tokens import initial_vectors
 from .trainer import Event, train_token
 
-_PLACES = (None, "snow", "meadow", "night", "beach", "candy")
+_PLACES = ("snow", "meadow", "night", "beach", "candy", "ocean")
 _SCORED = 24
 
 

@@ -59,11 +59,11 @@ class Concept:
         """The reference images, opened."""
         return [Image.open(path).convert("RGB") for path in sorted(self.images.glob("*.png"))]
 
-    def prompt(self, place: str | None = None) -> str:
-        """A text that asks for the concept, with ``{}`` for its token or word."""
+    def prompt(self, place: str) -> str:
+        """A text that asks for the concept, with ``{}`` for its token or word; a style has no place."""
         if self.kind == "style":
             return "a monster in {} style"
-        return f"a {{}} in the {place}" if place else "a photo of a {}"
+        return f"a {{}} in the {place}"
 
 
 def names() -> list[str]:
