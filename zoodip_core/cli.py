@@ -237,7 +237,7 @@ def _add_demo(commands: Any) -> None:
     )
     from .tiny.concepts import names
 
-    parser.add_argument("--concept", choices=(*names(), "all"), default="kiwi", help="which one (default: kiwi)")
+    parser.add_argument("--concept", choices=(*names(), "all"), default="boo", help="which one (default: boo)")
     parser.add_argument("--steps", type=int, metavar="N", help="optimisation steps (default: the preset's)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every random draw (default: 0)")
     parser.add_argument(
