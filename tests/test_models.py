@@ -117,7 +117,7 @@ def test_families_by_text_width(tmp_path: Path, dim: int, sample_size: int, fami
 @pytest.mark.parametrize("setting", [{"weights": "int3"}, {"dtype": "float8"}, {"dtype": "float16", "device": "cpu"}])
 def test_unknown_types_are_refused(setting: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))):
-        load_quantized(**setting)  # type: ignore[arg-type]
+        load_quantized(**setting)
 
 
 def test_unknown_device_is_refused() -> None:
