@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from zoodip_core import generate
-from zoodip_core.demo import run_demo
+from zoodip_core import generate, train_token
+from zoodip_core.demo import demo_config, show
 from zoodip_core.images import load_images, to_tensor
 from zoodip_core.models import QuantizedModel
 from zoodip_core.tiny import concepts
@@ -102,7 +102,9 @@ def test_scores_know_the_subject_from_others(name: str) -> None:
 
 
 def short_demo(name: str, folder: Path, model: QuantizedModel, **settings: Any) -> None:
-    result = run_demo(concepts.load(name), folder, model=model, **settings)
+    concept = concepts.load(name)
+    trained = train_token(demo_config(concept, **settings), folder, model=model)
+    result = show(concept, model, trained, folder)
     for path in (result.before_after, result.loss_curve, result.embedding):
         assert path.is_file()
     assert result.loss_after < result.loss_before

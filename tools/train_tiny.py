@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -485,10 +485,18 @@ def export(work: Work) -> None:
     for path in work.path("tokenizer").iterdir():  # the plain files every transformers version reads
         (MODEL / "tokenizer" / path.name).write_bytes(path.read_bytes())
     (MODEL / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
+    name_as_in_every_checkpoint(MODEL / "text_encoder" / "model.safetensors")
     if work.path("judge.safetensors").exists():
         (MODEL.parent / "judge.safetensors").write_bytes(work.path("judge.safetensors").read_bytes())
     size = sum(p.stat().st_size for p in MODEL.parent.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     say(f"exported to {MODEL}: {size / 1e6:.2f} MB with everything in zoodip_core/tiny")
+
+
+def name_as_in_every_checkpoint(path: Path) -> None:
+    """Put back the ``text_model.`` that transformers 5 leaves out of names and transformers 4 needs."""
+    tensors = load_file(path)
+    prefix = "text_model."
+    save_file({prefix + key.removeprefix(prefix): t for key, t in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def obeyed(judge: Judge, subjects: list[monsters.Monster], pictures: list[Image.Image]) -> dict[str, float]:

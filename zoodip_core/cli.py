@@ -415,21 +415,24 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from .demo import run_demo
+    from .demo import demo_config, show
     from .runs import free_folder
     from .tiny import concepts
 
-    chosen = concepts.names() if args.concept == "all" else [args.concept]
     settings = {"steps": args.steps} if args.steps else {}
+    model = load_quantized(TINY)
     results = []
-    for name in chosen:
-        concept = concepts.load(name)
-        print(f"\n{concept.token}: {concept.about}")
-        began = time.monotonic()
-        with _session() as (screen, _commands):
-            result = run_demo(concept, free_folder(args.output, name), seed=args.seed, on_event=screen, **settings)
-        results.append(result)
-        _print_demo(result, time.monotonic() - began)
+    for name in concepts.names() if args.concept == "all" else [args.concept]:
+        concept, began = concepts.load(name), time.monotonic()
+        print(f"\n{concept.token}: {concept.about}", flush=True)
+        folder = free_folder(args.output, name)
+        with _session() as (screen, commands):
+            config = demo_config(concept, seed=args.seed, **settings)
+            trained = train_token(config, folder, model=model, on_event=screen, commands=commands)
+        if not trained.finished:
+            return _closing(trained, folder)
+        results.append(show(concept, model, trained, folder))
+        _print_demo(results[-1], time.monotonic() - began)
     if len(results) > 1:
         won = sum(result.loss_after < result.loss_before for result in results)
         print(f"\nheld-out loss: the token beats its word for {won} of {len(results)} concepts")

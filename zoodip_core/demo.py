@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +9,15 @@ import torch
 from PIL import Image
 
 from .config import TrainConfig
-from .embedding import Embedding, load_embedding
+from .embedding import Embedding
 from .generation import generate
 from .heldout import heldout_losses
-from .models import TINY, QuantizedModel, load_quantized
+from .models import QuantizedModel
 from .pictures import contact_sheet, loss_curve
 from .tiny import concepts
 from .tiny.scores import score
 from .tokens import initial_vectors
-from .trainer import Event, train_token
+from .trainer import TrainResult
 
 _PLACES = ("snow", "meadow", "night", "beach", "candy", "ocean")
 _SCORED = 24
@@ -50,26 +49,11 @@ def demo_config(concept: concepts.Concept, *, seed: int = 0, **settings: object)
     )
 
 
-def run_demo(
-    concept: concepts.Concept,
-    output: Path,
-    *,
-    seed: int = 0,
-    model: QuantizedModel | None = None,
-    on_event: Callable[[Event], None] = lambda event: None,
-    **settings: object,
-) -> DemoResult:
-    """Train the concept's token in ``output``, then draw and score word and token with the same seeds."""
-    config = demo_config(concept, seed=seed, **settings)
-    model = model or load_quantized(TINY, weights=config.weights, dtype=config.dtype)
-    result = train_token(config, output, model=model, on_event=on_event)
+def show(concept: concepts.Concept, model: QuantizedModel, trained: TrainResult, output: Path) -> DemoResult:
+    """Draw and score word and token with the same seeds, and write the pictures into ``output``."""
     curve = output / "loss.png"
-    loss_curve(result.losses, curve, f"denoising loss while learning {concept.token}")
-    return _show(concept, model, result.path, output, curve)
-
-
-def _show(concept: concepts.Concept, model: QuantizedModel, path: Path, output: Path, curve: Path) -> DemoResult:
-    learned = load_embedding(path)
+    loss_curve(trained.losses, curve, f"denoising loss while learning {concept.token}")
+    learned = trained.embedding
     word = initial_vectors(model.tokenizer, model.text_encoder, concept.initializer, learned.num_vectors)
     before, after = heldout_losses(
         model, torch.stack([word, learned.tensors[0]]), concept.heldout, concept.heldout_captions
@@ -91,7 +75,7 @@ def _show(concept: concepts.Concept, model: QuantizedModel, path: Path, output: 
         columns,
     )
     scores = {name: score(concept, made) for name, made in (*pictures.items(), ("subject", references))}
-    return DemoResult(concept, before, after, scores, sheet, curve, path)
+    return DemoResult(concept, before, after, scores, sheet, curve, trained.path)
 
 
 def _draw(
