@@ -198,7 +198,8 @@ def _load_part(kind: Any, path: Path, part: str) -> Any:
     if importlib.util.find_spec("accelerate") is None and part in ("unet", "vae"):
         offline["low_cpu_mem_usage"] = False
     try:
-        return kind.from_pretrained(path, subfolder=part, **offline)
+        with torch.random.fork_rng(devices=[]):  # some versions fill the weights at random before loading
+            return kind.from_pretrained(path, subfolder=part, **offline)
     except Exception as error:  # the libraries raise a dozen kinds on missing and damaged files
         reason = str(error).strip().splitlines()
         raise ModelError(
