@@ -65,6 +65,7 @@ def test_a_finished_run_leaves_all_its_files(whole: TrainResult) -> None:
     assert whole.step == len(whole.losses) == 14
     assert sorted(p.name for p in folder.iterdir()) == [
         "config.json",
+        "loss.png",
         "pip.safetensors",
         "snapshots",
         "state.safetensors",
@@ -100,7 +101,7 @@ def test_stop_at_any_step_and_resume(stop: int, whole: TrainResult, tiny_model: 
     assert load_embedding(stopped.path).metadata["steps"] == str(stop)
     resumed = resume_training(tmp_path / "run", model=tiny_model)
     assert resumed.finished
-    for name in ("pip.safetensors", "state.safetensors", "steps.jsonl"):
+    for name in ("pip.safetensors", "state.safetensors", "steps.jsonl", "loss.png"):
         assert (tmp_path / "run" / name).read_bytes() == (whole.path.parent / name).read_bytes(), name
 
 

@@ -13,7 +13,7 @@ from .embedding import Embedding
 from .generation import generate
 from .heldout import heldout_losses
 from .models import QuantizedModel
-from .pictures import contact_sheet, loss_curve
+from .pictures import contact_sheet
 from .tiny import concepts
 from .tiny.scores import score
 from .tokens import initial_vectors
@@ -51,8 +51,6 @@ def demo_config(concept: concepts.Concept, *, seed: int = 0, **settings: object)
 
 def show(concept: concepts.Concept, model: QuantizedModel, trained: TrainResult, output: Path) -> DemoResult:
     """Draw and score word and token with the same seeds, and write the pictures into ``output``."""
-    curve = output / "loss.png"
-    loss_curve(trained.losses, curve, f"denoising loss while learning {concept.token}")
     learned = trained.embedding
     word = initial_vectors(model.tokenizer, model.text_encoder, concept.initializer, learned.num_vectors)
     before, after = heldout_losses(
@@ -75,7 +73,7 @@ def show(concept: concepts.Concept, model: QuantizedModel, trained: TrainResult,
         columns,
     )
     scores = {name: score(concept, made) for name, made in (*pictures.items(), ("subject", references))}
-    return DemoResult(concept, before, after, scores, sheet, curve, trained.path)
+    return DemoResult(concept, before, after, scores, sheet, output / "loss.png", trained.path)
 
 
 def _draw(

@@ -1,4 +1,4 @@
-"""A run's folder: settings, a line for each step, the state to go on from, snapshots and samples."""
+"""A run's folder: settings, a line for each step, the state to go on from, snapshots, samples, loss curve."""
 
 from __future__ import annotations
 
@@ -63,6 +63,11 @@ class RunFolder:
     def embedding_path(self) -> Path:
         """Where the finished token goes."""
         return self.path / f"{file_stem(self.config.token)}.safetensors"
+
+    @property
+    def loss_path(self) -> Path:
+        """Where the picture of the whole run's losses goes."""
+        return self.path / "loss.png"
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a step's line to the log."""

@@ -23,7 +23,7 @@ from .latents import encode_images
 from .memory import MemoryReport, activation_peak, process_peak
 from .models import QuantizedModel, identify, load_quantized
 from .objective import DiffusionObjective, Draw, Objective
-from .pictures import contact_sheet
+from .pictures import contact_sheet, loss_curve
 from .prompts import SLOT, captions_for
 from .runs import RunFolder, check_free
 from .search import ZerothOrderSearch
@@ -370,6 +370,9 @@ def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], c
     path = _save(training, folder, tell)
     if training.done:
         path = save_embedding(training.embedding(), folder.embedding_path)
+    curve = [search.estimator.loss(torch.tensor(record["losses"])) for record in folder.records()]
+    if curve:
+        loss_curve(curve, folder.loss_path, f"denoising loss while learning {config.token}")
     return TrainResult(training.embedding(), path, search.step, training.done, losses)
 
 
