@@ -254,6 +254,13 @@ def test_generate_and_inspect(
         assert expected in shown
 
 
+def test_a_strangers_token_name_is_no_path(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+    torch.save({"../../up": torch.zeros(1, 128)}, tmp_path / "learned.bin")
+    arguments = ["generate", "--embedding", str(tmp_path / "learned.bin"), "--prompt", "a ../../up", "--steps", "1"]
+    assert main([*arguments, "--output", str(tmp_path / "deep" / "er" / "out")]) == 0
+    assert [p.parent.name for p in tmp_path.rglob("*.png")] == ["out"]
+
+
 def test_presets_are_the_papers() -> None:
     given: dict[str, Any] = {"images": ("x",), "token": "<a>", "initializer": "dog"}
     sd15 = TrainConfig.from_preset("sd15", **given)

@@ -48,6 +48,16 @@ def ensure_environment() -> None:
     STAMP.write_text(installed_for())
 
 
+def run(command: list[str]) -> int:
+    """Run to the end; on Ctrl-C, which the child gets as well, let it save and end in its own way."""
+    process = subprocess.Popen(command, cwd=ROOT)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
+
+
 def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         print(__doc__)
@@ -62,7 +72,7 @@ def main() -> int:
         return 1
     *before, last = COMMANDS[sys.argv[1]]
     for arguments in [*before, [*last, *sys.argv[2:]]]:
-        code = subprocess.run([str(PYTHON), *arguments], cwd=ROOT).returncode
+        code = run([str(PYTHON), *arguments])
         if code:
             return code
     return 0

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import re
 import signal
 import sys
 import time
@@ -375,7 +376,7 @@ def _generate(args: argparse.Namespace) -> int:
     if not 1 <= args.count <= 256:
         raise ConfigError(f"--count {args.count}: must be from 1 to 256")
     embedding = load_embedding(args.embedding) if args.embedding else None
-    if embedding and not any(embedding.token in prompt for prompt in args.prompt):
+    if embedding and not any(embedding.token in text for text in (*args.prompt, args.negative_prompt)):
         raise ConfigError(f"no prompt holds the token {embedding.token}; write it where the subject should stand")
     model = load_quantized(args.model, weights=args.weights, dtype=args.dtype, device=args.device)
     guidance = args.guidance if args.guidance is not None else (5.0 if model.info.family == "tiny" else 7.5)
@@ -390,7 +391,8 @@ def _generate(args: argparse.Namespace) -> int:
         num_inference_steps=args.steps,
         guidance_scale=guidance,
     )
-    stem = file_stem(embedding.token) if embedding else "image"
+    # A token's name comes from inside a file, perhaps a stranger's: never a path.
+    stem = re.sub(r"[^\w-]+", "_", file_stem(embedding.token))[:60] if embedding else "image"
     for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
         print(_save_image(image, args.output / f"{stem}-{i // args.count + 1}-seed{seed}.png"))
     return 0
@@ -419,7 +421,7 @@ def _demo(args: argparse.Namespace) -> int:
     from .runs import free_folder
     from .tiny import concepts
 
-    settings = {"steps": args.steps} if args.steps else {}
+    settings = {"steps": args.steps} if args.steps is not None else {}
     model = load_quantized(TINY)
     results = []
     for name in concepts.names() if args.concept == "all" else [args.concept]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, TokenError
 from .estimators import RGE, SPSA, Estimator, OnePoint
 from .images import CROPS
 from .models import DTYPES, TINY
@@ -18,7 +18,7 @@ from .prompts import TEMPLATES
 from .quantize import WEIGHTS
 from .subspace import SubspaceGradient
 from .timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
-from .tokens import INITIALIZER_MODES, check_name
+from .tokens import INITIALIZER_MODES, check_name, file_stem
 
 CONFIG_VERSION = 1
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {"rge": RGE, "spsa": SPSA, "one-point": OnePoint}
@@ -155,6 +155,8 @@ class TrainConfig:
                 f"resolution = {self.resolution}: must be a multiple of 8, at least 32, or 0 for the model's own"
             )
         check_name(self.token)
+        if file_stem(self.token).lower() == "state":
+            raise TokenError(f"token {self.token!r} names a file of every run; choose a name of letters, like <my-cat>")
         self.make_estimator(), self.make_subspace(), self.make_timesteps(), self.make_optimizer()  # check their ranges
 
     def make_estimator(self) -> Estimator:

@@ -130,7 +130,8 @@ class QuantizedModel:
         """SHA-256 of the UNet's and text encoder's weight files: which base model a token belongs to."""
         digest = hashlib.sha256()
         for part in ("unet", "text_encoder"):
-            for file in sorted((self.info.path / part).glob("*.safetensors")):
+            folder = self.info.path / part
+            for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
                 with file.open("rb") as stream:
                     while chunk := stream.read(1 << 22):
                         digest.update(chunk)
