@@ -27,7 +27,7 @@ from .embedding import describe, load_embedding
 from .errors import ConfigError, ZoodipError
 from .images import CROPS
 from .models import DTYPES, TINY, identify, load_quantized
-from .prompts import TEMPLATES
+from .prompts import TEMPLATES, with_slots
 from .quantize import WEIGHTS
 from .tokens import INITIALIZER_MODES
 from .trainer import Commands, Event, Message, Progress, Sampled, Saved, TrainResult, resume_training, train_token
@@ -376,7 +376,9 @@ def _generate(args: argparse.Namespace) -> int:
     if not 1 <= args.count <= 256:
         raise ConfigError(f"--count {args.count}: must be from 1 to 256")
     embedding = load_embedding(args.embedding) if args.embedding else None
-    if embedding and not any(embedding.token in text for text in (*args.prompt, args.negative_prompt)):
+    if embedding and not any(
+        with_slots(text, embedding.token) != text for text in (*args.prompt, args.negative_prompt)
+    ):
         raise ConfigError(f"no prompt holds the token {embedding.token}; write it where the subject should stand")
     model = load_quantized(args.model, weights=args.weights, dtype=args.dtype, device=args.device)
     guidance = args.guidance if args.guidance is not None else (5.0 if model.info.family == "tiny" else 7.5)

@@ -12,7 +12,7 @@ from typing import Any
 from .errors import ConfigError, TokenError
 from .estimators import RGE, SPSA, Estimator, OnePoint
 from .images import CROPS
-from .models import DTYPES, TINY
+from .models import DTYPES, PREDICTION_TYPES, TINY
 from .optimizers import ZOSGD, Optimizer, ZOAdam
 from .prompts import TEMPLATES
 from .quantize import WEIGHTS
@@ -41,6 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 _CHOICES = {
     "weights": WEIGHTS,
     "dtype": ("auto", *DTYPES),
+    "prediction_type": PREDICTION_TYPES,
     "crop": CROPS,
     "template": tuple(TEMPLATES),
     "initializer_mode": INITIALIZER_MODES,
@@ -56,6 +57,7 @@ _RANGES = {
     "sample_every": (0, 10_000_000),
     "seed": (0, 2**63 - 1),
     "resolution": (0, 4096),
+    "batch": (0, 1024),
 }
 
 
@@ -67,10 +69,13 @@ class TrainConfig:
         images: folders or image files of the subject.
         token: the placeholder, such as ``<pip>``.
         initializer: the word whose embedding the token starts from.
-        model: a diffusers folder, or ``tiny``.
+        model: a checkpoint file, a diffusers folder, or ``tiny``.
         weights: storage of Linear and Conv2d weights: int8, int4, float8, none.
         dtype: activations: auto, float32, float16, bfloat16.
         device: auto, cpu, cuda, ...
+        prediction_type: auto, or epsilon / v_prediction where the model's file does not tell.
+        batch: candidates in one forward pass, 0 for as many as there is room for.
+        cache: folder for quantised copies of models, which load in seconds; none if None.
         captions: a JSON file of captions for each image.
         template: captions for images that have none: object, style, ti.
         resolution: pixels a side; 0 is the model's own.
@@ -109,6 +114,9 @@ class TrainConfig:
     weights: str = "int8"
     dtype: str = "auto"
     device: str = "auto"
+    prediction_type: str = "auto"
+    batch: int = 0
+    cache: str | None = None
     captions: str | None = None
     template: str = "object"
     resolution: int = 0

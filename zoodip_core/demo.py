@@ -52,9 +52,9 @@ def demo_config(concept: concepts.Concept, *, seed: int = 0, **settings: object)
 def show(concept: concepts.Concept, model: QuantizedModel, trained: TrainResult, output: Path) -> DemoResult:
     """Draw and score word and token with the same seeds, and write the pictures into ``output``."""
     learned = trained.embedding
-    word = initial_vectors(model.tokenizer, model.text_encoder, concept.initializer, learned.num_vectors)
+    word = initial_vectors(model.tokenizers, model.text_encoders, concept.initializer, learned.num_vectors)
     before, after = heldout_losses(
-        model, torch.stack([word, learned.tensors[0]]), concept.heldout, concept.heldout_captions
+        model, torch.stack([word, learned.vectors]), concept.heldout, concept.heldout_captions
     ).tolist()
     pictures = {
         "word": _draw(concept, model, concept.initializer, None),

@@ -42,6 +42,11 @@ class Embedding:
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
+    def vectors(self) -> torch.Tensor:
+        """All text encoders' tensors side by side, ``[num_vectors, sum of dims]``, as the search sees them."""
+        return torch.cat(self.tensors, dim=1)
+
+    @property
     def num_vectors(self) -> int:
         return len(self.tensors[0])
 

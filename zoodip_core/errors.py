@@ -31,6 +31,10 @@ class ModelError(ZoodipError, ValueError):
     """The model is missing, damaged, or of a family that is not supported."""
 
 
+class NoRoomError(ZoodipError, MemoryError):
+    """The device has too little memory for the run."""
+
+
 class EmbeddingFileError(ZoodipError, ValueError):
     """An embedding file can not be read, or does not fit the model."""
 

@@ -1,28 +1,29 @@
-"""Images from a loaded model, with or without a learned token, through diffusers' own pipeline."""
+"""Images from a loaded model, with or without a learned token, through diffusers' own pipelines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from . import rng
 from .embedding import Embedding, check_fits
 from .errors import ConfigError
-from .models import QuantizedModel
-from .prompts import SLOT
-from .tokens import encode_prompt, placed
+from .models import Conditioning, QuantizedModel
+from .prompts import with_slots
+
+_PIXELS_AT_ONCE = 512 * 512
 
 
-def encode_text(model: QuantizedModel, text: str, embedding: Embedding | None = None) -> torch.Tensor:
-    """Text encoder output ``[1, length, dim]``; the embedding's token in the text becomes its vectors."""
+def encode_text(model: QuantizedModel, text: str, embedding: Embedding | None = None) -> Conditioning:
+    """A text's conditioning, of one row; the embedding's token in the text becomes its vectors."""
     if embedding is None:
-        return model.encode(encode_prompt(model.tokenizer, text, 0).ids.to(model.device))
-    prompt = encode_prompt(model.tokenizer, text.replace(embedding.token, SLOT), embedding.num_vectors)
-    with placed(model.text_encoder, prompt, embedding.tensors[0][None]) as ids:
-        return model.encode(ids)
+        return model.encode(model.prompt(text))
+    prompt = model.prompt(with_slots(text, embedding.token), embedding.num_vectors)
+    return model.encode(prompt, embedding.vectors[None])
 
 
 @torch.no_grad()
@@ -38,7 +39,9 @@ def generate(
     resolution: int = 0,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Image.Image]:
-    """One image for each prompt and seed, paired; all in one batch.
+    """One image for each prompt and seed, paired.
+
+    Small images are made several at once, large ones one after the other.
 
     Args:
         prompts: texts; the embedding's token may stand in them.
@@ -51,8 +54,6 @@ def generate(
         EmbeddingFileError: the embedding is of another model family.
         CaptionError: a prompt longer than the model reads.
     """
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-
     if len(prompts) != len(seeds) or not prompts:
         raise ConfigError(f"generate: {len(prompts)} prompts and {len(seeds)} seeds; give one seed a prompt")
     if not 1 <= num_inference_steps <= 1000:
@@ -60,39 +61,82 @@ def generate(
     if not 0 <= guidance_scale <= 100:
         raise ConfigError(f"guidance = {guidance_scale}: must be from 0 to 100")
     if embedding:
-        check_fits(embedding, (model.info.dim,), "generate")
-    hidden = torch.cat([encode_text(model, prompt, embedding) for prompt in prompts])
-    empty = encode_text(model, negative_prompt, embedding).expand_as(hidden)
+        check_fits(embedding, model.info.dims, "generate")
+    encoded = {text: encode_text(model, text, embedding) for text in {*prompts, negative_prompt}}
     side = resolution or model.info.resolution
-    with model.vae() as vae:
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
-        shape = (model.unet.config.in_channels, side // factor, side // factor)
-        noise = torch.stack([rng.normal(seed, 0, "latents", shape) for seed in seeds])
-        pipeline = StableDiffusionPipeline(
-            vae=vae,
-            text_encoder=None,
-            tokenizer=None,
-            unet=model.unet,
-            scheduler=DDIMScheduler.from_config(model.scheduler.config),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-        pipeline.set_progress_bar_config(disable=True)
+    at_once = max(1, _PIXELS_AT_ONCE // side**2)
+    batches = range(0, len(prompts), at_once)
+    done = 0
 
-        def told(_pipe: Any, index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-            if on_step:
-                on_step(index + 1, num_inference_steps)
-            return kwargs
+    def told(_pipe: Any, _index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        nonlocal done
+        done += 1
+        if on_step:
+            on_step(done, num_inference_steps * len(batches))
+        return kwargs
 
-        images: list[Image.Image] = pipeline(
-            prompt_embeds=hidden,
-            negative_prompt_embeds=empty,
+    latents = []
+    for first in batches:
+        rows = slice(first, first + at_once)
+        conditions = [encoded[text] for text in prompts[rows]]
+        noise = _noise(model, seeds[rows], side)
+        run = _pipeline(model)
+        latents += run(
+            **_embeds(conditions, ""),
+            **_embeds([encoded[negative_prompt]] * len(conditions), "negative_"),
             latents=noise.to(model.device, model.dtype),
             height=side,
             width=side,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             callback_on_step_end=told,
+            output_type="latent",
         ).images
+    return _decode(model, latents)
+
+
+def _noise(model: QuantizedModel, seeds: Sequence[int], side: int) -> torch.Tensor:
+    factor = 2 ** (len(model.blueprint.configs["vae"]["block_out_channels"]) - 1)
+    shape = (model.unet.config.in_channels, side // factor, side // factor)
+    return torch.stack([rng.normal(seed, 0, "latents", shape) for seed in seeds])
+
+
+def _embeds(conditions: Sequence[Conditioning], kind: str) -> dict[str, torch.Tensor]:
+    """The pipeline's arguments for some rows of text."""
+    embeds = {f"{kind}prompt_embeds": torch.cat([c.hidden for c in conditions])}
+    pooled = [c.pooled for c in conditions if c.pooled is not None]
+    return {**embeds, f"{kind}pooled_prompt_embeds": torch.cat(pooled)} if pooled else embeds
+
+
+def _pipeline(model: QuantizedModel) -> Any:
+    """Diffusers' sampling around our UNet, from encoded text to latents."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    with torch.device("meta"):  # it only asks the VAE's config for the scale of latents
+        vae = AutoencoderKL.from_config(dict(model.blueprint.configs["vae"]))
+    parts: dict[str, Any] = {
+        "vae": vae,
+        "text_encoder": None,
+        "tokenizer": None,
+        "unet": model.unet,
+        "scheduler": DDIMScheduler.from_config(model.scheduler.config),
+        "feature_extractor": None,
+    }
+    if model.info.family == "sdxl":
+        pipeline = StableDiffusionXLPipeline(
+            **parts, text_encoder_2=None, tokenizer_2=None, image_encoder=None, add_watermarker=False
+        )
+    else:
+        pipeline = StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _decode(model: QuantizedModel, latents: Sequence[torch.Tensor]) -> list[Image.Image]:
+    images = []
+    with model.vae("decoder") as vae:
+        for each in latents:  # one at a time: decoding takes more room than denoising
+            pixels = vae.decode(each[None].to(vae.dtype) / vae.config.scaling_factor).sample[0]
+            array = ((pixels.float().cpu() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+            images.append(Image.fromarray(np.ascontiguousarray(array.permute(1, 2, 0).numpy())))
     return images

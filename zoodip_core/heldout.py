@@ -13,7 +13,6 @@ from .models import QuantizedModel
 from .objective import DiffusionObjective, fixed_draws, mean_losses
 from .prompts import captions_for
 from .timesteps import PUTS
-from .tokens import encode_prompt
 
 TIMESTEPS = (500, 600, 700, 800, 899)
 
@@ -38,6 +37,6 @@ def heldout_losses(
     """
     pictures, _ = load_images([images], model.info.resolution)
     texts = captions_for([p.path for p in pictures], captions_file=captions, token="{}")
-    prompts = [[encode_prompt(model.tokenizer, text, candidates.shape[1]) for text in each] for each in texts]
+    prompts = [[model.prompt(text, candidates.shape[1]) for text in each] for each in texts]
     objective = DiffusionObjective(model, encode_images(model, pictures), prompts, PUTS())
     return mean_losses(objective, candidates, fixed_draws(seed, len(pictures), timesteps, repeats))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,19 @@ CROPS = ("center", "resize")
 
 @dataclass(frozen=True)
 class ReferenceImage:
-    """One usable reference image: where it came from and its picture, RGB, resolution x resolution."""
+    """One usable reference image.
+
+    Args:
+        path: where it came from.
+        picture: RGB, resolution x resolution.
+        original_size: (height, width) of the file's picture; SDXL is told it.
+        crop_top_left: (top, left) of the cut in the scaled picture; SDXL is told it.
+    """
 
     path: Path
     picture: Image.Image
+    original_size: tuple[int, int]
+    crop_top_left: tuple[int, int]
 
 
 def find_images(sources: Sequence[str | Path]) -> list[Path]:
@@ -80,7 +89,7 @@ def load_images(
     images, skipped = [], []
     for path in find_images(sources):
         try:
-            images.append(ReferenceImage(path, _fit(_open(path, colour), resolution, crop)))
+            images.append(_fit(path, _open(path, colour), resolution, crop))
         except ImagesError as error:
             skipped.append(str(error))
     if not images:
@@ -124,11 +133,14 @@ def _on_background(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image
     return Image.alpha_composite(base, layer).convert("RGB")
 
 
-def _fit(picture: Image.Image, resolution: int, crop: str) -> Image.Image:
+def _fit(path: Path, picture: Image.Image, resolution: int, crop: str) -> ReferenceImage:
     size = (resolution, resolution)
-    if crop == "center":
-        return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    width, height = picture.size
+    if crop == "resize":
+        return ReferenceImage(path, picture.resize(size, Image.Resampling.LANCZOS), (height, width), (0, 0))
+    scale = resolution / min(width, height)
+    corner = (round((height * scale - resolution) / 2), round((width * scale - resolution) / 2))
+    return ReferenceImage(path, ImageOps.fit(picture, size, Image.Resampling.LANCZOS), (height, width), corner)
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -139,4 +151,4 @@ def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
 
 def with_flips(images: list[ReferenceImage]) -> list[ReferenceImage]:
     """The images followed by their mirror images, under the same paths."""
-    return images + [ReferenceImage(image.path, ImageOps.mirror(image.picture)) for image in images]
+    return images + [replace(image, picture=ImageOps.mirror(image.picture)) for image in images]

@@ -15,12 +15,17 @@ from .models import QuantizedModel
 class CachedPosteriors:
     """The VAE's posterior of each image, so that a step samples from it without the VAE.
 
-    ``mean`` and ``std`` are float32 ``[N, channels, height, width]`` on the CPU, unscaled.
+    Args:
+        mean: float32 ``[N, channels, height, width]`` on the CPU, unscaled.
+        std: of the same shape.
+        scaling_factor: the VAE's.
+        time_ids: float32 ``[N, 6]``: original size, crop and target size of each image, as SDXL is told them.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
     scaling_factor: float
+    time_ids: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -34,10 +39,12 @@ class CachedPosteriors:
 def encode_images(model: QuantizedModel, images: Sequence[ReferenceImage]) -> CachedPosteriors:
     """Encode each image once; the VAE is loaded for this alone and then leaves memory."""
     means, stds = [], []
-    with model.vae() as vae:
+    with model.vae("encoder") as vae:
         for image in images:  # one at a time: encoding is the largest peak of a run
-            pixels = to_tensor([image.picture]).to(model.device, model.dtype)
+            pixels = to_tensor([image.picture]).to(model.device, vae.dtype)
             posterior = vae.encode(pixels).latent_dist
             means.append(posterior.mean.float().cpu())
             stds.append(posterior.std.float().cpu())
-        return CachedPosteriors(torch.cat(means), torch.cat(stds), float(vae.config.scaling_factor))
+        factor = float(vae.config.scaling_factor)
+    sizes = [(*image.original_size, *image.crop_top_left, *image.picture.size[::-1]) for image in images]
+    return CachedPosteriors(torch.cat(means), torch.cat(stds), factor, torch.tensor(sizes, dtype=torch.float32))

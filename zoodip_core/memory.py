@@ -1,47 +1,196 @@
-"""How much memory a run takes: weights, activations, search, process."""
+"""How much memory a run takes: predicted before anything is loaded, measured once it runs."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from .errors import NoRoomError
+from .models import Blueprint, QuantizedModel
+from .quantize import Parts, group_size, stored_bytes
+
+CUDA_CONTEXT = 450_000_000
+"""What CUDA itself takes on the card: its context and the libraries' workspaces."""
+_SPARE = 1.05
+_META = torch.device("meta")
+
 
 @dataclass(frozen=True)
-class MemoryReport:
-    """Bytes in use by a training run.
+class MemoryUse:
+    """Bytes on the device that computes.
 
     Args:
-        weights: stored weights by component.
-        search: the search's own tensors, at their largest.
-        training: activation peak of one training step's forward, all candidates at once.
-        inference: activation peak of the same forward outside of training.
-        process: peak of the whole process so far, or None where the system does not tell.
+        weights: of the UNet and the text encoders, quantised, by component.
+        activations: peak of a training step above the weights.
+        encoding: peak of encoding one image, the VAE's encoder included; it is gone before the UNet comes.
+        fixed: what the device's own runtime takes.
     """
 
-    weights: dict[str, int]
-    search: int
-    training: int
-    inference: int
-    process: int | None
+    weights: Mapping[str, int]
+    activations: int
+    encoding: int
+    fixed: int = 0
+
+    @property
+    def total(self) -> int:
+        """Peak of the whole run."""
+        return self.fixed + max(self.encoding, sum(self.weights.values()) + self.activations)
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {_mb(size)}" for name, size in self.weights.items())
-        lines = (
-            f"weights {_mb(sum(self.weights.values()))} ({parts}), search {_mb(self.search)}, activations at peak "
-            f"{_mb(self.training)} (inference of that batch: {_mb(self.inference)})"
+        parts = ", ".join(f"{name} {megabytes(size)}" for name, size in self.weights.items())
+        fixed = f", device's runtime {megabytes(self.fixed)}" if self.fixed else ""
+        return (
+            f"{megabytes(self.total)} in all: weights {megabytes(sum(self.weights.values()))} ({parts}), "
+            f"activations {megabytes(self.activations)}{fixed}; before that, encoding images {megabytes(self.encoding)}"
         )
-        return lines + (f", process {_mb(self.process)}" if self.process else "")
 
 
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
+def megabytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 1e6:.1f} MB" if size < 1e8 else f"{size / 1e9:.2f} GB"
+
+
+# ---------------------------------------------------------------- predicted
+
+
+@dataclass(frozen=True)
+class _EmptyReader:
+    """Parameters that have a shape and no content."""
+
+    weights: str
+
+    def parameter(self, _name: str, shape: Sequence[int]) -> torch.Tensor:
+        return torch.empty(tuple(shape), device=_META)
+
+    def quantized(self, _name: str, shape: torch.Size) -> Parts | None:
+        scales = (shape[0], *(1,) * (len(shape) - 1))
+        if self.weights == "int4":
+            group = group_size(shape) or shape[1:].numel()
+            rows = shape.numel() // group
+            packed = torch.empty((rows + 1) // 2, group, device=_META, dtype=torch.uint8)
+            return {"data": packed, "scale": self.parameter("", (rows, 1)), "shift": self.parameter("", (rows, 1))}
+        kind = {"int8": torch.int8, "float8": torch.float8_e4m3fn}[self.weights]
+        return {"data": torch.empty(shape, device=_META, dtype=kind), "scale": self.parameter("", scales)}
+
+    def close(self) -> None:
+        pass
+
+
+class _NoAttentionMatrix(TorchFunctionMode):
+    """Attention that makes its output alone, as the fused kernels do that run in earnest."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return torch.empty_like(kwargs["query"] if kwargs and "query" in kwargs else args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def predict_memory(
+    blueprint: Blueprint, weights: str, dtype: torch.dtype, resolution: int, batch: int, *, text_apart: bool = False
+) -> MemoryUse:
+    """What a run will take, from a dry run without content; costs about a second and no memory.
+
+    Args:
+        blueprint: the model.
+        weights: their storage.
+        dtype: of activations.
+        resolution: pixels a side.
+        batch: candidates in one forward.
+        text_apart: text encoders compute on the CPU, the rest on another device.
+    """
+    readers: dict[str, Any] = dict.fromkeys(blueprint.readers, _EmptyReader(weights))
+    model = QuantizedModel(replace(blueprint, readers=readers), weights, dtype, _META, _META)
+    dims, factor = sum(model.info.dims), 2 ** (len(blueprint.configs["vae"]["block_out_channels"]) - 1)
+    noisy = torch.empty(1, 4, resolution // factor, resolution // factor, device=_META, dtype=dtype)
+    prompt = model.prompt("a {}", 1)
+
+    def forward() -> None:
+        condition = model.encode(prompt, torch.empty(batch, 1, dims, device=_META))
+        model.predict(noisy, 500, condition, torch.empty(6, device=_META))
+
+    stored = model.stored_bytes()
+    if text_apart:
+        stored = {"unet": stored["unet"]}
+    with model.vae("encoder") as vae, _NoAttentionMatrix():
+        picture = torch.empty(1, 3, resolution, resolution, device=_META, dtype=vae.dtype)
+        encoding = stored_bytes(vae) + activation_peak(lambda: vae.encode(picture), _META)
+        return MemoryUse(stored, activation_peak(forward, _META), encoding)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is laid out: candidates in one forward, whether the text encoders stay on the CPU, and what it takes."""
+
+    batch: int
+    text_apart: bool
+    use: MemoryUse
+
+
+def plan(
+    blueprint: Blueprint,
+    weights: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    resolution: int,
+    candidates: int,
+    batch: int = 0,
+    free: int | None = None,
+) -> Plan:
+    """The fastest layout that fits into the device's free memory.
+
+    Args:
+        candidates: of a step.
+        batch: candidates in one forward, if that is settled; 0 to choose.
+        free: bytes to do with; what the device has if None.
+
+    Raises:
+        NoRoomError: nothing fits; says what would.
+    """
+    free = free_memory(device) if free is None else free
+    fixed = CUDA_CONTEXT if device.type == "cuda" else 0
+
+    def use(weights: str, resolution: int, batch: int, text_apart: bool) -> MemoryUse:
+        return replace(predict_memory(blueprint, weights, dtype, resolution, batch, text_apart=text_apart), fixed=fixed)
+
+    sizes = [batch] if batch else sorted({candidates, (candidates + 1) // 2, 1}, reverse=True)
+    layouts = [(size, False) for size in sizes] + ([(sizes[-1], True)] if device.type != "cpu" else [])
+    for size, text_apart in layouts:
+        found = Plan(size, text_apart, use(weights, resolution, size, text_apart))
+        if found.use.total * _SPARE <= free:
+            return found
+    smaller = [
+        (f"weights {other} at {side} px", use(other, side, 1, layouts[-1][1]).total)
+        for other in dict.fromkeys((weights, "int4"))
+        for side in dict.fromkeys((resolution, resolution * 3 // 4 // 64 * 64, resolution // 2 // 64 * 64))
+        if side >= 64 and (other, side) != (weights, resolution)
+    ]
+    fits = [f"{how} takes {megabytes(size)}" for how, size in smaller if size * _SPARE <= free]
+    advice = f"What would fit: {'; '.join(fits)}" if fits else "Free some memory, or use a smaller model"
+    raise NoRoomError(
+        f"{blueprint.info.name} with {weights} weights at {resolution} px takes {megabytes(found.use.total)}, and "
+        f"{megabytes(free)} is free on {device}. {advice}"
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that the device has left."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) + CUDA_CONTEXT
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+# ---------------------------------------------------------------- measured
 
 
 def activation_peak(work: Callable[[], object], device: torch.device) -> int:
@@ -58,9 +207,6 @@ def activation_peak(work: Callable[[], object], device: torch.device) -> int:
     return meter.peak
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
 class _Meter(TorchDispatchMode):
     """Adds up the storages that operations make, as long as each lives."""
 
@@ -70,8 +216,6 @@ class _Meter(TorchDispatchMode):
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(kind not in _PLAIN for kind in types):
-            return NotImplemented  # a quantised tensor: let it unfold, and see the operations inside
         result = func(*args, **(kwargs or {}))
         given = {storage._cdata for storage in _storages((args, kwargs))}
         for storage in _storages(result):
@@ -83,7 +227,7 @@ class _Meter(TorchDispatchMode):
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_flatten(tree)[0] if type(leaf) in _PLAIN]
+    return [leaf.untyped_storage() for leaf in tree_flatten(tree)[0] if isinstance(leaf, torch.Tensor)]
 
 
 def process_peak() -> int | None:

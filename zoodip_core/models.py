@@ -1,115 +1,338 @@
-"""Loading a Stable Diffusion, offline, with quantised weights."""
+"""Loading a Stable Diffusion, offline, with quantised weights: single files and diffusers folders."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
-import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import ldm
+from .building import ComponentReader, build
+from .checkpoints import SUFFIXES, Checkpoint, component_files, read_json
 from .errors import ConfigError, ModelError
-from .quantize import WEIGHTS, quantize_weights, stored_bytes
+from .quantize import check_weights, stored_bytes
+from .tokens import EncodedPrompt, encode_prompt, placed
+from .unet import predict
 
 TINY = "tiny"
 """The name of the embedded tiny model wherever a model's path is asked for."""
 TINY_PATH = Path(__file__).parent / "tiny" / "model"
+CLIP_PATH = Path(__file__).parent / "clip"
+"""The tokenizer of every Stable Diffusion, for checkpoints, which hold none."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_FAMILIES = {768: "sd1", 1024: "sd2", 128: "tiny"}
+PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
+_FAMILIES = {(768,): "sd1", (1024,): "sd2", (128,): "tiny", (768, 1280): "sdxl"}
+_RESOLUTIONS = {("sd1", "epsilon"): 512, ("sd2", "epsilon"): 512, ("sd2", "v_prediction"): 768}
+_PADS = {"sd1": (None,), "sd2": ("!",), "sdxl": (None, "!")}
+_SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "steps_offset": 1,
+}
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model folder holds, read from its configs alone.
+    """What a model is, read from its configs or its tensors' shapes alone.
 
-    ``family`` is ``sd1``, ``sd2``, ``tiny``, or ``sd-DIM`` for another text width.
+    Args:
+        path: its file or folder.
+        name: for people.
+        family: ``sd1``, ``sd2``, ``sdxl``, ``tiny``, or ``sd-DIM`` for another text width.
+        dims: the width of each text encoder's token embeddings.
+        resolution: pixels a side it was trained on.
+        prediction_type: ``epsilon`` or ``v_prediction``.
     """
 
     path: Path
     name: str
     family: str
-    dim: int
+    dims: tuple[int, ...]
     resolution: int
+    prediction_type: str
 
 
-def identify(model: str | Path) -> ModelInfo:
-    """Read what a diffusers folder (or ``"tiny"``) is, without loading it.
+@dataclass(frozen=True)
+class Blueprint:
+    """All that is needed to build a model's parts: what it is, configs, tokenizers, where its tensors lie."""
+
+    info: ModelInfo
+    configs: Mapping[str, dict[str, Any]]
+    readers: Mapping[str, ComponentReader]
+    tokenizers: tuple[tuple[Path, str | None], ...]
+    """For each text encoder its tokenizer's folder, and the word it pads with if that is not the folder's."""
+
+    @property
+    def text_parts(self) -> tuple[str, ...]:
+        """The names of its text encoders."""
+        return ("text_encoder", "text_encoder_2")[: len(self.info.dims)]
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """Its files, each once, in a stable order."""
+        return list({id(r.checkpoint): r.checkpoint for _, r in sorted(self.readers.items())}.values())
+
+
+# ---------------------------------------------------------------- what is it?
+
+
+def identify(model: str | Path, prediction_type: str = "auto") -> ModelInfo:
+    """Read what a checkpoint or diffusers folder (or ``"tiny"``) is, without loading it.
 
     Raises:
-        ModelError: nothing there, not a diffusers folder, or an unsupported family.
+        ModelError: nothing there, damaged, or an unsupported kind.
     """
+    return open_model(model, prediction_type).info
+
+
+def open_model(model: str | Path, prediction_type: str = "auto") -> Blueprint:
+    """A model's :class:`Blueprint`. Only headers and configs are read.
+
+    Args:
+        model: a ``.safetensors`` or ``.ckpt`` checkpoint, a diffusers folder, or ``"tiny"``.
+        prediction_type: ``auto``, or what the model predicts where its file does not tell rightly.
+
+    Raises:
+        ModelError: nothing there, damaged, or an unsupported kind.
+        ConfigError: an unknown ``prediction_type``.
+    """
+    if prediction_type not in PREDICTION_TYPES:
+        raise ConfigError(f"prediction_type = {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}")
     path = TINY_PATH if str(model) == TINY else Path(model)
-    if path.is_file():
+    if path.is_dir():
+        return _open_folder(path, prediction_type)
+    if not path.is_file():
         raise ModelError(
-            f"model: {path} is a single file; this version reads diffusers folders (model_index.json with "
-            "unet, vae, text_encoder, tokenizer and scheduler folders)"
+            f"model: {path} does not exist; give a checkpoint file, a diffusers folder, or {TINY!r} for the "
+            "embedded model"
         )
-    if not path.exists():
-        raise ModelError(f"model: {path} does not exist; give a diffusers folder, or {TINY!r} for the embedded model")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ModelError(f"model: {path} is no checkpoint; their names end in {', '.join(SUFFIXES)}")
+    return _open_file(path, prediction_type)
+
+
+def _open_file(path: Path, prediction_type: str) -> Blueprint:
+    checkpoint = Checkpoint([path])
+    family = ldm.family_of(checkpoint.shapes, str(path))
+    configs = ldm.configs_of(checkpoint.shapes, family, str(path))
+    predicts = _predicts(checkpoint, family) if prediction_type == "auto" else prediction_type
+    zero_snr = "ztsnr" in checkpoint.shapes
+    configs["scheduler"] = {**_SCHEDULE, "prediction_type": predicts, "rescale_betas_zero_snr": zero_snr}
+    names = ldm.naming(checkpoint.shapes, family, configs)
+    dims = tuple(configs[part]["hidden_size"] for part in ("text_encoder", "text_encoder_2") if part in configs)
+    resolution = _RESOLUTIONS.get((family, predicts), 1024 if family == "sdxl" else 512)
+    return Blueprint(
+        ModelInfo(path, path.stem, family, dims, resolution, predicts),
+        configs,
+        {part: ComponentReader(checkpoint, name) for part, name in names.items()},
+        tuple((CLIP_PATH, pad) for pad in _PADS[family]),
+    )
+
+
+def _predicts(checkpoint: Checkpoint, family: str) -> str:
+    """What a single file predicts: as it says itself, or the webui's config beside it, or by its weights."""
+    stated = checkpoint.metadata.get("modelspec.prediction_type", "")
+    beside = checkpoint.files[0].with_suffix(".yaml")
+    if not stated and beside.is_file():
+        found = re.search(r"parameterization:\s*[\"']?(\w+)", beside.read_text(encoding="utf-8", errors="replace"))
+        stated = found[1] if found else ""
+    if stated:
+        return "v_prediction" if stated.lower() in ("v", "v_prediction", "v-prediction") else "epsilon"
+    if "v_pred" in checkpoint.shapes:
+        return "v_prediction"
+    tell = ldm.UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+    if family == "sd2" and tell in checkpoint.shapes:
+        # The mark ComfyUI goes by: among SD2's models this norm's biases are wider in those that predict v.
+        return "v_prediction" if checkpoint.tensor(tell).float().std(unbiased=False) > 0.09 else "epsilon"
+    return "epsilon"
+
+
+def _open_folder(path: Path, prediction_type: str) -> Blueprint:
     index = path / "model_index.json"
     if not index.is_file():
         raise ModelError(f"model: {path} has no model_index.json; give the top of a diffusers folder")
-    kind = _read_json(index).get("_class_name")
-    if kind != "StableDiffusionPipeline":
+    kind = read_json(index).get("_class_name")
+    if kind not in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
         raise ModelError(
-            f"model: {path} is a {kind or 'folder of an unknown kind'}; supported are Stable Diffusion 1.x "
-            "and 2.x (StableDiffusionPipeline)"
+            f"model: {path} is a {kind or 'folder of an unknown kind'}; supported are Stable Diffusion 1.x and 2.x "
+            "(StableDiffusionPipeline) and XL (StableDiffusionXLPipeline)"
         )
-    for part in ("unet", "vae", "text_encoder"):
+    texts = ("text_encoder", "text_encoder_2") if kind == "StableDiffusionXLPipeline" else ("text_encoder",)
+    for part in ("unet", "vae", *texts):
         if not (path / part / "config.json").is_file():
             raise ModelError(f"model: {path / part}/config.json is missing; the folder is incomplete, copy it again")
-    unet, text, vae = (_read_json(path / part / "config.json") for part in ("unet", "text_encoder", "vae"))
-    dim, attended = text.get("hidden_size"), unet.get("cross_attention_dim")
-    if not isinstance(dim, int) or dim != attended:
+    configs = {part: read_json(path / part / "config.json") for part in ("unet", "vae", *texts)}
+    configs["scheduler"] = _folder_schedule(path, prediction_type)
+    dims = tuple(configs[part].get("hidden_size", 0) for part in texts)
+    _check_folder(path, configs["unet"], dims)
+    factor = 2 ** (len(configs["vae"].get("block_out_channels", (0,) * 4)) - 1)
+    info = ModelInfo(
+        path,
+        TINY if path == TINY_PATH else path.resolve().name,
+        _FAMILIES.get(dims, "sd-" + "+".join(map(str, dims))),
+        dims,
+        int(configs["unet"].get("sample_size", 64)) * factor,
+        configs["scheduler"]["prediction_type"],
+    )
+    readers = {part: _folder_reader(path / part) for part in ("unet", "vae", *texts)}
+    folders = tuple((path / part.replace("text_encoder", "tokenizer"), None) for part in texts)
+    return Blueprint(info, configs, readers, folders)
+
+
+def _check_folder(path: Path, unet: dict[str, Any], dims: tuple[int, ...]) -> None:
+    attended = unet.get("cross_attention_dim")
+    if not all(isinstance(dim, int) for dim in dims) or sum(dims) != attended:
         raise ModelError(
-            f"model: {path}: the text encoder's width is {dim}, the UNet attends to {attended}; "
+            f"model: {path}: the text encoder's width is {'+'.join(map(str, dims))}, the UNet attends to {attended}; "
             "its parts are of different models"
         )
-    factor = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
-    resolution = int(unet.get("sample_size", 64)) * factor
-    name = TINY if path == TINY_PATH else path.resolve().name
-    return ModelInfo(path, name, _FAMILIES.get(dim, f"sd-{dim}"), dim, resolution)
+    channels = unet.get("in_channels", 4)
+    if channels != 4:
+        raise ModelError(
+            f"model: {path} is an inpainting model or another variant (its UNet reads {channels} channels, not 4); "
+            "tokens are trained on the plain model of the same family"
+        )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model: {path} can not be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"model: {path} is not a JSON object; the folder is damaged, copy it again")
-    return data
+def _folder_schedule(path: Path, prediction_type: str) -> dict[str, Any]:
+    file = path / "scheduler" / "scheduler_config.json"
+    config = {**_SCHEDULE, "prediction_type": "epsilon", **read_json(file)}
+    if prediction_type != "auto":
+        config["prediction_type"] = prediction_type
+    if config["prediction_type"] not in PREDICTION_TYPES[1:]:
+        raise ModelError(f"model: {path}: prediction type {config['prediction_type']!r} is not supported")
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+_OLD_VAE = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def _folder_reader(folder: Path) -> ComponentReader:
+    checkpoint = Checkpoint(component_files(folder))
+    shapes = checkpoint.shapes
+
+    def locate(name: str) -> ldm.Source:
+        old = re.sub(r"\.(to_[qkv]|to_out\.0)\.", lambda m: f".{_OLD_VAE[m[1]]}.", name)
+        forms = (name, f"text_model.{name}", name.removeprefix("text_model."), old)
+        return ldm.Source(next((form for form in forms if form in shapes), name))
+
+    return ComponentReader(checkpoint, locate)
+
+
+# ---------------------------------------------------------------- the model
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the UNet attends to.
+
+    Args:
+        hidden: text encoder output ``[N, length, width]``.
+        pooled: SDXL's pooled text ``[N, dim]``, else None.
+    """
+
+    hidden: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+
+Prompt = tuple[EncodedPrompt, ...]
+"""A text as each of a model's text encoders reads it."""
 
 
 @dataclass
 class QuantizedModel:
-    """A Stable Diffusion ready for forward passes: UNet and text encoder loaded, the VAE on demand."""
+    """A Stable Diffusion for forward passes. Each part is loaded when it is first used.
 
-    info: ModelInfo
+    Args:
+        blueprint: what it is and where its tensors are.
+        weights: storage of Linear and Conv2d weights.
+        dtype: of activations.
+        device: where UNet and VAE compute.
+        text_device: where the text encoders compute.
+    """
+
+    blueprint: Blueprint
     weights: str
     dtype: torch.dtype
     device: torch.device
-    tokenizer: Any
-    text_encoder: Any
-    unet: Any
-    scheduler: Any
+    text_device: torch.device
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.blueprint.info
 
     @property
     def prediction_type(self) -> str:
         """``epsilon`` or ``v_prediction``."""
-        return str(self.scheduler.config.prediction_type)
+        return self.info.prediction_type
+
+    @cached_property
+    def scheduler(self) -> Any:
+        """The noise schedule, as a ``DDPMScheduler``."""
+        from diffusers import DDPMScheduler
+
+        return DDPMScheduler.from_config(dict(self.blueprint.configs["scheduler"]))
+
+    @cached_property
+    def tokenizers(self) -> tuple[Any, ...]:
+        """One for each text encoder."""
+        sizes = [self.blueprint.configs[part].get("vocab_size", 49408) for part in self.blueprint.text_parts]
+        return tuple(_load_tokenizer(*place, n) for place, n in zip(self.blueprint.tokenizers, sizes, strict=True))
+
+    @cached_property
+    def text_encoders(self) -> tuple[Any, ...]:
+        """Loaded at the first use, on ``text_device``."""
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+        kinds = (CLIPTextModel, CLIPTextModelWithProjection)
+        return tuple(
+            self._build(part, lambda c, kind=kind: kind(CLIPTextConfig(**c)), self.text_device)
+            for part, kind in zip(self.blueprint.text_parts, kinds, strict=False)
+        )
+
+    @cached_property
+    def unet(self) -> Any:
+        """Loaded at the first use, on ``device``."""
+        from diffusers import UNet2DConditionModel
+
+        return self._build("unet", UNet2DConditionModel.from_config, self.device)
+
+    def _build(self, part: str, make: Any, device: torch.device, **more: Any) -> Any:
+        config = {k: v for k, v in self.blueprint.configs[part].items() if not k.startswith("_")}
+        settings = {"weights": self.weights, "dtype": self.dtype, "device": device, **more}
+        return build(lambda: make(config), self.blueprint.readers[part], **settings)
 
     @contextlib.contextmanager
-    def vae(self) -> Iterator[Any]:
-        """The VAE, loaded for this context only."""
+    def vae(self, half: str) -> Iterator[Any]:
+        """The VAE's ``encoder`` or ``decoder``, loaded for this context only.
+
+        It is not quantised: it leaves before the UNet needs the room, and latents keep their accuracy.
+        """
         from diffusers import AutoencoderKL
 
-        vae = _ready(_load_part(AutoencoderKL, self.info.path, "vae"), self.weights, self.dtype, self.device)
+        exact = self.dtype == torch.bfloat16 or self.blueprint.configs["vae"].get("force_upcast")
+        without = ("decoder", "post_quant_conv") if half == "encoder" else ("encoder", "quant_conv")
+        vae = self._build(
+            "vae",
+            AutoencoderKL.from_config,
+            self.device,
+            weights="none",
+            dtype=torch.float32 if exact else self.dtype,
+            without=without,
+        )
         try:
             yield vae
         finally:
@@ -117,25 +340,66 @@ class QuantizedModel:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def encode(self, ids: torch.Tensor) -> torch.Tensor:
-        """Text encoder output ``[N, length, dim]`` of token ids ``[N, length]``."""
-        hidden: torch.Tensor = self.text_encoder(ids)[0]
-        return hidden
+    def prompt(self, text: str, num_vectors: int = 0, where: str = "the prompt") -> Prompt:
+        """Tokenise a text in which ``{}`` stands for the placeholder; see :func:`tokens.encode_prompt`."""
+        return tuple(encode_prompt(tokenizer, text, num_vectors, where) for tokenizer in self.tokenizers)
+
+    def encode(self, prompt: Prompt, candidates: torch.Tensor | None = None) -> Conditioning:
+        """Encode a prompt, once for each candidate token in it.
+
+        Args:
+            prompt: from :meth:`prompt`.
+            candidates: ``[K, num_vectors, sum of dims]``, or None for a prompt without placeholder.
+        """
+        widths = self.info.dims
+        if candidates is None:
+            candidates = torch.zeros(1, 0, sum(widths))
+        outputs = []
+        for encoder, encoded, part in zip(self.text_encoders, prompt, candidates.split(widths, dim=-1), strict=True):
+            with placed(encoder, encoded, part) as ids:
+                outputs.append(encoder(ids, output_hidden_states=len(widths) > 1))
+        if len(widths) == 1:
+            return Conditioning(outputs[0].last_hidden_state.to(self.device))
+        # SDXL attends to the layer before the last of both; the second one's pooled output is not of that layer.
+        hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        return Conditioning(hidden.to(self.device), outputs[-1].text_embeds.to(self.device))
+
+    def predict(
+        self, noisy: torch.Tensor, timestep: int, condition: Conditioning, time_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """The UNet's output ``[K, channels, height, width]`` for one latents ``[1, ...]`` and K conditionings.
+
+        Args:
+            time_ids: ``[6]``, SDXL's original size, crop and target size; not used by others.
+        """
+        added = None
+        if condition.pooled is not None:
+            times = time_ids.to(self.device, torch.float32).expand(len(condition), -1)
+            added = {"text_embeds": condition.pooled, "time_ids": times}
+        return predict(self.unet, noisy.to(self.device, self.dtype), timestep, condition.hidden, added)
 
     def stored_bytes(self) -> dict[str, int]:
         """Bytes of weights in memory, by component."""
-        return {"unet": stored_bytes(self.unet), "text_encoder": stored_bytes(self.text_encoder)}
+        parts = zip(self.blueprint.text_parts, self.text_encoders, strict=True)
+        return {"unet": stored_bytes(self.unet), **{name: stored_bytes(encoder) for name, encoder in parts}}
 
+    def keep_text_apart(self) -> None:
+        """Compute text on the CPU, for want of room on the device."""
+        self.__dict__.pop("text_encoders", None)
+        self.text_device = torch.device("cpu")
+
+    def unload(self) -> None:
+        """Drop all loaded parts; they are loaded again when used."""
+        for part in ("unet", "text_encoders"):
+            self.__dict__.pop(part, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the UNet's and text encoder's weight files: which base model a token belongs to."""
-        digest = hashlib.sha256()
-        for part in ("unet", "text_encoder"):
-            folder = self.info.path / part
-            for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
-                with file.open("rb") as stream:
-                    while chunk := stream.read(1 << 22):
-                        digest.update(chunk)
-        return digest.hexdigest()
+        """SHA-256 of the model's files: which base model a token belongs to."""
+        hashes = [checkpoint.sha256() for checkpoint in self.blueprint.checkpoints]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def load_quantized(
@@ -144,34 +408,29 @@ def load_quantized(
     weights: str = "int8",
     dtype: str = "auto",
     device: str = "auto",
+    prediction_type: str = "auto",
+    cache: str | Path | None = None,
 ) -> QuantizedModel:
-    """Load a diffusers folder, or the embedded tiny model, never asking the network.
+    """A checkpoint, diffusers folder or the embedded tiny model, never asking the network.
+
+    What the model is gets checked at once; its parts are loaded when they are first used.
 
     Args:
-        model: a diffusers folder or ``"tiny"``.
+        model: a ``.safetensors`` or ``.ckpt`` file, a diffusers folder, or ``"tiny"``.
         weights: ``int8``, ``int4``, ``float8`` or ``none``: storage of Linear and Conv2d weights.
         dtype: activations: ``float32``, ``float16``, ``bfloat16``; ``auto`` is float16 on CUDA, else float32.
         device: a torch device; ``auto`` is CUDA where there is one, else the CPU.
+        prediction_type: ``epsilon`` or ``v_prediction`` where ``auto`` gets it wrong.
+        cache: a folder for quantised copies, made at the first load and read in place of the model afterwards.
 
     Raises:
         ModelError: the model is missing, damaged or unsupported.
-        ConfigError: an unknown ``weights``, ``dtype`` or ``device``.
+        StorageError: the copy can not be written.
+        ConfigError: an unknown ``weights``, ``dtype``, ``device`` or ``prediction_type``.
     """
-    from diffusers import DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-    if weights not in WEIGHTS:
-        raise ConfigError(f"weights = {weights!r}: choose one of {', '.join(WEIGHTS)}")
-    info = identify(model)
+    check_weights(weights)
     where = _device(device)
-    kind = _dtype(dtype, where)
-    tokenizer = _load_tokenizer(info.path)
-    text_encoder = _ready(_load_part(CLIPTextModel, info.path, "text_encoder"), weights, kind, where)
-    unet = _ready(_load_part(UNet2DConditionModel, info.path, "unet"), weights, kind, where)
-    scheduler = _load_part(DDPMScheduler, info.path, "scheduler")
-    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-        raise ModelError(f"model: {info.path}: prediction type {scheduler.config.prediction_type!r} is not supported")
-    return QuantizedModel(info, weights, kind, where, tokenizer, text_encoder, unet, scheduler)
+    return QuantizedModel(open_model(model, prediction_type), weights, _dtype(dtype, where), where, where)
 
 
 def _device(device: str) -> torch.device:
@@ -194,41 +453,23 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _load_part(kind: Any, path: Path, part: str) -> Any:
-    offline: dict[str, Any] = {"local_files_only": True}
-    if importlib.util.find_spec("accelerate") is None and part in ("unet", "vae"):
-        offline["low_cpu_mem_usage"] = False
-    try:
-        with torch.random.fork_rng(devices=[]):  # some versions fill the weights at random before loading
-            return kind.from_pretrained(path, subfolder=part, **offline)
-    except Exception as error:  # the libraries raise a dozen kinds on missing and damaged files
-        reason = str(error).strip().splitlines()
-        raise ModelError(
-            f"model: {path / part} can not be loaded: {reason[0] if reason else type(error).__name__}; "
-            "if its files are incomplete or damaged, copy them again"
-        ) from error
-
-
-def _load_tokenizer(path: Path) -> Any:
+def _load_tokenizer(folder: Path, pad: str | None, vocabulary: int) -> Any:
     from transformers import CLIPTokenizer
 
-    folder = path / "tokenizer"
     for file in ("vocab.json", "merges.txt"):  # without them the library makes a two-word tokenizer, silently
         if not (folder / file).is_file():
             raise ModelError(f"model: {folder / file} is missing; the folder is incomplete, copy it again")
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **({"pad_token": pad} if pad else {}))
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise ModelError(
             f"model: {folder} can not be loaded: {reason[0] if reason else type(error).__name__}; "
             "its files may be damaged, copy them again"
         ) from error
-
-
-def _ready(module: Any, weights: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Cast, move, then quantise: in the other order quanto fails."""
-    module = module.eval().requires_grad_(False)
-    torch.nn.Module.to(module, device=device, dtype=dtype)  # diffusers' own .to warns about nothing here
-    quantize_weights(module, weights)
-    return module
+    if len(tokenizer) != vocabulary:
+        raise ModelError(
+            f"model: the tokenizer in {folder} knows {len(tokenizer)} words, the text encoder {vocabulary}; "
+            "it is not this model's, copy the right one"
+        )
+    return tokenizer

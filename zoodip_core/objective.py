@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,9 +10,8 @@ import torch
 
 from . import rng
 from .latents import CachedPosteriors
-from .models import QuantizedModel
+from .models import Prompt, QuantizedModel
 from .timesteps import TimestepSampler
-from .tokens import EncodedPrompt, placed
 
 
 @dataclass(frozen=True)
@@ -39,26 +38,32 @@ class Objective(Protocol):
 
 
 class DiffusionObjective:
-    """Mean squared error of a Stable Diffusion's prediction, for K candidates in one batched forward.
+    """Mean squared error of a Stable Diffusion's prediction, for K candidates on one draw.
 
     Args:
-        model: text encoder and UNet.
+        model: text encoders and UNet.
         posteriors: the cached posteriors of the N reference images.
         captions: for each image the prompts it may be shown with.
         timesteps: draws a step's timestep.
+        batch: candidates in one forward, 0 for all. Halved for good when the device runs out of memory.
+        on_smaller_batch: told the new batch when that happens.
     """
 
     def __init__(
         self,
         model: QuantizedModel,
         posteriors: CachedPosteriors,
-        captions: Sequence[Sequence[EncodedPrompt]],
+        captions: Sequence[Sequence[Prompt]],
         timesteps: TimestepSampler,
+        batch: int = 0,
+        on_smaller_batch: Callable[[int], None] = lambda batch: None,
     ) -> None:
         self.model = model
         self.posteriors = posteriors
         self.captions = captions
         self.timesteps = timesteps
+        self.batch = batch
+        self.on_smaller_batch = on_smaller_batch
 
     def draw(self, seed: int, step: int) -> Draw:
         image = rng.integer(seed, step, "image", 0, len(self.posteriors))
@@ -67,22 +72,40 @@ class DiffusionObjective:
 
     @torch.no_grad()
     def losses(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
-        model, scheduler = self.model, self.model.scheduler
-        shape = self.posteriors.mean.shape[1:]
+        noisy, target = self._noised(draw)
+        losses: list[torch.Tensor] = []
+        while len(losses) < len(candidates):
+            size = self.batch or len(candidates)
+            try:
+                losses += self._errors(candidates[len(losses) : len(losses) + size], draw, noisy, target)
+                continue
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            # Outside of the except block: the exception held the failed forward's tensors.
+            torch.cuda.empty_cache()
+            self.batch = size // 2
+            self.on_smaller_batch(self.batch)
+        return torch.stack(losses)
+
+    def _noised(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy latents ``[1, ...]`` and what the model should predict of them, float32 on the CPU."""
+        scheduler, shape = self.model.scheduler, self.posteriors.mean.shape[1:]
         latents = self.posteriors.sample(draw.image, rng.normal(draw.seed, draw.step, "posterior", shape))[None]
         noise = rng.normal(draw.seed, draw.step, "noise", shape)[None]
         t = torch.tensor([draw.timestep])
-        noisy = scheduler.add_noise(latents, noise, t)
-        target = noise if model.prediction_type == "epsilon" else scheduler.get_velocity(latents, noise, t)
+        target = noise if self.model.prediction_type == "epsilon" else scheduler.get_velocity(latents, noise, t)
+        return scheduler.add_noise(latents, noise, t), target
 
-        prompt = self.captions[draw.image][draw.caption]
-        with placed(model.text_encoder, prompt, candidates) as ids:
-            hidden = model.encode(ids)
-        batch = noisy.to(model.device, model.dtype).expand(len(candidates), -1, -1, -1)
-        predicted = model.unet(batch, t.to(model.device), encoder_hidden_states=hidden).sample
+    def _errors(
+        self, candidates: torch.Tensor, draw: Draw, noisy: torch.Tensor, target: torch.Tensor
+    ) -> list[torch.Tensor]:
+        condition = self.model.encode(self.captions[draw.image][draw.caption], candidates)
+        predicted = self.model.predict(noisy, draw.timestep, condition, self.posteriors.time_ids[draw.image])
         assert not predicted.requires_grad, "forward passes only: no autograd graph may be built"
-        error = predicted.double() - target.to(model.device, torch.float64)
-        return error.square().mean(dim=(1, 2, 3)).cpu()
+        # In float64 on the CPU: these are the numbers whose small differences steer the search.
+        error = predicted.float().cpu().double() - target.double()
+        return list(error.square().mean(dim=(1, 2, 3)))
 
 
 def fixed_draws(seed: int, images: int, timesteps: Sequence[int], repeats: int = 1) -> list[Draw]:

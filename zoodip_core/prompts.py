@@ -6,6 +6,7 @@ Every caption holds ``{}`` where the placeholder token goes.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,9 +106,16 @@ def captions_for(
     return result
 
 
+def with_slots(text: str, token: str) -> str:
+    """The text with ``{}`` where the token stands, as a word of its own: ``cat`` is not in ``catalogue``."""
+    before = "" if token.startswith("<") else r"(?<!\w)"
+    after = "" if token.endswith(">") else r"(?!\w)"
+    return re.sub(before + re.escape(token) + after, SLOT, text)
+
+
 def _slotted(text: str, token: str, where: str) -> str:
-    if SLOT not in text and token in text:
-        text = text.replace(token, SLOT)
+    if SLOT not in text:
+        text = with_slots(text, token)
     if SLOT not in text:
         raise CaptionError(
             f"{where}: the caption {text!r} has no placeholder; write {{}} or {token} where the "

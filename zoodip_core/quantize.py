@@ -1,73 +1,123 @@
-"""Weight quantisation behind one function, so that another library can follow optimum-quanto."""
+"""Quantised layers: optimum-quanto decides the numbers, the forward pass is ours.
+
+Weights rest as int8, int4 or float8 and become the activations' type layer by layer, for the time
+of one multiplication. Everything in a layer is a plain tensor, so a quantised module moves, copies,
+saves and runs under ``inference_mode`` like any other.
+"""
 
 from __future__ import annotations
 
-import importlib
-from types import SimpleNamespace
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .errors import ConfigError
 
 WEIGHTS = ("int8", "int4", "float8", "none")
+PARTS = ("data", "scale", "shift")
+"""The tensors of a quantised weight; ``shift`` only of int4."""
+Parts = dict[str, torch.Tensor]
 
 
-def quantize_weights(module: nn.Module, weights: str) -> None:
-    """Quantise the weights of all Linear and Conv2d layers in place; activations stay as they are.
+def check_weights(weights: str) -> None:
+    """Refuse an unknown kind of storage.
 
-    Move and cast the module first: a quantised module can no longer change its dtype. Embedding
-    tables and norms are left alone (paper, supplement S1.3).
-
-    Args:
-        weights: one of ``WEIGHTS``.
+    Raises:
+        ConfigError: not one of ``WEIGHTS``.
     """
     if weights not in WEIGHTS:
         raise ConfigError(f"weights = {weights!r}: choose one of {', '.join(WEIGHTS)}")
-    if weights == "none":
-        return
-    from optimum.quanto import freeze, qfloat8, qint4, qint8, quantize
-
-    if weights == "int4":
-        _unpack_without_compiler()
-    quantize(module, weights={"int8": qint8, "int4": qint4, "float8": qfloat8}[weights])
-    freeze(module)
-    _contiguous_inputs(module)
 
 
-def _unpack_without_compiler() -> None:
-    """Let quanto unpack int4 on the CPU with torch operations.
+def group_size(shape: torch.Size | tuple[int, ...]) -> int | None:
+    """How many int4 weights share a scale: 128, or fewer where the inputs do not divide, or all of an output's."""
+    inputs = shape[1:].numel() if isinstance(shape, torch.Size) else int(torch.Size(shape[1:]).numel())
+    return next((size for size in (128, 96, 64, 32) if inputs > 128 and inputs % size == 0), None)
 
-    Its own way compiles C++ at first use, which needs a compiler on the user's machine and can
-    hang on a lock that a killed build left behind.
+
+def quantize_weight(weight: torch.Tensor, weights: str) -> Parts:
+    """Quantise one weight ``[out, ...]``, symmetric per output for 8 bits, by groups with a shift for int4.
+
+    Args:
+        weight: float32.
+        weights: ``int8``, ``int4`` or ``float8``.
+
+    Returns:
+        ``data`` (int8, float8, or uint8 with two int4 in a byte), ``scale`` and for int4 ``shift``, float32.
     """
-    extension = importlib.import_module("optimum.quanto.library.extensions.cpp").ext
-    if extension._lib is None:
-        extension._lib = SimpleNamespace(unpack=_unpack)
+    from optimum import quanto
+
+    kind = {"int8": quanto.qint8, "int4": quanto.qint4, "float8": quanto.qfloat8}[weights]
+    if weights == "int4":
+        group = group_size(weight.shape)
+        scale, shift = quanto.MaxOptimizer()(weight, qtype=kind, axis=0, group_size=group)
+        whole = quanto.quantize_weight(weight, qtype=kind, axis=0, scale=scale, shift=shift, group_size=group)
+        return {"data": whole._data._data, "scale": whole._scale, "shift": whole._shift}
+    scale = quanto.AbsmaxOptimizer()(weight, qtype=kind, axis=0)
+    whole = quanto.quantize_weight(weight, qtype=kind, axis=0, scale=scale, shift=None)
+    return {"data": whole._data, "scale": whole._scale}
 
 
-def _unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """The values of a uint8 tensor that holds ``8 // bits`` of them in each byte, lowest bits first."""
-    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
+class QuantizedLayer(nn.Module):
+    """A Linear or Conv2d whose weight rests quantised; replaces one of the same shape.
 
+    Args:
+        layer: what it stands for; only its shape and settings are used, so it may be on the meta device.
+        parts: the quantised weight.
+        bias: or None.
+        dtype: of the scales and bias: the activations' type.
+        device: where it lives.
+    """
 
-def _contiguous_inputs(module: nn.Module) -> None:
-    """Hand every quantised Linear a contiguous input, without which quanto's bfloat16 CPU kernel fails."""
-    from optimum.quanto import QLinear
+    data: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor | None
+    bias: torch.Tensor | None
 
-    for layer in module.modules():
-        if isinstance(layer, QLinear):
-            layer.register_forward_pre_hook(lambda _layer, args: (args[0].contiguous(), *args[1:]))
+    def __init__(
+        self,
+        layer: nn.Linear | nn.Conv2d,
+        parts: Parts,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.shape = layer.weight.shape
+        self.conv: dict[str, Any] | None = None
+        data = parts["data"].to(device)
+        if isinstance(layer, nn.Conv2d):
+            self.conv = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
+            if data.shape == self.shape:  # convolutions are faster so, and a copy of the weight keeps its order
+                data = data.contiguous(memory_format=torch.channels_last)
+        self.register_buffer("data", data)
+        self.register_buffer("scale", parts["scale"].to(device, dtype))
+        self.register_buffer("shift", parts["shift"].to(device, dtype) if "shift" in parts else None)
+        self.register_buffer("bias", None if bias is None else bias.to(device, dtype))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight in the activations' type, made anew each time."""
+        if self.shift is None:
+            return self.data.to(self.scale.dtype).mul_(self.scale)
+        low, high = self.data & 15, self.data >> 4
+        values = torch.cat((low, high))[: -(-self.shape.numel() // self.data[0].numel())].to(self.scale.dtype)
+        weight = values.mul_(self.scale).sub_(self.shift).view(self.shape)
+        return weight.contiguous(memory_format=torch.channels_last) if self.conv else weight
+
+    def forward(self, x: torch.Tensor, *_ignored: Any) -> torch.Tensor:
+        """Activations of ``dtype`` in and out, as the layer it replaces; some callers hand a LoRA scale as well."""
+        if self.conv is None:
+            return F.linear(x, self.weight, self.bias)
+        return F.conv2d(x, self.weight, self.bias, **self.conv)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.shape)}, {self.data.dtype}"
 
 
 def stored_bytes(module: nn.Module) -> int:
-    """Bytes that the module's parameters and buffers really occupy, quantised ones included."""
-
-    def size(tensor: torch.Tensor) -> int:
-        if type(tensor) in (torch.Tensor, nn.Parameter):
-            return tensor.numel() * tensor.element_size()
-        inner, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
-        return sum(size(getattr(tensor, name)) for name in inner)
-
+    """Bytes that the module's parameters and buffers occupy, each storage once."""
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    return sum(size(tensor) for tensor in tensors.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

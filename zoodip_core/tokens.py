@@ -1,19 +1,20 @@
 """Placeholder tokens: names, starting vectors, and candidates placed into a text encoder.
 
-The tokenizer and the embedding table are never changed. A prompt is tokenised around the
-placeholder, whose places are filled by a hook on the embedding layer, a different token for each
-row of the batch; so a quantised, shared or read-only model can be trained.
+The tokenizer is never changed. A prompt is tokenised around the placeholder, whose places are
+filled by a hook on the embedding layer, a different token for each row of the batch; so a
+quantised, shared or read-only model can be trained.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from .errors import CaptionError, TokenError
 from .prompts import SLOT
@@ -72,21 +73,86 @@ def check_new(tokenizer: Any, token: str) -> None:
             )
 
 
+class TokenTable(nn.Module):
+    """The rows of a text encoder's embedding table that are in use, read from its file when first asked for.
+
+    Stands in for the ``nn.Embedding``, which holds tens of thousands of rows of which a run reads twenty.
+    The ids that the encoder sees stay the vocabulary's own: it looks for its end of text among them.
+
+    Args:
+        shape: ``(vocabulary, dim)`` of the whole table.
+        read: rows ``[N, dim]`` of some ids.
+        dtype: of the output.
+        device: of the output.
+    """
+
+    ids: torch.Tensor
+    weight: torch.Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        read: Callable[[list[int]], torch.Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = shape
+        self._read = read
+        self._known: set[int] = set()
+        self.register_buffer("ids", torch.zeros(0, dtype=torch.long, device=device))
+        self.register_buffer("weight", torch.zeros(0, shape[1], dtype=dtype, device=device))
+
+    def keep(self, ids: Iterable[int]) -> None:
+        """Have the rows of these ids at hand; a forward of others fails."""
+        new = sorted(set(ids) - self._known)
+        if not new:
+            return
+        order = torch.cat([self.ids, torch.tensor(new, device=self.ids.device)]).sort()
+        self.weight = torch.cat([self.weight, self._read(new).to(self.weight)])[order.indices]
+        self.ids = order.values
+        self._known |= set(new)
+
+    def rows(self, ids: Sequence[int]) -> torch.Tensor:
+        """Rows ``[N, dim]`` as the file has them, in float32 on the CPU."""
+        return self._read(list(ids)).float().cpu()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings ``[..., dim]`` of ids that were kept."""
+        return self.weight[torch.searchsorted(self.ids, ids.contiguous())]
+
+
+def table_of(text_encoder: nn.Module) -> TokenTable:
+    """A loaded text encoder's table."""
+    table: TokenTable = text_encoder.get_input_embeddings()  # type: ignore[operator]
+    return table
+
+
 def initial_vectors(
-    tokenizer: Any,
-    text_encoder: torch.nn.Module,
+    tokenizers: Sequence[Any],
+    text_encoders: Sequence[nn.Module],
     initializer: str,
     num_vectors: int,
     mode: str = "single",
 ) -> torch.Tensor:
-    """The starting token, float32 ``[num_vectors, dim]`` on the CPU, from a word's embedding.
+    """The starting token, float32 ``[num_vectors, sum of dims]`` on the CPU, from a word's embedding.
 
     A one-token initializer starts every vector; ``mode="mean"`` starts them with the mean of
     several tokens, ``mode="first"`` gives one token to each vector, as many as there are.
+    For a model of several text encoders, each gives its part of the vectors.
 
     Raises:
         TokenError: an initializer that is unknown, or of several tokens with ``mode="single"``.
     """
+    ids = _initializer_ids(tokenizers[0], initializer, num_vectors, mode)
+    rows = torch.cat([table_of(encoder).rows(ids) for encoder in text_encoders], dim=1)
+    if mode == "mean":
+        rows = rows.mean(dim=0, keepdim=True)
+    missing = max(0, num_vectors - len(rows))
+    return torch.cat([rows[:num_vectors], rows[-1:].expand(missing, -1)])
+
+
+def _initializer_ids(tokenizer: Any, initializer: str, num_vectors: int, mode: str) -> list[int]:
     ids = _plain_ids(tokenizer, initializer)
     if not ids or tokenizer.eos_token_id in ids:
         raise TokenError(
@@ -101,12 +167,7 @@ def initial_vectors(
             f"from their mean (--init-mode mean) or from the {first} "
             f"(--init-mode first), or train {len(ids)} vectors (--vectors {len(ids)})"
         )
-    table = text_encoder.get_input_embeddings().weight  # type: ignore[operator]
-    rows = table[torch.tensor(ids, device=table.device)].detach().float().cpu()
-    if mode == "mean":
-        rows = rows.mean(dim=0, keepdim=True)
-    missing = max(0, num_vectors - len(rows))
-    return torch.cat([rows[:num_vectors], rows[-1:].expand(missing, -1)])
+    return ids
 
 
 def _plain_ids(tokenizer: Any, text: str) -> list[int]:
@@ -155,7 +216,7 @@ def encode_prompt(tokenizer: Any, text: str, num_vectors: int, where: str = "the
 
 
 @contextlib.contextmanager
-def placed(text_encoder: torch.nn.Module, prompt: EncodedPrompt, candidates: torch.Tensor) -> Iterator[torch.Tensor]:
+def placed(text_encoder: nn.Module, prompt: EncodedPrompt, candidates: torch.Tensor) -> Iterator[torch.Tensor]:
     """Within this context a forward of the yielded ids sees row k's token in row k's places.
 
     Args:
@@ -164,16 +225,18 @@ def placed(text_encoder: torch.nn.Module, prompt: EncodedPrompt, candidates: tor
     Yields:
         The ids to encode, ``[K, length]``, on the text encoder's device.
     """
-    layer = text_encoder.get_input_embeddings()  # type: ignore[operator]
-    places = torch.tensor(prompt.positions, dtype=torch.long, device=layer.weight.device)
-    uses = len(prompt.positions) // prompt.num_vectors
+    table = table_of(text_encoder)
+    table.keep(prompt.ids[0].tolist())
+    device = table.weight.device
+    places = torch.tensor(prompt.positions, dtype=torch.long, device=device)
+    uses = len(prompt.positions) // max(prompt.num_vectors, 1)
 
-    def fill(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    def fill(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         rows = candidates.to(output.device, output.dtype).repeat(1, uses, 1)
         return output.index_copy(1, places, rows)
 
-    hook = layer.register_forward_hook(fill)
+    hook = table.register_forward_hook(fill)
     try:
-        yield prompt.ids.to(layer.weight.device).expand(len(candidates), -1)
+        yield prompt.ids.to(device).expand(len(candidates), -1)
     finally:
         hook.remove()

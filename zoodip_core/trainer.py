@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,14 +20,14 @@ from .errors import NonFiniteLossError, StorageError
 from .generation import generate
 from .images import ReferenceImage, load_images, with_flips
 from .latents import encode_images
-from .memory import MemoryReport, activation_peak, process_peak
-from .models import QuantizedModel, identify, load_quantized
+from .memory import MemoryUse, activation_peak, plan
+from .models import Prompt, QuantizedModel, load_quantized
 from .objective import DiffusionObjective, Draw, Objective
 from .pictures import contact_sheet, loss_curve
-from .prompts import SLOT, captions_for
+from .prompts import captions_for, with_slots
 from .runs import RunFolder, check_free
 from .search import ZerothOrderSearch
-from .tokens import check_new, encode_prompt, initial_vectors
+from .tokens import check_new, initial_vectors
 from .version import __version__
 
 # ---------------------------------------------------------------- outward
@@ -139,56 +139,85 @@ class Training:
     Args:
         config: the settings.
         model: a loaded model, to share one; loaded as the settings say if None.
+        tell: called with what the user should know while it is prepared.
     """
 
-    def __init__(self, config: TrainConfig, model: QuantizedModel | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: QuantizedModel | None = None,
+        tell: Callable[[Event], None] = lambda event: None,
+    ) -> None:
         self.config = config
-        info = model.info if model else identify(config.model)
-        images, self.warnings = load_images(
-            config.images, config.resolution or info.resolution, crop=config.crop, background=config.background
+        self.tell = tell
+        self.model = model or load_quantized(
+            config.model,
+            weights=config.weights,
+            dtype=config.dtype,
+            device=config.device,
+            prediction_type=config.prediction_type,
+                cache=config.cache,
         )
+        resolution = config.resolution or self.model.info.resolution
+        self.images, skipped = load_images(
+            config.images, resolution, crop=config.crop, background=config.background
+        )
+        self.warnings = [f"skipped: {line}" for line in skipped] + _noise_warning(config, self.model)
         if config.flip:
-            images = with_flips(images)
+            self.images = with_flips(self.images)
         texts = captions_for(
-            [image.path for image in images],
+            [image.path for image in self.images],
             template=config.template,
             token=config.token,
             captions_file=Path(config.captions) if config.captions else None,
         )
-        self.model = model or load_quantized(
-            config.model, weights=config.weights, dtype=config.dtype, device=config.device
-        )
-        check_new(self.model.tokenizer, config.token)
-        theta0 = initial_vectors(
-            self.model.tokenizer,
-            self.model.text_encoder,
-            config.initializer,
-            config.num_vectors,
-            config.initializer_mode,
-        )
+        for tokenizer in self.model.tokenizers:
+            check_new(tokenizer, config.token)
         prompts = [
-            [
-                encode_prompt(self.model.tokenizer, text, config.num_vectors, f"{image.path}: the caption")
-                for text in each
-            ]
-            for image, each in zip(images, texts, strict=True)
+            [self.model.prompt(text, config.num_vectors, f"{image.path}: the caption") for text in each]
+            for image, each in zip(self.images, texts, strict=True)
         ]
-        encode_prompt(self.model.tokenizer, self.sample_text(), config.num_vectors, "sample_prompt: the prompt")
-        self.fingerprint = self.model.fingerprint()
-        self.inputs = _inputs_hash(self.fingerprint, images, texts)
-        self.images = images
+        self.model.prompt(self.sample_text(), config.num_vectors, "sample_prompt: the prompt")
+        self.plan = plan(
+            self.model.blueprint,
+            self.model.weights,
+            self.model.dtype,
+            self.model.device,
+            resolution,
+            config.make_estimator().num_candidates,
+            config.batch,
+        )
+        tell(Message(f"memory: {self.plan.use}"))
+        self._load(prompts)
+
+    def _load(self, prompts: list[list[Prompt]]) -> None:
+        """The long part: encode the images while the device is empty, then load the rest."""
+        config, model = self.config, self.model
+        self.fingerprint = model.fingerprint
+        self.inputs = _inputs_hash(model, self.images, prompts)
+        posteriors = encode_images(model, self.images)
+        if self.plan.text_apart:
+            model.keep_text_apart()
+        theta0 = initial_vectors(
+            model.tokenizers, model.text_encoders, config.initializer, config.num_vectors, config.initializer_mode
+        )
         self.objective: Objective = DiffusionObjective(
-            self.model,
-            encode_images(self.model, images),
+            model,
+            posteriors,
             prompts,
-            config.make_timesteps(self.model.scheduler.alphas_cumprod),
+            config.make_timesteps(model.scheduler.alphas_cumprod),
+            self.plan.batch,
+            lambda batch: self.tell(
+                Message(f"the device ran out of memory: {batch} candidates in one forward from now on", warning=True)
+            ),
         )
         self.search = ZerothOrderSearch(
             theta0, config.make_estimator(), config.make_subspace(), config.make_optimizer(), config.seed
         )
+        _ = model.unet  # a damaged file shows here, before anything is written
 
     def sample_text(self) -> str:
-        return self.config.sample_prompt.replace(self.config.token, SLOT)
+        return with_slots(self.config.sample_prompt, self.config.token)
 
     @property
     def done(self) -> bool:
@@ -223,11 +252,11 @@ class Training:
         config = {
             key: value
             for key, value in self.config.to_dict().items()
-            if key not in ("images", "captions", "model", "device", "token", "initializer")
+            if key not in ("images", "captions", "model", "device", "cache", "batch", "token", "initializer")
         }
         return Embedding(
             self.config.token,
-            (self.search.theta,),
+            tuple(part.contiguous() for part in self.search.theta.split(self.model.info.dims, dim=1)),
             {
                 "initializer": self.config.initializer,
                 "base_model": self.model.info.name,
@@ -240,38 +269,30 @@ class Training:
             },
         )
 
-    def memory(self) -> MemoryReport:
-        """Measure this run's memory; costs two forward passes and leaves no trace."""
-        candidates = self.search.ask()
-        draw = self.objective.draw(self.config.seed, self.search.step)
-        model, count = self.model, len(candidates)
-        ids = encode_prompt(model.tokenizer, "", 0).ids.to(model.device).expand(count, -1)
-        side = (
-            (self.config.resolution or model.info.resolution) * model.unet.config.sample_size // model.info.resolution
-        )
-        noise = torch.zeros(count, model.unet.config.in_channels, side, side, device=model.device, dtype=model.dtype)
-
-        @torch.no_grad()
-        def infer() -> None:
-            model.unet(
-                noise, torch.tensor([draw.timestep], device=model.device), encoder_hidden_states=model.encode(ids)
-            )
-
-        subspace = 2 * self.config.tau if self.config.subspace_gradient else 0
-        return MemoryReport(
-            model.stored_bytes(),
-            (subspace + 4) * self.search.theta.numel() * 8,
-            activation_peak(lambda: self.objective.losses(candidates, draw), model.device),
-            activation_peak(infer, model.device),
-            process_peak(),
-        )
+    def memory(self) -> MemoryUse:
+        """Measure what a step takes; costs the forward passes of one step and leaves no trace."""
+        candidates, draw = self.search.ask(), self.objective.draw(self.config.seed, self.search.step)
+        peak = activation_peak(lambda: self.objective.losses(candidates, draw), self.model.device)
+        return replace(self.plan.use, weights=self.model.stored_bytes(), activations=peak)
 
 
-def _inputs_hash(fingerprint: str, images: list[ReferenceImage], texts: list[tuple[str, ...]]) -> str:
-    digest = hashlib.sha256(fingerprint.encode())
-    for image, captions in zip(images, texts, strict=True):
+def _noise_warning(config: TrainConfig, model: QuantizedModel) -> list[str]:
+    if model.dtype != torch.bfloat16 or config.mu >= 5e-3:
+        return []
+    return [
+        f"mu = {config.mu:g} is below the rounding noise of bfloat16: the estimated gradients will be noise. "
+        "Use mu 0.01 (the preset int4 does), or dtype float32 or float16"
+    ]
+
+
+def _inputs_hash(model: QuantizedModel, images: list[ReferenceImage], prompts: list[list[Prompt]]) -> str:
+    """What a run's losses depend on besides its settings: weights, noise schedule, pictures, texts as tokenised."""
+    digest = hashlib.sha256(model.fingerprint.encode())
+    digest.update(json.dumps(model.blueprint.configs["scheduler"], sort_keys=True).encode())
+    for image, each in zip(images, prompts, strict=True):
         digest.update(image.picture.tobytes())
-        digest.update(json.dumps(captions).encode())
+        for encoded in (encoded for prompt in each for encoded in prompt):
+            digest.update(encoded.ids.numpy().tobytes() + str(encoded.positions).encode())
     return digest.hexdigest()
 
 
@@ -301,7 +322,7 @@ def train_token(
         ZoodipError: of the kind that tells what is wrong.
     """
     check_free(Path(output))
-    training = Training(config, model)
+    training = Training(config, model, on_event)
     return _run(training, RunFolder.create(Path(output), config), on_event, commands or Commands())
 
 
@@ -318,7 +339,7 @@ def resume_training(
         RunFolderError: no run folder, or its model, images or captions have changed.
     """
     folder = RunFolder.open(Path(path))
-    training = Training(folder.config, model)
+    training = Training(folder.config, model, on_event)
     state = folder.load_state(training.inputs)
     if state:
         training.search.load_state_dict(state)
@@ -329,14 +350,14 @@ def resume_training(
 def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], commands: Commands) -> TrainResult:
     config, search = training.config, training.search
     for warning in training.warnings:
-        tell(Message(f"skipped: {warning}", warning=True))
+        tell(Message(warning, warning=True))
     tell(
         Message(
             f"{len(training.images)} images on {training.model.info.name} ({training.model.info.family}), weights "
-            f"{training.model.weights}, {search.estimator.num_candidates} forward passes a step"
+            f"{training.model.weights}, {search.estimator.num_candidates} forward passes a step, "
+            f"{training.plan.batch} at once"
         )
     )
-    tell(Message(f"memory: {training.memory()}"))
 
     losses: list[float] = []
     smoothed: float | None = None

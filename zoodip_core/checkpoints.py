@@ -1,0 +1,190 @@
+"""Model files read a tensor at a time, never running code in them.
+
+A checkpoint is larger than the quantised model it becomes. So nothing here loads a file whole: the
+tensors are mapped, and the map is let go again after every :data:`_WINDOW` bytes that were read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .errors import ModelError
+
+_WINDOW = 128 << 20
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+Shape = tuple[int, ...]
+
+
+class Checkpoint:
+    """The tensors of one or several files, by name.
+
+    Args:
+        files: safetensors files, or pickled ones of which only plain tensors are read.
+
+    Raises:
+        ModelError: a file is missing, damaged, of another kind, or holds code.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = tuple(files)
+        self.shapes: dict[str, Shape] = {}
+        self.metadata: dict[str, str] = {}
+        self._readers = [_SafetensorsReader(f) if f.suffix == ".safetensors" else _PickleReader(f) for f in files]
+        self._reader_of: dict[str, _Reader] = {}
+        for reader in self._readers:
+            self.shapes |= reader.shapes
+            self.metadata |= reader.metadata
+            self._reader_of |= dict.fromkeys(reader.shapes, reader)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor on the CPU as the file has it, perhaps mapped: copy what is kept."""
+        return self._reader_of[name].tensor(name)
+
+    def close(self) -> None:
+        """Let go of the files' maps. Reading on opens them again."""
+        for reader in self._readers:
+            reader.close()
+
+    def sha256(self) -> str:
+        """SHA-256 of the files' bytes, in their order; of a single file the hash that webuis show."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 22):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+
+def component_files(folder: Path) -> list[Path]:
+    """The weight files of a diffusers component folder, full precision before variants.
+
+    Raises:
+        ModelError: it has none, or shards are missing.
+    """
+    for pattern in ("*.safetensors", "*.bin"):
+        found = sorted(p for p in folder.glob(pattern) if "ema" not in p.name)
+        whole = [p for p in found if "-of-" not in p.name]
+        if whole:
+            return [min(whole, key=lambda p: (len(p.name), p.name))]  # x.safetensors before x.fp16.safetensors
+        if found:
+            return _shards(folder, found)
+    raise ModelError(f"model: {folder} has no weights (.safetensors or .bin); the folder is incomplete, copy it again")
+
+
+def _shards(folder: Path, found: list[Path]) -> list[Path]:
+    variant = min({p.name.split("-")[0] + "." + p.name.split(".", 1)[1] for p in found}, key=len)
+    for index in folder.glob("*.index*.json"):
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        missing = [name for name in names if not (folder / str(name)).is_file()]
+        if not missing and names:
+            return [folder / str(name) for name in names]
+    raise ModelError(f"model: {folder} lacks some shards of {variant}; the folder is incomplete, copy it again")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model's folder.
+
+    Raises:
+        ModelError: it can not be read, or is none.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model: {path} can not be read: {error}") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"model: {path} is not a JSON object; the folder is damaged, copy it again")
+    return data
+
+
+# ---------------------------------------------------------------- one file
+
+
+class _Reader:
+    """Opens a file for a while, and again when its window is used up."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shapes: dict[str, Shape] = {}
+        self.metadata: dict[str, str] = {}
+        self._get: Callable[[str], torch.Tensor] | None = None
+        self._left = 0
+
+    def _open(self) -> Callable[[str], torch.Tensor]:
+        raise NotImplementedError
+
+    def tensor(self, name: str) -> torch.Tensor:
+        if self._get is None or self._left < 0:
+            self.close()
+            self._get, self._left = self._open(), _WINDOW
+        tensor = self._get(name)
+        self._left -= tensor.numel() * tensor.element_size()
+        return tensor
+
+    def close(self) -> None:
+        self._get = None
+
+
+class _SafetensorsReader(_Reader):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        file = self._file()
+        self.metadata = dict(file.metadata() or {})
+        self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+    def _open(self) -> Callable[[str], torch.Tensor]:
+        get: Callable[[str], torch.Tensor] = self._file().get_tensor
+        return get
+
+    def _file(self) -> Any:
+        try:
+            return safe_open(self.path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"model: {self.path} is not a safetensors file, or was cut short ({error}); copy or download it again"
+            ) from error
+
+
+class _PickleReader(_Reader):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors().items()}
+
+    def _open(self) -> Callable[[str], torch.Tensor]:
+        return self._tensors().__getitem__
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        try:
+            data = _load_pickle(self.path)
+        except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it
+            raise ModelError(
+                f"model: {self.path} can not be read as plain tensors: it is damaged, or holds code, which is never "
+                "run; get its .safetensors version"
+            ) from error
+        data = data.get("state_dict", data) if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            raise ModelError(f"model: {self.path} holds a {type(data).__name__}, not a checkpoint")
+        return {str(name): value for name, value in data.items() if isinstance(value, torch.Tensor)}
+
+
+def _load_pickle(path: Path) -> Any:
+    """The content of a pickled checkpoint, mapped where its format allows it."""
+
+    class ModelCheckpoint:
+        """Stands in for a training library's note, which the first Stable Diffusion checkpoints hold."""
+
+    ModelCheckpoint.__module__ = "pytorch_lightning.callbacks.model_checkpoint"
+    ModelCheckpoint.__qualname__ = "ModelCheckpoint"
+    with torch.serialization.safe_globals([ModelCheckpoint]):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+        return torch.load(path, map_location="cpu", weights_only=True)  # torch before 1.6 wrote no zip file
