@@ -40,6 +40,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -571,7 +572,7 @@ def print_header(cuda: bool) -> None:
 def print_row(job: Job, arm: str, result: dict[str, Any], cuda: bool) -> None:
     print(f"{arm:<6} {ARMS[arm]:<28} {stored_as(job, arm):<21} ", end="")
     if "error" in result:
-        print(f"failed: {result['error']}", flush=True)
+        print("failed:", textwrap.shorten(result["error"], 100), flush=True)
         return
     train, load = result["training_peak"], result["loading_peak"]
     print(_number(result["steps_per_second"], 9), _number(result["forwards_per_second"], 9), end=" ")
@@ -668,9 +669,8 @@ def compare(parser: argparse.ArgumentParser, args: argparse.Namespace, arms: lis
     job = prepare(parser, args, temporary)
     cuda = job.device.startswith("cuda")
     where, known = machine(job.device), versions()
-    print(
-        f"{args.model}, {job.size} x {job.size} pixels, n = {job.n}, {job.steps} steps after {WARM_UP} to warm up, {job.device}"
-    )
+    steps = f"{job.steps} steps after {WARM_UP} to warm up"
+    print(f"{args.model}, {job.size} x {job.size} pixels, n = {job.n}, {steps}, {job.device}")
     print(f"{where['gpu'] or where['cpu']}, {where['cores']} cores, {where['threads']} threads")
     print(", ".join(f"{name} {version}" for name, version in known.items()) + "\n")
     print_header(cuda)

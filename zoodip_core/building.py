@@ -5,7 +5,9 @@ So loading never holds more than the quantised network and one layer in full pre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import ctypes
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +19,9 @@ from .errors import ModelError
 from .ldm import Source
 from .quantize import PARTS, Parts, QuantizedLayer, quantize_weight
 from .tokens import TokenTable
+
+_GIVE_BACK = 16_000_000
+"""Parameters after which freed memory goes back to the system."""
 
 
 class ParameterSource(Protocol):
@@ -75,7 +80,7 @@ class ComponentReader:
 
 
 def build(
-    make: Callable[[], Any],
+    network: Any,
     reader: ParameterSource,
     *,
     weights: str,
@@ -83,29 +88,55 @@ def build(
     device: torch.device,
     without: Sequence[str] = (),
 ) -> Any:
-    """A network in ``eval`` mode, frozen, with its Linear and Conv2d weights quantised.
+    """Fill an empty network and quantise its Linear and Conv2d weights; it comes back frozen, in ``eval`` mode.
 
     Args:
-        make: makes the network; its weights are not used.
+        network: on the meta device.
         reader: where they come from.
         weights: ``int8``, ``int4``, ``float8``, or ``none`` to keep them in ``dtype``.
         dtype: of activations and of what is not quantised: norms, biases.
         device: where the network goes.
         without: submodules that are not needed, left out.
     """
-    with torch.device("meta"):
-        network = make()
     for name in without:
         setattr(network, name, nn.Identity())
-    for name, layer in list(network.named_modules()):
+    quantized = {} if weights == "none" else layers_to_quantize(network)
+    for name, layer in giving_back(dict(network.named_modules())):
         if isinstance(layer, nn.Embedding) and name.endswith("token_embedding"):
             _replace(network, name, _token_table(layer, f"{name}.weight", reader, dtype, device))
-        elif isinstance(layer, nn.Linear | nn.Conv2d) and weights != "none":
+        elif name in quantized:
             _replace(network, name, _quantized(layer, name, reader, weights, dtype, device))
         else:
             _fill(layer, name, reader, dtype, device)
     reader.close()
     return network.eval().requires_grad_(False)
+
+
+def layers_to_quantize(network: nn.Module) -> dict[str, Any]:
+    """The Linear and Conv2d layers by name: what the paper quantises (supplement S1.3)."""
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+
+
+def giving_back(layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """The layers one by one; between them memory that was freed goes back to the system now and then."""
+    parameters = 0
+    for name, layer in layers.items():
+        yield name, layer
+        parameters += sum(parameter.numel() for parameter in layer.parameters(recurse=False))
+        if parameters > _GIVE_BACK:
+            give_back_freed()
+            parameters = 0
+    give_back_freed()
+
+
+def give_back_freed() -> None:
+    """Return freed memory to the system, where glibc would keep it.
+
+    Small quantised weights that stay lie between large full-precision ones that went; without this a
+    process keeps more than twice of what it uses.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:

@@ -23,10 +23,10 @@ from .config import (
     TIMESTEP_SAMPLERS,
     TrainConfig,
 )
-from .embedding import describe, load_embedding
+from .embedding import MAX_BYTES, describe, load_embedding
 from .errors import ConfigError, ZoodipError
 from .images import CROPS
-from .models import DTYPES, TINY, identify, load_quantized
+from .models import DTYPES, PREDICTION_TYPES, TINY, identify, load_quantized
 from .prompts import TEMPLATES, with_slots
 from .quantize import WEIGHTS
 from .tokens import INITIALIZER_MODES
@@ -34,7 +34,9 @@ from .trainer import Commands, Event, Message, Progress, Sampled, Saved, TrainRe
 from .version import __version__
 
 PROGRAM = "python -m zoodip_core"
-_PRESET_OF_FAMILY = {"sd1": "sd15", "sd2": "sd21", "tiny": "tiny"}
+_PRESET_OF_FAMILY = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl", "tiny": "tiny"}
+_MODEL = "checkpoint file, diffusers folder, or tiny for the embedded model (default: tiny)"
+_CACHE = "keep a quantised copy of the model here: the next load takes seconds (default: none)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,9 +57,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         about = f"{error.filename}: " if error.filename else ""
         print(f"zoodip: error: {about}{error.strerror or error}; check the path", file=sys.stderr)
         return 2
+    except MemoryError:
+        print("zoodip: error: the computer's memory is full; use a smaller resolution or int4 weights", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        print(f"zoodip: error: {error}\nUse a smaller --resolution, or --weights int4", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("zoodip: interrupted", file=sys.stderr)
         return 130
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 def _quiet_libraries() -> None:
@@ -133,7 +149,7 @@ def _add_train(commands: Any) -> None:
         choices=INITIALIZER_MODES,
     )
     group = parser.add_argument_group("model")
-    _option(group, "--model", "model", "PATH", "diffusers folder, or tiny for the embedded model (default: tiny)")
+    _option(group, "--model", "model", "PATH", _MODEL)
     _option(group, "--weights", "weights", None, "how weights are kept in memory (default: int8)", choices=WEIGHTS)
     _option(
         group,
@@ -144,6 +160,16 @@ def _add_train(commands: Any) -> None:
         choices=("auto", *DTYPES),
     )
     _option(group, "--device", "device", "NAME", "auto, cpu, cuda, ... (default: auto)")
+    _option(
+        group,
+        "--prediction-type",
+        "prediction_type",
+        None,
+        "what the model predicts, where its file does not tell rightly (default: auto)",
+        choices=PREDICTION_TYPES,
+    )
+    _option(group, "--cache", "cache", "DIR", _CACHE)
+    _option(group, "--batch", "batch", "N", "candidates in one forward pass (default: as many as fit)", type=int)
     group = parser.add_argument_group("images")
     _option(group, "--resolution", "resolution", "PIXELS", "a side (default: the model's own)", type=int)
     _option(group, "--crop", "crop", None, "cut out the centre square, or squeeze (default: center)", choices=CROPS)
@@ -199,7 +225,7 @@ def _add_generate(commands: Any) -> None:
         "make images, with or without a learned token",
         'generate --embedding runs/rex/rex.safetensors --prompt "a <rex> on the beach"',
     )
-    parser.add_argument("--model", default=TINY, metavar="PATH", help="diffusers folder, or tiny (default: tiny)")
+    parser.add_argument("--model", default=TINY, metavar="PATH", help=_MODEL)
     parser.add_argument("--prompt", required=True, action="append", help="what to draw; may be given several times")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to stay away from")
     parser.add_argument(
@@ -218,6 +244,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--weights", choices=WEIGHTS, default="int8", help="how weights are kept (default: int8)")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="activations (default: auto)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--cache", metavar="DIR", help=_CACHE)
     parser.add_argument(
         "--output",
         type=Path,
@@ -228,8 +255,14 @@ def _add_generate(commands: Any) -> None:
 
 
 def _add_inspect(commands: Any) -> None:
-    parser = _command(commands, "inspect", _inspect, "show what is in an embedding file", "inspect rex.safetensors")
-    parser.add_argument("file", type=Path, metavar="FILE", help=".safetensors, A1111 .pt or diffusers .bin")
+    parser = _command(
+        commands,
+        "inspect",
+        _inspect,
+        "show what is in an embedding file, or what a model is and how much memory training on it takes",
+        "inspect rex.safetensors",
+    )
+    parser.add_argument("file", metavar="FILE", help="an embedding (.safetensors, .pt, .bin), a model, or tiny")
 
 
 def _add_demo(commands: Any) -> None:
@@ -275,14 +308,20 @@ def _free_run(config: TrainConfig) -> Path:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     known = {spec.name for spec in dataclasses.fields(TrainConfig)}
-    return {key: value for key, value in vars(args).items() if key in known}
+    settings = {key: value for key, value in vars(args).items() if key in known}
+    for key in ("model", "captions", "cache"):  # a run can be resumed from another folder
+        if settings.get(key, TINY) != TINY:
+            settings[key] = str(Path(settings[key]).absolute())
+    if "images" in settings:
+        settings["images"] = [str(Path(path).absolute()) for path in settings["images"]]
+    return settings
 
 
 def _config(args: argparse.Namespace) -> TrainConfig:
     settings = _settings(args)
     if args.config:
         try:
-            base = TrainConfig.from_json(args.config.read_text(encoding="utf-8"), str(args.config)).to_dict()
+            base = TrainConfig.settings_from_json(args.config.read_text(encoding="utf-8-sig"), str(args.config))
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ConfigError(f"config file {args.config} can not be read: {why}") from error
@@ -290,7 +329,7 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     for flag, key in (("--images", "images"), ("--token", "token"), ("--init", "initializer")):
         if key not in settings:
             raise ConfigError(f"{flag} is missing; see {PROGRAM} train --help")
-    family = identify(settings.get("model", TINY)).family
+    family = identify(settings.get("model", TINY), settings.get("prediction_type", "auto")).family
     return TrainConfig.from_preset(args.preset or _PRESET_OF_FAMILY.get(family, "sd15"), **settings)
 
 
@@ -380,8 +419,7 @@ def _generate(args: argparse.Namespace) -> int:
         with_slots(text, embedding.token) != text for text in (*args.prompt, args.negative_prompt)
     ):
         raise ConfigError(f"no prompt holds the token {embedding.token}; write it where the subject should stand")
-    model = load_quantized(args.model, weights=args.weights, dtype=args.dtype, device=args.device)
-    guidance = args.guidance if args.guidance is not None else (5.0 if model.info.family == "tiny" else 7.5)
+    model = load_quantized(args.model, weights=args.weights, dtype=args.dtype, device=args.device, cache=args.cache)
     prompts = [prompt for prompt in args.prompt for _ in range(args.count)]
     seeds = [args.seed + i for _ in args.prompt for i in range(args.count)]
     images = generate(
@@ -391,7 +429,7 @@ def _generate(args: argparse.Namespace) -> int:
         embedding=embedding,
         negative_prompt=args.negative_prompt,
         num_inference_steps=args.steps,
-        guidance_scale=guidance,
+        guidance_scale=args.guidance,
     )
     # A token's name comes from inside a file, perhaps a stranger's: never a path.
     stem = re.sub(r"[^\w-]+", "_", file_stem(embedding.token))[:60] if embedding else "image"
@@ -412,10 +450,36 @@ def _save_image(image: Any, path: Path) -> Path:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    lines = describe(load_embedding(args.file))
+    path = Path(args.file)
+    if args.file == TINY or path.is_dir() or (path.is_file() and path.stat().st_size > MAX_BYTES):
+        lines = _describe_model(args.file)
+    else:
+        lines = describe(load_embedding(path))
     width = max(len(label) for label, _ in lines)
     print(f"{args.file}\n" + "\n".join(f"  {label:<{width}}  {text}" for label, text in lines))
     return 0
+
+
+def _describe_model(model: str) -> list[tuple[str, str]]:
+    """What a model is and what training on a GPU takes, candidates in turn, as (label, text) lines."""
+    import torch
+
+    from .memory import predict_memory
+    from .models import open_model
+
+    blueprint = open_model(model)
+    info = blueprint.info
+    lines = [
+        ("model", info.name),
+        ("family", info.family),
+        ("predicts", info.prediction_type),
+        ("trained on", f"{info.resolution} px"),
+        ("token width", "+".join(map(str, info.dims))),
+    ]
+    for weights in ("int8", "int4"):
+        use = predict_memory(blueprint, weights, torch.float16, torch.device("cuda"), info.resolution, 1)
+        lines.append((f"GPU, {weights}", str(use)))
+    return lines
 
 
 def _demo(args: argparse.Namespace) -> int:

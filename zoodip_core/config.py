@@ -211,6 +211,11 @@ class TrainConfig:
     @classmethod
     def from_json(cls, text: str, where: str = "config") -> TrainConfig:
         """Read :meth:`to_json`'s text; ``where`` names it in errors."""
+        return cls.from_dict(cls.settings_from_json(text, where))
+
+    @staticmethod
+    def settings_from_json(text: str, where: str = "config") -> dict[str, Any]:
+        """The settings in :meth:`to_json`'s text as they stand, not yet checked."""
         try:
             data = json.loads(text)
         except ValueError as error:
@@ -223,7 +228,7 @@ class TrainConfig:
                 f"{where} has config_version {version}, this program reads {CONFIG_VERSION}; "
                 "update ZOODiP, or start a new run"
             )
-        return cls.from_dict(data)
+        return data
 
 
 def _typed(name: str, annotation: str, value: Any) -> Any:

@@ -84,4 +84,4 @@ def _draw(
 ) -> list[Image.Image]:
     """The same prompts and seeds for word and token; the first ones are shown, all are scored."""
     prompts = [concept.prompt(_PLACES[i % len(_PLACES)]).format(name) for i in range(_SCORED)]
-    return generate(model, prompts, list(range(_SCORED)), embedding=embedding, guidance_scale=5.0)
+    return generate(model, prompts, list(range(_SCORED)), embedding=embedding)

@@ -23,7 +23,7 @@ from .tokens import check_name, file_stem
 FORMAT_VERSION = 1
 SUFFIXES = (".safetensors", ".pt", ".bin")
 SDXL_KEYS = ("clip_l", "clip_g")
-_MAX_BYTES = 64_000_000
+MAX_BYTES = 64_000_000
 _FAMILIES = {(768,): "sd1", (1024,): "sd2", (128,): "tiny", (768, 1280): "sdxl"}
 
 
@@ -109,7 +109,7 @@ def load_embedding(path: str | Path) -> Embedding:
         raise EmbeddingFileError(f"embedding file {path} does not exist")
     if path.suffix.lower() not in SUFFIXES:
         raise EmbeddingFileError(f"{path}: embedding files end in {', '.join(SUFFIXES)}")
-    if path.stat().st_size > _MAX_BYTES:
+    if path.stat().st_size > MAX_BYTES:
         raise EmbeddingFileError(
             f"{path} has {path.stat().st_size / 1e6:.0f} MB, too much for an embedding; is it a model or a LoRA?"
         )

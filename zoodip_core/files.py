@@ -38,20 +38,26 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a temporary file beside ``path``, sync it, and move it into place. Text is UTF-8.
+@contextlib.contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write; its file is synced and moved into place at the end.
 
-    On any failure the temporary file is removed and an existing ``path`` stays as it was.
+    On any failure it is removed and an existing ``path`` stays as it was.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
     part = path.parent / f".{secrets.token_hex(8)}.part"
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with part.open("xb") as file:
-                file.write(data)
-                file.flush()
+            yield part
+            with part.open("rb+") as file:
                 os.fsync(file.fileno())
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a whole file atomically; see :func:`written_atomically`. Text is UTF-8."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with written_atomically(path) as part, part.open("xb") as file:
+        file.write(data)

@@ -35,7 +35,7 @@ def generate(
     embedding: Embedding | None = None,
     negative_prompt: str = "",
     num_inference_steps: int = 25,
-    guidance_scale: float = 7.5,
+    guidance_scale: float | None = None,
     resolution: int = 0,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Image.Image]:
@@ -46,6 +46,7 @@ def generate(
     Args:
         prompts: texts; the embedding's token may stand in them.
         seeds: as many as prompts. A seed gives the same image on any device, up to rounding.
+        guidance_scale: classifier-free guidance; 7.5 if None, 5 for the embedded tiny model.
         resolution: pixels a side, 0 for the model's own.
         on_step: called with (done, of) after each denoising step.
 
@@ -58,6 +59,8 @@ def generate(
         raise ConfigError(f"generate: {len(prompts)} prompts and {len(seeds)} seeds; give one seed a prompt")
     if not 1 <= num_inference_steps <= 1000:
         raise ConfigError(f"steps = {num_inference_steps}: must be from 1 to 1000")
+    if guidance_scale is None:
+        guidance_scale = 5.0 if model.info.family == "tiny" else 7.5
     if not 0 <= guidance_scale <= 100:
         raise ConfigError(f"guidance = {guidance_scale}: must be from 0 to 100")
     if embedding:

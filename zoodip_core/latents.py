@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .building import give_back_freed
 from .images import ReferenceImage, to_tensor
 from .models import QuantizedModel
 
@@ -46,5 +47,6 @@ def encode_images(model: QuantizedModel, images: Sequence[ReferenceImage]) -> Ca
             means.append(posterior.mean.float().cpu())
             stds.append(posterior.std.float().cpu())
         factor = float(vae.config.scaling_factor)
+    give_back_freed()
     sizes = [(*image.original_size, *image.crop_top_left, *image.picture.size[::-1]) for image in images]
     return CachedPosteriors(torch.cat(means), torch.cat(stds), factor, torch.tensor(sizes, dtype=torch.float32))

@@ -294,6 +294,7 @@ def _unet_name(name: str, config: Config) -> str:
             return f"output_blocks.{level * stride + last}.{1 + after_attention}.conv"
         return f"output_blocks.{level * stride + index}.{int(kind == 'attentions')}"
 
+    in_resnet = ".resnets." in name
     name = re.sub(
         r"^(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)(?:\.conv(?=\.))?", block, name
     )
@@ -301,7 +302,7 @@ def _unet_name(name: str, config: Config) -> str:
         if name.startswith(top + "."):
             name = ldm + name[len(top) :]
             break
-    return _renamed(name, _UNET_RESNET)
+    return _renamed(name, _UNET_RESNET) if in_resnet else name
 
 
 _VAE_RESNET = {"conv_shortcut": "nin_shortcut"}
@@ -315,7 +316,9 @@ def _vae_name(name: str, levels: int) -> str:
         return _renamed(name.replace("mid_block.attentions.0", "mid.attn_1"), _VAE_ATTENTION)
     name = re.sub(r"down_blocks\.(\d+)\.", r"down.\1.", name)
     name = re.sub(r"up_blocks\.(\d+)\.", lambda m: f"up.{levels - 1 - int(m[1])}.", name)
-    name = name.replace("resnets.", "block.").replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
+    name = (
+        name.replace("resnets.", "block.").replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
+    )
     return _renamed(name, _VAE_RESNET)
 
 

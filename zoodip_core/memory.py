@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from .building import layers_to_quantize
 from .errors import NoRoomError
-from .models import Blueprint, QuantizedModel
+from .models import Blueprint, QuantizedModel, empty_network
 from .quantize import Parts, group_size, stored_bytes
 
 CUDA_CONTEXT = 450_000_000
@@ -31,7 +32,7 @@ class MemoryUse:
         weights: of the UNet and the text encoders, quantised, by component.
         activations: peak of a training step above the weights.
         encoding: peak of encoding one image, the VAE's encoder included; it is gone before the UNet comes.
-        fixed: what the device's own runtime takes.
+        fixed: what the device's runtime takes: CUDA's context, a CPU's reordered copies of a layer.
     """
 
     weights: Mapping[str, int]
@@ -95,7 +96,14 @@ class _NoAttentionMatrix(TorchFunctionMode):
 
 @torch.no_grad()
 def predict_memory(
-    blueprint: Blueprint, weights: str, dtype: torch.dtype, resolution: int, batch: int, *, text_apart: bool = False
+    blueprint: Blueprint,
+    weights: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    resolution: int,
+    batch: int,
+    *,
+    text_apart: bool = False,
 ) -> MemoryUse:
     """What a run will take, from a dry run without content; costs about a second and no memory.
 
@@ -103,6 +111,7 @@ def predict_memory(
         blueprint: the model.
         weights: their storage.
         dtype: of activations.
+        device: where it runs; need not be there.
         resolution: pixels a side.
         batch: candidates in one forward.
         text_apart: text encoders compute on the CPU, the rest on another device.
@@ -117,18 +126,34 @@ def predict_memory(
         condition = model.encode(prompt, torch.empty(batch, 1, dims, device=_META))
         model.predict(noisy, 500, condition, torch.empty(6, device=_META))
 
+    model.encode(prompt, torch.empty(1, 1, dims, device=_META))  # reads the rows of the token table that are kept
     stored = model.stored_bytes()
     if text_apart:
         stored = {"unet": stored["unet"]}
     with model.vae("encoder") as vae, _NoAttentionMatrix():
         picture = torch.empty(1, 3, resolution, resolution, device=_META, dtype=vae.dtype)
         encoding = stored_bytes(vae) + activation_peak(lambda: vae.encode(picture), _META)
-        return MemoryUse(stored, activation_peak(forward, _META), encoding)
+        return MemoryUse(stored, activation_peak(forward, _META), encoding, _fixed(blueprint, dtype, device))
+
+
+def _fixed(blueprint: Blueprint, dtype: torch.dtype, device: torch.device) -> int:
+    if device.type == "cuda":
+        return CUDA_CONTEXT
+    # On a CPU oneDNN copies a layer's weight into its own order, and its input and output as well.
+    layers = layers_to_quantize(empty_network(blueprint, "unet")).values()
+    largest = max(layer.weight.numel() for layer in layers)
+    return 2 * largest * dtype.itemsize if device.type == "cpu" else 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run is laid out: candidates in one forward, whether the text encoders stay on the CPU, and what it takes."""
+    """How a run is laid out.
+
+    Args:
+        batch: candidates in one forward.
+        text_apart: whether the text encoders stay on the CPU.
+        use: what it takes.
+    """
 
     batch: int
     text_apart: bool
@@ -156,10 +181,9 @@ def plan(
         NoRoomError: nothing fits; says what would.
     """
     free = free_memory(device) if free is None else free
-    fixed = CUDA_CONTEXT if device.type == "cuda" else 0
 
     def use(weights: str, resolution: int, batch: int, text_apart: bool) -> MemoryUse:
-        return replace(predict_memory(blueprint, weights, dtype, resolution, batch, text_apart=text_apart), fixed=fixed)
+        return predict_memory(blueprint, weights, dtype, device, resolution, batch, text_apart=text_apart)
 
     sizes = [batch] if batch else sorted({candidates, (candidates + 1) // 2, 1}, reverse=True)
     layouts = [(size, False) for size in sizes] + ([(sizes[-1], True)] if device.type != "cpu" else [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from . import ldm
+from .attention import PiecewiseAttention
 from .building import ComponentReader, build
 from .checkpoints import SUFFIXES, Checkpoint, component_files, read_json
 from .errors import ConfigError, ModelError
@@ -28,6 +30,8 @@ CLIP_PATH = Path(__file__).parent / "clip"
 """The tokenizer of every Stable Diffusion, for checkpoints, which hold none."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
+COPY_MARK = "zoodip_quantized_copy"
+"""In the header of our own quantised copies of models."""
 _FAMILIES = {(768,): "sd1", (1024,): "sd2", (128,): "tiny", (768, 1280): "sdxl"}
 _RESOLUTIONS = {("sd1", "epsilon"): 512, ("sd2", "epsilon"): 512, ("sd2", "v_prediction"): 768}
 _PADS = {"sd1": (None,), "sd2": ("!",), "sdxl": (None, "!")}
@@ -64,13 +68,18 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """All that is needed to build a model's parts: what it is, configs, tokenizers, where its tensors lie."""
+    """All that is needed to build a model's parts: what it is, configs, tokenizers, where its tensors lie.
+
+    ``copy_of`` is the hash of the model of which this is a quantised copy, and ``weights`` what it was quantised to.
+    """
 
     info: ModelInfo
     configs: Mapping[str, dict[str, Any]]
     readers: Mapping[str, ComponentReader]
     tokenizers: tuple[tuple[Path, str | None], ...]
     """For each text encoder its tokenizer's folder, and the word it pads with if that is not the folder's."""
+    copy_of: str | None = None
+    weights: str | None = None
 
     @property
     def text_parts(self) -> tuple[str, ...]:
@@ -81,6 +90,14 @@ class Blueprint:
     def checkpoints(self) -> list[Checkpoint]:
         """Its files, each once, in a stable order."""
         return list({id(r.checkpoint): r.checkpoint for _, r in sorted(self.readers.items())}.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model's files: which base model a token belongs to."""
+        if self.copy_of:
+            return self.copy_of
+        hashes = [checkpoint.sha256() for checkpoint in self.checkpoints]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------- what is it?
@@ -123,6 +140,8 @@ def open_model(model: str | Path, prediction_type: str = "auto") -> Blueprint:
 
 def _open_file(path: Path, prediction_type: str) -> Blueprint:
     checkpoint = Checkpoint([path])
+    if COPY_MARK in checkpoint.metadata:
+        return _open_copy(checkpoint, prediction_type)
     family = ldm.family_of(checkpoint.shapes, str(path))
     configs = ldm.configs_of(checkpoint.shapes, family, str(path))
     predicts = _predicts(checkpoint, family) if prediction_type == "auto" else prediction_type
@@ -137,6 +156,30 @@ def _open_file(path: Path, prediction_type: str) -> Blueprint:
         {part: ComponentReader(checkpoint, name) for part, name in names.items()},
         tuple((CLIP_PATH, pad) for pad in _PADS[family]),
     )
+
+
+def _open_copy(checkpoint: Checkpoint, prediction_type: str) -> Blueprint:
+    about = checkpoint.metadata
+    try:
+        info, configs, folders = (json.loads(about[key]) for key in ("info", "configs", "tokenizers"))
+        if prediction_type != "auto":
+            info["prediction_type"] = configs["scheduler"]["prediction_type"] = prediction_type
+        return Blueprint(
+            ModelInfo(**{**info, "path": Path(info["path"]), "dims": tuple(info["dims"])}),
+            configs,
+            {
+                part: ComponentReader(checkpoint, lambda name, part=part: ldm.Source(f"{part}.{name}"))  # type: ignore[misc]
+                for part in configs
+                if part != "scheduler"
+            },
+            tuple((Path(folder) if folder else CLIP_PATH, pad) for folder, pad in folders),
+            copy_of=about["sha256"],
+            weights=about["weights"],
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"model: {checkpoint.files[0]} is a quantised copy that is damaged or of another version; delete it"
+        ) from error
 
 
 def _predicts(checkpoint: Checkpoint, family: str) -> str:
@@ -232,6 +275,21 @@ def _folder_reader(folder: Path) -> ComponentReader:
 # ---------------------------------------------------------------- the model
 
 
+def empty_network(blueprint: Blueprint, part: str) -> Any:
+    """A component of the right shape on the meta device, without content."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = {key: value for key, value in blueprint.configs[part].items() if not key.startswith("_")}
+    with torch.device("meta"):
+        if part == "unet":
+            return UNet2DConditionModel.from_config(config)
+        if part == "vae":
+            return AutoencoderKL.from_config(config)
+        kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+        return kind(CLIPTextConfig(**config))
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """What the UNet attends to.
@@ -295,25 +353,19 @@ class QuantizedModel:
     @cached_property
     def text_encoders(self) -> tuple[Any, ...]:
         """Loaded at the first use, on ``text_device``."""
-        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-        kinds = (CLIPTextModel, CLIPTextModelWithProjection)
-        return tuple(
-            self._build(part, lambda c, kind=kind: kind(CLIPTextConfig(**c)), self.text_device)
-            for part, kind in zip(self.blueprint.text_parts, kinds, strict=False)
-        )
+        return tuple(self._build(part, self.text_device) for part in self.blueprint.text_parts)
 
     @cached_property
     def unet(self) -> Any:
         """Loaded at the first use, on ``device``."""
-        from diffusers import UNet2DConditionModel
+        unet = self._build("unet", self.device)
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+            unet.set_attn_processor(PiecewiseAttention())
+        return unet
 
-        return self._build("unet", UNet2DConditionModel.from_config, self.device)
-
-    def _build(self, part: str, make: Any, device: torch.device, **more: Any) -> Any:
-        config = {k: v for k, v in self.blueprint.configs[part].items() if not k.startswith("_")}
+    def _build(self, part: str, device: torch.device, **more: Any) -> Any:
         settings = {"weights": self.weights, "dtype": self.dtype, "device": device, **more}
-        return build(lambda: make(config), self.blueprint.readers[part], **settings)
+        return build(empty_network(self.blueprint, part), self.blueprint.readers[part], **settings)
 
     @contextlib.contextmanager
     def vae(self, half: str) -> Iterator[Any]:
@@ -321,18 +373,10 @@ class QuantizedModel:
 
         It is not quantised: it leaves before the UNet needs the room, and latents keep their accuracy.
         """
-        from diffusers import AutoencoderKL
-
         exact = self.dtype == torch.bfloat16 or self.blueprint.configs["vae"].get("force_upcast")
+        dtype = torch.float32 if exact else self.dtype
         without = ("decoder", "post_quant_conv") if half == "encoder" else ("encoder", "quant_conv")
-        vae = self._build(
-            "vae",
-            AutoencoderKL.from_config,
-            self.device,
-            weights="none",
-            dtype=torch.float32 if exact else self.dtype,
-            without=without,
-        )
+        vae = self._build("vae", self.device, weights="none", dtype=dtype, without=without)
         try:
             yield vae
         finally:
@@ -395,12 +439,6 @@ class QuantizedModel:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the model's files: which base model a token belongs to."""
-        hashes = [checkpoint.sha256() for checkpoint in self.blueprint.checkpoints]
-        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-
 
 def load_quantized(
     model: str | Path = TINY,
@@ -430,7 +468,16 @@ def load_quantized(
     """
     check_weights(weights)
     where = _device(device)
-    return QuantizedModel(open_model(model, prediction_type), weights, _dtype(dtype, where), where, where)
+    kind = _dtype(dtype, where)
+    if cache is None or weights == "none" or str(model) == TINY:
+        blueprint = open_model(model, prediction_type)
+    else:
+        from .model_cache import cached_model
+
+        blueprint = cached_model(Path(model), weights, Path(cache), prediction_type)
+    if blueprint.weights not in (None, weights):
+        raise ModelError(f"model: {model} is a quantised copy with {blueprint.weights} weights, not {weights}")
+    return QuantizedModel(blueprint, weights, kind, where, where)
 
 
 def _device(device: str) -> torch.device:

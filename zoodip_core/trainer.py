@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from .building import give_back_freed
 from .config import TrainConfig
 from .embedding import Embedding, save_embedding
 from .errors import NonFiniteLossError, StorageError
@@ -24,7 +25,7 @@ from .memory import MemoryUse, activation_peak, plan
 from .models import Prompt, QuantizedModel, load_quantized
 from .objective import DiffusionObjective, Draw, Objective
 from .pictures import contact_sheet, loss_curve
-from .prompts import captions_for, with_slots
+from .prompts import SLOT, captions_for, with_slots
 from .runs import RunFolder, check_free
 from .search import ZerothOrderSearch
 from .tokens import check_new, initial_vectors
@@ -150,18 +151,17 @@ class Training:
     ) -> None:
         self.config = config
         self.tell = tell
+        self._given_back = 0.0
         self.model = model or load_quantized(
             config.model,
             weights=config.weights,
             dtype=config.dtype,
             device=config.device,
             prediction_type=config.prediction_type,
-                cache=config.cache,
+            cache=config.cache,
         )
         resolution = config.resolution or self.model.info.resolution
-        self.images, skipped = load_images(
-            config.images, resolution, crop=config.crop, background=config.background
-        )
+        self.images, skipped = load_images(config.images, resolution, crop=config.crop, background=config.background)
         self.warnings = [f"skipped: {line}" for line in skipped] + _noise_warning(config, self.model)
         if config.flip:
             self.images = with_flips(self.images)
@@ -193,7 +193,7 @@ class Training:
     def _load(self, prompts: list[list[Prompt]]) -> None:
         """The long part: encode the images while the device is empty, then load the rest."""
         config, model = self.config, self.model
-        self.fingerprint = model.fingerprint
+        self.fingerprint = model.blueprint.fingerprint
         self.inputs = _inputs_hash(model, self.images, prompts)
         posteriors = encode_images(model, self.images)
         if self.plan.text_apart:
@@ -237,6 +237,9 @@ class Training:
         """
         draw = self.objective.draw(self.config.seed, self.search.step)
         losses = self.objective.losses(self.search.ask(), draw)
+        if time.monotonic() - self._given_back > 1:
+            give_back_freed()
+            self._given_back = time.monotonic()
         try:
             self.search.tell(losses, self.lr_scale())
         except NonFiniteLossError as error:
@@ -287,7 +290,7 @@ def _noise_warning(config: TrainConfig, model: QuantizedModel) -> list[str]:
 
 def _inputs_hash(model: QuantizedModel, images: list[ReferenceImage], prompts: list[list[Prompt]]) -> str:
     """What a run's losses depend on besides its settings: weights, noise schedule, pictures, texts as tokenised."""
-    digest = hashlib.sha256(model.fingerprint.encode())
+    digest = hashlib.sha256(model.blueprint.fingerprint.encode())
     digest.update(json.dumps(model.blueprint.configs["scheduler"], sort_keys=True).encode())
     for image, each in zip(images, prompts, strict=True):
         digest.update(image.picture.tobytes())
@@ -406,7 +409,10 @@ def _save(training: Training, folder: RunFolder, tell: Callable[[Event], None]) 
 
 def _sample(training: Training, folder: RunFolder, tell: Callable[[Event], None]) -> None:
     seeds = list(range(4))
-    images = generate(training.model, [training.sample_text()] * len(seeds), seeds, embedding=training.embedding())
+    text, config = training.config.sample_prompt.replace(SLOT, training.config.token), training.config
+    images = generate(
+        training.model, [text] * len(seeds), seeds, embedding=training.embedding(), resolution=config.resolution
+    )
     path = folder.sample_path(training.search.step)
     contact_sheet([(f"step {training.search.step}", images)], path)
     tell(Sampled(training.search.step, images, path))

@@ -11,6 +11,11 @@ from typing import Any
 
 import torch
 
+from .building import give_back_freed
+
+_LARGE = 100_000
+"""Numbers in a block's output from which on its temporaries are worth returning: tens of megabytes."""
+
 
 def predict(
     unet: Any,
@@ -41,6 +46,7 @@ def predict(
         for downsampler in block.downsamplers or ():
             x = downsampler(x)
             skips.append(x)
+        _tidy(x)
     x = unet.mid_block.resnets[0](x, embedded)
     for i, resnet in enumerate(unet.mid_block.resnets[1:]):
         x = resnet(_attend(unet.mid_block, i, x, hidden), embedded)
@@ -51,7 +57,14 @@ def predict(
             x = _attend(block, i, resnet(x, embedded), hidden)
         for upsampler in block.upsamplers or ():
             x = upsampler(x, skips[-1].shape[2:])
+        _tidy(x)
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+
+
+def _tidy(x: torch.Tensor) -> None:
+    """On a CPU, return what a block's forward freed: in the holes it leaves the next block does not fit."""
+    if x.device.type == "cpu" and x.numel() > _LARGE:
+        give_back_freed()
 
 
 def _time(unet: Any, timestep: int, x: torch.Tensor, added: dict[str, torch.Tensor] | None) -> torch.Tensor:

@@ -1,0 +1,123 @@
+"""Quantised copies of models on disk: the second load takes seconds and leaves the original alone.
+
+A copy is one safetensors file that holds everything training and generation need: quantised layers,
+the rest as the model's own file has it, and the configs in its header. Copies are named after the
+model's hash, so a model that was moved or renamed keeps its copy; a copy, or the whole folder, may be
+deleted at any time.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from .building import giving_back, layers_to_quantize
+from .errors import StorageError
+from .files import make_folder, storage_errors, write_atomically, written_atomically
+from .models import CLIP_PATH, COPY_MARK, Blueprint, empty_network, open_model
+from .quantize import quantize_weight
+
+FORMAT = 1
+INDEX = "index.json"
+
+
+def cached_model(model: Path, weights: str, folder: Path, prediction_type: str = "auto") -> Blueprint:
+    """The blueprint of a model's quantised copy, which is made if there is none yet.
+
+    Args:
+        model: a checkpoint file or diffusers folder.
+        weights: ``int8``, ``int4`` or ``float8``.
+        folder: where copies are kept.
+        prediction_type: as for :func:`models.open_model`.
+
+    Raises:
+        ModelError: the model can not be read.
+        StorageError: the copy can not be written; nothing is left of it.
+    """
+    index = _read_index(folder)
+    key, stamp = str(model.resolve()), _stamp(model)
+    known = index.get(key)
+    if isinstance(known, dict) and known.get("stamp") == stamp:
+        copy = folder / _name(str(known.get("sha256")), weights)
+        if copy.is_file():
+            return open_model(copy, prediction_type)
+    make_folder(folder)
+    blueprint = open_model(model)
+    copy = folder / _name(blueprint.fingerprint, weights)
+    if not copy.is_file():
+        write_copy(blueprint, weights, copy)
+    index[key] = {"stamp": stamp, "sha256": blueprint.fingerprint}
+    write_atomically(folder / INDEX, json.dumps(index, indent=1))
+    return open_model(copy, prediction_type)
+
+
+def _name(sha256: str, weights: str) -> str:
+    quanto = importlib.metadata.version("optimum-quanto")
+    return f"{sha256[:20]}-{weights}-quanto{quanto}-v{FORMAT}.safetensors"
+
+
+def _stamp(model: Path) -> list[list[Any]]:
+    """Name, size and time of each of a model's files: as long as they stand, so does its hash."""
+    files = [model] if model.is_file() else sorted(path for path in model.rglob("*") if path.is_file())
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    try:
+        data = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # it only saves hashing
+    return data if isinstance(data, dict) else {}
+
+
+def write_copy(blueprint: Blueprint, weights: str, path: Path) -> None:
+    """Quantise a model into one file, atomically.
+
+    Raises:
+        ModelError: a tensor is missing.
+        StorageError: no room, or no permission.
+    """
+    tensors = dict(_copied(blueprint, weights))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise StorageError(
+            28, f"could not write {path}: it takes {size / 1e9:.1f} GB, {free / 1e9:.1f} GB is free; free some space"
+        )
+    info = {**asdict(blueprint.info), "path": str(blueprint.info.path)}
+    metadata = {
+        COPY_MARK: str(FORMAT),
+        "weights": weights,
+        "sha256": blueprint.fingerprint,
+        "info": json.dumps(info),
+        "configs": json.dumps(blueprint.configs),
+        "tokenizers": json.dumps([["" if p == CLIP_PATH else str(p), pad] for p, pad in blueprint.tokenizers]),
+    }
+    with written_atomically(path) as part, storage_errors(path):
+        try:
+            save_file(tensors, part, metadata=metadata)
+        except Exception as error:  # safetensors has its own class for the system's errors
+            raise OSError(getattr(error, "errno", None) or 5, str(error)) from error
+
+
+def _copied(blueprint: Blueprint, weights: str) -> Iterator[tuple[str, torch.Tensor]]:
+    for part, reader in blueprint.readers.items():
+        network = empty_network(blueprint, part)
+        quantized = layers_to_quantize(network) if part != "vae" else {}
+        for name, layer in giving_back(quantized):
+            full = reader.parameter(f"{name}.weight", layer.weight.shape).float()
+            for kind, tensor in quantize_weight(full, weights).items():
+                yield f"{part}.{name}.{kind}", tensor
+        kept = {f"{name}.weight" for name in quantized}
+        for name, empty in network.named_parameters():
+            if name not in kept:
+                yield f"{part}.{name}", reader.parameter(name, empty.shape).clone()
+        reader.close()
