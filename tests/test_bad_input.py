@@ -196,6 +196,11 @@ def without_weights(model: Path) -> None:
     (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
 
 
+def broken_config(model: Path) -> None:
+    path = model / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "down_block_types": ["NoBlock"] * 2}))
+
+
 def broken_weights(model: Path) -> None:
     path = model / "unet" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:100_000])
@@ -215,9 +220,10 @@ def broken_vae(model: Path) -> None:
         (without_unet, ("unet/config.json is missing", "copy it again")),
         (without_vocabulary, ("vocab.json is missing", "copy it again")),
         (broken_vocabulary, ("tokenizer can not be loaded", "copy them again")),
-        (without_weights, ("unet can not be loaded", "copy them again")),
-        (broken_weights, ("unet can not be loaded", "copy them again")),
-        (broken_vae, ("vae can not be loaded", "copy them again")),
+        (without_weights, ("unet has no weights", "copy it again")),
+        (broken_weights, ("diffusion_pytorch_model.safetensors", "cut short", "download it again")),
+        (broken_vae, ("diffusion_pytorch_model.safetensors", "cut short", "download it again")),
+        (broken_config, ("unet", "config", "can not be used")),
     ],
 )
 def test_damaged_model(
@@ -237,7 +243,10 @@ def test_model_that_is_no_folder(tmp_path: Path, output: Path, capsys: pytest.Ca
     file = tmp_path / "v1-5.safetensors"
     refused(capsys, train_command(output, "--model", file), output, "model: ", "does not exist", "diffusers folder")
     file.write_bytes(b"weights")
-    refused(capsys, train_command(output, "--model", file), output, "model: ", "single file", "diffusers folders")
+    refused(capsys, train_command(output, "--model", file), output, "model: ", "cut short")
+    text = tmp_path / "v1-5.txt"
+    text.write_text("weights")
+    refused(capsys, train_command(output, "--model", text), output, "model: ", "is no checkpoint", ".safetensors")
 
 
 # ---------------------------------------------------------------- token and initializer

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from zoodip_core import rng
 from zoodip_core.images import load_images
 from zoodip_core.latents import CachedPosteriors, encode_images
 from zoodip_core.memory import activation_peak
-from zoodip_core.models import QuantizedModel, load_quantized
+from zoodip_core.models import TINY_PATH, QuantizedModel, load_quantized
 from zoodip_core.objective import DiffusionObjective, Draw, fixed_draws, mean_losses
 from zoodip_core.timesteps import PUTS
-from zoodip_core.tokens import encode_prompt, initial_vectors
+from zoodip_core.tokens import initial_vectors
 
 PIP = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip" / "images"
 CAPTION = "a {} in the snow"
@@ -24,7 +26,7 @@ CAPTION = "a {} in the snow"
 
 def objective_of(model: QuantizedModel, num_vectors: int = 1) -> DiffusionObjective:
     images, _ = load_images([PIP], 48)
-    prompt = encode_prompt(model.tokenizer, CAPTION, num_vectors)
+    prompt = model.prompt(CAPTION, num_vectors)
     return DiffusionObjective(model, encode_images(model, images), [[prompt]] * len(images), PUTS())
 
 
@@ -37,13 +39,11 @@ def float_model() -> QuantizedModel:
 def test_loss_is_equation_1(float_model: QuantizedModel, prediction_type: str) -> None:
     """Eq. 1 by hand: alpha-bar from SD's betas in NumPy, the token written into the embedding table."""
     objective = objective_of(float_model)
-    float_model.scheduler.register_to_config(prediction_type=prediction_type)
-    try:
-        token = initial_vectors(float_model.tokenizer, float_model.text_encoder, "monster", 1)
-        draw = Draw(seed=3, step=5, image=2, caption=0, timestep=640)
-        ours = objective.losses(torch.stack([token, token + 0.1]), draw)
-    finally:
-        float_model.scheduler.register_to_config(prediction_type="epsilon")
+    info = replace(float_model.info, prediction_type=prediction_type)
+    objective.model = replace(float_model, blueprint=replace(float_model.blueprint, info=info))
+    token = initial_vectors(float_model.tokenizers, float_model.text_encoders, "monster", 1)
+    draw = Draw(seed=3, step=5, image=2, caption=0, timestep=640)
+    ours = objective.losses(torch.stack([token, token + 0.1]), draw)
 
     alpha_bar = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[640]
     shape = (4, 12, 12)
@@ -53,7 +53,8 @@ def test_loss_is_equation_1(float_model: QuantizedModel, prediction_type: str) -
     z_t = np.sqrt(alpha_bar) * z + np.sqrt(1 - alpha_bar) * noise
     target = noise if prediction_type == "epsilon" else np.sqrt(alpha_bar) * noise - np.sqrt(1 - alpha_bar) * z
 
-    tokenizer, encoder = float_model.tokenizer, float_model.text_encoder
+    pipeline = StableDiffusionPipeline.from_pretrained(TINY_PATH, safety_checker=None, local_files_only=True)
+    tokenizer, encoder, unet = pipeline.tokenizer, pipeline.text_encoder.float(), pipeline.unet.float()
     table = encoder.get_input_embeddings().weight
     word = tokenizer("monster", add_special_tokens=False).input_ids[0]
     ids = tokenizer("a monster in the snow", padding="max_length", return_tensors="pt").input_ids
@@ -62,8 +63,7 @@ def test_loss_is_equation_1(float_model: QuantizedModel, prediction_type: str) -
         with torch.no_grad():
             table[word] = kept + shift
             hidden = encoder(ids)[0]
-            out = float_model.unet(torch.from_numpy(z_t)[None].float(), 640, hidden).sample[0].double().numpy()
-            table[word] = kept
+            out = unet(torch.from_numpy(z_t)[None].float(), 640, hidden).sample[0].double().numpy()
         assert ours[row].item() == pytest.approx(((out - target) ** 2).mean(), rel=1e-5)
 
 
@@ -88,22 +88,23 @@ def test_all_candidates_see_the_same_draw(tiny_model: QuantizedModel) -> None:
 def test_finite_differences_match_autograd(float_model: QuantizedModel) -> None:
     """The directional derivative from two forwards, against backpropagation through an own forward."""
     objective = objective_of(float_model)
-    token = initial_vectors(float_model.tokenizer, float_model.text_encoder, "monster", 1)
+    token = initial_vectors(float_model.tokenizers, float_model.text_encoders, "monster", 1)
     direction = torch.randn(1, 128, generator=torch.Generator().manual_seed(1))
     draw = Draw(seed=0, step=0, image=0, caption=0, timestep=700)
     plus, minus = objective.losses(torch.stack([token + 1e-3 * direction, token - 1e-3 * direction]), draw)
     measured = (plus - minus) / 2e-3
 
-    prompt = objective.captions[0][0]
+    (prompt,) = objective.captions[0][0]
+    (encoder,) = float_model.text_encoders
     theta = token.clone().requires_grad_()
     with torch.enable_grad():
-        layer = float_model.text_encoder.get_input_embeddings()
+        layer = encoder.get_input_embeddings()
         hook = layer.register_forward_hook(
             lambda _m, _i, out: torch.cat(
                 [out[:, : prompt.positions[0]], theta[None], out[:, prompt.positions[0] + 1 :]], 1
             )
         )
-        hidden = float_model.text_encoder(prompt.ids)[0]
+        hidden = encoder(prompt.ids)[0]
         hook.remove()
         noise = rng.normal(0, 0, "noise", (4, 12, 12))[None]
         z = objective.posteriors.sample(0, rng.normal(0, 0, "posterior", (4, 12, 12)))[None]
@@ -127,13 +128,14 @@ def test_no_autograd_graph_is_ever_built(tiny_model: QuantizedModel) -> None:
 
 
 def test_training_takes_no_more_memory_than_inference(tiny_model: QuantizedModel) -> None:
+    """Beside diffusers' own forward of the same batch."""
     objective = objective_of(tiny_model)
     candidates = torch.zeros(3, 1, 128)
-    ids = objective.captions[0][0].ids.expand(3, -1)
+    condition = tiny_model.encode(objective.captions[0][0], candidates)
 
     def infer() -> None:
         with torch.no_grad():
-            tiny_model.unet(torch.zeros(3, 4, 12, 12), 700, tiny_model.encode(ids))
+            tiny_model.unet(torch.zeros(3, 4, 12, 12), 700, condition.hidden)
 
     training = activation_peak(lambda: objective.losses(candidates, objective.draw(0, 0)), tiny_model.device)
     inference = activation_peak(infer, tiny_model.device)
@@ -155,7 +157,7 @@ def test_the_meter_sees_what_is_held_at_once() -> None:
 
 def test_posterior_is_sampled_exactly() -> None:
     mean, std = torch.full((1, 4, 8, 8), 2.0), torch.full((1, 4, 8, 8), 0.5)
-    cached = CachedPosteriors(mean, std, 0.5)
+    cached = CachedPosteriors(mean, std, 0.5, torch.zeros(1, 6))
     samples = torch.stack([cached.sample(0, rng.normal(0, step, "posterior", (4, 8, 8))) for step in range(200)])
     assert samples.mean().item() == pytest.approx(1.0, abs=0.01)
     assert samples.std().item() == pytest.approx(0.25, abs=0.01)
@@ -174,7 +176,7 @@ def test_the_vae_leaves_memory(tiny_model: QuantizedModel) -> None:
 
 def test_every_image_and_caption_is_drawn(tiny_model: QuantizedModel) -> None:
     images, _ = load_images([PIP], 48)
-    prompts = [encode_prompt(tiny_model.tokenizer, text, 1) for text in ("a {}", "the {}", "my {}")]
+    prompts = [tiny_model.prompt(text, 1) for text in ("a {}", "the {}", "my {}")]
     objective = DiffusionObjective(tiny_model, encode_images(tiny_model, images), [prompts] * len(images), PUTS())
     seen = {(d.image, d.caption) for d in (objective.draw(0, step) for step in range(400))}
     assert len(seen) == 3 * len(images)

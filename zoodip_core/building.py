@@ -117,7 +117,7 @@ def layers_to_quantize(network: nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
 
 
-def giving_back(layers: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+def giving_back(layers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The layers one by one; between them memory that was freed goes back to the system now and then."""
     parameters = 0
     for name, layer in layers.items():

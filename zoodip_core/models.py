@@ -281,13 +281,20 @@ def empty_network(blueprint: Blueprint, part: str) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = {key: value for key, value in blueprint.configs[part].items() if not key.startswith("_")}
-    with torch.device("meta"):
-        if part == "unet":
-            return UNet2DConditionModel.from_config(config)
-        if part == "vae":
-            return AutoencoderKL.from_config(config)
-        kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
-        return kind(CLIPTextConfig(**config))
+    try:
+        with torch.device("meta"):
+            if part == "unet":
+                return UNet2DConditionModel.from_config(config)
+            if part == "vae":
+                return AutoencoderKL.from_config(config)
+            kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+            return kind(CLIPTextConfig(**config))
+    except Exception as error:  # the libraries raise a dozen kinds on configs that make no sense
+        reason = str(error).strip().splitlines()
+        raise ModelError(
+            f"model: {blueprint.info.path}: the config of its {part} can not be used: "
+            f"{reason[0] if reason else type(error).__name__}; copy the model again"
+        ) from error
 
 
 @dataclass(frozen=True)

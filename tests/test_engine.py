@@ -1,0 +1,290 @@
+"""The engine's tricks against the plain way, per family: the same losses in float32 to 1e-5.
+
+The plain way is worked with diffusers' and transformers' own modules: the token written into the
+embedding tables, the image encoded at each step, one candidate after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import random_models
+import torch
+from PIL import Image
+from transformers import CLIPTokenizerFast
+
+from zoodip_core import rng
+from zoodip_core.attention import PiecewiseAttention, attend
+from zoodip_core.embedding import Embedding, load_embedding, save_embedding
+from zoodip_core.generation import encode_text, generate
+from zoodip_core.images import load_images, to_tensor
+from zoodip_core.latents import encode_images
+from zoodip_core.models import CLIP_PATH, QuantizedModel, load_quantized
+from zoodip_core.objective import DiffusionObjective, Draw
+from zoodip_core.timesteps import PUTS
+
+FAMILIES = ("sd15", "sd21", "sdxl")
+SIDE = 64
+CAPTION = "a photo of a {} on grass"
+DRAW = Draw(seed=4, step=9, image=0, caption=0, timestep=640)
+
+
+@dataclass
+class Setting:
+    """A small random model of a family as float modules and as we load it, an image and candidates."""
+
+    family: str
+    modules: dict[str, Any]
+    file: Path
+    model: QuantizedModel
+    photo: Path
+    candidates: torch.Tensor
+
+    def objective(self, **settings: Any) -> DiffusionObjective:
+        images, _ = load_images([self.photo], SIDE)
+        prompts = [[self.model.prompt(CAPTION, self.candidates.shape[1])]]
+        return DiffusionObjective(self.model, encode_images(self.model, images), prompts, PUTS(), **settings)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    folder = tmp_path_factory.mktemp(request.param)
+    modules = random_models.build(request.param, "small", 3)
+    file = random_models.write_ldm(folder / "model.safetensors", modules, request.param, torch.float16)
+    values = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    Image.fromarray(values).save(folder / "photo.png")
+    model = load_quantized(file, weights="none", prediction_type="epsilon")
+    drawn = torch.randn(3, 2, sum(model.info.dims), generator=torch.Generator().manual_seed(1))
+    return Setting(request.param, modules, file, model, folder / "photo.png", drawn * 0.02)
+
+
+@torch.no_grad()
+def plain_losses(setting: Setting) -> list[float]:
+    """Equation 1 for each candidate, with nothing shared and nothing cached."""
+    modules = setting.modules
+    (image,), _ = load_images([setting.photo], SIDE)
+    mean, log_variance = modules["vae"].encode(to_tensor([image.picture])).latent_dist.parameters.chunk(2, dim=1)
+    noise = rng.normal(DRAW.seed, DRAW.step, "noise", mean.shape[1:])[None]
+    posterior = rng.normal(DRAW.seed, DRAW.step, "posterior", mean.shape[1:])[None]
+    z = (mean + (log_variance / 2).exp() * posterior) * modules["vae"].config.scaling_factor
+    alpha_bar = float(np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)[DRAW.timestep])
+    noisy = alpha_bar**0.5 * z + (1 - alpha_bar) ** 0.5 * noise
+    losses = []
+    for candidate in setting.candidates:
+        hidden, added = plain_text(setting, candidate, image)
+        out = modules["unet"](noisy, DRAW.timestep, hidden, added_cond_kwargs=added).sample
+        losses.append((out.double() - noise.double()).square().mean().item())
+    return losses
+
+
+def plain_text(setting: Setting, candidate: torch.Tensor, image: Any) -> tuple[torch.Tensor, dict[str, Any] | None]:
+    """The prompt with the candidate's vectors in place of two words of each table."""
+    modules, outputs = setting.modules, []
+    encoders = [modules[part] for part in ("text_encoder", "text_encoder_2") if part in modules]
+    for i, (encoder, part) in enumerate(zip(encoders, candidate.split(setting.model.info.dims, dim=1), strict=True)):
+        pad = "!" if setting.family == "sd21" or i == 1 else "<|endoftext|>"
+        tokenizer = CLIPTokenizerFast.from_pretrained(CLIP_PATH, pad_token=pad)
+        text = CAPTION.format("zebra violin")
+        ids = tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        table = encoder.get_input_embeddings().weight
+        words = tokenizer("zebra violin", add_special_tokens=False).input_ids
+        kept = table[words].clone()
+        table[words] = part
+        outputs.append(encoder(ids, output_hidden_states=True))
+        table[words] = kept
+    if len(outputs) == 1:
+        return outputs[0].last_hidden_state, None
+    hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    # A 130 x 90 picture scaled to 92 x 64, 14 columns cut off on the left.
+    sizes = torch.tensor([[90.0, 130.0, 0.0, 14.0, SIDE, SIDE]])
+    return hidden, {"text_embeds": outputs[1].text_embeds, "time_ids": sizes}
+
+
+def test_all_tricks_together_give_the_plain_losses(setting: Setting) -> None:
+    ours = setting.objective().losses(setting.candidates, DRAW)
+    assert ours.tolist() == pytest.approx(plain_losses(setting), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_batched_is_in_turn(setting: Setting, batch: int) -> None:
+    together = setting.objective().losses(setting.candidates, DRAW)
+    torch.testing.assert_close(
+        setting.objective(batch=batch).losses(setting.candidates, DRAW), together, rtol=1e-5, atol=0
+    )
+
+
+@torch.no_grad()
+def test_shared_prefix_is_the_whole_forward(setting: Setting) -> None:
+    """Our pass over the same layers, against diffusers' forward on repeated latents."""
+    model = setting.model
+    condition = model.encode(model.prompt(CAPTION, 2), setting.candidates)
+    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    sizes = torch.tensor([90.0, 130.0, 0.0, 14.0, SIDE, SIDE])
+    added = {"text_embeds": condition.pooled, "time_ids": sizes.expand(3, -1)}
+    whole = model.unet(noisy.expand(3, -1, -1, -1), 640, condition.hidden, added_cond_kwargs=added).sample
+    torch.testing.assert_close(model.predict(noisy, 640, condition, sizes), whole, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_trimmed_token_table_is_the_whole_table(setting: Setting) -> None:
+    """A long prompt of rare words: hidden states, and SDXL's pooled output which looks for the end of text."""
+    text = "zucchini quokkas juggle tangerine accordions beneath 37 umbrellas"
+    ours = setting.model.encode(setting.model.prompt(text))
+    parts = [setting.modules[part] for part in ("text_encoder", "text_encoder_2") if part in setting.modules]
+    outputs = [
+        encoder(encoded.ids, output_hidden_states=True)
+        for encoder, encoded in zip(parts, setting.model.prompt(text), strict=True)
+    ]
+    if len(outputs) == 1:
+        torch.testing.assert_close(ours.hidden, outputs[0].last_hidden_state, rtol=1e-5, atol=1e-5)
+    else:
+        hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        torch.testing.assert_close(ours.hidden, hidden, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.pooled, outputs[1].text_embeds, rtol=1e-5, atol=1e-5)
+    for encoder in setting.model.text_encoders:
+        assert len(encoder.get_input_embeddings().weight) < 60  # of 49408
+
+
+def test_cached_posterior_is_the_vae_at_each_step(setting: Setting) -> None:
+    images, _ = load_images([setting.photo], SIDE)
+    cached = encode_images(setting.model, images)
+    noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        posterior = setting.modules["vae"].encode(to_tensor([images[0].picture])).latent_dist
+    factor = setting.modules["vae"].config.scaling_factor
+    fresh = (posterior.mean[0] + posterior.std[0] * noise) * factor
+    torch.testing.assert_close(cached.sample(0, noise), fresh, rtol=1e-5, atol=1e-6)
+
+
+def test_text_on_another_device_changes_nothing(setting: Setting) -> None:
+    apart = replace(setting.model)
+    apart.keep_text_apart()
+    objective = setting.objective()
+    here = objective.losses(setting.candidates, DRAW)
+    objective.model = apart
+    assert torch.equal(objective.losses(setting.candidates, DRAW), here)
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    objective = setting.objective(on_smaller_batch=told.append)
+    expected = objective.losses(setting.candidates, DRAW)
+    predict = QuantizedModel.predict
+
+    def small_card(self: QuantizedModel, noisy: Any, timestep: int, condition: Any, time_ids: Any) -> torch.Tensor:
+        if len(condition) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(self, noisy, timestep, condition, time_ids)
+
+    monkeypatch.setattr(QuantizedModel, "predict", small_card)
+    torch.testing.assert_close(objective.losses(setting.candidates, DRAW), expected, rtol=1e-5, atol=0)
+    assert told == [1]
+    monkeypatch.setattr(QuantizedModel, "predict", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError):
+        objective.losses(setting.candidates, DRAW)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 70, 40), (1, 2, 300, 64)])
+def test_attention_in_pieces_is_attention(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(shape, generator=generator) for _ in range(3))
+    whole = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    monkeypatch.setattr("zoodip_core.attention._SCORES", 32 * shape[2])  # several pieces, the last one short
+    torch.testing.assert_close(attend(query, key, value), whole, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_attention_in_pieces_runs_the_unet(setting: Setting) -> None:
+    unet = setting.modules["unet"]
+    latents, hidden = torch.randn(2, 4, 8, 8), torch.randn(2, 77, unet.config.cross_attention_dim)
+    added = {"text_embeds": torch.randn(2, 1280), "time_ids": torch.ones(2, 6)}
+    whole = unet(latents, 300, hidden, added_cond_kwargs=added).sample
+    processors = unet.attn_processors
+    unet.set_attn_processor(PiecewiseAttention())
+    in_pieces = unet(latents, 300, hidden, added_cond_kwargs=added).sample
+    unet.set_attn_processor(processors)
+    torch.testing.assert_close(in_pieces, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_on_a_cpu_uses_them(setting: Setting) -> None:
+    model = load_quantized(setting.file, dtype="bfloat16", prediction_type="epsilon")
+    kinds = {type(processor) for processor in model.unet.attn_processors.values()}
+    assert kinds == {PiecewiseAttention}
+    coarse = replace_model(setting.objective(), model).losses(setting.candidates, DRAW)
+    torch.testing.assert_close(coarse, setting.objective().losses(setting.candidates, DRAW), rtol=0.1, atol=0)
+
+
+def replace_model(objective: DiffusionObjective, model: QuantizedModel) -> DiffusionObjective:
+    objective.model = model
+    return objective
+
+
+# ---------------------------------------------------------------- tokens and pictures of all families
+
+
+def test_a_token_is_what_diffusers_sees(setting: Setting, tmp_path: Path) -> None:
+    """Saved, loaded by diffusers' own textual inversion into its pipeline, and encoded there."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    dims = setting.model.info.dims
+    embedding = Embedding("<rex>", tuple(part.contiguous() for part in setting.candidates[0].split(dims, dim=1)))
+    path = save_embedding(embedding, tmp_path)
+    assert torch.equal(load_embedding(path).vectors, setting.candidates[0])
+    folder = random_models.write_diffusers(tmp_path / "folder", setting.modules, setting.family)
+    kind = StableDiffusionXLPipeline if len(dims) == 2 else StableDiffusionPipeline
+    more = {} if len(dims) == 2 else {"safety_checker": None}
+    pipeline = kind.from_pretrained(folder or tmp_path / "folder", local_files_only=True, **more)
+    if len(dims) == 2:
+        for part, tensor in zip(("", "_2"), embedding.tensors, strict=True):
+            encoder, tokenizer = getattr(pipeline, f"text_encoder{part}"), getattr(pipeline, f"tokenizer{part}")
+            pipeline.load_textual_inversion(tensor, token="<rex>", text_encoder=encoder, tokenizer=tokenizer)
+            for module in encoder.modules():  # else some versions take the new, higher id for the end of text
+                if hasattr(module, "eos_token_id"):
+                    module.eos_token_id = tokenizer.eos_token_id
+    else:
+        pipeline.load_textual_inversion(str(path))
+    with torch.no_grad():
+        ours = encode_text(setting.model, "a photo of <rex> in the snow", embedding)
+        theirs = pipeline.encode_prompt(
+            prompt="a photo of <rex> in the snow",
+            device="cpu",
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )
+    torch.testing.assert_close(ours.hidden, theirs[0], rtol=1e-4, atol=1e-4)
+    if len(dims) == 2:
+        torch.testing.assert_close(ours.pooled, theirs[2], rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_of_every_family(setting: Setting) -> None:
+    """Through diffusers' pipeline of the family; several rows, one decode at a time, progress to the end."""
+    steps: list[tuple[int, int]] = []
+    images = generate(
+        setting.model,
+        ["a dog", "a dog"],
+        [0, 1],
+        num_inference_steps=2,
+        resolution=SIDE,
+        on_step=lambda done, of: steps.append((done, of)),
+    )
+    assert [image.size for image in images] == [(SIDE, SIDE)] * 2
+    assert images[0].tobytes() != images[1].tobytes()
+    assert steps[-1] == (2, 2)
+    (alone,) = generate(setting.model, ["a dog"], [1], num_inference_steps=2, resolution=SIDE)
+    difference = np.abs(np.asarray(alone, dtype=int) - np.asarray(images[1], dtype=int))
+    assert difference.max() <= 2
+
+
+def test_the_size_of_a_photograph_reaches_sdxl(tmp_path: Path) -> None:
+    """Original size, crop corner and target size, height before width, as diffusers' SDXL training gives them."""
+    Image.new("RGB", (300, 100)).save(tmp_path / "wide.png")
+    Image.new("RGB", (100, 200)).save(tmp_path / "tall.png")
+    tall, wide = load_images([tmp_path], 64)[0]
+    assert (tall.original_size, tall.crop_top_left) == ((200, 100), (32, 0))
+    assert (wide.original_size, wide.crop_top_left) == ((100, 300), (0, 64))
+    whole = load_images([tmp_path], 64, crop="resize")[0][0]
+    assert (whole.original_size, whole.crop_top_left) == ((200, 100), (0, 0))
