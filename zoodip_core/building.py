@@ -20,7 +20,7 @@ from .ldm import Source
 from .quantize import PARTS, Parts, QuantizedLayer, quantize_weight
 from .tokens import TokenTable
 
-_GIVE_BACK = 16_000_000
+_GIVE_BACK = 8_000_000
 """Parameters after which freed memory goes back to the system."""
 
 
@@ -167,7 +167,7 @@ def _quantized(
 ) -> QuantizedLayer:
     parts = reader.quantized(name, layer.weight.shape)
     if parts is None:
-        parts = quantize_weight(reader.parameter(f"{name}.weight", layer.weight.shape).float(), weights)
+        parts = quantize_weight(reader.parameter(f"{name}.weight", layer.weight.shape), weights)
     bias = None if layer.bias is None else reader.parameter(f"{name}.bias", layer.bias.shape)
     return QuantizedLayer(layer, parts, bias, dtype, device)
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from .errors import ModelError
 
-_WINDOW = 128 << 20
+_WINDOW = 32 << 20
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 Shape = tuple[int, ...]
 

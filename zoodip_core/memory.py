@@ -217,6 +217,35 @@ def free_memory(device: torch.device) -> int:
 # ---------------------------------------------------------------- measured
 
 
+class Watch:
+    """How much memory a run really takes, from its making on.
+
+    Args:
+        device: where the run computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        import psutil
+
+        self._device = device
+        self._before = psutil.Process().memory_info().rss
+        self._peak_before = process_peak()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def grown(self) -> int | None:
+        """Peak bytes so far: of CUDA's allocator and context, or by which the process grew.
+
+        None where that is not known: on Windows, or when the process was larger before.
+        """
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) + CUDA_CONTEXT
+        peak = process_peak()
+        if peak is None or self._peak_before is None or peak <= self._peak_before:
+            return None
+        return peak - self._before
+
+
 def activation_peak(work: Callable[[], object], device: torch.device) -> int:
     """The most bytes of tensors that ``work`` held at once, above what was held before."""
     if device.type == "cuda":

@@ -113,7 +113,7 @@ def _copied(blueprint: Blueprint, weights: str) -> Iterator[tuple[str, torch.Ten
         network = empty_network(blueprint, part)
         quantized = layers_to_quantize(network) if part != "vae" else {}
         for name, layer in giving_back(quantized):
-            full = reader.parameter(f"{name}.weight", layer.weight.shape).float()
+            full = reader.parameter(f"{name}.weight", layer.weight.shape)
             for kind, tensor in quantize_weight(full, weights).items():
                 yield f"{part}.{name}.{kind}", tensor
         kept = {f"{name}.weight" for name in quantized}

@@ -16,6 +16,7 @@ from torch import nn
 from .errors import ConfigError
 
 WEIGHTS = ("int8", "int4", "float8", "none")
+_AT_ONCE = 2_000_000
 PARTS = ("data", "scale", "shift")
 """The tensors of a quantised weight; ``shift`` only of int4."""
 Parts = dict[str, torch.Tensor]
@@ -40,24 +41,48 @@ def group_size(shape: torch.Size | tuple[int, ...]) -> int | None:
 def quantize_weight(weight: torch.Tensor, weights: str) -> Parts:
     """Quantise one weight ``[out, ...]``, symmetric per output for 8 bits, by groups with a shift for int4.
 
+    Worked in float32 some rows at a time: a whole weight's temporaries would be the peak of loading.
+
     Args:
-        weight: float32.
+        weight: any float type.
         weights: ``int8``, ``int4`` or ``float8``.
 
     Returns:
         ``data`` (int8, float8, or uint8 with two int4 in a byte), ``scale`` and for int4 ``shift``, float32.
     """
+    rows, group = max(1, _AT_ONCE // weight[0].numel()), group_size(weight.shape)
+    pieces = [_quantize_rows(piece.float(), weights, group) for piece in weight.split(rows)]
+    parts = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    if weights == "int4":
+        parts["data"] = pack(parts["data"])
+    return parts
+
+
+def _quantize_rows(weight: torch.Tensor, weights: str, group: int | None) -> Parts:
     from optimum import quanto
 
-    kind = {"int8": quanto.qint8, "int4": quanto.qint4, "float8": quanto.qfloat8}[weights]
     if weights == "int4":
-        group = group_size(weight.shape)
-        scale, shift = quanto.MaxOptimizer()(weight, qtype=kind, axis=0, group_size=group)
-        whole = quanto.quantize_weight(weight, qtype=kind, axis=0, scale=scale, shift=shift, group_size=group)
-        return {"data": whole._data._data, "scale": whole._scale, "shift": whole._shift}
+        scale, shift = quanto.MaxOptimizer()(weight, qtype=quanto.qint4, axis=0, group_size=group)
+        whole = quanto.quantize_weight(weight, quanto.qint4, 0, scale=scale, shift=shift, group_size=group)
+        values = unpack(whole._data._data, whole._data.shape[0])  # quanto's own way compiles C++ first
+        return {"data": values, "scale": whole._scale, "shift": whole._shift}
+    kind = {"int8": quanto.qint8, "float8": quanto.qfloat8}[weights]
     scale = quanto.AbsmaxOptimizer()(weight, qtype=kind, axis=0)
-    whole = quanto.quantize_weight(weight, qtype=kind, axis=0, scale=scale, shift=None)
+    whole = quanto.quantize_weight(weight, kind, 0, scale=scale, shift=None)
     return {"data": whole._data, "scale": whole._scale}
+
+
+def pack(values: torch.Tensor) -> torch.Tensor:
+    """Two rows of values from 0 to 15 in one of bytes: the first half of rows below, the second above (quanto's way)."""
+    half = (len(values) + 1) // 2
+    packed = values[:half].clone()
+    packed[: len(values) - half] |= values[half:] << 4
+    return packed
+
+
+def unpack(packed: torch.Tensor, rows: int) -> torch.Tensor:
+    """The ``rows`` rows of uint8 values that :func:`pack` packed."""
+    return torch.cat((packed & 15, packed >> 4))[:rows]
 
 
 class QuantizedLayer(nn.Module):
@@ -102,8 +127,7 @@ class QuantizedLayer(nn.Module):
         """The weight in the activations' type, made anew each time."""
         if self.shift is None:
             return self.data.to(self.scale.dtype).mul_(self.scale)
-        low, high = self.data & 15, self.data >> 4
-        values = torch.cat((low, high))[: -(-self.shape.numel() // self.data[0].numel())].to(self.scale.dtype)
+        values = unpack(self.data, len(self.scale)).to(self.scale.dtype)
         weight = values.mul_(self.scale).sub_(self.shift).view(self.shape)
         return weight.contiguous(memory_format=torch.channels_last) if self.conv else weight
 

@@ -21,7 +21,7 @@ from .errors import NonFiniteLossError, StorageError
 from .generation import generate
 from .images import ReferenceImage, load_images, with_flips
 from .latents import encode_images
-from .memory import MemoryUse, activation_peak, plan
+from .memory import MemoryUse, Watch, activation_peak, megabytes, plan
 from .models import Prompt, QuantizedModel, load_quantized
 from .objective import DiffusionObjective, Draw, Objective
 from .pictures import contact_sheet, loss_curve
@@ -187,7 +187,8 @@ class Training:
             config.make_estimator().num_candidates,
             config.batch,
         )
-        tell(Message(f"memory: {self.plan.use}"))
+        tell(Message(f"memory, predicted: {self.plan.use}"))
+        self.watch = Watch(self.model.device)
         self._load(prompts)
 
     def _load(self, prompts: list[list[Prompt]]) -> None:
@@ -391,6 +392,9 @@ def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], c
     except Exception:  # whatever else ends the loop, what was learned stays
         _save(training, folder, lambda event: None)
         raise
+    grown = training.watch.grown()
+    if grown is not None:
+        tell(Message(f"memory, measured: {megabytes(grown)} (predicted {megabytes(training.plan.use.total)})"))
     path = _save(training, folder, tell)
     if training.done:
         path = save_embedding(training.embedding(), folder.embedding_path)
