@@ -260,11 +260,13 @@ def test_a_token_is_what_diffusers_sees(setting: Setting, tmp_path: Path) -> Non
         torch.testing.assert_close(ours.pooled, theirs[2], rtol=1e-4, atol=1e-4)
 
 
-def test_pictures_of_every_family(setting: Setting) -> None:
+@pytest.mark.parametrize("weights", ["none", "int8"])
+def test_pictures_of_every_family(setting: Setting, weights: str) -> None:
     """Through diffusers' pipeline of the family; several rows, one decode at a time, progress to the end."""
+    model = load_quantized(setting.file, weights=weights, prediction_type="epsilon")
     steps: list[tuple[int, int]] = []
     images = generate(
-        setting.model,
+        model,
         ["a dog", "a dog"],
         [0, 1],
         num_inference_steps=2,
@@ -274,7 +276,7 @@ def test_pictures_of_every_family(setting: Setting) -> None:
     assert [image.size for image in images] == [(SIDE, SIDE)] * 2
     assert images[0].tobytes() != images[1].tobytes()
     assert steps[-1] == (2, 2)
-    (alone,) = generate(setting.model, ["a dog"], [1], num_inference_steps=2, resolution=SIDE)
+    (alone,) = generate(model, ["a dog"], [1], num_inference_steps=2, resolution=SIDE)
     difference = np.abs(np.asarray(alone, dtype=int) - np.asarray(images[1], dtype=int))
     assert difference.max() <= 2
 

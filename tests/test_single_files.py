@@ -32,9 +32,10 @@ from zoodip_core.checkpoints import Checkpoint
 from zoodip_core.errors import ModelError
 from zoodip_core.models import CLIP_PATH, QuantizedModel, empty_network, identify, load_quantized, open_model
 from zoodip_core.quantize import Parts, QuantizedLayer
-from zoodip_core.tokens import table_of
+from zoodip_core.tokens import EncodedPrompt, table_of
 
 FAMILIES = random_models.FAMILIES
+DIMS = {"sd15": (768,), "sd21": (1024,), "sdxl": (768, 1280)}
 CAPTION = "a photo of a {} on grass"
 WORD = 40_000
 """A row of the embedding tables that is not in the caption."""
@@ -63,16 +64,15 @@ def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Sample:
-    """A family's modules, and the files they were written to."""
+    """A family's modules, and the file they were written to."""
 
     family: str
     modules: dict[str, Any]
     file: Path
-    folder: Path
 
     @property
     def dims(self) -> tuple[int, ...]:
-        return (768, 1280) if self.family == "sdxl" else (1024,) if self.family == "sd21" else (768,)
+        return DIMS[self.family]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def sample(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     place = tmp_path_factory.mktemp(family)
     modules = random_models.build(family, "small", 1)
     file = random_models.write_ldm(place / "model.safetensors", modules, family)
-    yield Sample(family, modules, file, place / "folder")
+    yield Sample(family, modules, file)
     shutil.rmtree(place)
 
 
@@ -130,6 +130,38 @@ def own_text(sample: Sample, candidate: Tensor) -> tuple[Tensor, Tensor]:
     if len(outputs) == 1:
         return outputs[0].last_hidden_state, torch.empty(0)
     return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[1].text_embeds
+
+
+@dataclass(frozen=True)
+class Lean:
+    """A family's modules with few words, which read no prompts, but are fast to write."""
+
+    family: str
+    modules: dict[str, Any]
+
+    @torch.no_grad()
+    def prediction(self, model: QuantizedModel) -> Tensor:
+        """A model's output for two candidates in a prompt of a few of the words."""
+        generator = torch.Generator().manual_seed(5)
+        prompt = EncodedPrompt(torch.tensor([[98, 7, 3, 50, *[99] * 73]]), (2,), 1)
+        candidates = 0.03 * torch.randn(2, 1, sum(DIMS[self.family]), generator=generator)
+        condition = model.encode((prompt,) * len(DIMS[self.family]), candidates)
+        return model.predict(torch.randn(1, 4, 8, 8, generator=generator), 300, condition, TIME_IDS)
+
+    def write(self, path: Path, **settings: Any) -> Path:
+        return random_models.write_ldm(path, self.modules, self.family, **settings)
+
+
+@pytest.fixture(scope="module")
+def lean() -> Callable[[str], Lean]:
+    known: dict[str, Lean] = {}
+
+    def get(family: str) -> Lean:
+        if family not in known:
+            known[family] = Lean(family, random_models.build(family, "small", 4, vocab=100))
+        return known[family]
+
+    return get
 
 
 @torch.no_grad()
@@ -193,26 +225,20 @@ def test_both_halves_of_the_vae(sample: Sample) -> None:
 @torch.no_grad()
 def test_quantised_within_the_documented_errors(sample: Sample, truth: Truth, weights: str) -> None:
     model = load_quantized(sample.file, weights=weights, dtype="float32", device="cpu")
-    condition = model.encode(model.prompt(CAPTION, 1), truth.candidates)
-    assert error(condition.hidden, truth.hidden) < TEXT_ERROR[weights]
-    if condition.pooled is not None and truth.pooled is not None:
-        assert error(condition.pooled, truth.pooled) < 1.5 * TEXT_ERROR[weights]
-    assert 0 < error(predicted(model, truth), truth.predicted) < UNET_ERROR[weights]
-
-
-@pytest.mark.parametrize("weights", ["int8", "float8", "int4"])
-@torch.no_grad()
-def test_every_layer_holds_its_own_weight(sample: Sample, weights: str) -> None:
-    model = load_quantized(sample.file, weights=weights, dtype="float32", device="cpu")
     for part, network in networks(model).items():
         own = dict(sample.modules[part].named_modules())
         layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, QuantizedLayer)}
-        linear = {n for n, layer in own.items() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)}
-        assert layers.keys() == linear
+        assert layers.keys() == {n for n, layer in own.items() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)}
         for name, layer in layers.items():
             assert error(layer.weight, own[name].weight) < LAYER_ERROR[weights], name
             assert (layer.bias is None) == (own[name].bias is None)
             assert layer.bias is None or torch.equal(layer.bias, own[name].bias), name
+    condition = model.encode(model.prompt(CAPTION, 1), truth.candidates)
+    assert error(condition.hidden, truth.hidden) < TEXT_ERROR[weights]
+    if condition.pooled is not None and truth.pooled is not None:
+        assert error(condition.pooled, truth.pooled) < 1.5 * TEXT_ERROR[weights]
+    prediction = model.predict(truth.noisy, 500, condition, TIME_IDS)
+    assert 0 < error(prediction, truth.predicted) < UNET_ERROR[weights]
 
 
 def test_what_a_file_is(sample: Sample) -> None:
@@ -234,41 +260,34 @@ def test_what_a_file_is(sample: Sample) -> None:
 # ---------------------------------------------------------------- folders
 
 
-def write_folder(sample: Sample) -> Path:
-    """The sample as a diffusers folder, in float16."""
-    if not sample.folder.exists():
-        for module in sample.modules.values():
-            torch.nn.Module.half(module)
-        random_models.write_diffusers(sample.folder, sample.modules, sample.family)
-        for module in sample.modules.values():
-            torch.nn.Module.float(module)  # nothing is lost: the weights are float16 numbers
-    return sample.folder
+@pytest.fixture
+def folder(lean: Callable[[str], Lean], family: str, tmp_path: Path) -> Path:
+    return random_models.write_diffusers(tmp_path / "folder", lean(family).modules, family)
 
 
-def test_a_diffusers_folder_is_the_same_model(sample: Sample, truth: Truth) -> None:
-    folder = write_folder(sample)
-    info, of_file = identify(folder), identify(sample.file)
-    assert replace(info, name="model", path=sample.file) == of_file
-    model = load_quantized(folder, weights="none", dtype="float32", device="cpu")
-    assert error(predicted(model, truth), truth.predicted) < 1e-5
-    quantized = [load_quantized(path, weights="int8", dtype="float32", device="cpu") for path in (folder, sample.file)]
-    assert same(*quantized)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_diffusers_folder_is_the_same_model(
+    lean: Callable[[str], Lean], family: str, folder: Path, tmp_path: Path
+) -> None:
+    file = lean(family).write(tmp_path / "folder.safetensors")
+    assert replace(identify(folder), path=file) == identify(file)
+    one, other = (load_quantized(path, weights="none", dtype="float32", device="cpu") for path in (folder, file))
+    assert same(one, other)
+    assert error(lean(family).prediction(one), lean(family).prediction(other)) < 1e-5
+    with one.vae("encoder") as ours, other.vae("encoder") as others:
+        assert same_states(ours, others)
 
 
 @pytest.mark.xfail(strict=True, reason="a copy looks for the tokenizers where the folder was when it was copied")
-def test_a_folder_that_moved_keeps_its_copy(sample: Sample, tmp_path: Path) -> None:
-    folder = write_folder(sample)
-    at_first = load_quantized(folder, weights="int4", device="cpu", cache=tmp_path)
-    prompt = at_first.prompt(CAPTION, 1)
-    moved = folder.rename(folder.with_name("moved"))
-    try:
-        model = load_quantized(moved, weights="int4", device="cpu", cache=tmp_path)
-        assert len(copies(tmp_path)) == 1
-        assert same(model, at_first)
-        for ours, before in zip(model.prompt(CAPTION, 1), prompt, strict=True):
-            assert torch.equal(ours.ids, before.ids)
-    finally:
-        moved.rename(folder)
+@pytest.mark.parametrize("family", ["sd15"])
+def test_a_folder_that_moved_keeps_its_copy(folder: Path, tmp_path: Path) -> None:
+    before = load_quantized(folder, weights="int8", device="cpu", cache=tmp_path / "cache")
+    expected = networks(before)
+    moved = folder.rename(tmp_path / "moved")
+    model = load_quantized(moved, weights="int8", device="cpu", cache=tmp_path / "cache")
+    assert len(copies(tmp_path / "cache")) == 1
+    assert all(same_states(network, expected[part]) for part, network in networks(model).items())
+    assert all((place / "vocab.json").is_file() for place, _ in model.blueprint.tokenizers)
 
 
 # ---------------------------------------------------------------- copies
@@ -281,45 +300,25 @@ def copies(folder: Path) -> set[str]:
     return names - {"index.json"}
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_a_quantised_copy_is_the_model(sample: Sample, truth: Truth, tmp_path: Path, weights: str) -> None:
-    plain = load_quantized(sample.file, weights=weights, device="cpu")
-    expected = predicted(plain, truth)
+@pytest.mark.parametrize(
+    ("family", "weights"), [("sd15", "float8"), *((family, kind) for family in FAMILIES for kind in ("int8", "int4"))]
+)
+def test_a_quantised_copy_is_the_model(lean: Callable[[str], Lean], tmp_path: Path, family: str, weights: str) -> None:
+    file, cache = lean(family).write(tmp_path / "model.safetensors"), tmp_path / "cache"
+    plain = load_quantized(file, weights=weights, device="cpu")
+    expected = lean(family).prediction(plain)
     for _ in range(2):
-        model = load_quantized(sample.file, weights=weights, device="cpu", cache=tmp_path)
-        assert model.blueprint.checkpoints[0].files[0].parent == tmp_path
-        assert torch.equal(predicted(model, truth), expected)
+        model = cached(file, cache, weights)
+        assert model.blueprint.checkpoints[0].files[0].parent == cache
+        assert torch.equal(lean(family).prediction(model), expected)
         assert model.blueprint.fingerprint == plain.blueprint.fingerprint
         assert model.info == plain.info
-    (copy,) = copies(tmp_path)
-    itself = load_quantized(tmp_path / copy, weights=weights, device="cpu")
+    (copy,) = copies(cache)
+    itself = load_quantized(cache / copy, weights=weights, device="cpu")
     assert itself.info == plain.info
-    assert torch.equal(predicted(itself, truth), expected)
+    assert torch.equal(lean(family).prediction(itself), expected)
     with itself.vae("encoder") as ours, plain.vae("encoder") as own:
         assert same_states(ours, own)
-
-
-@dataclass(frozen=True)
-class Lean:
-    """A family's modules with few words, which can not be prompted, but are fast to write."""
-
-    family: str
-    modules: dict[str, Any]
-
-    def write(self, path: Path, **settings: Any) -> Path:
-        return random_models.write_ldm(path, self.modules, self.family, **settings)
-
-
-@pytest.fixture(scope="module")
-def lean() -> Callable[[str], Lean]:
-    known: dict[str, Lean] = {}
-
-    def get(family: str) -> Lean:
-        if family not in known:
-            known[family] = Lean(family, random_models.build(family, "small", 4, vocab=100))
-        return known[family]
-
-    return get
 
 
 @pytest.fixture
@@ -403,12 +402,12 @@ def test_a_renamed_model_goes_by_its_new_name(file: Path, cache: Path) -> None:
 
 
 def test_each_weights_type_has_its_copy(file: Path, cache: Path) -> None:
-    for number, weights in enumerate(("int8", "int4", "float8"), 1):
-        model = cached(file, cache, weights)
+    for number, weights in enumerate(("int8", "int4"), 1):
+        assert cached(file, cache, weights).weights == weights
         assert len(copies(cache)) == number
-        assert same(model, load_quantized(file, weights=weights, device="cpu"))
+        assert sum(weights in name for name in copies(cache)) == 1
     assert cached(file, cache, "none").blueprint.checkpoints[0].files == (file,)
-    assert len(copies(cache)) == 3
+    assert len(copies(cache)) == 2
 
 
 def test_a_copy_can_be_deleted_at_any_time(file: Path, cache: Path) -> None:
@@ -450,7 +449,9 @@ def test_an_explicit_prediction_type_reaches_a_copy(lean: Callable[[str], Lean],
     assert cached(file, cache).prediction_type == "epsilon"
 
 
-@pytest.mark.xfail(strict=True, reason="only the prediction type is changed in a copy's description, not its resolution")
+@pytest.mark.xfail(
+    strict=True, reason="only the prediction type is changed in a copy's description, not its resolution"
+)
 def test_the_resolution_follows_the_prediction_type_in_a_copy_as_well(
     lean: Callable[[str], Lean], tmp_path: Path, cache: Path
 ) -> None:
@@ -630,9 +631,7 @@ def test_building_holds_one_layer_in_full_precision(file: Path, weights: str) ->
     blueprint = open_model(file)
     for part in ("unet", "text_encoder"):
         reader = Watched(blueprint.readers[part])
-        build(
-            empty_network(blueprint, part), reader, weights=weights, dtype=torch.float32, device=torch.device("cpu")
-        )
+        build(empty_network(blueprint, part), reader, weights=weights, dtype=torch.float32, device=torch.device("cpu"))
         assert reader.most <= 3
         assert reader.live == 0
 
@@ -659,9 +658,9 @@ def test_no_more_of_a_file_is_mapped_than_a_window(
             return original()
 
         monkeypatch.setattr(reader, "_open", counted)
-    for name in checkpoint.shapes:
+    for number, name in enumerate(checkpoint.shapes):
         checkpoint.tensor(name)
-        assert maps() <= 1
+        assert number % 20 or maps() <= 1
     assert 5 < opened < 2 + file.stat().st_size / (4 << 20)
     checkpoint.close()
     assert maps() == 0

@@ -14,7 +14,7 @@ from .estimators import RGE, SPSA, Estimator, OnePoint
 from .images import CROPS
 from .models import DTYPES, PREDICTION_TYPES, TINY
 from .optimizers import ZOSGD, Optimizer, ZOAdam
-from .prompts import TEMPLATES
+from .prompts import SLOT, TEMPLATES, with_slots
 from .quantize import WEIGHTS
 from .subspace import SubspaceGradient
 from .timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
@@ -161,6 +161,10 @@ class TrainConfig:
         if 0 < self.resolution < 32 or self.resolution % 8:
             raise ConfigError(
                 f"resolution = {self.resolution}: must be a multiple of 8, at least 32, or 0 for the model's own"
+            )
+        if SLOT not in with_slots(self.sample_prompt, self.token):
+            raise ConfigError(
+                f"sample_prompt = {self.sample_prompt!r} has no placeholder; write {{}} where the learned token should stand"
             )
         check_name(self.token)
         if file_stem(self.token).lower() == "state":

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from .building import giving_back, layers_to_quantize
+from .building import give_back_freed, giving_back, layers_to_quantize
 from .errors import StorageError
 from .files import make_folder, storage_errors, write_atomically, written_atomically
 from .models import CLIP_PATH, COPY_MARK, Blueprint, empty_network, open_model
@@ -54,6 +54,7 @@ def cached_model(model: Path, weights: str, folder: Path, prediction_type: str =
     copy = folder / _name(blueprint.fingerprint, weights)
     if not copy.is_file():
         write_copy(blueprint, weights, copy)
+        give_back_freed()
     index[key] = {"stamp": stamp, "sha256": blueprint.fingerprint}
     write_atomically(folder / INDEX, json.dumps(index, indent=1))
     return open_model(copy, prediction_type)
@@ -106,6 +107,7 @@ def write_copy(blueprint: Blueprint, weights: str, path: Path) -> None:
             save_file(tensors, part, metadata=metadata)
         except Exception as error:  # safetensors has its own class for the system's errors
             raise OSError(getattr(error, "errno", None) or 5, str(error)) from error
+        part.chmod(0o644)  # the library makes it for its owner alone
 
 
 def _copied(blueprint: Blueprint, weights: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -111,6 +111,7 @@ class QuantizedLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = layer.weight.shape
+        self.out_features, self.in_features = self.shape[:2]  # diffusers' pipelines ask the layers for them
         self.conv: dict[str, Any] | None = None
         data = parts["data"].to(device)
         if isinstance(layer, nn.Conv2d):

@@ -104,7 +104,7 @@ class RunFolder:
             return None
         try:
             with safe_open(file, framework="pt") as stored:
-                state = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+                state = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118
                 known = (stored.metadata() or {}).get("inputs")
         except (SafetensorError, OSError) as error:
             raise RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it") from error
