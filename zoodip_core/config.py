@@ -164,7 +164,7 @@ class TrainConfig:
             )
         if SLOT not in with_slots(self.sample_prompt, self.token):
             raise ConfigError(
-                f"sample_prompt = {self.sample_prompt!r} has no placeholder; write {{}} where the learned token should stand"
+                f"sample_prompt = {self.sample_prompt!r} has no placeholder; write {{}} where the token should stand"
             )
         check_name(self.token)
         if file_stem(self.token).lower() == "state":

@@ -73,7 +73,7 @@ def _quantize_rows(weight: torch.Tensor, weights: str, group: int | None) -> Par
 
 
 def pack(values: torch.Tensor) -> torch.Tensor:
-    """Two rows of values from 0 to 15 in one of bytes: the first half of rows below, the second above (quanto's way)."""
+    """Two rows of values from 0 to 15 in one of bytes, as quanto does: the first half of rows in the low bits."""
     half = (len(values) + 1) // 2
     packed = values[:half].clone()
     packed[: len(values) - half] |= values[half:] << 4
