@@ -60,7 +60,7 @@ class ComponentReader:
             )
         try:
             return source.take(self.checkpoint.tensor(source.name), tuple(shape))
-        except RuntimeError as error:
+        except ValueError as error:
             have = list(self.checkpoint.shapes[source.name])
             raise ModelError(
                 f"model: {where}: {source.name} has shape {have}, expected one for {list(shape)}; "

@@ -36,7 +36,9 @@ class Checkpoint:
         self.files = tuple(files)
         self.shapes: dict[str, Shape] = {}
         self.metadata: dict[str, str] = {}
-        self._readers = [_SafetensorsReader(f) if f.suffix == ".safetensors" else _PickleReader(f) for f in files]
+        self._readers = [
+            _SafetensorsReader(f) if f.suffix.lower() == ".safetensors" else _PickleReader(f) for f in files
+        ]
         self._reader_of: dict[str, _Reader] = {}
         for reader in self._readers:
             self.shapes |= reader.shapes
@@ -115,12 +117,13 @@ class _Reader:
         self.metadata: dict[str, str] = {}
         self._get: Callable[[str], torch.Tensor] | None = None
         self._left = 0
+        self._mapped = True
 
     def _open(self) -> Callable[[str], torch.Tensor]:
         raise NotImplementedError
 
     def tensor(self, name: str) -> torch.Tensor:
-        if self._get is None or self._left < 0:
+        if self._get is None or (self._mapped and self._left < 0):
             self.close()
             self._get, self._left = self._open(), _WINDOW
         tensor = self._get(name)
@@ -161,7 +164,7 @@ class _PickleReader(_Reader):
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         try:
-            data = _load_pickle(self.path)
+            data, self._mapped = _load_pickle(self.path)
         except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it
             raise ModelError(
                 f"model: {self.path} can not be read as plain tensors: it is damaged, or holds code, which is never "
@@ -173,8 +176,8 @@ class _PickleReader(_Reader):
         return {str(name): value for name, value in data.items() if isinstance(value, torch.Tensor)}
 
 
-def _load_pickle(path: Path) -> Any:
-    """The content of a pickled checkpoint, mapped where its format allows it."""
+def _load_pickle(path: Path) -> tuple[Any, bool]:
+    """The content of a pickled checkpoint, and whether it is mapped, as its format mostly allows."""
 
     class ModelCheckpoint:
         """Stands in for a training library's note, which the first Stable Diffusion checkpoints hold."""
@@ -183,8 +186,8 @@ def _load_pickle(path: Path) -> Any:
     ModelCheckpoint.__qualname__ = "ModelCheckpoint"
     with torch.serialization.safe_globals([ModelCheckpoint]):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
-        return torch.load(path, map_location="cpu", weights_only=True)  # torch before 1.6 wrote no zip file
+        return torch.load(path, map_location="cpu", weights_only=True), False  # torch before 1.6 wrote no zip file

@@ -26,6 +26,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             errno.EROFS: "the file system is read-only; choose another folder",
             errno.EACCES: "permission denied; choose a folder you may write to",
             errno.EPERM: "permission denied; choose a folder you may write to",
+            errno.EEXIST: "a file stands where a folder should be; choose another folder",
             errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder",
             errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
         }.get(error.errno or 0, error.strerror or str(error))

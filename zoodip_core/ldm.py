@@ -38,10 +38,17 @@ class Source:
     transposed: bool = False
 
     def take(self, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """The parameter of ``shape`` out of the file's tensor (1x1 convolutions are linear layers, too)."""
+        """The parameter of ``shape`` out of the file's tensor (1x1 convolutions are linear layers, too).
+
+        Raises:
+            ValueError: the tensor is of another shape.
+        """
         if self.third is not None:
             tensor = tensor.chunk(3)[self.third]
-        return (tensor.T if self.transposed else tensor).reshape(shape)
+        tensor = tensor.T if self.transposed else tensor
+        if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
+            raise ValueError(f"{list(tensor.shape)} is not {list(shape)}")
+        return tensor.reshape(shape)
 
 
 # ---------------------------------------------------------------- what is it?

@@ -191,7 +191,8 @@ def plan(
         found = Plan(size, text_apart, use(weights, resolution, size, text_apart))
         if found.use.total * _SPARE <= free:
             return found
-    smaller = [
+    in_turn = [("candidates in turn (batch 1)", use(weights, resolution, 1, False).total)] if batch > 1 else []
+    smaller = in_turn + [
         (f"weights {other} at {side} px", use(other, side, 1, layouts[-1][1]).total)
         for other in dict.fromkeys((weights, "int4"))
         for side in dict.fromkeys((resolution, resolution * 3 // 4 // 64 * 64, resolution // 2 // 64 * 64))

@@ -8,6 +8,7 @@ deleted at any time.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import shutil
@@ -20,9 +21,9 @@ import torch
 from safetensors.torch import save_file
 
 from .building import give_back_freed, giving_back, layers_to_quantize
-from .errors import StorageError
+from .errors import ModelError, StorageError
 from .files import make_folder, storage_errors, write_atomically, written_atomically
-from .models import CLIP_PATH, COPY_MARK, Blueprint, empty_network, open_model
+from .models import CLIP_PATH, COPY_MARK, Blueprint, empty_network, open_copy, open_model
 from .quantize import quantize_weight
 
 FORMAT = 1
@@ -48,16 +49,20 @@ def cached_model(model: Path, weights: str, folder: Path, prediction_type: str =
     if isinstance(known, dict) and known.get("stamp") == stamp:
         copy = folder / _name(str(known.get("sha256")), weights)
         if copy.is_file():
-            return open_model(copy, prediction_type)
-    make_folder(folder)
+            with contextlib.suppress(ModelError):  # a damaged one is made again
+                return open_copy(copy, prediction_type, model)
+            copy.unlink(missing_ok=True)
     blueprint = open_model(model)
+    if blueprint.copy_of:
+        return open_model(model, prediction_type)
+    make_folder(folder)
     copy = folder / _name(blueprint.fingerprint, weights)
     if not copy.is_file():
         write_copy(blueprint, weights, copy)
         give_back_freed()
     index[key] = {"stamp": stamp, "sha256": blueprint.fingerprint}
     write_atomically(folder / INDEX, json.dumps(index, indent=1))
-    return open_model(copy, prediction_type)
+    return open_copy(copy, prediction_type, model)
 
 
 def _name(sha256: str, weights: str) -> str:
@@ -100,7 +105,7 @@ def write_copy(blueprint: Blueprint, weights: str, path: Path) -> None:
         "sha256": blueprint.fingerprint,
         "info": json.dumps(info),
         "configs": json.dumps(blueprint.configs),
-        "tokenizers": json.dumps([["" if p == CLIP_PATH else str(p), pad] for p, pad in blueprint.tokenizers]),
+        "tokenizers": json.dumps([["" if p == CLIP_PATH else p.name, pad] for p, pad in blueprint.tokenizers]),
     }
     with written_atomically(path) as part, storage_errors(path):
         try:

@@ -33,7 +33,6 @@ PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
 COPY_MARK = "zoodip_quantized_copy"
 """In the header of our own quantised copies of models."""
 _FAMILIES = {(768,): "sd1", (1024,): "sd2", (128,): "tiny", (768, 1280): "sdxl"}
-_RESOLUTIONS = {("sd1", "epsilon"): 512, ("sd2", "epsilon"): 512, ("sd2", "v_prediction"): 768}
 _PADS = {"sd1": (None,), "sd2": ("!",), "sdxl": (None, "!")}
 _SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -141,7 +140,7 @@ def open_model(model: str | Path, prediction_type: str = "auto") -> Blueprint:
 def _open_file(path: Path, prediction_type: str) -> Blueprint:
     checkpoint = Checkpoint([path])
     if COPY_MARK in checkpoint.metadata:
-        return _open_copy(checkpoint, prediction_type)
+        return open_copy(path, prediction_type)
     family = ldm.family_of(checkpoint.shapes, str(path))
     configs = ldm.configs_of(checkpoint.shapes, family, str(path))
     predicts = _predicts(checkpoint, family) if prediction_type == "auto" else prediction_type
@@ -149,36 +148,64 @@ def _open_file(path: Path, prediction_type: str) -> Blueprint:
     configs["scheduler"] = {**_SCHEDULE, "prediction_type": predicts, "rescale_betas_zero_snr": zero_snr}
     names = ldm.naming(checkpoint.shapes, family, configs)
     dims = tuple(configs[part]["hidden_size"] for part in ("text_encoder", "text_encoder_2") if part in configs)
-    resolution = _RESOLUTIONS.get((family, predicts), 1024 if family == "sdxl" else 512)
     return Blueprint(
-        ModelInfo(path, path.stem, family, dims, resolution, predicts),
+        ModelInfo(path, _title(path), family, dims, _resolution(configs, family), predicts),
         configs,
         {part: ComponentReader(checkpoint, name) for part, name in names.items()},
         tuple((CLIP_PATH, pad) for pad in _PADS[family]),
     )
 
 
-def _open_copy(checkpoint: Checkpoint, prediction_type: str) -> Blueprint:
+def _title(path: Path) -> str:
+    if path == TINY_PATH:
+        return TINY
+    return path.stem if path.is_file() else path.resolve().name
+
+
+def _resolution(configs: Mapping[str, dict[str, Any]], family: str) -> int:
+    side = configs["unet"].get("sample_size")
+    if isinstance(side, int):
+        return side * 2 ** (len(configs["vae"].get("block_out_channels", (0,) * 4)) - 1)
+    if family == "sd2" and configs["scheduler"]["prediction_type"] == "v_prediction":
+        return 768
+    return 1024 if family == "sdxl" else 512
+
+
+def open_copy(copy: Path, prediction_type: str = "auto", original: Path | None = None) -> Blueprint:
+    """The blueprint of a quantised copy of a model.
+
+    Args:
+        copy: the file.
+        prediction_type: as for :func:`open_model`.
+        original: where the model is now, if that is known; else where it was.
+
+    Raises:
+        ModelError: the copy is damaged or of another version.
+    """
+    checkpoint = Checkpoint([copy])
     about = checkpoint.metadata
     try:
         info, configs, folders = (json.loads(about[key]) for key in ("info", "configs", "tokenizers"))
         if prediction_type != "auto":
             info["prediction_type"] = configs["scheduler"]["prediction_type"] = prediction_type
+            info["resolution"] = _resolution(configs, info["family"])
+        path = original or Path(info["path"])
+        named = {"name": _title(path)} if original else {}
         return Blueprint(
-            ModelInfo(**{**info, "path": Path(info["path"]), "dims": tuple(info["dims"])}),
+            ModelInfo(**{**info, **named, "path": path, "dims": tuple(info["dims"])}),
             configs,
             {
                 part: ComponentReader(checkpoint, lambda name, part=part: ldm.Source(f"{part}.{name}"))  # type: ignore[misc]
                 for part in configs
                 if part != "scheduler"
             },
-            tuple((Path(folder) if folder else CLIP_PATH, pad) for folder, pad in folders),
+            tuple((path / folder if folder else CLIP_PATH, pad) for folder, pad in folders),
             copy_of=about["sha256"],
             weights=about["weights"],
         )
     except (KeyError, ValueError, TypeError) as error:
         raise ModelError(
-            f"model: {checkpoint.files[0]} is a quantised copy that is damaged or of another version; delete it"
+            f"model: {copy} is a quantised copy that is damaged or of another version; delete it"
         ) from error
 
 
@@ -218,15 +245,9 @@ def _open_folder(path: Path, prediction_type: str) -> Blueprint:
     configs["scheduler"] = _folder_schedule(path, prediction_type)
     dims = tuple(configs[part].get("hidden_size", 0) for part in texts)
     _check_folder(path, configs["unet"], dims)
-    factor = 2 ** (len(configs["vae"].get("block_out_channels", (0,) * 4)) - 1)
-    info = ModelInfo(
-        path,
-        TINY if path == TINY_PATH else path.resolve().name,
-        _FAMILIES.get(dims, "sd-" + "+".join(map(str, dims))),
-        dims,
-        int(configs["unet"].get("sample_size", 64)) * factor,
-        configs["scheduler"]["prediction_type"],
-    )
+    family = _FAMILIES.get(dims, "sd-" + "+".join(map(str, dims)))
+    predicts = configs["scheduler"]["prediction_type"]
+    info = ModelInfo(path, _title(path), family, dims, _resolution(configs, family), predicts)
     readers = {part: _folder_reader(path / part) for part in ("unet", "vae", *texts)}
     folders = tuple((path / part.replace("text_encoder", "tokenizer"), None) for part in texts)
     return Blueprint(info, configs, readers, folders)

@@ -118,8 +118,15 @@ class TokenTable(nn.Module):
         return self._read(list(ids)).float().cpu()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings ``[..., dim]`` of ids that were kept."""
-        return self.weight[torch.searchsorted(self.ids, ids.contiguous())]
+        """Embeddings ``[..., dim]`` of ids that were kept.
+
+        Raises:
+            KeyError: other ids (on the CPU; to look would stall a GPU).
+        """
+        places = torch.searchsorted(self.ids, ids.contiguous())
+        if ids.device.type == "cpu" and not torch.equal(self.ids[places.clamp(max=len(self.ids) - 1)], ids):
+            raise KeyError("the token table was not told to keep some of these ids")
+        return self.weight[places]
 
 
 def table_of(text_encoder: nn.Module) -> TokenTable:
