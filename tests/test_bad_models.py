@@ -266,11 +266,7 @@ def test_tensor_missing(tmp_path: Path, tensors: dict[str, Tensor], name: str, w
     [
         (RESNET, lambda tensor: tensor[1:]),
         (NORM, lambda tensor: torch.cat([tensor, tensor])),
-        pytest.param(
-            UNET + "middle_block.1.transformer_blocks.0.ff.net.2.weight",
-            lambda tensor: tensor.T.contiguous(),
-            marks=pytest.mark.xfail(strict=True, reason="any shape of as many numbers is taken"),
-        ),
+        (UNET + "middle_block.1.transformer_blocks.0.ff.net.2.weight", lambda tensor: tensor.T.contiguous()),
     ],
 )
 def test_tensor_of_another_shape(
@@ -407,16 +403,13 @@ def not_written(model: Path, cache: Path, match: str) -> None:
 @pytest.mark.parametrize(
     "below",
     [
-        pytest.param(
-            "",
-            marks=pytest.mark.xfail(strict=True, reason='says "File exists", and not what to do about it'),
-        ),
+        "",
         "below",
     ],
 )
 def test_cache_folder_that_is_a_file(tmp_path: Path, whole: Path, below: str) -> None:
     (tmp_path / "file").write_text("kept")
-    match = "could not write .*is a file, not a folder; choose another folder"
+    match = "could not write .*a file.*choose another folder"
     not_written(whole, tmp_path / "file" / below, match)
     assert (tmp_path / "file").read_text() == "kept"
 
@@ -481,9 +474,8 @@ def test_a_damaged_copy(tmp_path: Path, whole: Path) -> None:
     content = copy.read_bytes()
     copy.write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match=f"{copy.name} is not a safetensors file, or was cut short"):
-        load_quantized(whole, device="cpu", cache=cache)
-    copy.unlink()
-    assert load_quantized(whole, device="cpu", cache=cache).unet
+        load_quantized(copy, device="cpu")
+    assert load_quantized(whole, device="cpu", cache=cache).unet  # made again
     assert copy.stat().st_size == len(content)
 
 

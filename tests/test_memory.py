@@ -145,7 +145,6 @@ def test_no_room_says_what_would_fit() -> None:
         assert use.total * 1.05 <= needed(1) * 0.8
 
 
-@pytest.mark.xfail(strict=True, reason="only weights and resolutions are proposed")
 def test_a_settled_batch_that_does_not_fit_is_told_of_a_smaller_one() -> None:
     free = int(needed(4) * 1.05) + 1
     assert laid_out(free).batch == 4

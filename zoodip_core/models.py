@@ -529,13 +529,15 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def _load_tokenizer(folder: Path, pad: str | None, vocabulary: int) -> Any:
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizerFast
 
     for file in ("vocab.json", "merges.txt"):  # without them the library makes a two-word tokenizer, silently
         if not (folder / file).is_file():
             raise ModelError(f"model: {folder / file} is missing; the folder is incomplete, copy it again")
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **({"pad_token": pad} if pad else {}))
+        # The slow one of transformers 4 splits some scripts and emoji otherwise where ftfy is not installed.
+        padding = {"pad_token": pad} if pad else {}
+        tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True, **padding)
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise ModelError(
