@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -228,6 +231,7 @@ class Watch:
     def __init__(self, device: torch.device) -> None:
         import psutil
 
+        _restart_process_peak()
         self._device = device
         self._before = psutil.Process().memory_info().rss
         self._peak_before = process_peak()
@@ -237,7 +241,7 @@ class Watch:
     def grown(self) -> int | None:
         """Peak bytes so far: of CUDA's allocator and context, or by which the process grew.
 
-        None where that is not known: on Windows, or when the process was larger before.
+        None where that is not known, as on systems that can not start the peak again when it was higher before.
         """
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) + CUDA_CONTEXT
@@ -286,9 +290,20 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
 
 def process_peak() -> int | None:
     """Peak resident bytes of this process, or None on systems that do not say."""
-    if sys.platform == "win32":
-        return None
-    import resource
+    import psutil
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    try:  # Linux; its ru_maxrss begins with the parent's
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) * 1024 if found else None
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _restart_process_peak() -> None:
+    with contextlib.suppress(OSError):  # Linux alone can
+        Path("/proc/self/clear_refs").write_text("5")
