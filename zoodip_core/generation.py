@@ -12,7 +12,7 @@ from PIL import Image
 from . import rng
 from .embedding import Embedding, check_fits
 from .errors import ConfigError
-from .models import Conditioning, QuantizedModel
+from .models import Conditioning, QuantizedModel, empty_network
 from .prompts import with_slots
 
 _PIXELS_AT_ONCE = 512 * 512
@@ -113,10 +113,12 @@ def _embeds(conditions: Sequence[Conditioning], kind: str) -> dict[str, torch.Te
 
 def _pipeline(model: QuantizedModel) -> Any:
     """Diffusers' sampling around our UNet, from encoded text to latents."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    with torch.device("meta"):  # it only asks the VAE's config for the scale of latents
-        vae = AutoencoderKL.from_config(dict(model.blueprint.configs["vae"]))
+    # It only asks the VAE for its config and its device; what decodes is loaded when the UNet is done.
+    vae = empty_network(model.blueprint, "vae")
+    vae.encoder = vae.decoder = torch.nn.Identity()
+    vae.to_empty(device=model.device)
     parts: dict[str, Any] = {
         "vae": vae,
         "text_encoder": None,
