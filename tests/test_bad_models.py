@@ -347,7 +347,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(),
         "vae has no weights .*; the folder is incomplete, copy it again",
     ),
-    "a shard missing": (lambda f: into_shards(f, 1), "unet lacks some shards of .*; the folder is incomplete"),
+    "a shard missing": (lambda f: into_shards(f, 1), "unet lacks shards of its weights .*; the folder is incomplete"),
     "other text encoder": (
         lambda f: edit(f / "text_encoder" / "config.json", hidden_size=1024),
         "the text encoder's width is 1024, the UNet attends to 768; its parts are of different models",

@@ -169,6 +169,16 @@ def test_text_on_another_device_changes_nothing(setting: Setting) -> None:
     assert torch.equal(objective.losses(setting.candidates, DRAW), here)
 
 
+def test_half_precision_text_apart_is_computed_in_float32(setting: Setting) -> None:
+    """Float16 is for the card; a CPU has slow kernels for it, or none."""
+    model = replace(setting.model, dtype=torch.float16)
+    model.keep_text_apart()
+    assert {p.dtype for encoder in model.text_encoders for p in encoder.parameters()} == {torch.float32}
+    condition = model.encode(model.prompt(CAPTION, 2), setting.candidates)
+    assert condition.hidden.dtype == torch.float16
+    assert condition.pooled is None or condition.pooled.dtype == torch.float16
+
+
 def test_out_of_memory_halves_the_batch_and_says_so(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     objective = setting.objective(on_smaller_batch=told.append)

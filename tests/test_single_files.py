@@ -6,6 +6,7 @@ own modules, which never saw the file.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import random_models
 import torch
@@ -314,6 +316,33 @@ def copies(folder: Path) -> set[str]:
     return names - {"index.json"}
 
 
+def test_a_changed_config_makes_a_new_copy(lean: Callable[[str], Lean], tmp_path: Path) -> None:
+    """The same weights, but a config beside them that says they predict velocity."""
+    file, cache = lean("sd15").write(tmp_path / "model.safetensors"), tmp_path / "cache"
+    assert cached(file, cache).prediction_type == "epsilon"
+    file.with_suffix(".yaml").write_text('parameterization: "v"')
+    assert cached(file, cache).prediction_type == "v_prediction"
+    assert len(copies(cache)) == 2
+
+
+def test_an_index_can_not_point_out_of_the_folder(lean: Callable[[str], Lean], tmp_path: Path) -> None:
+    file, cache = lean("sd15").write(tmp_path / "model.safetensors"), tmp_path / "cache"
+    cached(file, cache)
+    index = json.loads((cache / "index.json").read_text())
+    for entry in index.values():
+        entry["key"] = "../../kept"
+    (cache / "index.json").write_text(json.dumps(index))
+    assert cached(file, cache).prediction_type == "epsilon"
+    assert len(copies(cache)) == 1
+
+
+def test_a_copy_names_no_parameter_as_one_version_alone_does(lean: Callable[[str], Lean], tmp_path: Path) -> None:
+    """transformers 4 says text_model.encoder, its successor encoder: a copy serves both."""
+    cached(lean("sd15").write(tmp_path / "model.safetensors"), tmp_path / "cache")
+    (copy,) = copies(tmp_path / "cache")
+    assert not [name for name in load_file(tmp_path / "cache" / copy) if "text_model." in name]
+
+
 COPIES = [("sd15", "int8"), ("sd15", "int4"), ("sd15", "float8"), ("sd21", "int4"), ("sdxl", "int8"), ("sdxl", "int4")]
 
 
@@ -328,7 +357,8 @@ def test_a_quantised_copy_is_the_model(lean: Callable[[str], Lean], tmp_path: Pa
     for copied in (at_first, model, itself):
         assert copied.blueprint.checkpoints[0].files == (cache / copy,)
         assert copied.blueprint.fingerprint == plain.blueprint.fingerprint
-        assert copied.info == plain.info
+        path = cache / copy if copied is itself else file
+        assert copied.info == replace(plain.info, path=path)
     assert torch.equal(lean(family).prediction(model), expected)
     with itself.vae("encoder") as ours, plain.vae("encoder") as own:
         assert same_states(ours, own)
@@ -575,7 +605,14 @@ def lightning(tensors: dict[str, Tensor], path: Path, patch: pytest.MonkeyPatch)
     return path
 
 
-WAYS = [without_text_model, upper_case, ckpt, bare_ckpt, legacy, lightning]
+def numpy_notes(tensors: dict[str, Tensor], path: Path, _patch: pytest.MonkeyPatch) -> Path:
+    """With numbers of numpy among a training program's notes, which are no plain tensors."""
+    notes = {"best": np.float64(0.1), "steps": np.int64(7)}
+    torch.save({"state_dict": tensors, "notes": notes}, path)
+    return path
+
+
+WAYS = [without_text_model, upper_case, ckpt, bare_ckpt, legacy, lightning, numpy_notes]
 
 
 @pytest.mark.parametrize("write", WAYS)

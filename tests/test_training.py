@@ -177,6 +177,40 @@ def test_events_tell_progress_saves_and_samples(tiny_model: QuantizedModel, tmp_
     assert any(isinstance(event, Message) and "memory" in event.text for event in events)
 
 
+def test_a_run_goes_on_with_the_batch_it_had(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+    """Its rounding is part of the run; as many candidates at once as before, whatever there is room for now."""
+    settings = {"steps": 6, "save_every": 2}
+    path = tmp_path / "run"
+    train(config_of(batch=2, **settings), path, tiny_model, stop_after=3)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "batch": 0}))
+    told: list[str] = []
+    resume_training(path, model=tiny_model, on_event=lambda e: told.append(e.text) if isinstance(e, Message) else None)
+    assert any("9 forward passes a step, 2 at once" in text for text in told)
+    whole = train(config_of(batch=2, **settings), tmp_path / "whole", tiny_model)
+    assert (path / "pip.safetensors").read_bytes() == whole.path.read_bytes()
+
+
+def test_samples_that_find_no_room_do_not_end_the_run(
+    tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_arguments: Any, **_settings: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("zoodip_core.trainer.generate", no_room)
+    told: list[Message] = []
+    result = train_token(
+        config_of(steps=4, sample_every=2),
+        tmp_path / "run",
+        model=tiny_model,
+        on_event=lambda event: told.append(event) if isinstance(event, Message) else None,
+    )
+    assert result.finished
+    assert [event.text for event in told if event.warning] == [
+        f"no samples at step {step}: CUDA out of memory" for step in (2, 4)
+    ]
+
+
 def test_training_leaves_global_randomness_and_settings_alone(tiny_model: QuantizedModel, tmp_path: Path) -> None:
     torch.manual_seed(123)
     before, threads, grad = torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from torch import nn
 from .checkpoints import Checkpoint
 from .errors import ModelError
 from .ldm import Source
-from .quantize import PARTS, Parts, QuantizedLayer, quantize_weight
+from .quantize import PARTS, Parts, QuantizedLayer, part_shapes, quantize_weight
 from .tokens import TokenTable
 
 _GIVE_BACK = 8_000_000
@@ -67,12 +68,20 @@ class ComponentReader:
                 "it is damaged, or of a variant that is not supported"
             ) from error
 
-    def quantized(self, name: str, _shape: torch.Size) -> Parts | None:
-        """The parts of a weight that is stored quantised already, or None."""
+    def quantized(self, name: str, shape: torch.Size) -> Parts | None:
+        """The parts of a weight of ``shape`` that is stored quantised already, or None.
+
+        Raises:
+            ModelError: they are not of that shape.
+        """
         names = {part: self.locate(f"{name}.{part}").name for part in PARTS}
         if names["data"] not in self.checkpoint.shapes:
             return None
-        return {p: self.checkpoint.tensor(n).clone() for p, n in names.items() if n in self.checkpoint.shapes}
+        stored = {part: stored_as for part, stored_as in names.items() if stored_as in self.checkpoint.shapes}
+        sizes = {part: self.checkpoint.shapes[stored_as] for part, stored_as in stored.items()}
+        if sizes != part_shapes(shape, stored):
+            raise ModelError(f"model: {self.checkpoint.files[0]}: {name} has wrong shapes; delete this copy")
+        return {part: self.checkpoint.tensor(stored_as).clone() for part, stored_as in stored.items()}
 
     def close(self) -> None:
         """Let go of the file until the next read."""
@@ -135,8 +144,9 @@ def give_back_freed() -> None:
     Small quantised weights that stay lie between large full-precision ones that went; without this a
     process keeps more than twice of what it uses.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:

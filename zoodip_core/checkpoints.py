@@ -6,12 +6,14 @@ tensors are mapped, and the map is let go again after every :data:`_WINDOW` byte
 
 from __future__ import annotations
 
+import _codecs
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -70,24 +72,28 @@ def component_files(folder: Path) -> list[Path]:
     Raises:
         ModelError: it has none, or shards are missing.
     """
-    for pattern in ("*.safetensors", "*.bin"):
-        found = sorted(p for p in folder.glob(pattern) if "ema" not in p.name)
-        whole = [p for p in found if "-of-" not in p.name]
-        if whole:
-            return [min(whole, key=lambda p: (len(p.name), p.name))]  # x.safetensors before x.fp16.safetensors
-        if found:
-            return _shards(folder, found)
+    for suffix in ("safetensors", "bin"):
+        for variant in ("", ".fp16"):
+            for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
+                whole = folder / f"{stem}{variant}.{suffix}"
+                index = folder / f"{stem}.{suffix}.index{variant}.json"
+                if whole.is_file():
+                    return [whole]
+                if index.is_file():
+                    return _shards(folder, index)
     raise ModelError(f"model: {folder} has no weights (.safetensors or .bin); the folder is incomplete, copy it again")
 
 
-def _shards(folder: Path, found: list[Path]) -> list[Path]:
-    variant = min({p.name.split("-")[0] + "." + p.name.split(".", 1)[1] for p in found}, key=len)
-    for index in folder.glob("*.index*.json"):
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        missing = [name for name in names if not (folder / str(name)).is_file()]
-        if not missing and names:
-            return [folder / str(name) for name in names]
-    raise ModelError(f"model: {folder} lacks some shards of {variant}; the folder is incomplete, copy it again")
+def _shards(folder: Path, index: Path) -> list[Path]:
+    listed = read_json(index).get("weight_map")
+    names = sorted(set(map(str, listed.values()))) if isinstance(listed, dict) else []
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing or not names:
+        raise ModelError(
+            f"model: {folder} lacks shards of its weights ({', '.join(missing[:3]) or f'none in {index.name}'}); "
+            "the folder is incomplete, copy it again"
+        )
+    return [folder / name for name in names]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -182,12 +188,22 @@ def _load_pickle(path: Path) -> tuple[Any, bool]:
     class ModelCheckpoint:
         """Stands in for a training library's note, which the first Stable Diffusion checkpoints hold."""
 
-    ModelCheckpoint.__module__ = "pytorch_lightning.callbacks.model_checkpoint"
-    ModelCheckpoint.__qualname__ = "ModelCheckpoint"
-    with torch.serialization.safe_globals([ModelCheckpoint]):
+    notes: list[Any] = [  # what training programs noted beside the weights; none of it does anything
+        (ModelCheckpoint, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+        (_numpy_scalar, "numpy.core.multiarray.scalar"),
+        (_numpy_scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *{type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32)},
+        _codecs.encode,
+    ]
+    with torch.serialization.safe_globals(notes):
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
         except RuntimeError as error:
             if "mmap" not in str(error):
                 raise
         return torch.load(path, map_location="cpu", weights_only=True), False  # torch before 1.6 wrote no zip file
+
+
+def _numpy_scalar(*_parts: Any) -> None:
+    """Stands in for numpy's maker of single numbers."""

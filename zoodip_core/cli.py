@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _out_of_memory(error: RuntimeError) -> bool:
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    told = ("not enough memory", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
 
 
 def _quiet_libraries() -> None:
@@ -244,6 +245,9 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--weights", choices=WEIGHTS, default="int8", help="how weights are kept (default: int8)")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="activations (default: auto)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument(
+        "--prediction-type", choices=PREDICTION_TYPES, default="auto", help="what the model predicts (default: auto)"
+    )
     parser.add_argument("--cache", metavar="DIR", help=_CACHE)
     parser.add_argument(
         "--output",
@@ -419,7 +423,14 @@ def _generate(args: argparse.Namespace) -> int:
         with_slots(text, embedding.token) != text for text in (*args.prompt, args.negative_prompt)
     ):
         raise ConfigError(f"no prompt holds the token {embedding.token}; write it where the subject should stand")
-    model = load_quantized(args.model, weights=args.weights, dtype=args.dtype, device=args.device, cache=args.cache)
+    model = load_quantized(
+        args.model,
+        weights=args.weights,
+        dtype=args.dtype,
+        device=args.device,
+        prediction_type=args.prediction_type,
+        cache=args.cache,
+    )
     prompts = [prompt for prompt in args.prompt for _ in range(args.count)]
     seeds = [args.seed + i for _ in args.prompt for i in range(args.count)]
     images = generate(

@@ -63,6 +63,8 @@ def family_of(shapes: Shapes, where: str) -> str:
     first = shapes.get(UNET + "input_blocks.0.0.weight")
     if first is None:
         raise ModelError(f"model: {where} {_what_else(shapes)}")
+    if any(name.endswith((".scale_weight", "scaled_fp8")) for name in shapes):
+        raise ModelError(f"model: {where} holds scaled 8-bit weights; use the 16-bit file of the same model")
     if first[1] != 4:
         kind = {9: "an inpainting model", 8: "an image-editing model", 5: "a depth model"}.get(first[1], "a variant")
         raise ModelError(

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten
 from .building import layers_to_quantize
 from .errors import NoRoomError
 from .models import Blueprint, QuantizedModel, empty_network
-from .quantize import Parts, group_size, stored_bytes
+from .quantize import PARTS, Parts, part_shapes, stored_bytes
 
 CUDA_CONTEXT = 450_000_000
 """What CUDA itself takes on the card: its context and the libraries' workspaces."""
@@ -75,14 +75,10 @@ class _EmptyReader:
         return torch.empty(tuple(shape), device=_META)
 
     def quantized(self, _name: str, shape: torch.Size) -> Parts | None:
-        scales = (shape[0], *(1,) * (len(shape) - 1))
-        if self.weights == "int4":
-            group = group_size(shape) or shape[1:].numel()
-            rows = shape.numel() // group
-            packed = torch.empty((rows + 1) // 2, group, device=_META, dtype=torch.uint8)
-            return {"data": packed, "scale": self.parameter("", (rows, 1)), "shift": self.parameter("", (rows, 1))}
-        kind = {"int8": torch.int8, "float8": torch.float8_e4m3fn}[self.weights]
-        return {"data": torch.empty(shape, device=_META, dtype=kind), "scale": self.parameter("", scales)}
+        shapes = part_shapes(shape, PARTS if self.weights == "int4" else PARTS[:2])
+        parts = {name: self.parameter("", size) for name, size in shapes.items()}
+        kind = {"int8": torch.int8, "int4": torch.uint8, "float8": torch.float8_e4m3fn}[self.weights]
+        return {**parts, "data": parts["data"].to(kind)}
 
     def close(self) -> None:
         pass
@@ -188,7 +184,7 @@ def plan(
     def use(weights: str, resolution: int, batch: int, text_apart: bool) -> MemoryUse:
         return predict_memory(blueprint, weights, dtype, device, resolution, batch, text_apart=text_apart)
 
-    sizes = [batch] if batch else sorted({candidates, (candidates + 1) // 2, 1}, reverse=True)
+    sizes = [min(batch, candidates)] if batch else sorted({candidates, (candidates + 1) // 2, 1}, reverse=True)
     layouts = [(size, False) for size in sizes] + ([(sizes[-1], True)] if device.type != "cpu" else [])
     for size, text_apart in layouts:
         found = Plan(size, text_apart, use(weights, resolution, size, text_apart))
@@ -212,6 +208,7 @@ def plan(
 def free_memory(device: torch.device) -> int:
     """Bytes that the device has left."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0]) + CUDA_CONTEXT
     import psutil
 

@@ -1,16 +1,18 @@
 """Quantised copies of models on disk: the second load takes seconds and leaves the original alone.
 
-A copy is one safetensors file that holds everything training and generation need: quantised layers,
-the rest as the model's own file has it, and the configs in its header. Copies are named after the
-model's hash, so a model that was moved or renamed keeps its copy; a copy, or the whole folder, may be
-deleted at any time.
+A copy is one safetensors file: quantised layers, the rest as the model's own file has it, and the configs
+in its header. (A diffusers folder's tokenizers stay where they are.) Copies are named after the hash of
+the model's weights and configs, so a model that was moved or renamed keeps its copy; a copy, or the
+whole folder, may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -23,7 +25,7 @@ from safetensors.torch import save_file
 from .building import give_back_freed, giving_back, layers_to_quantize
 from .errors import ModelError, StorageError
 from .files import make_folder, storage_errors, write_atomically, written_atomically
-from .models import CLIP_PATH, COPY_MARK, Blueprint, empty_network, open_copy, open_model
+from .models import CLIP_PATH, COPY_MARK, Blueprint, empty_network, open_copy, open_model, stored_name
 from .quantize import quantize_weight
 
 FORMAT = 1
@@ -47,7 +49,7 @@ def cached_model(model: Path, weights: str, folder: Path, prediction_type: str =
     key, stamp = str(model.resolve()), _stamp(model)
     known = index.get(key)
     if isinstance(known, dict) and known.get("stamp") == stamp:
-        copy = folder / _name(str(known.get("sha256")), weights)
+        copy = folder / _name(str(known.get("key")), weights)
         if copy.is_file():
             with contextlib.suppress(ModelError):  # a damaged one is made again
                 return open_copy(copy, prediction_type, model)
@@ -56,23 +58,32 @@ def cached_model(model: Path, weights: str, folder: Path, prediction_type: str =
     if blueprint.copy_of:
         return open_model(model, prediction_type)
     make_folder(folder)
-    copy = folder / _name(blueprint.fingerprint, weights)
+    identity = _identity(blueprint)
+    copy = folder / _name(identity, weights)
     if not copy.is_file():
         write_copy(blueprint, weights, copy)
         give_back_freed()
-    index[key] = {"stamp": stamp, "sha256": blueprint.fingerprint}
+    index[key] = {"stamp": stamp, "key": identity}
     write_atomically(folder / INDEX, json.dumps(index, indent=1))
     return open_copy(copy, prediction_type, model)
 
 
-def _name(sha256: str, weights: str) -> str:
+def _identity(blueprint: Blueprint) -> str:
+    """A hash of the model's weights and configs: either may change without the other."""
+    configs = json.dumps(blueprint.configs, sort_keys=True)
+    return hashlib.sha256(f"{blueprint.fingerprint} {configs}".encode()).hexdigest()[:20]
+
+
+def _name(identity: str, weights: str) -> str:
     quanto = importlib.metadata.version("optimum-quanto")
-    return f"{sha256[:20]}-{weights}-quanto{quanto}-v{FORMAT}.safetensors"
+    safe = re.sub(r"[^0-9a-f]", "_", identity)  # it comes from the index, a file that anyone may have written
+    return f"{safe}-{weights}-quanto{quanto}-v{FORMAT}.safetensors"
 
 
 def _stamp(model: Path) -> list[list[Any]]:
     """Name, size and time of each of a model's files: as long as they stand, so does its hash."""
-    files = [model] if model.is_file() else sorted(path for path in model.rglob("*") if path.is_file())
+    beside = [path for path in (model, model.with_suffix(".yaml")) if path.is_file()]
+    files = beside if model.is_file() else sorted(path for path in model.rglob("*") if path.is_file())
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
@@ -122,9 +133,9 @@ def _copied(blueprint: Blueprint, weights: str) -> Iterator[tuple[str, torch.Ten
         for name, layer in giving_back(quantized):
             full = reader.parameter(f"{name}.weight", layer.weight.shape)
             for kind, tensor in quantize_weight(full, weights).items():
-                yield f"{part}.{name}.{kind}", tensor
+                yield f"{part}.{stored_name(name)}.{kind}", tensor
         kept = {f"{name}.weight" for name in quantized}
         for name, empty in network.named_parameters():
             if name not in kept:
-                yield f"{part}.{name}", reader.parameter(name, empty.shape).clone()
+                yield f"{part}.{stored_name(name)}", reader.parameter(name, empty.shape).clone()
         reader.close()

@@ -122,8 +122,7 @@ def open_model(model: str | Path, prediction_type: str = "auto") -> Blueprint:
         ModelError: nothing there, damaged, or an unsupported kind.
         ConfigError: an unknown ``prediction_type``.
     """
-    if prediction_type not in PREDICTION_TYPES:
-        raise ConfigError(f"prediction_type = {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}")
+    _check_prediction_type(prediction_type)
     path = TINY_PATH if str(model) == TINY else Path(model)
     if path.is_dir():
         return _open_folder(path, prediction_type)
@@ -135,6 +134,11 @@ def open_model(model: str | Path, prediction_type: str = "auto") -> Blueprint:
     if path.suffix.lower() not in SUFFIXES:
         raise ModelError(f"model: {path} is no checkpoint; their names end in {', '.join(SUFFIXES)}")
     return _open_file(path, prediction_type)
+
+
+def _check_prediction_type(prediction_type: str) -> None:
+    if prediction_type not in PREDICTION_TYPES:
+        raise ConfigError(f"prediction_type = {prediction_type!r}: choose one of {', '.join(PREDICTION_TYPES)}")
 
 
 def _open_file(path: Path, prediction_type: str) -> Blueprint:
@@ -171,17 +175,24 @@ def _resolution(configs: Mapping[str, dict[str, Any]], family: str) -> int:
     return 1024 if family == "sdxl" else 512
 
 
+def stored_name(name: str) -> str:
+    """A parameter's name in a copy: transformers 4 and 5 differ in a text encoder's first part."""
+    return name.removeprefix("text_model.")
+
+
 def open_copy(copy: Path, prediction_type: str = "auto", original: Path | None = None) -> Blueprint:
     """The blueprint of a quantised copy of a model.
 
     Args:
         copy: the file.
         prediction_type: as for :func:`open_model`.
-        original: where the model is now, if that is known; else where it was.
+        original: the model, if it is known; a diffusers folder's tokenizers are there.
 
     Raises:
-        ModelError: the copy is damaged or of another version.
+        ModelError: the copy is damaged, of another version, or of a folder that is not known.
+        ConfigError: an unknown ``prediction_type``.
     """
+    _check_prediction_type(prediction_type)
     checkpoint = Checkpoint([copy])
     about = checkpoint.metadata
     try:
@@ -189,13 +200,15 @@ def open_copy(copy: Path, prediction_type: str = "auto", original: Path | None =
         if prediction_type != "auto":
             info["prediction_type"] = configs["scheduler"]["prediction_type"] = prediction_type
             info["resolution"] = _resolution(configs, info["family"])
-        path = original or Path(info["path"])
+        path = original or copy
         named = {"name": _title(path)} if original else {}
+        if not {folder for folder, _ in folders} <= ({"", "tokenizer", "tokenizer_2"} if original else {""}):
+            raise ModelError(f"model: {copy} is a copy of a diffusers folder; give the folder and --cache instead")
         return Blueprint(
             ModelInfo(**{**info, **named, "path": path, "dims": tuple(info["dims"])}),
             configs,
             {
-                part: ComponentReader(checkpoint, lambda name, part=part: ldm.Source(f"{part}.{name}"))  # type: ignore[misc]
+                part: ComponentReader(checkpoint, lambda name, part=part: ldm.Source(f"{part}.{stored_name(name)}"))  # type: ignore[misc]
                 for part in configs
                 if part != "scheduler"
             },
@@ -260,6 +273,15 @@ def _check_folder(path: Path, unet: dict[str, Any], dims: tuple[int, ...]) -> No
             f"model: {path}: the text encoder's width is {'+'.join(map(str, dims))}, the UNet attends to {attended}; "
             "its parts are of different models"
         )
+    special = [
+        key for key in ("class_embed_type", "encoder_hid_dim", "time_cond_proj_dim") if unet.get(key) is not None
+    ]
+    if unet.get("addition_embed_type") not in (None, "text_time"):
+        special.append("addition_embed_type")
+    if unet.get("mid_block_type", "UNetMidBlock2DCrossAttn") != "UNetMidBlock2DCrossAttn":
+        special.append("mid_block_type")
+    if special:
+        raise ModelError(f"model: {path} has a UNet of a special kind ({', '.join(special)}), which is not supported")
     channels = unet.get("in_channels", 4)
     if channels != 4:
         raise ModelError(
@@ -271,6 +293,8 @@ def _check_folder(path: Path, unet: dict[str, Any], dims: tuple[int, ...]) -> No
 def _folder_schedule(path: Path, prediction_type: str) -> dict[str, Any]:
     file = path / "scheduler" / "scheduler_config.json"
     config = {**_SCHEDULE, "prediction_type": "epsilon", **read_json(file)}
+    if "EDM" in str(config.get("_class_name")) or "Flow" in str(config.get("_class_name")):
+        raise ModelError(f"model: {path} has another noise schedule ({config['_class_name']}), which is not supported")
     if prediction_type != "auto":
         config["prediction_type"] = prediction_type
     if config["prediction_type"] not in PREDICTION_TYPES[1:]:
@@ -302,6 +326,8 @@ def empty_network(blueprint: Blueprint, part: str) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = {key: value for key, value in blueprint.configs[part].items() if not key.startswith("_")}
+    if config.get("latents_mean") is not None:
+        raise ModelError(f"model: {blueprint.info.path} has a VAE with normalised latents, which is not supported")
     try:
         with torch.device("meta"):
             if part == "unet":
@@ -375,13 +401,18 @@ class QuantizedModel:
     @cached_property
     def tokenizers(self) -> tuple[Any, ...]:
         """One for each text encoder."""
-        sizes = [self.blueprint.configs[part].get("vocab_size", 49408) for part in self.blueprint.text_parts]
-        return tuple(_load_tokenizer(*place, n) for place, n in zip(self.blueprint.tokenizers, sizes, strict=True))
+        configs = [self.blueprint.configs[part] for part in self.blueprint.text_parts]
+        return tuple(
+            _load_tokenizer(*place, config.get("vocab_size", 49408), config.get("max_position_embeddings", 77))
+            for place, config in zip(self.blueprint.tokenizers, configs, strict=True)
+        )
 
     @cached_property
     def text_encoders(self) -> tuple[Any, ...]:
         """Loaded at the first use, on ``text_device``."""
-        return tuple(self._build(part, self.text_device) for part in self.blueprint.text_parts)
+        half_on_cpu = self.text_device.type == "cpu" and self.dtype == torch.float16
+        dtype = torch.float32 if half_on_cpu else self.dtype
+        return tuple(self._build(part, self.text_device, dtype=dtype) for part in self.blueprint.text_parts)
 
     @cached_property
     def unet(self) -> Any:
@@ -431,10 +462,10 @@ class QuantizedModel:
             with placed(encoder, encoded, part) as ids:
                 outputs.append(encoder(ids, output_hidden_states=len(widths) > 1))
         if len(widths) == 1:
-            return Conditioning(outputs[0].last_hidden_state.to(self.device))
+            return Conditioning(outputs[0].last_hidden_state.to(self.device, self.dtype))
         # SDXL attends to the layer before the last of both; the second one's pooled output is not of that layer.
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        return Conditioning(hidden.to(self.device), outputs[-1].text_embeds.to(self.device))
+        return Conditioning(hidden.to(self.device, self.dtype), outputs[-1].text_embeds.to(self.device, self.dtype))
 
     def predict(
         self, noisy: torch.Tensor, timestep: int, condition: Conditioning, time_ids: torch.Tensor
@@ -454,6 +485,11 @@ class QuantizedModel:
         """Bytes of weights in memory, by component."""
         parts = zip(self.blueprint.text_parts, self.text_encoders, strict=True)
         return {"unet": stored_bytes(self.unet), **{name: stored_bytes(encoder) for name, encoder in parts}}
+
+    def loaded_bytes(self) -> int:
+        """Bytes of the parts that are loaded now."""
+        networks = [self.__dict__.get("unet"), *self.__dict__.get("text_encoders", ())]
+        return sum(stored_bytes(network) for network in networks if network is not None)
 
     def keep_text_apart(self) -> None:
         """Compute text on the CPU, for want of room on the device."""
@@ -528,7 +564,7 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _load_tokenizer(folder: Path, pad: str | None, vocabulary: int) -> Any:
+def _load_tokenizer(folder: Path, pad: str | None, vocabulary: int, length: int) -> Any:
     from transformers import CLIPTokenizerFast
 
     for file in ("vocab.json", "merges.txt"):  # without them the library makes a two-word tokenizer, silently
@@ -544,6 +580,7 @@ def _load_tokenizer(folder: Path, pad: str | None, vocabulary: int) -> Any:
             f"model: {folder} can not be loaded: {reason[0] if reason else type(error).__name__}; "
             "its files may be damaged, copy them again"
         ) from error
+    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
     if len(tokenizer) != vocabulary:
         raise ModelError(
             f"model: the tokenizer in {folder} knows {len(tokenizer)} words, the text encoder {vocabulary}; "

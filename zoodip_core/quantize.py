@@ -7,6 +7,7 @@ saves and runs under ``inference_mode`` like any other.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -58,6 +59,16 @@ def quantize_weight(weight: torch.Tensor, weights: str) -> Parts:
     return parts
 
 
+def part_shapes(shape: torch.Size, parts: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a quantised weight's parts; with ``shift`` among them it is int4, in groups."""
+    group = group_size(shape) if "shift" in parts else None
+    rows, row = (shape[0], shape[1:]) if group is None else (shape.numel() // group, (group,))
+    scales = (rows, *(1,) * len(row))
+    if "shift" not in parts:
+        return {"data": tuple(shape), "scale": scales}
+    return {"data": ((rows + 1) // 2, *row), "scale": scales, "shift": scales}
+
+
 def _quantize_rows(weight: torch.Tensor, weights: str, group: int | None) -> Parts:
     from optimum import quanto
 
@@ -67,7 +78,7 @@ def _quantize_rows(weight: torch.Tensor, weights: str, group: int | None) -> Par
         values = unpack(whole._data._data, whole._data.shape[0])  # quanto's own way compiles C++ first
         return {"data": values, "scale": whole._scale, "shift": whole._shift}
     kind = {"int8": quanto.qint8, "float8": quanto.qfloat8}[weights]
-    scale = quanto.AbsmaxOptimizer()(weight, qtype=kind, axis=0)
+    scale = quanto.AbsmaxOptimizer()(weight, qtype=kind, axis=0).clamp(min=torch.finfo(torch.float32).tiny)
     whole = quanto.quantize_weight(weight, kind, 0, scale=scale, shift=None)
     return {"data": whole._data, "scale": whole._scale}
 

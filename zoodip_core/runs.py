@@ -89,9 +89,24 @@ class RunFolder:
         kept = [record for record in self.records() if record["step"] <= count]
         write_atomically(self.path / LOG, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def save_state(self, state: dict[str, torch.Tensor], inputs: str) -> None:
-        """Write the search's state; ``inputs`` identifies the model, images and captions it belongs to."""
-        write_atomically(self.path / STATE, save(state, metadata={"inputs": inputs}))
+    def save_state(self, state: dict[str, torch.Tensor], inputs: str, batch: int) -> None:
+        """Write the search's state.
+
+        Args:
+            state: its tensors.
+            inputs: identifies the model, images and captions it belongs to.
+            batch: candidates in one forward pass.
+        """
+        about = json.dumps({"inputs": inputs, "batch": batch})  # one entry: the library writes several in any order
+        write_atomically(self.path / STATE, save(state, metadata={"about": about}))
+
+    def batch(self) -> int:
+        """Candidates in one forward pass when the state was saved, 0 if that is not known."""
+        try:
+            with safe_open(self.path / STATE, framework="pt") as stored:
+                return int(_about(stored).get("batch", 0))
+        except (SafetensorError, OSError, ValueError, TypeError):
+            return 0  # what is wrong with it shows when the state is loaded
 
     def load_state(self, inputs: str) -> dict[str, torch.Tensor] | None:
         """The saved state, or None if the run never got so far.
@@ -105,8 +120,8 @@ class RunFolder:
         try:
             with safe_open(file, framework="pt") as stored:
                 state = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118
-                known = (stored.metadata() or {}).get("inputs")
-        except (SafetensorError, OSError) as error:
+                known = _about(stored).get("inputs")
+        except (SafetensorError, OSError, ValueError) as error:
             raise RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it") from error
         if known != inputs:
             raise RunFolderError(
@@ -122,6 +137,11 @@ class RunFolder:
     def sample_path(self, step: int) -> Path:
         """Where a step's sample images go."""
         return self.path / "samples" / f"step-{step:08d}.png"
+
+
+def _about(stored: Any) -> dict[str, Any]:
+    about = json.loads((stored.metadata() or {}).get("about", "{}"))
+    return about if isinstance(about, dict) else {}
 
 
 def check_free(path: Path) -> None:

@@ -8,22 +8,21 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from .building import give_back_freed
 from .config import TrainConfig
 from .embedding import Embedding, save_embedding
-from .errors import NonFiniteLossError, StorageError
+from .errors import ModelError, NonFiniteLossError, NoRoomError, StorageError
 from .generation import generate
 from .images import ReferenceImage, load_images, with_flips
 from .latents import encode_images
-from .memory import MemoryUse, Watch, activation_peak, megabytes, plan
+from .memory import Plan, Watch, free_memory, megabytes, plan
 from .models import Prompt, QuantizedModel, load_quantized
-from .objective import DiffusionObjective, Draw, Objective
+from .objective import DiffusionObjective, Draw
 from .pictures import contact_sheet, loss_curve
 from .prompts import SLOT, captions_for, with_slots
 from .runs import RunFolder, check_free
@@ -141,6 +140,7 @@ class Training:
         config: the settings.
         model: a loaded model, to share one; loaded as the settings say if None.
         tell: called with what the user should know while it is prepared.
+        batch: candidates in one forward so far, of a run that goes on: another number rounds differently.
     """
 
     def __init__(
@@ -148,10 +148,10 @@ class Training:
         config: TrainConfig,
         model: QuantizedModel | None = None,
         tell: Callable[[Event], None] = lambda event: None,
+        batch: int = 0,
     ) -> None:
         self.config = config
         self.tell = tell
-        self._given_back = 0.0
         self.model = model or load_quantized(
             config.model,
             weights=config.weights,
@@ -178,18 +178,32 @@ class Training:
             for image, each in zip(self.images, texts, strict=True)
         ]
         self.model.prompt(self.sample_text(), config.num_vectors, "sample_prompt: the prompt")
-        self.plan = plan(
-            self.model.blueprint,
-            self.model.weights,
-            self.model.dtype,
-            self.model.device,
-            resolution,
-            config.make_estimator().num_candidates,
-            config.batch,
-        )
+        self.plan = self._plan(resolution, batch)
         tell(Message(f"memory, predicted: {self.plan.use}"))
         self.watch = Watch(self.model.device)
         self._load(prompts)
+
+    def _plan(self, resolution: int, batch: int) -> Plan:
+        model, candidates = self.model, self.config.make_estimator().num_candidates
+        # What is loaded already, by a host that shares its model, is not free and not needed again.
+        free = free_memory(model.device) + model.loaded_bytes()
+
+        def laid_out(batch: int) -> Plan:
+            return plan(
+                model.blueprint, model.weights, model.dtype, model.device, resolution, candidates, batch, free=free
+            )
+
+        if not batch or self.config.batch:
+            return laid_out(self.config.batch)
+        try:
+            return laid_out(batch)
+        except NoRoomError:
+            found = laid_out(0)
+            self.warnings.append(
+                f"there is room for {found.batch} candidates in one forward, not {batch} as before: the last digits "
+                "will differ from a run that was not stopped"
+            )
+            return found
 
     def _load(self, prompts: list[list[Prompt]]) -> None:
         """The long part: encode the images while the device is empty, then load the rest."""
@@ -202,7 +216,7 @@ class Training:
         theta0 = initial_vectors(
             model.tokenizers, model.text_encoders, config.initializer, config.num_vectors, config.initializer_mode
         )
-        self.objective: Objective = DiffusionObjective(
+        self.objective = DiffusionObjective(
             model,
             posteriors,
             prompts,
@@ -219,6 +233,11 @@ class Training:
 
     def sample_text(self) -> str:
         return with_slots(self.config.sample_prompt, self.config.token)
+
+    @property
+    def batch(self) -> int:
+        """Candidates in one forward pass, as the losses so far were computed."""
+        return self.objective.batch
 
     @property
     def done(self) -> bool:
@@ -238,9 +257,6 @@ class Training:
         """
         draw = self.objective.draw(self.config.seed, self.search.step)
         losses = self.objective.losses(self.search.ask(), draw)
-        if time.monotonic() - self._given_back > 1:
-            give_back_freed()
-            self._given_back = time.monotonic()
         try:
             self.search.tell(losses, self.lr_scale())
         except NonFiniteLossError as error:
@@ -272,12 +288,6 @@ class Training:
                 "zoodip_version": __version__,
             },
         )
-
-    def memory(self) -> MemoryUse:
-        """Measure what a step takes; costs the forward passes of one step and leaves no trace."""
-        candidates, draw = self.search.ask(), self.objective.draw(self.config.seed, self.search.step)
-        peak = activation_peak(lambda: self.objective.losses(candidates, draw), self.model.device)
-        return replace(self.plan.use, weights=self.model.stored_bytes(), activations=peak)
 
 
 def _noise_warning(config: TrainConfig, model: QuantizedModel) -> list[str]:
@@ -343,7 +353,7 @@ def resume_training(
         RunFolderError: no run folder, or its model, images or captions have changed.
     """
     folder = RunFolder.open(Path(path))
-    training = Training(folder.config, model, on_event)
+    training = Training(folder.config, model, on_event, folder.batch())
     state = folder.load_state(training.inputs)
     if state:
         training.search.load_state_dict(state)
@@ -392,12 +402,12 @@ def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], c
     except Exception:  # whatever else ends the loop, what was learned stays
         _save(training, folder, lambda event: None)
         raise
-    grown = training.watch.grown()
-    if grown is not None:
-        tell(Message(f"memory, measured: {megabytes(grown)} (predicted {megabytes(training.plan.use.total)})"))
     path = _save(training, folder, tell)
     if training.done:
         path = save_embedding(training.embedding(), folder.embedding_path)
+    grown = training.watch.grown()
+    if grown is not None:
+        tell(Message(f"memory, measured: {megabytes(grown)} (predicted {megabytes(training.plan.use.total)})"))
     curve = [search.estimator.loss(torch.tensor(record["losses"])) for record in folder.records()]
     if curve:
         loss_curve(curve, folder.loss_path, f"denoising loss while learning {config.token}")
@@ -405,7 +415,7 @@ def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], c
 
 
 def _save(training: Training, folder: RunFolder, tell: Callable[[Event], None]) -> Path:
-    folder.save_state(training.search.state_dict(), training.inputs)
+    folder.save_state(training.search.state_dict(), training.inputs, training.batch)
     path = folder.save_snapshot(training.embedding(), training.search.step)
     tell(Saved(training.search.step, path))
     return path
@@ -414,9 +424,13 @@ def _save(training: Training, folder: RunFolder, tell: Callable[[Event], None]) 
 def _sample(training: Training, folder: RunFolder, tell: Callable[[Event], None]) -> None:
     seeds = list(range(4))
     text, config = training.config.sample_prompt.replace(SLOT, training.config.token), training.config
-    images = generate(
-        training.model, [text] * len(seeds), seeds, embedding=training.embedding(), resolution=config.resolution
-    )
+    try:
+        images = generate(
+            training.model, [text] * len(seeds), seeds, embedding=training.embedding(), resolution=config.resolution
+        )
+    except (torch.OutOfMemoryError, ModelError) as error:  # pictures are no reason to end a run
+        tell(Message(f"no samples at step {training.search.step}: {error}", warning=True))
+        return
     path = folder.sample_path(training.search.step)
     contact_sheet([(f"step {training.search.step}", images)], path)
     tell(Sampled(training.search.step, images, path))
