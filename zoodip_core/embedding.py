@@ -27,6 +27,11 @@ MAX_BYTES = 64_000_000
 _FAMILIES = {(768,): "sd1", (1024,): "sd2", (128,): "tiny", (768, 1280): "sdxl"}
 
 
+def family_of_widths(dims: tuple[int, ...]) -> str:
+    """The model family whose text encoders have these widths: sd1, sd2, sdxl, tiny, or sd-WIDTH."""
+    return _FAMILIES.get(dims, "sd-" + "+".join(map(str, dims)))
+
+
 @dataclass(frozen=True)
 class Embedding:
     """A learned token.
@@ -53,8 +58,7 @@ class Embedding:
     @property
     def family(self) -> str:
         """The model family by the tensors' widths: sd1, sd2, sdxl, tiny, or sd-WIDTH."""
-        dims = tuple(tensor.shape[1] for tensor in self.tensors)
-        return _FAMILIES.get(dims, "sd-" + "+".join(map(str, dims)))
+        return family_of_widths(tuple(tensor.shape[1] for tensor in self.tensors))
 
 
 def serialize(embedding: Embedding) -> bytes:

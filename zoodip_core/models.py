@@ -18,6 +18,7 @@ from . import ldm
 from .attention import PiecewiseAttention
 from .building import ComponentReader, build
 from .checkpoints import SUFFIXES, Checkpoint, component_files, read_json
+from .embedding import family_of_widths
 from .errors import ConfigError, ModelError
 from .quantize import check_weights, stored_bytes
 from .tokens import EncodedPrompt, encode_prompt, placed
@@ -32,7 +33,6 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
 COPY_MARK = "zoodip_quantized_copy"
 """In the header of our own quantised copies of models."""
-_FAMILIES = {(768,): "sd1", (1024,): "sd2", (128,): "tiny", (768, 1280): "sdxl"}
 _PADS = {"sd1": (None,), "sd2": ("!",), "sdxl": (None, "!")}
 _SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -258,7 +258,7 @@ def _open_folder(path: Path, prediction_type: str) -> Blueprint:
     configs["scheduler"] = _folder_schedule(path, prediction_type)
     dims = tuple(configs[part].get("hidden_size", 0) for part in texts)
     _check_folder(path, configs["unet"], dims)
-    family = _FAMILIES.get(dims, "sd-" + "+".join(map(str, dims)))
+    family = family_of_widths(dims)
     predicts = configs["scheduler"]["prediction_type"]
     info = ModelInfo(path, _title(path), family, dims, _resolution(configs, family), predicts)
     readers = {part: _folder_reader(path / part) for part in ("unet", "vae", *texts)}

@@ -21,7 +21,7 @@ from .generation import generate
 from .images import ReferenceImage, load_images, with_flips
 from .latents import encode_images
 from .memory import Plan, Watch, free_memory, megabytes, plan
-from .models import Prompt, QuantizedModel, load_quantized
+from .models import Prompt, QuantizedModel, identify, load_quantized
 from .objective import DiffusionObjective, Draw
 from .pictures import contact_sheet, loss_curve
 from .prompts import SLOT, captions_for, with_slots
@@ -152,6 +152,9 @@ class Training:
     ) -> None:
         self.config = config
         self.tell = tell
+        info = model.info if model else identify(config.model, config.prediction_type)
+        resolution = config.resolution or info.resolution
+        self.images, skipped = load_images(config.images, resolution, crop=config.crop, background=config.background)
         self.model = model or load_quantized(
             config.model,
             weights=config.weights,
@@ -160,8 +163,6 @@ class Training:
             prediction_type=config.prediction_type,
             cache=config.cache,
         )
-        resolution = config.resolution or self.model.info.resolution
-        self.images, skipped = load_images(config.images, resolution, crop=config.crop, background=config.background)
         self.warnings = [f"skipped: {line}" for line in skipped] + _noise_warning(config, self.model)
         if config.flip:
             self.images = with_flips(self.images)
