@@ -9,6 +9,7 @@ from __future__ import annotations
 import _codecs
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def read_json(path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- one file
 
 
-class _Reader:
+class _Reader(ABC):
     """Opens a file for a while, and again when its window is used up."""
 
     def __init__(self, path: Path) -> None:
@@ -125,8 +126,9 @@ class _Reader:
         self._left = 0
         self._mapped = True
 
+    @abstractmethod
     def _open(self) -> Callable[[str], torch.Tensor]:
-        raise NotImplementedError
+        """Open the file; what comes back reads a tensor by its name."""
 
     def tensor(self, name: str) -> torch.Tensor:
         if self._get is None or (self._mapped and self._left < 0):

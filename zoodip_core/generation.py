@@ -55,14 +55,9 @@ def generate(
         EmbeddingFileError: the embedding is of another model family.
         CaptionError: a prompt longer than the model reads.
     """
-    if len(prompts) != len(seeds) or not prompts:
-        raise ConfigError(f"generate: {len(prompts)} prompts and {len(seeds)} seeds; give one seed a prompt")
-    if not 1 <= num_inference_steps <= 1000:
-        raise ConfigError(f"steps = {num_inference_steps}: must be from 1 to 1000")
     if guidance_scale is None:
         guidance_scale = 5.0 if model.info.family == "tiny" else 7.5
-    if not 0 <= guidance_scale <= 100:
-        raise ConfigError(f"guidance = {guidance_scale}: must be from 0 to 100")
+    _check(prompts, seeds, num_inference_steps, guidance_scale)
     if embedding:
         check_fits(embedding, model.info.dims, "generate")
     encoded = {text: encode_text(model, text, embedding) for text in {*prompts, negative_prompt}}
@@ -78,16 +73,14 @@ def generate(
             on_step(done, num_inference_steps * len(batches))
         return kwargs
 
-    latents = []
+    run, latents = _pipeline(model), []
     for first in batches:
         rows = slice(first, first + at_once)
         conditions = [encoded[text] for text in prompts[rows]]
-        noise = _noise(model, seeds[rows], side)
-        run = _pipeline(model)
         latents += run(
             **_embeds(conditions, ""),
             **_embeds([encoded[negative_prompt]] * len(conditions), "negative_"),
-            latents=noise.to(model.device, model.dtype),
+            latents=_noise(model, seeds[rows], side).to(model.device, model.dtype),
             height=side,
             width=side,
             num_inference_steps=num_inference_steps,
@@ -96,6 +89,15 @@ def generate(
             output_type="latent",
         ).images
     return _decode(model, latents)
+
+
+def _check(prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float) -> None:
+    if len(prompts) != len(seeds) or not prompts:
+        raise ConfigError(f"generate: {len(prompts)} prompts and {len(seeds)} seeds; give one seed a prompt")
+    if not 1 <= num_inference_steps <= 1000:
+        raise ConfigError(f"steps = {num_inference_steps}: must be from 1 to 1000")
+    if not 0 <= guidance_scale <= 100:
+        raise ConfigError(f"guidance = {guidance_scale}: must be from 0 to 100")
 
 
 def _noise(model: QuantizedModel, seeds: Sequence[int], side: int) -> torch.Tensor:

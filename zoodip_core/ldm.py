@@ -82,31 +82,31 @@ def family_of(shapes: Shapes, where: str) -> str:
     return family
 
 
+_SUPPORTED = "use a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
+# Tensors that tell what a file is, in the order in which they are looked for.
+_OTHER_KINDS = {
+    r"lora_(up|down|A|B|unet|te)|hada_w|lokr_w|\.lora\.": (
+        "is a LoRA, not a model; use the checkpoint that it was made for"
+    ),
+    r"joint_blocks\.": f"is Stable Diffusion 3, which is not supported; {_SUPPORTED}",
+    r"double_blocks\.|single_transformer_blocks\.": f"is a Flux model, which is not supported; {_SUPPORTED}",
+    r"^(control_model\.|input_hint_block\.|controlnet_)": f"is a ControlNet, not a model; {_SUPPORTED}",
+    r"^down_blocks\.\d+\.(resnets|attentions)\.": (
+        "is a UNet alone, in diffusers' layout; give the top of its diffusers folder, or a full checkpoint"
+    ),
+    r"^(first_stage_model\.)?(encoder|decoder)\.conv_in\.": f"is a VAE alone; {_SUPPORTED}",
+    r"text_model\.encoder\.layers\.|transformer\.resblocks\.": f"is a text encoder alone; {_SUPPORTED}",
+}
+
+
 def _what_else(shapes: Shapes) -> str:
     """What a file without LDM's UNet is, as the rest of a sentence."""
-    names = list(shapes)
-
-    def some(pattern: str) -> bool:
-        return any(re.search(pattern, name) for name in names)
-
-    supported = "use a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
-    if some(r"lora_(up|down|A|B|unet|te)|hada_w|lokr_w|\.lora\."):
-        return "is a LoRA, not a model; use the checkpoint that it was made for"
-    if some(r"joint_blocks\."):
-        return f"is Stable Diffusion 3, which is not supported; {supported}"
-    if some(r"double_blocks\.|single_transformer_blocks\."):
-        return f"is a Flux model, which is not supported; {supported}"
-    if some(r"^(control_model\.|input_hint_block\.|controlnet_)"):
-        return f"is a ControlNet, not a model; {supported}"
-    if some(r"^down_blocks\.\d+\.(resnets|attentions)\."):
-        return "is a UNet alone, in diffusers' layout; give the top of its diffusers folder, or a full checkpoint"
-    if some(r"^(first_stage_model\.)?(encoder|decoder)\.conv_in\."):
-        return f"is a VAE alone; {supported}"
-    if some(r"text_model\.encoder\.layers\.|transformer\.resblocks\."):
-        return f"is a text encoder alone; {supported}"
-    if len(names) <= 4:
-        return f"holds {len(names)} tensors, an embedding perhaps, not a model; {supported}"
-    return f"is not a Stable Diffusion checkpoint (no {UNET} in it); {supported}"
+    for pattern, what in _OTHER_KINDS.items():
+        if any(re.search(pattern, name) for name in shapes):
+            return what
+    if len(shapes) <= 4:
+        return f"holds {len(shapes)} tensors, an embedding perhaps, not a model; {_SUPPORTED}"
+    return f"is not a Stable Diffusion checkpoint (no {UNET} in it); {_SUPPORTED}"
 
 
 # ---------------------------------------------------------------- configs
