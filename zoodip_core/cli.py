@@ -127,6 +127,11 @@ def _add_train(commands: Any) -> None:
         'train --model models/sd15 --images photos/rex --token "<rex>" --init dog',
     )
     # A setting that is not given is absent, so that the preset's value stands.
+    for add in (_subject_options, _model_options, _image_options, _search_options, _output_options):
+        add(parser)
+
+
+def _subject_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to learn")
     _option(group, "--images", "images", "PATH", "folder of reference images, or image files", nargs="+")
     _option(group, "--token", "token", "NAME", 'placeholder for the subject, like "<rex>"')
@@ -149,6 +154,9 @@ def _add_train(commands: Any) -> None:
         "how a word of several tokens starts them: refuse, their mean, or the first ones (default: single)",
         choices=INITIALIZER_MODES,
     )
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     _option(group, "--model", "model", "PATH", _MODEL)
     _option(group, "--weights", "weights", None, "how weights are kept in memory (default: int8)", choices=WEIGHTS)
@@ -171,11 +179,17 @@ def _add_train(commands: Any) -> None:
     )
     _option(group, "--cache", "cache", "DIR", _CACHE)
     _option(group, "--batch", "batch", "N", "candidates in one forward pass (default: as many as fit)", type=int)
+
+
+def _image_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images")
     _option(group, "--resolution", "resolution", "PIXELS", "a side (default: the model's own)", type=int)
     _option(group, "--crop", "crop", None, "cut out the centre square, or squeeze (default: center)", choices=CROPS)
     _option(group, "--background", "background", "COLOUR", "behind transparent images (default: white)")
     _option(group, "--flip", "flip", None, "train on mirror images as well", action="store_true")
+
+
+def _search_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search", "defaults come from the preset")
     group.add_argument(
         "--preset",
@@ -198,6 +212,9 @@ def _add_train(commands: Any) -> None:
     _option(group, "--t-lower", "t_lower", "T", "PUTS: T_L, the lowest timestep", type=int)
     _option(group, "--t-upper", "t_upper", "T", "PUTS: T_U, the timestep to stay below", type=int)
     _option(group, "--optimizer", "optimizer", None, "how a gradient becomes a step", choices=tuple(OPTIMIZERS))
+
+
+def _output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output", type=Path, metavar="DIR", help="run folder to make (default: runs/NAME)")
     group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a stopped run, with its settings")
