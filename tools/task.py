@@ -21,10 +21,17 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "installed"
+PACKAGE = VENV / "typed" / "zoodip_pack"
+"""This folder under a name that Python can import, as which mypy sees the nodes' relative imports."""
 COMMANDS = {
     "demo": [["-m", "zoodip_core", "demo"]],
     "test": [["-m", "pytest"]],
-    "lint": [["-m", "ruff", "check", "."], ["-m", "ruff", "format", "--check", "."], ["-m", "mypy"]],
+    "lint": [
+        ["-m", "ruff", "check", "."],
+        ["-m", "ruff", "format", "--check", "."],
+        ["-m", "mypy"],
+        ["-m", "mypy", "-p", "zoodip_pack.nodes"],
+    ],
 }
 
 
@@ -48,9 +55,16 @@ def ensure_environment() -> None:
     STAMP.write_text(installed_for())
 
 
+def link_package() -> None:
+    """Make :data:`PACKAGE`."""
+    if not PACKAGE.exists():
+        PACKAGE.parent.mkdir(parents=True, exist_ok=True)
+        PACKAGE.symlink_to(ROOT, target_is_directory=True)
+
+
 def run(command: list[str]) -> int:
     """Run to the end; on Ctrl-C, which the child gets as well, let it save and end in its own way."""
-    process = subprocess.Popen(command, cwd=ROOT)
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "MYPYPATH": str(PACKAGE.parent)})
     while True:
         try:
             return process.wait()
@@ -70,6 +84,8 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         print(f"the installation failed ({error}); see pip's message above, then run this again")
         return 1
+    if sys.argv[1] == "lint":
+        link_package()
     *before, last = COMMANDS[sys.argv[1]]
     for arguments in [*before, [*last, *sys.argv[2:]]]:
         code = run([str(PYTHON), *arguments])

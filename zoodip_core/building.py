@@ -19,6 +19,7 @@ from .checkpoints import Checkpoint
 from .errors import ModelError
 from .ldm import Source
 from .quantize import PARTS, Parts, QuantizedLayer, part_shapes, quantize_weight
+from .stopping import check_stop
 from .tokens import TokenTable
 
 _GIVE_BACK = 8_000_000
@@ -111,6 +112,7 @@ def build(
         setattr(network, name, nn.Identity())
     quantized = {} if weights == "none" else layers_to_quantize(network)
     for name, layer in giving_back(dict(network.named_modules())):
+        check_stop()
         if isinstance(layer, nn.Embedding) and name.endswith("token_embedding"):
             _replace(network, name, _token_table(layer, f"{name}.weight", reader, dtype, device))
         elif name in quantized:

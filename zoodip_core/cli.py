@@ -22,6 +22,7 @@ from .config import (
     PRESETS,
     TIMESTEP_SAMPLERS,
     TrainConfig,
+    preset_for,
 )
 from .embedding import MAX_BYTES, describe, load_embedding
 from .errors import ConfigError, ZoodipError
@@ -29,12 +30,13 @@ from .images import CROPS
 from .models import DTYPES, PREDICTION_TYPES, TINY, identify, load_quantized
 from .prompts import TEMPLATES, with_slots
 from .quantize import WEIGHTS
+from .runs import CHANGEABLE, free_folder
+from .stopping import Stopped
 from .tokens import INITIALIZER_MODES
 from .trainer import Commands, Event, Message, Progress, Sampled, Saved, TrainResult, resume_training, train_token
 from .version import __version__
 
 PROGRAM = "python -m zoodip_core"
-_PRESET_OF_FAMILY = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl", "tiny": "tiny"}
 _MODEL = "checkpoint file, diffusers folder, or tiny for the embedded model (default: tiny)"
 _CACHE = "keep a quantised copy of the model here: the next load takes seconds (default: none)"
 
@@ -65,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"zoodip: error: {error}\nUse a smaller --resolution, or --weights int4", file=sys.stderr)
         return 2
+    except Stopped:
+        print("stopped before the first step; nothing was written", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("zoodip: interrupted", file=sys.stderr)
         return 130
@@ -217,7 +222,9 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
 def _output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output", type=Path, metavar="DIR", help="run folder to make (default: runs/NAME)")
-    group.add_argument("--resume", type=Path, metavar="RUN", help="go on with a stopped run, with its settings")
+    group.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with a run, with its settings; --steps may be more"
+    )
     group.add_argument(
         "--config",
         type=Path,
@@ -305,26 +312,22 @@ def _add_demo(commands: Any) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     if args.resume:
-        given = sorted(_settings(args))
-        if given or args.config or args.preset or args.output:
+        changes = _settings(args)
+        fixed = sorted(set(changes) - set(CHANGEABLE))
+        if fixed or args.config or args.preset or args.output:
             raise ConfigError(
-                f"--resume goes on with the run's own settings; leave out {', '.join(given) or 'the rest'}"
+                f"--resume goes on with the run's own settings, of which {', '.join(CHANGEABLE)} may change; leave out "
+                f"{', '.join(fixed) or 'the rest'}"
             )
         path = args.resume
         with _session() as (screen, commands):
-            result = resume_training(path, on_event=screen, commands=commands)
+            result = resume_training(path, changes, on_event=screen, commands=commands)
     else:
         config = _config(args)
-        path = args.output or _free_run(config)
+        path = args.output or free_folder(Path("runs"), config.token)
         with _session() as (screen, commands):
             result = train_token(config, path, on_event=screen, commands=commands)
     return _closing(result, path)
-
-
-def _free_run(config: TrainConfig) -> Path:
-    from .runs import free_folder
-
-    return free_folder(Path("runs"), config.token)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -351,7 +354,10 @@ def _config(args: argparse.Namespace) -> TrainConfig:
         if key not in settings:
             raise ConfigError(f"{flag} is missing; see {PROGRAM} train --help")
     family = identify(settings.get("model", TINY), settings.get("prediction_type", "auto")).family
-    return TrainConfig.from_preset(args.preset or _PRESET_OF_FAMILY.get(family, "sd15"), **settings)
+    if args.preset:
+        return TrainConfig.from_preset(args.preset, **settings)
+    by_model = preset_for(family, settings.get("weights", "int8"), settings.get("dtype", "auto"))
+    return TrainConfig.from_dict({**by_model, **settings})
 
 
 def _closing(result: TrainResult, run: Path) -> int:
@@ -416,7 +422,7 @@ def _session() -> Iterator[tuple[_Screen, Commands]]:
         if commands.stopping:
             raise KeyboardInterrupt
         commands.stop()
-        print("\nstopping after this step; Ctrl-C again to leave at once", file=sys.stderr)
+        print("\nstopping; Ctrl-C again to leave at once", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
@@ -431,6 +437,7 @@ def _session() -> Iterator[tuple[_Screen, Commands]]:
 
 def _generate(args: argparse.Namespace) -> int:
     from .generation import generate
+    from .pictures import save_png
     from .tokens import file_stem
 
     if not 1 <= args.count <= 256:
@@ -462,19 +469,10 @@ def _generate(args: argparse.Namespace) -> int:
     # A token's name comes from inside a file, perhaps a stranger's: never a path.
     stem = re.sub(r"[^\w-]+", "_", file_stem(embedding.token))[:60] if embedding else "image"
     for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
-        print(_save_image(image, args.output / f"{stem}-{i // args.count + 1}-seed{seed}.png"))
+        path = args.output / f"{stem}-{i // args.count + 1}-seed{seed}.png"
+        save_png(image, path)
+        print(path)
     return 0
-
-
-def _save_image(image: Any, path: Path) -> Path:
-    import io
-
-    from .files import write_atomically
-
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())
-    return path
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -512,7 +510,6 @@ def _describe_model(model: str) -> list[tuple[str, str]]:
 
 def _demo(args: argparse.Namespace) -> int:
     from .demo import demo_config, show
-    from .runs import free_folder
     from .tiny import concepts
 
     settings = {"steps": args.steps} if args.steps is not None else {}

@@ -38,6 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # batch of nine candidates costs little more than one of three.
     "tiny": {"steps": 1500, "n": 8, "tau": 21, "lr": 2e-2, "lr_schedule": "cosine"},
 }
+_PRESET_OF_FAMILY = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl", "tiny": "tiny"}
 _CHOICES = {
     "weights": WEIGHTS,
     "dtype": ("auto", *DTYPES),
@@ -59,6 +60,12 @@ _RANGES = {
     "resolution": (0, 4096),
     "batch": (0, 1024),
 }
+
+
+def preset_for(family: str, weights: str = "int8", dtype: str = "auto") -> dict[str, Any]:
+    """The paper's settings for a model family, its weights' storage and its activations."""
+    coarse = {"mu": PRESETS["int4"]["mu"]} if weights == "int4" or dtype == "bfloat16" else {}
+    return {**PRESETS[_PRESET_OF_FAMILY.get(family, "sd15")], **coarse}
 
 
 @dataclass(frozen=True, kw_only=True)

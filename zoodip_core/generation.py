@@ -14,6 +14,7 @@ from .embedding import Embedding, check_fits
 from .errors import ConfigError
 from .models import Conditioning, QuantizedModel, empty_network
 from .prompts import with_slots
+from .stopping import check_stop
 
 _PIXELS_AT_ONCE = 512 * 512
 
@@ -54,6 +55,7 @@ def generate(
         ConfigError: a setting out of range.
         EmbeddingFileError: the embedding is of another model family.
         CaptionError: a prompt longer than the model reads.
+        Stopped: a stop was asked for.
     """
     if guidance_scale is None:
         guidance_scale = 5.0 if model.info.family == "tiny" else 7.5
@@ -68,6 +70,7 @@ def generate(
 
     def told(_pipe: Any, _index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         nonlocal done
+        check_stop()
         done += 1
         if on_step:
             on_step(done, num_inference_steps * len(batches))
@@ -143,6 +146,7 @@ def _decode(model: QuantizedModel, latents: Sequence[torch.Tensor]) -> list[Imag
     images = []
     with model.vae("decoder") as vae:
         for each in latents:  # one at a time: decoding takes more room than denoising
+            check_stop()
             pixels = vae.decode(each[None].to(vae.dtype) / vae.config.scaling_factor).sample[0]
             array = ((pixels.float().cpu() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
             images.append(Image.fromarray(np.ascontiguousarray(array.permute(1, 2, 0).numpy())))

@@ -89,7 +89,7 @@ def load_images(
     images, skipped = [], []
     for path in find_images(sources):
         try:
-            images.append(_fit(path, _open(path, colour), resolution, crop))
+            images.append(_fit(path, open_picture(path, colour), resolution, crop))
         except ImagesError as error:
             skipped.append(str(error))
     if not images:
@@ -97,7 +97,12 @@ def load_images(
     return images, skipped
 
 
-def _open(path: Path, background: tuple[int, ...]) -> Image.Image:
+def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> Image.Image:
+    """A file's picture in RGB, turned as its EXIF data says, transparency laid on ``background``.
+
+    Raises:
+        ImagesError: it can not be read, or is too small or too large.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower

@@ -10,6 +10,7 @@ import torch
 from .building import give_back_freed
 from .images import ReferenceImage, to_tensor
 from .models import QuantizedModel
+from .stopping import check_stop
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def encode_images(model: QuantizedModel, images: Sequence[ReferenceImage]) -> Ca
     means, stds = [], []
     with model.vae("encoder") as vae:
         for image in images:  # one at a time: encoding is the largest peak of a run
+            check_stop()
             pixels = to_tensor([image.picture]).to(model.device, vae.dtype)
             posterior = vae.encode(pixels).latent_dist
             means.append(posterior.mean.float().cpu())

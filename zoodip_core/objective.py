@@ -11,6 +11,7 @@ import torch
 from . import rng
 from .latents import CachedPosteriors
 from .models import Prompt, QuantizedModel
+from .stopping import check_stop
 from .timesteps import TimestepSampler
 
 
@@ -75,6 +76,7 @@ class DiffusionObjective:
         noisy, target = self._noised(draw)
         losses: list[torch.Tensor] = []
         while len(losses) < len(candidates):
+            check_stop()
             size = self.batch or len(candidates)
             try:
                 losses += self._errors(candidates[len(losses) : len(losses) + size], draw, noisy, target)

@@ -35,10 +35,11 @@ def contact_sheet(
             small = image.width < _TILE  # the tiny model's pictures: show their pixels
             tile = image.resize((_TILE, _TILE), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
             sheet.paste(tile, (_LABEL + column * (_TILE + _GAP), y))
-    _save(sheet, path)
+    save_png(sheet, path)
 
 
-def _save(image: Image.Image, path: Path) -> None:
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a picture atomically."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())

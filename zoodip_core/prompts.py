@@ -87,7 +87,7 @@ def captions_for(
     """
     if template not in TEMPLATES:
         raise ConfigError(f"template = {template!r}: choose one of {', '.join(TEMPLATES)}")
-    listed = _read_listed(captions_file) if captions_file else {}
+    listed = read_listed(captions_file) if captions_file else {}
     unknown = sorted(set(listed) - {path.name for path in paths})
     if listed and len(unknown) == len(listed):
         raise CaptionError(
@@ -100,17 +100,22 @@ def captions_for(
         if path.name in listed:
             result.append(tuple(_slotted(text, token, f"{captions_file}, {path.name}") for text in listed[path.name]))
         elif beside.is_file():
-            result.append((_slotted(_read_text(beside).strip(), token, str(beside)),))
+            result.append((_slotted(read_text(beside).strip(), token, str(beside)),))
         else:
             result.append(TEMPLATES[template])
     return result
 
 
-def with_slots(text: str, token: str) -> str:
-    """The text with ``{}`` where the token stands, as a word of its own: ``cat`` is not in ``catalogue``."""
+def token_pattern(token: str) -> str:
+    """A regular expression for the token as a word of its own: ``cat`` is not in ``catalogue``."""
     before = "" if token.startswith("<") else r"(?<!\w)"
     after = "" if token.endswith(">") else r"(?!\w)"
-    return re.sub(before + re.escape(token) + after, SLOT, text)
+    return before + re.escape(token) + after
+
+
+def with_slots(text: str, token: str) -> str:
+    """The text with ``{}`` where the token stands."""
+    return re.sub(token_pattern(token), SLOT, text)
 
 
 def _slotted(text: str, token: str, where: str) -> str:
@@ -124,7 +129,12 @@ def _slotted(text: str, token: str, where: str) -> str:
     return text
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A caption file's text.
+
+    Raises:
+        CaptionError: it can not be read, or is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
@@ -133,11 +143,16 @@ def _read_text(path: Path) -> str:
         raise CaptionError(f"{path} can not be read: {error.strerror}") from error
 
 
-def _read_listed(path: Path) -> dict[str, list[str]]:
+def read_listed(path: Path) -> dict[str, list[str]]:
+    """The captions in a JSON file, by the name of the image.
+
+    Raises:
+        CaptionError: it can not be read, or holds something else.
+    """
     if not path.is_file():
         raise CaptionError(f"captions file {path} does not exist")
     try:
-        data = json.loads(_read_text(path))
+        data = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise CaptionError(f"{path} is not valid JSON: {error}") from None
     if isinstance(data, dict) and len(data) == 1:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from .files import make_folder, storage_errors, write_atomically
 from .tokens import file_stem
 
 CONFIG, LOG, STATE = "config.json", "steps.jsonl", "state.safetensors"
+CHANGEABLE = ("steps", "save_every", "sample_every", "sample_prompt")
+"""Settings that a run may change when it goes on: they do not change the steps it takes."""
 
 
 class RunFolder:
@@ -39,16 +42,20 @@ class RunFolder:
         """
         check_free(path)
         make_folder(path)
-        write_atomically(path / CONFIG, config.to_json())
-        return cls(path, config)
+        folder = cls(path, config)
+        folder.save_config()
+        return folder
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path, changes: Mapping[str, Any] | None = None) -> RunFolder:
         """A folder to go on in.
 
+        Args:
+            changes: settings that shall differ from now on, of :data:`CHANGEABLE`.
+
         Raises:
-            RunFolderError: not a run folder.
-            ConfigError: its settings can not be read.
+            RunFolderError: not a run folder, or one whose search would not be the same with these changes.
+            ConfigError: its settings can not be read, or a changed one is out of range.
         """
         file = path / CONFIG
         if not file.is_file():
@@ -57,7 +64,20 @@ class RunFolder:
             )
         with storage_errors(file):
             text = file.read_text(encoding="utf-8")
-        return cls(path, TrainConfig.from_json(text, str(file)))
+        config = TrainConfig.from_json(text, str(file))
+        folder = cls(path, dataclasses.replace(config, **(changes or {})))
+        if folder.config.steps != config.steps:
+            folder._check_steps(config)
+        return folder
+
+    def _check_steps(self, before: TrainConfig) -> None:
+        if before.lr_schedule != "constant":
+            raise RunFolderError(
+                f"{self.path}: the run's learning rate follows its {before.steps} steps ({before.lr_schedule}), so "
+                "their number can not change; start a new run"
+            )
+        if self.config.steps < self.step():
+            raise RunFolderError(f"{self.path}: the run is at step {self.step()} already, beyond {self.config.steps}")
 
     @property
     def embedding_path(self) -> Path:
@@ -88,6 +108,18 @@ class RunFolder:
         """Cut the log to its first ``count`` steps: those after the saved state are taken again."""
         kept = [record for record in self.records() if record["step"] <= count]
         write_atomically(self.path / LOG, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def save_config(self) -> None:
+        """Write the settings, which may have changed."""
+        write_atomically(self.path / CONFIG, self.config.to_json())
+
+    def step(self) -> int:
+        """Completed steps of the saved state, 0 if there is none that can be read."""
+        try:
+            with safe_open(self.path / STATE, framework="pt") as stored:
+                return int(stored.get_tensor("step"))
+        except (SafetensorError, OSError, ValueError):
+            return 0
 
     def save_state(self, state: dict[str, torch.Tensor], inputs: str, batch: int) -> None:
         """Write the search's state.

@@ -7,9 +7,10 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -27,6 +28,7 @@ from .pictures import contact_sheet, loss_curve
 from .prompts import SLOT, captions_for, with_slots
 from .runs import RunFolder, check_free
 from .search import ZerothOrderSearch
+from .stopping import Stopped, stopped_by
 from .tokens import check_new, initial_vectors
 from .version import __version__
 
@@ -42,8 +44,21 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Started:
+    """All is checked and loaded. ``losses`` are those of the ``step`` steps taken before, of a run that goes on."""
+
+    folder: Path
+    step: int
+    steps: int
+    losses: Sequence[float] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Progress:
-    """A completed step. ``smoothed`` is the loss's running mean; times are in seconds."""
+    """A completed step. ``smoothed`` is the loss's running mean; times are in seconds.
+
+    ``memory`` is the peak of the run so far in bytes, None where that is not known.
+    """
 
     step: int
     steps: int
@@ -51,6 +66,7 @@ class Progress:
     smoothed: float
     steps_per_second: float
     eta: float
+    memory: int | None
 
 
 @dataclass(frozen=True)
@@ -70,20 +86,27 @@ class Saved:
     embedding: Path
 
 
-Event = Message | Progress | Sampled | Saved
+Event = Message | Started | Progress | Sampled | Saved
 
 
 # ---------------------------------------------------------------- inward
 
 
 class Commands:
-    """What a front may ask of a running training, from any thread; obeyed after the step under way."""
+    """What a front may ask of a running training, from any thread.
 
-    def __init__(self) -> None:
+    A stop is obeyed before the next forward pass, the others after the step under way.
+
+    Args:
+        asked_elsewhere: true once a stop was asked for by other means, as a host's own button.
+    """
+
+    def __init__(self, asked_elsewhere: Callable[[], bool] = lambda: False) -> None:
+        self._asked_elsewhere = asked_elsewhere
         self._stop, self._save, self._sample = threading.Event(), threading.Event(), threading.Event()
 
     def stop(self) -> None:
-        """Finish the step, save, and return."""
+        """Leave the step under way, save, and return; that step is taken again when the run goes on."""
         self._stop.set()
 
     def save(self) -> None:
@@ -96,7 +119,7 @@ class Commands:
 
     @property
     def stopping(self) -> bool:
-        return self._stop.is_set()
+        return self._stop.is_set() or self._asked_elsewhere()
 
     def take_save(self) -> bool:
         return _take(self._save)
@@ -211,7 +234,9 @@ class Training:
         config, model = self.config, self.model
         self.fingerprint = model.blueprint.fingerprint
         self.inputs = _inputs_hash(model, self.images, prompts)
+        self.tell(Message(f"encoding {len(self.images)} images"))
         posteriors = encode_images(model, self.images)
+        self.tell(Message(f"loading {model.info.name}, {model.weights} weights"))
         if self.plan.text_apart:
             model.keep_text_apart()
         theta0 = initial_vectors(
@@ -335,14 +360,18 @@ def train_token(
 
     Raises:
         ZoodipError: of the kind that tells what is wrong.
+        Stopped: a stop was asked for before the first step; nothing is written.
     """
     check_free(Path(output))
-    training = Training(config, model, on_event)
-    return _run(training, RunFolder.create(Path(output), config), on_event, commands or Commands())
+    commands = commands or Commands()
+    with stopped_by(lambda: commands.stopping):
+        training = Training(config, model, on_event)
+        return _run(training, RunFolder.create(Path(output), config), on_event, commands)
 
 
 def resume_training(
     path: str | Path,
+    changes: Mapping[str, Any] | None = None,
     *,
     model: QuantizedModel | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -350,16 +379,27 @@ def resume_training(
 ) -> TrainResult:
     """Go on with a run as if it had never stopped: the finished file is the same, byte for byte.
 
+    Args:
+        path: the run's folder.
+        changes: settings that shall differ from now on, of :data:`runs.CHANGEABLE`; more ``steps``, say.
+        model: a loaded model, to share one.
+        on_event: called with each :data:`Event`.
+        commands: a front's wishes while it runs.
+
     Raises:
         RunFolderError: no run folder, or its model, images or captions have changed.
+        Stopped: a stop was asked for before it went on; the folder is as it was.
     """
-    folder = RunFolder.open(Path(path))
-    training = Training(folder.config, model, on_event, folder.batch())
-    state = folder.load_state(training.inputs)
-    if state:
-        training.search.load_state_dict(state)
-    folder.keep_records(training.search.step)
-    return _run(training, folder, on_event, commands or Commands())
+    folder = RunFolder.open(Path(path), changes)
+    commands = commands or Commands()
+    with stopped_by(lambda: commands.stopping):
+        training = Training(folder.config, model, on_event, folder.batch())
+        state = folder.load_state(training.inputs)
+        if state:
+            training.search.load_state_dict(state)
+        folder.keep_records(training.search.step)
+        folder.save_config()
+        return _run(training, folder, on_event, commands)
 
 
 def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], commands: Commands) -> TrainResult:
@@ -374,33 +414,16 @@ def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], c
         )
     )
 
-    losses: list[float] = []
-    smoothed: float | None = None
-    first, began = search.step, time.monotonic()
+    curve = [search.estimator.loss(torch.tensor(record["losses"], dtype=torch.float64)) for record in folder.records()]
+    tell(Started(folder.path, search.step, config.steps, tuple(curve)))
+    first = search.step
     try:
-        while not training.done and not commands.stopping:
-            draw, drawn = training.step()
-            folder.append(
-                {
-                    "step": search.step,
-                    "image": draw.image,
-                    "caption": draw.caption,
-                    "t": draw.timestep,
-                    "losses": drawn.tolist(),
-                }
-            )
-            loss = search.loss or 0.0
-            losses.append(loss)
-            smoothed = loss if smoothed is None else 0.98 * smoothed + 0.02 * loss
-            rate = (search.step - first) / max(time.monotonic() - began, 1e-9)
-            tell(Progress(search.step, config.steps, loss, smoothed, rate, (config.steps - search.step) / rate))
-            if search.step % config.save_every == 0 or commands.take_save():
-                _save(training, folder, tell)
-            if commands.take_sample() or (config.sample_every and search.step % config.sample_every == 0):
-                _sample(training, folder, tell)
+        _steps(training, folder, tell, commands, curve)
+    except Stopped:  # between two forwards: the step under way is taken again when the run goes on
+        pass
     except StorageError:  # the last saved state and its log stand; steps after it are taken again
         raise
-    except Exception:  # whatever else ends the loop, what was learned stays
+    except BaseException:  # whatever else ends the loop, a host's interrupt too, what was learned stays
         _save(training, folder, lambda event: None)
         raise
     path = _save(training, folder, tell)
@@ -409,10 +432,50 @@ def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], c
     grown = training.watch.grown()
     if grown is not None:
         tell(Message(f"memory, measured: {megabytes(grown)} (predicted {megabytes(training.plan.use.total)})"))
-    curve = [search.estimator.loss(torch.tensor(record["losses"])) for record in folder.records()]
     if curve:
         loss_curve(curve, folder.loss_path, f"denoising loss while learning {config.token}")
-    return TrainResult(training.embedding(), path, search.step, training.done, losses)
+    return TrainResult(training.embedding(), path, search.step, training.done, curve[first:])
+
+
+def _steps(
+    training: Training,
+    folder: RunFolder,
+    tell: Callable[[Event], None],
+    commands: Commands,
+    curve: list[float],
+) -> None:
+    """Take the steps that are left, adding to ``curve``."""
+    config, search = training.config, training.search
+    smoothed: float | None = None
+    for loss in curve:
+        smoothed = smoothed_loss(smoothed, loss)
+    first, began = search.step, time.monotonic()
+    while not training.done and not commands.stopping:
+        draw, drawn = training.step()
+        folder.append(
+            {
+                "step": search.step,
+                "image": draw.image,
+                "caption": draw.caption,
+                "t": draw.timestep,
+                "losses": drawn.tolist(),
+            }
+        )
+        loss = search.loss or 0.0
+        curve.append(loss)
+        smoothed = smoothed_loss(smoothed, loss)
+        rate = (search.step - first) / max(time.monotonic() - began, 1e-9)
+        eta = (config.steps - search.step) / rate
+        tell(Progress(search.step, config.steps, loss, smoothed, rate, eta, training.watch.grown()))
+        if search.step % config.save_every == 0 or commands.take_save():
+            _save(training, folder, tell)
+        if commands.take_sample() or (config.sample_every and search.step % config.sample_every == 0):
+            _sample(training, folder, tell)
+
+
+def smoothed_loss(before: float | None, loss: float) -> float:
+    """The running mean after another loss."""
+    return loss if before is None else 0.98 * before + 0.02 * loss
 
 
 def _save(training: Training, folder: RunFolder, tell: Callable[[Event], None]) -> Path:

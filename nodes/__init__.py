@@ -1,0 +1,38 @@
+"""ComfyUI nodes over :mod:`zoodip_core`. What a node asks of ComfyUI goes through :mod:`.host`.
+
+Importing this is cheap: torch, the core and ComfyUI's own modules are imported when a node is used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .embeddings import ApplyEmbedding, LoadEmbedding, SaveEmbedding
+from .generate import GeneratePreview
+from .models import LoadQuantizedSD
+from .pictures import LoadReferenceImages
+from .search import PUTSSampler, SubspaceGradient
+from .train import ZOTrainToken
+
+NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
+    "ZoodipLoadQuantizedSD": LoadQuantizedSD,
+    "ZoodipLoadReferenceImages": LoadReferenceImages,
+    "ZoodipSubspaceGradient": SubspaceGradient,
+    "ZoodipPUTSSampler": PUTSSampler,
+    "ZoodipTrainToken": ZOTrainToken,
+    "ZoodipApplyEmbedding": ApplyEmbedding,
+    "ZoodipSaveEmbedding": SaveEmbedding,
+    "ZoodipLoadEmbedding": LoadEmbedding,
+    "ZoodipGeneratePreview": GeneratePreview,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "ZoodipLoadQuantizedSD": "Load Quantized SD",
+    "ZoodipLoadReferenceImages": "Load Reference Images",
+    "ZoodipSubspaceGradient": "Subspace Gradient",
+    "ZoodipPUTSSampler": "PUTS Sampler",
+    "ZoodipTrainToken": "ZO Train Token",
+    "ZoodipApplyEmbedding": "Apply Embedding",
+    "ZoodipSaveEmbedding": "Save Embedding",
+    "ZoodipLoadEmbedding": "Load Embedding",
+    "ZoodipGeneratePreview": "Generate Preview",
+}

@@ -1,0 +1,221 @@
+"""Learned tokens: applied to a CLIP, saved where ComfyUI finds them, loaded again."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .host import host, inside
+from .tokenizer import in_prompt, text_widths, with_token
+
+if TYPE_CHECKING:
+    from ..zoodip_core.embedding import Embedding
+
+_saved: dict[str, tuple[Path, bytes]] = {}
+"""What each Save Embedding node has written: its file and the file's content."""
+
+
+class ApplyEmbedding:
+    """Lets a standard CLIP know a learned token, without a file of the user's."""
+
+    CATEGORY = "ZOODiP"
+    DESCRIPTION = (
+        "Teaches a CLIP the learned token, for the standard text encode nodes behind it. Write the token's name in "
+        "their prompts, or wire the text output into them."
+    )
+    RETURN_TYPES = ("CLIP", "STRING")
+    RETURN_NAMES = ("clip", "token")
+    OUTPUT_TOOLTIPS = ("A CLIP that knows the token.", "The token with its strength, to put into a prompt.")
+    FUNCTION = "apply"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        return {
+            "required": {
+                "clip": ("CLIP", {"tooltip": "Of the model family that the token was learned on."}),
+                "embedding": ("ZOODIP_EMBEDDING", {"tooltip": "From ZO Train Token or Load Embedding."}),
+                "strength": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.0,
+                        "max": 4.0,
+                        "step": 0.05,
+                        "tooltip": "The token's weight in the prompt, as in (token:1.2).",
+                    },
+                ),
+            }
+        }
+
+    def apply(self, clip: Any, embedding: Embedding, strength: float) -> tuple[Any, str]:
+        from ..zoodip_core.embedding import check_fits
+        from ..zoodip_core.errors import EmbeddingFileError
+
+        if clip is None:
+            raise EmbeddingFileError("clip: the checkpoint has no text encoder; load one, and connect its CLIP")
+        check_fits(embedding, text_widths(clip), "embedding does not fit clip")
+        return with_token(clip, embedding, strength, host().temp_folder() / "zoodip")
+
+
+class SaveEmbedding:
+    """Writes a learned token into the user's embeddings folder."""
+
+    CATEGORY = "ZOODiP"
+    DESCRIPTION = (
+        "Writes the token into ComfyUI's embeddings folder as safetensors, which A1111, Forge and diffusers read as "
+        "well. embedding:name works at once."
+    )
+    RETURN_TYPES = ("STRING", "STRING")
+    RETURN_NAMES = ("prompt", "file")
+    OUTPUT_TOOLTIPS = (
+        "The prompt with embedding:name in the token's place; wired into a text encode node it is used in this run.",
+        "The name of the file.",
+    )
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "embedding": ("ZOODIP_EMBEDDING", {"tooltip": "From ZO Train Token or Load Embedding."}),
+                "filename": (
+                    "STRING",
+                    {"default": "", "tooltip": "Name of the file, perhaps in a subfolder; empty: the token's name."},
+                ),
+                "overwrite": (
+                    "BOOLEAN",
+                    {
+                        "default": False,
+                        "tooltip": "Replace another token of this name. Off: the file gets the next free number.",
+                    },
+                ),
+                "prompt": (
+                    "STRING",
+                    {
+                        "default": "a photo of a {}",
+                        "multiline": True,
+                        "tooltip": "A prompt for text encode nodes; {} or the token's name becomes embedding:name.",
+                    },
+                ),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename: str | None) -> bool | str:  # noqa: N802
+        try:
+            if filename:
+                _target(filename, "")
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, unique_id: str = "", **_inputs: Any) -> str:  # noqa: N802
+        # ComfyUI does not run a node again whose inputs are the same, even if its file is gone.
+        path, content = _saved.get(str(unique_id), (None, b""))
+        return "" if path is None or _holds(path, content) else f"{path} is gone"
+
+    def save(
+        self, embedding: Embedding, filename: str, overwrite: bool, prompt: str, unique_id: str = ""
+    ) -> dict[str, Any]:
+        from ..zoodip_core.embedding import save_embedding, serialize
+        from ..zoodip_core.prompts import SLOT
+
+        path, content = _target(filename, embedding.token), serialize(embedding)
+        if not overwrite:
+            path = _free(path, content)
+        if not _holds(path, content):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_embedding(embedding, path)
+        _saved[str(unique_id)] = path, content
+        name = path.relative_to(Path(host().embeddings_folder()).resolve()).with_suffix("").as_posix()
+        text = in_prompt(prompt.replace(SLOT, embedding.token), embedding.token, f"embedding:{name}")
+        return {"ui": {"text": [f"embedding:{name}"]}, "result": (text, f"{name}.safetensors")}
+
+
+class LoadEmbedding:
+    """Reads an embedding file of any common tool."""
+
+    CATEGORY = "ZOODiP"
+    DESCRIPTION = "Reads an embedding file: ours, A1111's, or diffusers'. Code in a file is never run."
+    RETURN_TYPES = ("ZOODIP_EMBEDDING", "STRING")
+    RETURN_NAMES = ("embedding", "report")
+    OUTPUT_TOOLTIPS = ("For Apply Embedding and Generate Preview.", "What is known of the token.")
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {
+            "required": {
+                "file": (list(host().embeddings()), {"tooltip": "A file in ComfyUI's embeddings folders."}),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, file: str | None) -> bool | str:  # noqa: N802
+        try:
+            _ = file is None or _known(file)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, file: str) -> str:  # noqa: N802
+        return hashlib.sha256(_known(file).read_bytes()).hexdigest()
+
+    def load(self, file: str) -> tuple[Embedding, str]:
+        from ..zoodip_core.embedding import describe, load_embedding
+
+        embedding = load_embedding(_known(file))
+        return embedding, "\n".join(f"{label}: {text}" for label, text in describe(embedding))
+
+
+def _known(file: str) -> Path:
+    from ..zoodip_core.errors import EmbeddingFileError
+
+    known = host().embeddings()
+    if file not in known:
+        raise EmbeddingFileError(
+            f"file: {file} is not among ComfyUI's embeddings; press R to read them anew, and choose another"
+        )
+    return known[file]
+
+
+def _target(filename: str, token: str) -> Path:
+    """The file in the embeddings folder that a name stands for.
+
+    Raises:
+        EmbeddingFileError: it would lie elsewhere.
+        TokenError: it is no name of a file.
+    """
+    from ..zoodip_core.errors import EmbeddingFileError, TokenError
+    from ..zoodip_core.tokens import check_name, file_stem
+
+    given = filename.strip().removesuffix(".safetensors").replace("\\", "/") or file_stem(token)
+    folder = host().embeddings_folder()
+    *above, name = given.split("/")
+    path = inside(folder, f"{given}.safetensors")
+    if path is None or given.startswith("/") or any(part in ("", ".", "..") for part in above):
+        raise EmbeddingFileError(f"filename: {filename!r} leads out of the embeddings folder; give a plain name")
+    try:
+        for part in (*above, name):
+            check_name(part)
+    except TokenError as error:
+        raise TokenError(f"filename: {str(error).removeprefix('token ')}") from None
+    return path
+
+
+def _free(path: Path, content: bytes) -> Path:
+    """The path, or one with the next number at which no other token stands."""
+    found, count = path, 1
+    while found.exists() and not _holds(found, content):
+        count += 1
+        found = path.with_name(f"{path.stem}-{count}.safetensors")
+    return found
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content

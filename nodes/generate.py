@@ -1,0 +1,128 @@
+"""Drawing with the quantised model itself: the whole story without another checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .host import host, on_the_device
+from .pictures import thumbnails, to_image
+
+if TYPE_CHECKING:
+    from ..zoodip_core.embedding import Embedding
+    from ..zoodip_core.models import QuantizedModel
+
+SEED_LIMIT = 2**53 - 1
+"""The largest whole number that JavaScript keeps exactly."""
+
+
+class GeneratePreview:
+    """Images from the quantised model, with or without a learned token."""
+
+    CATEGORY = "ZOODiP"
+    DESCRIPTION = "Draws with the quantised model itself, with or without a learned token. One image for each prompt."
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("images",)
+    OUTPUT_TOOLTIPS = ("An image for each prompt.",)
+    FUNCTION = "draw"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        return {
+            "required": {
+                "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD."}),
+                "prompts": (
+                    "STRING",
+                    {
+                        "default": "a photo of a {}",
+                        "multiline": True,
+                        "tooltip": "A prompt a line. {} or the token's own name stands for the learned token.",
+                    },
+                ),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": SEED_LIMIT,
+                        "control_after_generate": False,
+                        "tooltip": "Of the first image; the next ones count on.",
+                    },
+                ),
+                "steps": ("INT", {"default": 25, "min": 1, "max": 1000, "tooltip": "Denoising steps."}),
+                "guidance": (
+                    "FLOAT",
+                    {
+                        "default": 0.0,
+                        "min": 0.0,
+                        "max": 100.0,
+                        "step": 0.5,
+                        "tooltip": "Classifier-free guidance; 0 is the model's own: 7.5, or 5 for the embedded one.",
+                    },
+                ),
+                "resolution": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 4096,
+                        "step": 8,
+                        "tooltip": "Pixels a side; 0 is the model's own.",
+                    },
+                ),
+            },
+            "optional": {
+                "embedding": ("ZOODIP_EMBEDDING", {"tooltip": "A learned token, for the prompts to use."}),
+                "negative_prompt": (
+                    "STRING",
+                    {"default": "", "multiline": True, "tooltip": "What to stay away from."},
+                ),
+            },
+        }
+
+    def draw(
+        self,
+        model: QuantizedModel,
+        prompts: str,
+        seed: int,
+        steps: int,
+        guidance: float,
+        resolution: int,
+        embedding: Embedding | None = None,
+        negative_prompt: str = "",
+    ) -> dict[str, Any]:
+        texts = [line.strip() for line in prompts.splitlines() if line.strip()]
+        images = draw(
+            model,
+            texts,
+            [seed + i for i in range(len(texts))],
+            embedding,
+            negative_prompt=negative_prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance or None,
+            resolution=resolution,
+        )
+        return {"ui": thumbnails(images), "result": (to_image(images),)}
+
+
+def draw(
+    model: QuantizedModel, texts: list[str], seeds: list[int], embedding: Embedding | None, **settings: Any
+) -> list[Any]:
+    """Images of some texts, with the node's bar; the model leaves the device afterwards.
+
+    Raises:
+        ConfigError: no prompt, or a token's place without a token.
+    """
+    from ..zoodip_core.errors import ConfigError
+    from ..zoodip_core.generation import generate
+    from ..zoodip_core.prompts import SLOT
+
+    if not texts:
+        raise ConfigError("prompts: write at least one, a line each")
+    if embedding is None and any(SLOT in text for text in texts):
+        raise ConfigError("prompts: {} stands for a learned token; connect embedding, or write a word in its place")
+    if embedding:
+        texts = [text.replace(SLOT, embedding.token) for text in texts]
+    bar = host().bar()
+    with on_the_device(model):
+        return generate(model, texts, seeds, embedding=embedding, on_step=bar.update, **settings)

@@ -1,0 +1,244 @@
+"""The one seam to ComfyUI: files, progress, interrupts, memory. Nothing else imports its modules."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..zoodip_core.models import QuantizedModel
+
+NEEDED = ("torch", "diffusers", "transformers", "optimum.quanto", "safetensors", "matplotlib", "psutil", "tqdm")
+_PREVIEW_SIDE = 512
+
+
+class Bar(Protocol):
+    """A progress bar on a node."""
+
+    def update(self, done: int, total: int, picture: Image | None = None) -> None:
+        """Show progress, with a live preview if there is a picture."""
+        ...
+
+
+class Host(Protocol):
+    """What the nodes ask of the program they run in."""
+
+    def device(self) -> str:
+        """The torch device that models compute on."""
+        ...
+
+    def models(self) -> dict[str, Path]:
+        """Checkpoints and diffusers folders, by the name that the user sees."""
+        ...
+
+    def models_folder(self) -> Path: ...
+
+    def input_folder(self) -> Path: ...
+
+    def output_folder(self) -> Path: ...
+
+    def temp_folder(self) -> Path: ...
+
+    def embeddings(self) -> dict[str, Path]:
+        """The user's embedding files, by the name that the user sees."""
+        ...
+
+    def embeddings_folder(self) -> Path:
+        """Where new embedding files go."""
+        ...
+
+    def bar(self) -> Bar:
+        """A progress bar on the node that runs now."""
+        ...
+
+    def send(self, event: str, data: dict[str, Any]) -> None:
+        """Tell every open page."""
+        ...
+
+    def interrupted(self) -> bool:
+        """Whether the user asked to stop what runs now. Asking does not forget it."""
+        ...
+
+    def interrupt(self) -> NoReturn:
+        """End this node in the way the host wants after a stop."""
+        ...
+
+    def make_room(self) -> None:
+        """Have the host's own models leave the device; they come back when they are used."""
+        ...
+
+    def return_memory(self) -> None:
+        """Give freed memory back to the device."""
+        ...
+
+
+class ComfyUI:
+    """The :class:`Host` that the nodes run in."""
+
+    def device(self) -> str:
+        import comfy.model_management
+
+        return str(comfy.model_management.get_torch_device())
+
+    def models(self) -> dict[str, Path]:
+        import folder_paths
+
+        found = {name: folder_paths.get_full_path("checkpoints", name) for name in _listed("checkpoints")}
+        for folder in folder_paths.get_folder_paths("diffusers"):
+            for index in sorted(Path(folder).glob("*/model_index.json")):
+                found[f"{index.parent.name} (diffusers)"] = str(index.parent)
+        return {name: Path(path) for name, path in found.items() if path}
+
+    def models_folder(self) -> Path:
+        import folder_paths
+
+        return Path(folder_paths.models_dir)
+
+    def input_folder(self) -> Path:
+        import folder_paths
+
+        return Path(folder_paths.get_input_directory())
+
+    def output_folder(self) -> Path:
+        import folder_paths
+
+        return Path(folder_paths.get_output_directory())
+
+    def temp_folder(self) -> Path:
+        import folder_paths
+
+        return Path(folder_paths.get_temp_directory())
+
+    def embeddings(self) -> dict[str, Path]:
+        import folder_paths
+
+        found = {name: folder_paths.get_full_path("embeddings", name) for name in _listed("embeddings")}
+        return {name: Path(path) for name, path in found.items() if path}
+
+    def embeddings_folder(self) -> Path:
+        import folder_paths
+
+        return Path(folder_paths.get_folder_paths("embeddings")[0])
+
+    def bar(self) -> Bar:
+        return _ComfyBar()
+
+    def send(self, event: str, data: dict[str, Any]) -> None:
+        from server import PromptServer
+
+        PromptServer.instance.send_sync(event, data)
+
+    def interrupted(self) -> bool:
+        import comfy.model_management
+
+        return bool(comfy.model_management.processing_interrupted())
+
+    def interrupt(self) -> NoReturn:
+        import comfy.model_management
+
+        comfy.model_management.throw_exception_if_processing_interrupted()  # clears the request as well
+        raise comfy.model_management.InterruptProcessingException
+
+    def make_room(self) -> None:
+        import comfy.model_management
+
+        comfy.model_management.unload_all_models()
+        comfy.model_management.soft_empty_cache()
+
+    def return_memory(self) -> None:
+        import comfy.model_management
+
+        comfy.model_management.soft_empty_cache()
+
+
+def _listed(kind: str) -> list[str]:
+    import folder_paths
+
+    return list(folder_paths.get_filename_list(kind))
+
+
+class _ComfyBar:
+    def __init__(self) -> None:
+        import comfy.utils
+
+        self._bar = comfy.utils.ProgressBar(1)
+
+    def update(self, done: int, total: int, picture: Image | None = None) -> None:
+        self._bar.update_absolute(done, total, ("JPEG", picture, _PREVIEW_SIDE) if picture else None)
+
+
+_host: Host = ComfyUI()
+
+
+def host() -> Host:
+    """The program that the nodes run in."""
+    return _host
+
+
+@contextlib.contextmanager
+def hosted_by(other: Host) -> Iterator[None]:
+    """Run nodes in another host, as tests do."""
+    global _host
+    before, _host = _host, other
+    try:
+        yield
+    finally:
+        _host = before
+
+
+@contextlib.contextmanager
+def on_the_device(model: QuantizedModel) -> Iterator[None]:
+    """Have the device to ourselves: the host's models leave it before, ours afterwards, whatever happens.
+
+    Within it a stop that the user asks for takes effect before the next forward pass.
+    """
+    from ..zoodip_core.stopping import Stopped, stopped_by
+
+    place = host()
+    place.make_room()
+    try:
+        with stopped_by(place.interrupted):
+            yield
+    except Stopped:
+        place.interrupt()
+    finally:
+        model.unload()
+        gc.collect()
+        place.return_memory()
+
+
+def check_packages() -> None:
+    """Refuse to begin without the packages we need, saying how to get them; nothing is installed here.
+
+    Raises:
+        ModuleNotFoundError: some are missing.
+    """
+    missing = [name for name in NEEDED if not _installed(name)]
+    if missing:
+        requirements = Path(__file__).resolve().parent.parent / "requirements.txt"
+        raise ModuleNotFoundError(
+            f"ZOODiP needs {', '.join(missing)}, which ComfyUI's Python does not have. Install them, then start "
+            f'ComfyUI again:\n"{sys.executable}" -m pip install -r "{requirements}"'
+        )
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the package above it is missing
+        return False
+
+
+def inside(folder: Path, name: str) -> Path | None:
+    """The path of ``name`` in a folder, links followed, or None if it would lead out of it."""
+    root = os.path.realpath(folder)
+    path = os.path.realpath(os.path.join(root, name))  # noqa: PTH118 - Path would keep what realpath resolves
+    return Path(path) if os.path.commonpath((root, path)) == root else None

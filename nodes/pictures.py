@@ -1,0 +1,241 @@
+"""Pictures between files, ComfyUI's IMAGE tensors and Pillow; loading reference images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .host import host, inside
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+BUNDLED = "bundled: "
+_LARGEST = 2048
+"""No model is trained on more pixels a side; a camera's picture would only fill memory."""
+_THUMBNAILS = 9
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def to_image(pictures: Sequence[Image.Image]) -> torch.Tensor:
+    """RGB pictures of one size as an IMAGE: float32 ``[N, height, width, 3]`` in [0, 1]."""
+    import numpy as np
+    import torch
+
+    return (
+        torch.from_numpy(np.stack([np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures])) / 255
+    )
+
+
+def to_pictures(images: Sequence[Any], name: str) -> list[Image.Image]:
+    """The pictures of an IMAGE or a list of them, of any sizes; transparency is laid on white.
+
+    Args:
+        name: of the node's input, for errors.
+
+    Raises:
+        ImagesError: nothing, or something that is no picture.
+    """
+    import torch
+    from PIL import Image
+
+    from ..zoodip_core.errors import ImagesError
+
+    pictures = []
+    for batch in images:
+        if not isinstance(batch, torch.Tensor) or batch.ndim != 4 or batch.shape[-1] not in (3, 4):
+            have = list(batch.shape) if isinstance(batch, torch.Tensor) else type(batch).__name__
+            raise ImagesError(
+                f"{name}: expected IMAGE batches [count, height, width, 3 or 4 channels], got {have}; connect an IMAGE"
+            )
+        if not torch.isfinite(batch).all():
+            raise ImagesError(f"{name}: a picture holds NaN or infinity; the node that made it failed")
+        for tensor in batch.float().cpu():
+            if tensor.shape[-1] == 4:
+                tensor = tensor[..., :3] * tensor[..., 3:] + 1 - tensor[..., 3:]
+            pictures.append(Image.fromarray((tensor.clamp(0, 1) * 255).round().to(torch.uint8).numpy()))
+    if not pictures:
+        raise ImagesError(f"{name}: the list is empty; give 3 to 10 pictures of the subject")
+    return pictures
+
+
+def thumbnails(pictures: Sequence[Image.Image]) -> dict[str, Any]:
+    """What a node returns as ``ui`` so that ComfyUI shows pictures on it; the files are temporary."""
+    folder = host().temp_folder() / "zoodip"
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = []
+    for picture in pictures[:_THUMBNAILS]:
+        small = picture.copy()
+        small.thumbnail((512, 512))
+        name = hashlib.sha256(small.tobytes() + str(small.size).encode()).hexdigest()[:20] + ".png"
+        small.save(folder / name)
+        shown.append({"filename": name, "subfolder": "zoodip", "type": "temp"})
+    return {"images": shown}
+
+
+# ---------------------------------------------------------------- files
+
+
+class LoadReferenceImages:
+    """Reference images and captions from a folder in ComfyUI's input, one of the bundled subjects, or an upload."""
+
+    CATEGORY = "ZOODiP"
+    DESCRIPTION = (
+        "Reads three to ten pictures of a subject, and their captions, from a folder in ComfyUI's input folder. The "
+        "button uploads pictures into a new one."
+    )
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("images", "captions")
+    OUTPUT_IS_LIST = (True, True)
+    OUTPUT_TOOLTIPS = (
+        "The pictures, each in its own size.",
+        "A text for each picture, empty where it has none: the .txt beside it, or its entry in captions.json.",
+    )
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        return {
+            "required": {
+                "folder": (
+                    [*_bundled(), *_folders()],
+                    {
+                        "tooltip": "A folder in ComfyUI's input folder, a single picture there, or a bundled subject "
+                        "for the embedded model. Captions: a .txt beside each picture, or a captions.json.",
+                    },
+                ),
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, folder: str | None) -> bool | str:  # noqa: N802
+        try:
+            _ = folder is None or _files(folder)
+        except (ValueError, OSError) as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, folder: str) -> str:  # noqa: N802
+        digest = hashlib.sha256()
+        for path in _files(folder):
+            for file in (path, path.with_suffix(".txt"), *_listings(path.parent)):
+                if file.is_file():
+                    digest.update(file.name.encode() + file.read_bytes())
+        return digest.hexdigest()
+
+    def load(self, folder: str) -> dict[str, Any]:
+        from ..zoodip_core.errors import ImagesError
+        from ..zoodip_core.images import open_picture
+
+        files = _files(folder)
+        pictures = []
+        for file in files:
+            try:
+                pictures.append(_bounded(open_picture(file)))
+            except ImagesError as error:
+                raise ImagesError(f"folder: {error}; take it out of the folder, or replace it") from error
+        return {
+            "ui": thumbnails(pictures),
+            "result": ([to_image([picture]) for picture in pictures], _captions(files)),
+        }
+
+
+def _bounded(picture: Image.Image) -> Image.Image:
+    scale = _LARGEST / min(picture.size)
+    return picture if scale >= 1 else picture.resize((round(picture.width * scale), round(picture.height * scale)))
+
+
+def _bundled() -> list[str]:
+    from ..zoodip_core.tiny import concepts
+
+    return [BUNDLED + name for name in concepts.names()]
+
+
+def _folders() -> list[str]:
+    """The folders with pictures in the input folder, then the single pictures."""
+    from ..zoodip_core.images import SUFFIXES
+
+    root = host().input_folder()
+    pictures = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    folders = dict.fromkeys(p.parent.relative_to(root).as_posix() for p in pictures if p.parent != root)
+    return [*folders, *(p.name for p in pictures if p.parent == root)]
+
+
+def _files(folder: str) -> list[Path]:
+    """The picture files that a choice stands for.
+
+    Raises:
+        ImagesError: it is outside of the input folder, or holds none.
+    """
+    from ..zoodip_core.errors import ImagesError
+    from ..zoodip_core.images import find_images
+    from ..zoodip_core.tiny import concepts
+
+    if folder.startswith(BUNDLED):
+        name = folder.removeprefix(BUNDLED)
+        if name not in concepts.names():
+            raise ImagesError(f"folder: there is no bundled subject {name!r}; choose one of {', '.join(_bundled())}")
+        return find_images([concepts.load(name).images])
+    path = inside(host().input_folder(), folder.removesuffix(" [input]"))
+    if path is None:
+        raise ImagesError(
+            f"folder: {folder!r} is not in ComfyUI's input folder; copy the pictures there, or upload them"
+        )
+    try:
+        found = find_images([path])
+    except ImagesError as error:
+        raise ImagesError(f"folder: {error}") from None
+    for file in found:
+        for read in (file, file.with_suffix(".txt"), *_listings(file.parent)):
+            if inside(host().input_folder(), str(read)) is None:
+                raise ImagesError(f"folder: {read.name} leads out of ComfyUI's input folder; put a copy in its place")
+    return found
+
+
+def _listings(folder: Path) -> list[Path]:
+    """Where a folder's captions may stand: in it, or beside it under its name as with the bundled subjects."""
+    return [folder / "captions.json", folder.parent / f"{folder.name}.json"]
+
+
+def _captions(files: Sequence[Path]) -> list[str]:
+    """A text for each file, empty if it has none. Several captions of one picture are lines."""
+    from ..zoodip_core.prompts import read_listed, read_text
+
+    listing = next((file for file in _listings(files[0].parent) if file.is_file()), None)
+    listed: dict[str, list[str]] = read_listed(listing) if listing else {}
+    texts = []
+    for file in files:
+        beside = file.with_suffix(".txt")
+        each = listed.get(file.name) or ([read_text(beside)] if beside.is_file() else [])
+        texts.append("\n".join(" ".join(text.split()) for text in each))
+    return texts
+
+
+def write_references(pictures: Sequence[Image.Image], captions: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Write pictures, unchanged, and their captions into a run's folder, so that it can go on by itself.
+
+    Returns:
+        The settings ``images`` and ``captions`` of :class:`TrainConfig` that stand for them.
+    """
+    from ..zoodip_core.files import write_atomically
+    from ..zoodip_core.pictures import save_png
+
+    images = folder / "images"
+    listed = {}
+    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True), 1):
+        name = f"{i:04}.png"
+        save_png(picture, images / name)
+        lines = [line for line in caption.splitlines() if line.strip()]
+        if lines:
+            listed[name] = lines
+    if not listed:
+        return {"images": (str(images),), "captions": None}
+    write_atomically(folder / "captions.json", json.dumps(listed, indent=2, ensure_ascii=False))
+    return {"images": (str(images),), "captions": str(folder / "captions.json")}

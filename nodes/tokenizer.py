@@ -1,0 +1,81 @@
+"""A learned token in any standard CLIP of ComfyUI, by the host's own way of reading embedding files."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..zoodip_core.embedding import Embedding
+
+
+def text_widths(clip: Any) -> tuple[int, ...]:
+    """The widths of a CLIP's text encoders, by its tokenizers; ``(768,)`` for SD1, ``(768, 1280)`` for SDXL."""
+    return tuple(inner.embedding_size for inner in _inner(clip.tokenizer).values())
+
+
+def with_token(clip: Any, embedding: Embedding, strength: float, folder: Path) -> tuple[Any, str]:
+    """A copy of a CLIP that knows the token, and the text that stands for it in prompts.
+
+    The copy shares the weights. It reads the embedding from a file in ``folder`` whose name is that of its
+    content, so nothing that ComfyUI remembers of another token can be taken for it. In a prompt the token's own
+    name works as well.
+    """
+    from ..zoodip_core.embedding import serialize
+
+    content = serialize(embedding)
+    name = f"zoodip_{hashlib.sha256(content).hexdigest()[:16]}"
+    text = f"embedding:{name}" if strength == 1 else f"(embedding:{name}:{strength:g})"
+    applied = clip.clone()
+    applied.tokenizer = _with_token(clip.tokenizer, embedding.token, text, folder / f"{name}.safetensors", content)
+    return applied, text
+
+
+def _with_token(tokenizer: Any, token: str, text: str, file: Path, content: bytes) -> Any:
+    from ..zoodip_core.files import write_atomically
+
+    class WithToken(type(tokenizer)):  # type: ignore[misc]
+        def tokenize_with_weights(self, prompt: str, *args: Any, **options: Any) -> Any:
+            if not file.is_file():  # the folder is temporary
+                write_atomically(file, content)
+            return super().tokenize_with_weights(in_prompt(prompt, token, text), *args, **options)
+
+    WithToken.__name__ = type(tokenizer).__name__
+    copied = copy.copy(tokenizer)
+    copied.__class__ = WithToken
+    for name, inner in _inner(tokenizer).items():
+        inner = copy.copy(inner)
+        inner.embedding_directory = [str(file.parent), *_listed(inner.embedding_directory)]
+        setattr(copied, name, inner)
+    write_atomically(file, content)
+    return copied
+
+
+def in_prompt(prompt: str, token: str, text: str) -> str:
+    """The prompt with the token's name replaced.
+
+    ComfyUI reads an embedding's name up to the next space, and only where a space, a line or a bracket begins it.
+    """
+    from ..zoodip_core.prompts import token_pattern
+
+    def placed(match: re.Match[str]) -> str:
+        before, after = prompt[: match.start()], prompt[match.end() :]
+        left = "" if not before or before[-1] in " \n(" else " "
+        right = "" if not after or re.match(r"[\s)]|:[\d.]+\)", after) else " "
+        return left + text + right
+
+    return re.sub(token_pattern(token), placed, prompt)
+
+
+def _inner(tokenizer: Any) -> dict[str, Any]:
+    """The tokenizers, one for each text encoder, that read embeddings."""
+    return {name: inner for name, inner in vars(tokenizer).items() if hasattr(inner, "embedding_directory")}
+
+
+def _listed(directories: Any) -> list[str]:
+    if directories is None:
+        return []
+    return [directories] if isinstance(directories, str) else list(directories)

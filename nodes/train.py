@@ -1,0 +1,337 @@
+"""The node that trains a token."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .generate import SEED_LIMIT
+from .host import check_packages, host, on_the_device
+from .live import Live
+from .pictures import thumbnails, to_image, to_pictures, write_references
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..zoodip_core.config import TrainConfig
+    from ..zoodip_core.models import QuantizedModel
+    from ..zoodip_core.trainer import TrainResult
+
+FOLDER = "zoodip"
+"""In ComfyUI's output folder: a folder for each run."""
+_SAMPLES = 4
+_BY_MODEL = "0: the paper's for the model"
+
+
+class ZOTrainToken:
+    """Learns a token from images with forward passes only (paper, algorithm 1)."""
+
+    CATEGORY = "ZOODiP"
+    DESCRIPTION = (
+        "Learns a new word from a few images, with forward passes only. Cancel saves the state; queue again to go on. "
+        "Everything is kept in output/zoodip."
+    )
+    RETURN_TYPES = ("ZOODIP_EMBEDDING", "IMAGE", "IMAGE")
+    RETURN_NAMES = ("embedding", "previews", "loss_curve")
+    OUTPUT_TOOLTIPS = (
+        "The learned token, for Apply Embedding, Save Embedding and Generate Preview.",
+        "Images of the preview prompt with the finished token.",
+        "The loss of every step, raw and smoothed.",
+    )
+    FUNCTION = "train"
+    INPUT_IS_LIST = True
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        return {"required": _required(), "optional": _optional(), "hidden": {"unique_id": "UNIQUE_ID"}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, token: Any, preview_prompt: Any) -> bool | str:  # noqa: N802
+        from ..zoodip_core.errors import TokenError
+        from ..zoodip_core.prompts import SLOT, with_slots
+        from ..zoodip_core.tokens import check_name
+
+        name, prompt = _one(token), _one(preview_prompt)
+        try:
+            if name is not None:  # None: it comes from another node, and is checked when that has run
+                check_name(name)
+        except TokenError as error:
+            return str(error)
+        if prompt is not None and name is not None and SLOT not in with_slots(prompt, name):
+            return f"preview_prompt: {prompt!r} has no place for the token; write {{}} where it should stand"
+        return True
+
+    def train(self, **inputs: Any) -> dict[str, Any]:
+        check_packages()
+        from ..zoodip_core.stopping import Stopped
+
+        model: QuantizedModel = _one(inputs.pop("model"))
+        pictures = to_pictures(inputs.pop("images"), "images")
+        captions = _captions(inputs.pop("captions", None), _one(inputs["token"]), len(pictures))
+        node, resume = str(_one(inputs.pop("unique_id", ["0"]))), bool(_one(inputs.pop("resume")))
+        settings = _settings(model, {name: _one(value) for name, value in inputs.items()})
+        config = _checked(settings)
+        live = Live(host(), node)
+        with on_the_device(model), live:
+            folder = _folder(host().output_folder() / FOLDER, config, _key(config, model, pictures, captions), resume)
+            trained = _train(settings, model, pictures, captions, folder, live)
+            if not trained.finished:
+                raise Stopped(f"stopped at step {trained.step}; queue again to go on")
+            previews = _previews(config, model, trained)
+        chart = live.end("finished", f"{config.token} learned in {trained.step} steps, kept in {FOLDER}/{folder.name}")
+        return {
+            "ui": {**thumbnails(previews), "zoodip": [chart]},
+            "result": (trained.embedding, to_image(previews), to_image([_open(folder / "run" / "loss.png")])),
+        }
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def _required() -> dict[str, Any]:
+    from ..zoodip_core.config import ESTIMATORS, LR_SCHEDULES, OPTIMIZERS
+    from ..zoodip_core.prompts import TEMPLATES
+    from ..zoodip_core.tokens import INITIALIZER_MODES
+
+    return {
+        "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD."}),
+        "images": ("IMAGE", {"tooltip": "Three to ten pictures of the subject: a batch, or a list of any sizes."}),
+        "token": (
+            "STRING",
+            {"default": "<my-subject>", "tooltip": "The new word, and the name of its file: letters, digits, - and _."},
+        ),
+        "initializer": (
+            "STRING",
+            {"default": "dog", "tooltip": "The plain word that the token starts from: what kind of thing it is."},
+        ),
+        "initializer_mode": (
+            list(INITIALIZER_MODES),
+            {
+                "default": "single",
+                "tooltip": "For an initializer of several tokens: refuse it, start from their mean, or from the first.",
+            },
+        ),
+        "num_vectors": ("INT", {"default": 1, "min": 1, "max": 75, "tooltip": "Vectors in the token."}),
+        "template": (
+            list(TEMPLATES),
+            {"default": "object", "tooltip": "Captions for pictures without one: an object's, a style's, or varied."},
+        ),
+        "resolution": (
+            "INT",
+            {"default": 0, "min": 0, "max": 4096, "step": 8, "tooltip": "Pixels a side; 0 is the model's own."},
+        ),
+        "steps": _number("INT", 10_000_000, f"Optimisation steps; {_BY_MODEL} (SD1.5 30000, SDXL 20000, tiny 1500)."),
+        "lr": _number("FLOAT", 10.0, f"Learning rate; {_BY_MODEL} (0.005; SD2.1 0.01)."),
+        "lr_schedule": (
+            ["auto", *LR_SCHEDULES],
+            {
+                "default": "auto",
+                "tooltip": "Learning rate over the run: constant, or falling to 0. auto: by the model.",
+            },
+        ),
+        "n": _number("INT", 1024, f"Random directions a step; each is a forward pass; {_BY_MODEL} (2)."),
+        "mu": _number(
+            "FLOAT", 10.0, f"How far each candidate is from the token; {_BY_MODEL} (0.001; SDXL, int4 0.01)."
+        ),
+        "estimator": (
+            list(ESTIMATORS),
+            {"default": "rge", "tooltip": "How losses become a gradient: the paper's rge, two-sided spsa, one-point."},
+        ),
+        "optimizer": (list(OPTIMIZERS), {"default": "zoadam", "tooltip": "How a gradient becomes a step."}),
+        "seed": (
+            "INT",
+            {
+                "default": 0,
+                "min": 0,
+                "max": SEED_LIMIT,
+                "control_after_generate": False,
+                "tooltip": "Of every random draw: the same seed learns the same token.",
+            },
+        ),
+        "preview_prompt": (
+            "STRING",
+            {"default": "a photo of a {}", "tooltip": "What to draw while it learns; {} stands for the token."},
+        ),
+        "preview_every": (
+            "INT",
+            {"default": 0, "min": 0, "max": 10_000_000, "tooltip": "Steps between previews; 0 draws only at the end."},
+        ),
+        "save_every": ("INT", {"default": 500, "min": 1, "max": 10_000_000, "tooltip": "Steps between saved states."}),
+        "resume": (
+            "BOOLEAN",
+            {
+                "default": True,
+                "tooltip": "Go on with a stopped run of the same inputs; more steps go on with a finished one. Off: "
+                "start anew.",
+            },
+        ),
+    }
+
+
+def _number(kind: str, largest: float, tooltip: str) -> tuple[str, dict[str, Any]]:
+    fine = {"step": 1e-4, "round": 1e-7} if kind == "FLOAT" else {}
+    zero = 0.0 if kind == "FLOAT" else 0
+    return kind, {"default": zero, "min": zero, "max": largest, **fine, "tooltip": tooltip}
+
+
+def _optional() -> dict[str, Any]:
+    return {
+        "captions": (
+            "STRING",
+            {
+                "forceInput": True,
+                "tooltip": "A text for each picture, in their order, with {} for the token. Empty: the template. "
+                "Several lines: one of them is drawn at each step.",
+            },
+        ),
+        "subspace_gradient": ("SUBSPACE_GRADIENT", {"tooltip": "Unconnected: gradients are used as estimated."}),
+        "timestep_sampler": ("TIMESTEP_SAMPLER", {"tooltip": "Unconnected: all timesteps alike."}),
+    }
+
+
+def _one(value: Any) -> Any:
+    """A single input's value, which arrives in a list."""
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list[str]:
+    from ..zoodip_core.errors import CaptionError
+    from ..zoodip_core.prompts import SLOT, with_slots
+
+    texts = list(captions or [""])
+    if len(texts) == 1:
+        texts *= pictures
+    if len(texts) != pictures:
+        raise CaptionError(f"captions: {len(texts)} texts for {pictures} images; give one for each, or a single one")
+    for i, text in enumerate(texts, 1):
+        for line in filter(str.strip, text.splitlines()):
+            if SLOT not in with_slots(line, token):
+                raise CaptionError(
+                    f"captions: text {i}, {line!r}, has no place for the token; write {{}} or {token} where the "
+                    "subject stands, or leave captions unconnected"
+                )
+    return texts
+
+
+def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the inputs stand for: where an input is 0 or auto, the paper's for the model."""
+    from ..zoodip_core.config import preset_for
+    from ..zoodip_core.models import TINY, TINY_PATH
+
+    sampler = inputs.pop("timestep_sampler", None) or {"timesteps": "uniform"}
+    subspace = inputs.pop("subspace_gradient", None) or {"subspace_gradient": False}
+    named = {
+        **inputs,
+        **sampler,
+        **subspace,
+        "sample_prompt": inputs["preview_prompt"],
+        "sample_every": inputs["preview_every"],
+    }
+    del named["preview_prompt"], named["preview_every"]
+    dtype = str(model.dtype).removeprefix("torch.")
+    by_model = preset_for(model.info.family, model.weights, dtype)
+    for name, left in (("steps", 0), ("lr", 0), ("n", 0), ("mu", 0), ("lr_schedule", "auto")):
+        if named[name] == left:
+            del named[name]
+    path = model.info.path
+    return {
+        **by_model,
+        **named,
+        "model": TINY if path == TINY_PATH else str(path),
+        "weights": model.weights,
+        "dtype": dtype,
+        "device": str(model.device),
+        "prediction_type": model.info.prediction_type,
+    }
+
+
+def _checked(settings: dict[str, Any]) -> TrainConfig:
+    """The settings, without their images yet."""
+    from ..zoodip_core.config import TrainConfig
+
+    return TrainConfig.from_dict({**settings, "images": ["images"]})
+
+
+# ---------------------------------------------------------------- runs
+
+
+def _key(config: TrainConfig, model: QuantizedModel, pictures: Sequence[Image], captions: Sequence[str]) -> str:
+    """What a run can go on with: all that decides its steps, but not how many there are."""
+    from ..zoodip_core.runs import CHANGEABLE
+
+    free = {*CHANGEABLE, "images", "captions", "model", "device", "cache", "batch"}
+    if config.lr_schedule != "constant":
+        free.remove("steps")
+    decides = {name: value for name, value in config.to_dict().items() if name not in free}
+    digest = hashlib.sha256(json.dumps([decides, model.blueprint.fingerprint, list(captions)], sort_keys=True).encode())
+    for picture in pictures:
+        digest.update(str(picture.size).encode() + picture.tobytes())
+    return digest.hexdigest()[:10]
+
+
+def _folder(parent: Path, config: TrainConfig, key: str, resume: bool) -> Path:
+    """The folder of the run to go on with, or a new one."""
+    from ..zoodip_core.runs import RunFolder
+    from ..zoodip_core.tokens import file_stem
+
+    name = f"{file_stem(config.token)}-{key}"
+    folder, count = parent / name, 1
+    while (folder / "run").exists():
+        if resume and RunFolder(folder / "run", config).step() <= config.steps:
+            break
+        count += 1
+        folder = parent / f"{name}-{count}"
+    return folder
+
+
+def _train(
+    settings: dict[str, Any],
+    model: QuantizedModel,
+    pictures: Sequence[Image],
+    captions: Sequence[str],
+    folder: Path,
+    live: Live,
+) -> TrainResult:
+    from ..zoodip_core.config import TrainConfig
+    from ..zoodip_core.runs import CHANGEABLE
+    from ..zoodip_core.trainer import Commands, resume_training, train_token
+
+    run, commands = folder / "run", Commands(host().interrupted)
+    try:
+        references = write_references(pictures, captions, folder)
+        config = TrainConfig.from_dict({**settings, **references})
+        if run.exists():
+            changes = {name: getattr(config, name) for name in CHANGEABLE}
+            return resume_training(run, changes, model=model, on_event=live, commands=commands)
+        return train_token(config, run, model=model, on_event=live, commands=commands)
+    finally:
+        if not run.exists():  # nothing came of it
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _previews(config: TrainConfig, model: QuantizedModel, trained: TrainResult) -> list[Image]:
+    from ..zoodip_core.generation import generate
+    from ..zoodip_core.prompts import SLOT
+
+    text = config.sample_prompt.replace(SLOT, config.token)
+    bar = host().bar()
+    return generate(
+        model,
+        [text] * _SAMPLES,
+        list(range(_SAMPLES)),
+        embedding=trained.embedding,
+        resolution=config.resolution,
+        on_step=bar.update,
+    )
+
+
+def _open(path: Path) -> Image:
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
