@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import node_pack
 import pytest
 
 from tests.fake_host import FakeHost
 from zoodip_core.models import QuantizedModel, load_quantized
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -25,23 +22,16 @@ def tiny_model() -> QuantizedModel:
 
 @pytest.fixture(scope="session")
 def pack() -> Any:
-    """The node pack, imported from its file under a name of its own, as ComfyUI does.
+    """The node pack, as ComfyUI imports it.
 
-    Its core is then another copy of the modules than ``zoodip_core``: classes of the two differ.
+    Its core is another copy of the modules than ``zoodip_core``: classes of the two differ.
     """
-    name = "zoodip_pack"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return node_pack.import_pack()
 
 
 @pytest.fixture
 def host(pack: Any, tmp_path: Path) -> Iterator[FakeHost]:
     """A fake host that the nodes run in during the test."""
     place = FakeHost(tmp_path / "host")
-    with importlib.import_module("zoodip_pack.nodes.host").hosted_by(place):
+    with importlib.import_module(f"{node_pack.NAME}.nodes.host").hosted_by(place):
         yield place

@@ -169,6 +169,16 @@ def test_text_on_another_device_changes_nothing(setting: Setting) -> None:
     assert torch.equal(objective.losses(setting.candidates, DRAW), here)
 
 
+def test_a_shared_model_forgets_that_text_was_apart(setting: Setting) -> None:
+    """The next run may find more room."""
+    card = torch.device("meta")
+    model = replace(setting.model, device=card, text_device=card)
+    model.keep_text_apart()
+    assert model.text_device.type == "cpu"
+    model.unload()
+    assert model.text_device == card
+
+
 def test_half_precision_text_apart_is_computed_in_float32(setting: Setting) -> None:
     """Float16 is for the card; a CPU has slow kernels for it, or none."""
     model = replace(setting.model, dtype=torch.float16)

@@ -497,9 +497,10 @@ class QuantizedModel:
         self.text_device = torch.device("cpu")
 
     def unload(self) -> None:
-        """Drop all loaded parts; they are loaded again when used."""
+        """Drop all loaded parts; they are loaded again when used, where they were meant to be."""
         for part in ("unet", "text_encoders"):
             self.__dict__.pop(part, None)
+        self.text_device = self.device
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -1,0 +1,117 @@
+"""The repository as its hosts receive it: versions, requirements, the installer, the published files, the examples."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import make_workflows
+import pytest
+from packaging.requirements import Requirement
+
+import zoodip_core
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
+
+
+def requirements() -> list[Requirement]:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def test_the_version_is_one() -> None:
+    project = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert project is not None
+    assert project[1] == zoodip_core.__version__
+    assert f"## {zoodip_core.__version__} " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_torch_is_left_to_the_host() -> None:
+    names = {requirement.name for requirement in requirements()}
+    assert not {name for name in names if name.startswith(("torch", "xformers", "triton", "nvidia"))}
+    quanto = next(requirement for requirement in requirements() if requirement.name == "optimum-quanto")
+    assert quanto.specifier.contains("0.2.4")
+    assert not quanto.specifier.contains("0.2.7"), "it asks for torch 2.6, which pip would then install"
+
+
+def test_no_requirement_is_pinned() -> None:
+    assert all(specifier.operator in (">=", "<") for each in requirements() for specifier in each.specifier)
+
+
+def test_the_installer_installs_nothing() -> None:
+    """It runs under ComfyUI-Manager with the host's Python; here one that must not start any process."""
+    guard = (
+        "import sys; sys.addaudithook(lambda e, a: sys.exit('started ' + e) if e in ('subprocess.Popen', 'os.exec', "
+    )
+    guard += (
+        "'os.posix_spawn', 'os.system') else None); import runpy; runpy.run_path('install.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", guard], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+
+
+def test_the_installer_says_what_is_missing() -> None:
+    code = "import runpy; runpy.run_path('install.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "diffusers" in done.stdout
+    assert f'-m pip install -r "{ROOT / "requirements.txt"}"' in done.stdout
+
+
+def published_files() -> list[str]:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    ignored = tuple(line.strip("/") for line in (ROOT / ".comfyignore").read_text().splitlines())
+    return [file for file in tracked if file and not file.startswith(ignored)]
+
+
+def test_what_is_published_is_the_whole_pack_and_little_else(tmp_path: Path) -> None:
+    files = published_files()
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    assert not [file for file in files if file.startswith(("tests", "tools", "benchmarks", ".ci", ".github"))]
+    assert sum((ROOT / file).stat().st_size for file in files) < 20e6
+    code = (
+        "import importlib.util, sys\n"
+        "spec = importlib.util.spec_from_file_location('published', '__init__.py')\n"
+        "module = sys.modules['published'] = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "from published.zoodip_core.models import load_quantized\n"
+        "print(len(module.NODE_CLASS_MAPPINGS), load_quantized('tiny').info.family)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["9", "tiny"], done.stderr
+
+
+def test_the_workflows_actions_are_pinned_to_commits() -> None:
+    uses = re.findall(r"uses: (\S+)", (ROOT / ".github/workflows/publish.yml").read_text())
+    assert uses
+    assert all(re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action) for action in uses)
+
+
+def test_the_examples_are_what_the_tool_writes() -> None:
+    assert {path.name: path.read_text(encoding="utf-8") for path in EXAMPLES} == make_workflows.texts()
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_sound(example: Path, pack: Any) -> None:
+    """Every link joins an output and an input of one type that both know of it; every example has a thumbnail."""
+    workflow = json.loads(example.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for link, source, output, target, slot, kind in workflow["links"]:
+        out, into = nodes[source]["outputs"][output], nodes[target]["inputs"][slot]
+        assert link in out["links"]
+        assert into["link"] == link
+        assert out["type"] == into["type"] == kind
+    known = {*pack.NODE_CLASS_MAPPINGS, *make_workflows.STANDARD}
+    assert {node["type"] for node in nodes.values()} <= known
+    assert example.with_suffix(".jpg").is_file()

@@ -1,0 +1,332 @@
+"""Write the example workflows as ComfyUI's page saves them.
+
+    python tools/make_workflows.py
+
+A workflow is told as nodes in columns with values and links by name; places and ids follow. What inputs the
+nodes have comes from their classes, and for ComfyUI's own nodes from :data:`STANDARD`.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from node_pack import import_pack, without_files
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "example_workflows"
+_WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+_COLUMN, _GAP, _TOP, _ROW = 60, 50, 60, 26
+
+# ComfyUI's own nodes in the examples: inputs as (name, type), widgets as (name, type, value), outputs.
+STANDARD: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str, Any]], list[str]]] = {
+    "CheckpointLoaderSimple": ([], [("ckpt_name", "COMBO", "")], ["MODEL", "CLIP", "VAE"]),
+    "CLIPTextEncode": ([("clip", "CLIP")], [("text", "STRING", "")], ["CONDITIONING"]),
+    "EmptyLatentImage": ([], [("width", "INT", 512), ("height", "INT", 512), ("batch_size", "INT", 1)], ["LATENT"]),
+    "KSampler": (
+        [("model", "MODEL"), ("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent_image", "LATENT")],
+        [
+            ("seed", "INT", 0),
+            ("steps", "INT", 25),
+            ("cfg", "FLOAT", 7.5),
+            ("sampler_name", "COMBO", "dpmpp_2m"),
+            ("scheduler", "COMBO", "karras"),
+            ("denoise", "FLOAT", 1.0),
+        ],
+        ["LATENT"],
+    ),
+    "VAEDecode": ([("samples", "LATENT"), ("vae", "VAE")], [], ["IMAGE"]),
+    "PreviewImage": ([("images", "IMAGE")], [], []),
+    "SaveImage": ([("images", "IMAGE")], [("filename_prefix", "STRING", "ZOODiP")], []),
+    "MarkdownNote": ([], [("text", "STRING", "")], []),
+}
+
+
+@dataclass
+class Node:
+    """A node of a workflow.
+
+    Args:
+        kind: its class's name in ComfyUI.
+        values: of widgets that differ from the default.
+        links: for inputs the node and the output, by index, that they come from.
+        title: shown in place of the kind's.
+        size: width and height, chosen by the number of widgets if None.
+    """
+
+    kind: str
+    values: dict[str, Any] = field(default_factory=dict)
+    links: dict[str, tuple[Node, int]] = field(default_factory=dict)
+    title: str | None = None
+    size: tuple[int, int] | None = None
+
+
+def signature(kind: str, pack: Any) -> tuple[list[tuple[str, str, Any, bool]], list[tuple[str, str]]]:
+    """A node's inputs as (name, type, default, is a widget), in ComfyUI's order, and outputs as (name, type)."""
+    if kind in STANDARD:
+        sockets, widgets, outputs = STANDARD[kind]
+        inputs = [(name, kind_, None, False) for name, kind_ in sockets] + [(*widget, True) for widget in widgets]
+        return inputs, [(name, name) for name in outputs]
+    cls = pack.NODE_CLASS_MAPPINGS[kind]
+    types = cls.INPUT_TYPES()
+    inputs = []
+    for name, (type_, options) in [*types["required"].items(), *types.get("optional", {}).items()]:
+        combo = isinstance(type_, list)
+        default = options.get("default", type_[0] if combo and type_ else "")
+        widget = combo or (type_ in _WIDGETS and not options.get("forceInput"))
+        inputs.append((name, "COMBO" if combo else type_, default, widget))
+    return inputs, list(zip(cls.RETURN_NAMES, cls.RETURN_TYPES, strict=True))
+
+
+def workflow(name: str, columns: list[list[Node]], pack: Any) -> dict[str, Any]:
+    """The JSON of a workflow whose nodes stand in columns, in the order in which they run."""
+    nodes = [node for column in columns for node in column]
+    ids = {id(node): i for i, node in enumerate(nodes, 1)}
+    links: list[list[Any]] = []
+    made = []
+    left = _COLUMN
+    for column in columns:
+        top, width = _TOP, max(_size(node, pack)[0] for node in column)
+        for node in column:
+            inputs, outputs = signature(node.kind, pack)
+            size = (width, _size(node, pack)[1])
+            made.append(_node(node, ids[id(node)], (left, top), size, inputs, outputs))
+            for slot, (input_, type_, _, _) in enumerate(inputs):
+                if input_ in node.links:
+                    source, output = node.links[input_]
+                    links.append([len(links) + 1, ids[id(source)], output, ids[id(node)], slot, type_])
+            top += size[1] + _GAP + 20
+        left += width + _COLUMN
+    for link, source, output, target, slot, type_ in links:
+        made[target - 1]["inputs"][slot]["link"] = link
+        made[source - 1]["outputs"][output]["links"].append(link)
+        if type_ == "STRING":  # a text that a node hands on
+            made[target - 1]["inputs"][slot]["type"] = "STRING"
+    return {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"zoodip/{name}")),
+        "revision": 0,
+        "last_node_id": len(nodes),
+        "last_link_id": len(links),
+        "nodes": made,
+        "links": links,
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def _size(node: Node, pack: Any) -> tuple[int, int]:
+    if node.size:
+        return node.size
+    inputs, outputs = signature(node.kind, pack)
+    sockets = max(sum(not widget for *_, widget in inputs), len(outputs))
+    return 300, 40 + _ROW * (sockets + sum(widget for *_, widget in inputs))
+
+
+def _node(
+    node: Node,
+    number: int,
+    place: tuple[int, int],
+    size: tuple[int, int],
+    inputs: list[tuple[str, str, Any, bool]],
+    outputs: list[tuple[str, str]],
+) -> dict[str, Any]:
+    unknown = {*node.values, *node.links} - {name for name, *_ in inputs}
+    if unknown:
+        raise ValueError(f"{node.kind} has no input {', '.join(sorted(unknown))}")
+    sockets = [
+        {"name": name, "type": type_, "link": None, **({"widget": {"name": name}} if widget else {})}
+        for name, type_, _, widget in inputs
+    ]
+    values: list[Any] = []
+    for name, _, default, widget in inputs:
+        if widget:
+            values.append(node.values.get(name, default))
+            if node.kind == "KSampler" and name == "seed":
+                values.append("fixed")  # the page's own widget after a seed
+    titled = {"title": node.title} if node.title else {}
+    return {
+        "id": number,
+        "type": node.kind,
+        "pos": list(place),
+        "size": list(size),
+        "flags": {},
+        "order": number - 1,
+        "mode": 0,
+        "inputs": sockets,
+        "outputs": [{"name": name, "type": type_, "links": []} for name, type_ in outputs],
+        **titled,
+        "properties": {"Node name for S&R": node.kind},
+        "widgets_values": values,
+    }
+
+
+# ---------------------------------------------------------------- the examples
+
+
+def note(text: str, height: int = 260) -> Node:
+    return Node("MarkdownNote", {"text": text}, title="Read me", size=(340, height))
+
+
+def search_parts(tau: int = 128, t_lower: int = 500) -> tuple[Node, Node]:
+    """Subspace Gradient and PUTS."""
+    return Node("ZoodipSubspaceGradient", {"tau": tau}), Node("ZoodipPUTSSampler", {"T_L": t_lower})
+
+
+def trainer(
+    model: Node, images: Node, subspace: Node | None = None, sampler: Node | None = None, **values: Any
+) -> Node:
+    links = {"model": (model, 0), "images": (images, 0), "captions": (images, 1)}
+    if subspace:
+        links["subspace_gradient"] = (subspace, 0)
+    if sampler:
+        links["timestep_sampler"] = (sampler, 0)
+    return Node("ZoodipTrainToken", values, links, size=(400, 880))
+
+
+PLACES = ("snow", "meadow", "night", "beach", "candy", "ocean")
+BOO = {"token": "<boo>", "initializer": "monster", "preview_prompt": "a {} in the snow"}
+
+
+def embedded() -> list[list[Node]]:
+    """Learn and generate on the embedded model."""
+    model = Node("ZoodipLoadQuantizedSD")
+    images = Node("ZoodipLoadReferenceImages", {"folder": "bundled: boo"}, size=(300, 300))
+    subspace, sampler = search_parts(tau=21)
+    training = trainer(model, images, subspace, sampler, **BOO, preview_every=250)
+    before = Node(
+        "ZoodipGeneratePreview",
+        {"prompts": "\n".join(f"a monster in the {place}" for place in PLACES), "guidance": 5.0},
+        {"model": (model, 0)},
+        title="Before: the word",
+        size=(340, 480),
+    )
+    after = Node(
+        "ZoodipGeneratePreview",
+        {"prompts": "\n".join(f"a {{}} in the {place}" for place in PLACES), "guidance": 5.0},
+        {"model": (model, 0), "embedding": (training, 0)},
+        title="After: the token",
+        size=(340, 480),
+    )
+    curve = Node("PreviewImage", {}, {"images": (training, 2)}, title="Loss curve", size=(340, 300))
+    text = (
+        "### Learn a subject in a minute, nothing to download\n\n"
+        "A tiny Stable Diffusion comes with ZOODiP. It has never seen **boo**, an orange, spotted ghost.\n\n"
+        "Press **Run**: the trainer learns the word `<boo>` from six pictures, starting from *monster*, by forward "
+        "passes only. Watch its loss and previews; then compare what the model draws for *monster* and for `<boo>`.\n\n"
+        "Other subjects: choose another **bundled** folder."
+    )
+    return [[note(text), model, images], [subspace, sampler, curve], [training], [before], [after]]
+
+
+def standard(
+    checkpoint: str, side: int, token: Node, cfg: float = 7.5, prompt: str = "a photo of <my-subject> on the beach"
+) -> list[list[Node]]:
+    """A standard text-to-image graph with the token applied to its CLIP."""
+    loader = Node("CheckpointLoaderSimple", {"ckpt_name": checkpoint})
+    applied = Node("ZoodipApplyEmbedding", {}, {"clip": (loader, 1), "embedding": (token, 0)})
+    positive = Node("CLIPTextEncode", {"text": prompt}, {"clip": (applied, 0)}, size=(340, 140))
+    negative = Node("CLIPTextEncode", {"text": "blurry"}, {"clip": (applied, 0)}, size=(340, 100))
+    latents = Node("EmptyLatentImage", {"width": side, "height": side})
+    sampled = Node(
+        "KSampler",
+        {"cfg": cfg},
+        {"model": (loader, 0), "positive": (positive, 0), "negative": (negative, 0), "latent_image": (latents, 0)},
+    )
+    decoded = Node("VAEDecode", {}, {"samples": (sampled, 0), "vae": (loader, 2)})
+    shown = Node("SaveImage", {}, {"images": (decoded, 0)}, size=(400, 460))
+    return [[loader, applied, positive, negative], [latents, sampled, decoded], [shown]]
+
+
+def full_size(title: str, checkpoint: str, side: int, t_lower: int, memory: str, **values: Any) -> list[list[Node]]:
+    """Learn on a real model with int8 weights, then use the token in a standard graph."""
+    model = Node("ZoodipLoadQuantizedSD", {"checkpoint": checkpoint, "weights": "int8"})
+    images = Node("ZoodipLoadReferenceImages", {"folder": "bundled: boo"}, size=(300, 300))
+    subspace, sampler = search_parts(t_lower=t_lower)
+    training = trainer(
+        model, images, subspace, sampler, token="<my-subject>", initializer="toy", preview_every=1000, **values
+    )
+    curve = Node("PreviewImage", {}, {"images": (training, 2)}, title="Loss curve", size=(340, 300))
+    saved = Node("ZoodipSaveEmbedding", {}, {"embedding": (training, 0)}, size=(340, 260))
+    text = (
+        f"### {title}\n\n"
+        f"1. Choose your checkpoint in **both** loaders ({checkpoint}).\n"
+        "2. **Load Reference Images**: upload three to ten pictures of your subject.\n"
+        "3. **ZO Train Token**: name the token, and the plain word for what it is (*dog*, *toy*, *backpack*).\n"
+        "4. Run. Cancel whenever you like: queue again to go on.\n\n"
+        f"Training takes about {memory} of GPU memory, by count. Write the token's name in any prompt behind "
+        "**Apply Embedding**, or `embedding:my-subject` elsewhere once it is saved."
+    )
+    return [
+        [note(text, 330), model, images],
+        [subspace, sampler, curve, saved],
+        [training],
+        *standard(checkpoint, side, training),
+    ]
+
+
+def ablation() -> list[list[Node]]:
+    """The paper's parts, with and without, side by side on the embedded model."""
+    model = Node("ZoodipLoadQuantizedSD")
+    images = Node("ZoodipLoadReferenceImages", {"folder": "bundled: boo"}, size=(300, 300))
+    subspace, sampler = search_parts(tau=21)
+    arms = [
+        ("Subspace Gradient and PUTS", subspace, sampler),
+        ("Subspace Gradient alone", subspace, None),
+        ("PUTS alone", None, sampler),
+        ("neither", None, None),
+    ]
+    text = (
+        "### What do Subspace Gradient and PUTS bring?\n\n"
+        "Four trainings of the same subject from the same seed differ in one thing each: which parts are wired in. "
+        "An unconnected **subspace_gradient** means gradients as estimated, an unconnected **timestep_sampler** all "
+        "timesteps alike.\n\nCompare the pictures, not the losses: an arm without PUTS is asked at other timesteps, "
+        "where the loss is another."
+    )
+    columns: list[list[Node]] = [[note(text), model, images, subspace, sampler]]
+    prompts = "\n".join(f"a {{}} in the {place}" for place in PLACES[:4])
+    for title, with_subspace, with_sampler in arms:
+        training = trainer(model, images, with_subspace, with_sampler, **BOO, steps=1000)
+        training.title = title
+        drawn = Node(
+            "ZoodipGeneratePreview",
+            {"prompts": prompts, "guidance": 5.0},
+            {"model": (model, 0), "embedding": (training, 0)},
+            title=f"Drawn: {title}",
+            size=(400, 480),
+        )
+        columns.append([training, drawn])
+    return columns
+
+
+def examples() -> dict[str, list[list[Node]]]:
+    """Every example workflow by its file's name."""
+    return {
+        "learn_on_the_embedded_model": embedded(),
+        "sd15_int8_subspace_gradient_puts": full_size(
+            "Stable Diffusion 1.5, int8 weights", "v1-5-pruned-emaonly-fp16.safetensors", 512, 500, "1.5 GB"
+        ),
+        "sdxl_int8": full_size("Stable Diffusion XL, int8 weights", "sd_xl_base_1.0.safetensors", 1024, 700, "4 GB"),
+        "ablation_subspace_gradient_puts": ablation(),
+    }
+
+
+def texts() -> dict[str, str]:
+    """The content of each file."""
+    pack = import_pack()
+    with without_files():
+        return {
+            f"{name}.json": json.dumps(workflow(name, columns, pack), indent=1, ensure_ascii=False) + "\n"
+            for name, columns in examples().items()
+        }
+
+
+if __name__ == "__main__":
+    OUTPUT.mkdir(exist_ok=True)
+    for file, text in texts().items():
+        (OUTPUT / file).write_text(text, encoding="utf-8", newline="\n")
+        print(f"example_workflows/{file}")
