@@ -195,24 +195,28 @@ def hosted_by(other: Host) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def on_the_device(model: QuantizedModel) -> Iterator[None]:
-    """Have the device to ourselves: the host's models leave it before, ours afterwards, whatever happens.
-
-    Within it a stop that the user asks for takes effect before the next forward pass.
-    """
+def stoppable() -> Iterator[None]:
+    """Within it a stop that the user asks for takes effect before the next forward pass or layer."""
     from ..zoodip_core.stopping import Stopped, stopped_by
 
-    place = host()
-    place.make_room()
     try:
-        with stopped_by(place.interrupted):
+        with stopped_by(host().interrupted):
             yield
     except Stopped:
-        place.interrupt()
+        host().interrupt()
+
+
+@contextlib.contextmanager
+def on_the_device(model: QuantizedModel) -> Iterator[None]:
+    """:func:`stoppable`, with the device to ourselves: the host's models leave it before, ours afterwards."""
+    host().make_room()
+    try:
+        with stoppable():
+            yield
     finally:
         model.unload()
         gc.collect()
-        place.return_memory()
+        host().return_memory()
 
 
 def check_packages() -> None:
@@ -239,6 +243,6 @@ def _installed(name: str) -> bool:
 
 def inside(folder: Path, name: str) -> Path | None:
     """The path of ``name`` in a folder, links followed, or None if it would lead out of it."""
-    root = os.path.realpath(folder)
-    path = os.path.realpath(os.path.join(root, name))  # noqa: PTH118 - Path would keep what realpath resolves
-    return Path(path) if os.path.commonpath((root, path)) == root else None
+    root = Path(os.path.realpath(folder))
+    path = Path(os.path.realpath(root / name))
+    return path if path.is_relative_to(root) else None

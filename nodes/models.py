@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .host import check_packages, host
+from .host import check_packages, host, stoppable
 
 if TYPE_CHECKING:
     from ..zoodip_core.models import QuantizedModel
@@ -93,14 +93,15 @@ class LoadQuantizedSD:
         check_packages()
         from ..zoodip_core.models import TINY, load_quantized
 
-        model = load_quantized(
-            TINY if checkpoint == TINY_CHOICE else _path(checkpoint),
-            weights=weights,
-            dtype=activations,
-            device=host().device(),
-            prediction_type=prediction_type,
-            cache=host().models_folder() / "zoodip" if keep_copy else None,
-        )
+        with stoppable():  # a copy takes as long to make as the model to load
+            model = load_quantized(
+                TINY if checkpoint == TINY_CHOICE else _path(checkpoint),
+                weights=weights,
+                dtype=activations,
+                device=host().device(),
+                prediction_type=prediction_type,
+                cache=host().models_folder() / "zoodip" if keep_copy else None,
+            )
         return model, _report(model)
 
 

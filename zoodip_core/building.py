@@ -112,7 +112,6 @@ def build(
         setattr(network, name, nn.Identity())
     quantized = {} if weights == "none" else layers_to_quantize(network)
     for name, layer in giving_back(dict(network.named_modules())):
-        check_stop()
         if isinstance(layer, nn.Embedding) and name.endswith("token_embedding"):
             _replace(network, name, _token_table(layer, f"{name}.weight", reader, dtype, device))
         elif name in quantized:
@@ -129,9 +128,14 @@ def layers_to_quantize(network: nn.Module) -> dict[str, Any]:
 
 
 def giving_back(layers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The layers one by one; between them memory that was freed goes back to the system now and then."""
+    """The layers one by one; between them a stop is answered, and freed memory goes back to the system now and then.
+
+    Raises:
+        Stopped: a stop was asked for.
+    """
     parameters = 0
     for name, layer in layers.items():
+        check_stop()
         yield name, layer
         parameters += sum(parameter.numel() for parameter in layer.parameters(recurse=False))
         if parameters > _GIVE_BACK:

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import ModelError
+from .stopping import check_stop
 
 _WINDOW = 32 << 20
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -63,6 +64,7 @@ class Checkpoint:
         for file in self.files:
             with file.open("rb") as stream:
                 while chunk := stream.read(1 << 22):
+                    check_stop()
                     digest.update(chunk)
         return digest.hexdigest()
 
