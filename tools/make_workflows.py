@@ -203,14 +203,14 @@ def embedded() -> list[list[Node]]:
         {"prompts": "\n".join(f"a monster in the {place}" for place in PLACES), "guidance": 5.0},
         {"model": (model, 0)},
         title="Before: the word",
-        size=(340, 480),
+        size=(340, 440),
     )
     after = Node(
         "ZoodipGeneratePreview",
         {"prompts": "\n".join(f"a {{}} in the {place}" for place in PLACES), "guidance": 5.0},
         {"model": (model, 0), "embedding": (training, 0)},
         title="After: the token",
-        size=(340, 480),
+        size=(340, 440),
     )
     curve = Node("PreviewImage", {}, {"images": (training, 2)}, title="Loss curve", size=(340, 300))
     text = (
@@ -220,7 +220,7 @@ def embedded() -> list[list[Node]]:
         "passes only. Watch its loss and previews; then compare what the model draws for *monster* and for `<boo>`.\n\n"
         "Other subjects: choose another **bundled** folder."
     )
-    return [[note(text), model, images], [subspace, sampler, curve], [training], [before], [after]]
+    return [[note(text), model, images], [subspace, sampler], [training], [before, after], [curve]]
 
 
 def standard(
@@ -263,8 +263,9 @@ def full_size(title: str, checkpoint: str, side: int, t_lower: int, memory: str,
     )
     return [
         [note(text, 330), model, images],
-        [subspace, sampler, curve, saved],
+        [subspace, sampler],
         [training],
+        [curve, saved],
         *standard(checkpoint, side, training),
     ]
 
