@@ -48,8 +48,8 @@ class LoadQuantizedSD:
                     list(WEIGHTS),
                     {
                         "default": "int8",
-                        "tooltip": "How weights are kept in memory. int4 takes half of int8's; none keeps them "
-                        "unquantised.",
+                        "tooltip": "How weights are kept in memory. int4 takes half of int8's, float8 as much; "
+                        "none keeps them unquantised.",
                     },
                 ),
                 "activations": (
@@ -62,7 +62,8 @@ class LoadQuantizedSD:
                     list(PREDICTION_TYPES),
                     {
                         "default": "auto",
-                        "tooltip": "What the model predicts, for the rare file that does not tell rightly.",
+                        "tooltip": "auto reads it from the file. Change it only if a v-prediction model draws "
+                        "noise or grey.",
                     },
                 ),
                 "keep_copy": (

@@ -82,7 +82,7 @@ class PUTSSampler:
                         "default": 500,
                         "min": 0,
                         "max": 999,
-                        "tooltip": "Lowest timestep (the paper: 500, 700 for SDXL).",
+                        "tooltip": "Lowest timestep (the paper: 500; set 700 for SDXL).",
                     },
                 ),
                 "T_U": (

@@ -113,10 +113,18 @@ def _required() -> dict[str, Any]:
             list(INITIALIZER_MODES),
             {
                 "default": "single",
-                "tooltip": "For an initializer of several tokens: refuse it, start from their mean, or from the first.",
+                "tooltip": "For an initializer of several tokens: refuse it, or start from their mean, or the first ones.",
             },
         ),
-        "num_vectors": ("INT", {"default": 1, "min": 1, "max": 75, "tooltip": "Vectors in the token."}),
+        "num_vectors": (
+            "INT",
+            {
+                "default": 1,
+                "min": 1,
+                "max": 75,
+                "tooltip": "Vectors in the token: 1 is the paper's; more hold more detail and need more steps.",
+            },
+        ),
         "template": (
             list(TEMPLATES),
             {"default": "object", "tooltip": "Captions for pictures without one: an object's, a style's, or varied."},
@@ -125,8 +133,10 @@ def _required() -> dict[str, Any]:
             "INT",
             {"default": 0, "min": 0, "max": 4096, "step": 8, "tooltip": "Pixels a side; 0 is the model's own."},
         ),
-        "steps": _number("INT", 10_000_000, f"Optimisation steps; {_BY_MODEL} (SD1.5 30000, SDXL 20000, tiny 1500)."),
-        "lr": _number("FLOAT", 10.0, f"Learning rate; {_BY_MODEL} (0.005; SD2.1 0.01)."),
+        "steps": _number(
+            "INT", 10_000_000, f"Optimisation steps; {_BY_MODEL} (SD1.5 and SD2.1 30000, SDXL 20000, tiny 1500)."
+        ),
+        "lr": _number("FLOAT", 10.0, f"Learning rate; {_BY_MODEL} (0.005; SD2.1 0.01; tiny 0.02)."),
         "lr_schedule": (
             ["auto", *LR_SCHEDULES],
             {
@@ -134,15 +144,28 @@ def _required() -> dict[str, Any]:
                 "tooltip": "Learning rate over the run: constant, or falling to 0. auto: by the model.",
             },
         ),
-        "n": _number("INT", 1024, f"Random directions a step; each is a forward pass; {_BY_MODEL} (2)."),
+        "n": _number(
+            "INT",
+            1024,
+            f"Random directions a step, which takes n + 1 forward passes (spsa: 2n); {_BY_MODEL} (2; tiny 8).",
+        ),
         "mu": _number(
-            "FLOAT", 10.0, f"How far each candidate is from the token; {_BY_MODEL} (0.001; SDXL, int4 0.01)."
+            "FLOAT",
+            10.0,
+            f"How far each candidate is from the token; {_BY_MODEL} (0.001; SD2.1, SDXL, int4, bfloat16 0.01).",
         ),
         "estimator": (
             list(ESTIMATORS),
-            {"default": "rge", "tooltip": "How losses become a gradient: the paper's rge, two-sided spsa, one-point."},
+            {
+                "default": "rge",
+                "tooltip": "rge: the paper's. spsa: both sides of each direction, twice the forward passes. "
+                "one-point: for comparison.",
+            },
         ),
-        "optimizer": (list(OPTIMIZERS), {"default": "zoadam", "tooltip": "How a gradient becomes a step."}),
+        "optimizer": (
+            list(OPTIMIZERS),
+            {"default": "zoadam", "tooltip": "zoadam: the paper's Adam. zosgd: plain descent, which needs another lr."},
+        ),
         "seed": (
             "INT",
             {
@@ -189,8 +212,11 @@ def _optional() -> dict[str, Any]:
                 "Several lines: one of them is drawn at each step.",
             },
         ),
-        "subspace_gradient": ("SUBSPACE_GRADIENT", {"tooltip": "Unconnected: gradients are used as estimated."}),
-        "timestep_sampler": ("TIMESTEP_SAMPLER", {"tooltip": "Unconnected: all timesteps alike."}),
+        "subspace_gradient": (
+            "SUBSPACE_GRADIENT",
+            {"tooltip": "From Subspace Gradient. Unconnected: gradients are used as estimated."},
+        ),
+        "timestep_sampler": ("TIMESTEP_SAMPLER", {"tooltip": "From PUTS Sampler. Unconnected: all timesteps alike."}),
     }
 
 

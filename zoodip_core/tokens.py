@@ -170,9 +170,9 @@ def _initializer_ids(tokenizer: Any, initializer: str, num_vectors: int, mode: s
         pieces = ", ".join(piece.replace("</w>", "") for piece in tokenizer.convert_ids_to_tokens(ids))
         first = f"first {num_vectors}" if num_vectors > 1 else "first"
         raise TokenError(
-            f"initializer {initializer!r} is {len(ids)} tokens ({pieces}); choose a one-token word, start "
-            f"from their mean (--init-mode mean) or from the {first} "
-            f"(--init-mode first), or train {len(ids)} vectors (--vectors {len(ids)})"
+            f"initializer {initializer!r} is {len(ids)} tokens ({pieces}); choose a one-token word, or set "
+            f"initializer_mode to mean for their mean or to first for the {first}, or num_vectors to {len(ids)} "
+            f"(on the command line --init-mode mean, --init-mode first, --vectors {len(ids)})"
         )
     return ids
 
