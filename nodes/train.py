@@ -113,7 +113,7 @@ def _required() -> dict[str, Any]:
             list(INITIALIZER_MODES),
             {
                 "default": "single",
-                "tooltip": "For an initializer of several tokens: refuse it, or start from their mean or the first ones.",
+                "tooltip": "For an initializer of several tokens: refuse it, or start from their mean, or the first.",
             },
         ),
         "num_vectors": (
