@@ -49,7 +49,7 @@ class GeneratePreview:
                         "tooltip": "Of the first image; the next ones count on.",
                     },
                 ),
-                "steps": ("INT", {"default": 25, "min": 1, "max": 1000, "tooltip": "Denoising steps."}),
+                "steps": ("INT", {"default": 25, "min": 1, "max": 999, "tooltip": "Denoising steps."}),
                 "guidance": (
                     "FLOAT",
                     {

@@ -100,7 +100,8 @@ class Live:
         from ..zoodip_core.stopping import Stopped
 
         if isinstance(error, Stopped):
-            self.end("stopped", str(error) or "stopped before the first step")
+            kept = f"stopped; {self._data['step']} steps are kept" if self._data.get("step") else ""
+            self.end("stopped", str(error) or kept or "stopped before the first step")
         elif error is not None:
             self.end("failed", str(error) or type(error).__name__)
 

@@ -591,7 +591,8 @@ def test_generate_with_an_embedding_that_does_not_fit(
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("--steps=0", ("steps = 0", "from 1 to 1000")),
+        ("--steps=0", ("steps = 0", "from 1 to 999")),
+        ("--steps=1000", ("steps = 1000", "from 1 to 999")),
         ("--guidance=nan", ("guidance = nan", "from 0 to 100")),
         ("--count=0", ("--count 0", "from 1 to 256")),
     ],

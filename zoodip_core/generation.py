@@ -97,8 +97,8 @@ def generate(
 def _check(prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float) -> None:
     if len(prompts) != len(seeds) or not prompts:
         raise ConfigError(f"generate: {len(prompts)} prompts and {len(seeds)} seeds; give one seed a prompt")
-    if not 1 <= num_inference_steps <= 1000:
-        raise ConfigError(f"steps = {num_inference_steps}: must be from 1 to 1000")
+    if not 1 <= num_inference_steps <= 999:  # the schedule starts at step 1 of 1000
+        raise ConfigError(f"steps = {num_inference_steps}: must be from 1 to 999")
     if not 0 <= guidance_scale <= 100:
         raise ConfigError(f"guidance = {guidance_scale}: must be from 0 to 100")
 
