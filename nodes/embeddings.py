@@ -54,6 +54,8 @@ class ApplyEmbedding:
 
         if clip is None:
             raise EmbeddingFileError("clip: the checkpoint has no text encoder; load one, and connect its CLIP")
+        if not text_widths(clip):
+            raise EmbeddingFileError("clip: this kind reads no embeddings; connect the CLIP of a Stable Diffusion")
         check_fits(embedding, text_widths(clip), "embedding does not fit clip")
         return with_token(clip, embedding, strength, host().temp_folder() / "zoodip")
 
@@ -106,8 +108,8 @@ class SaveEmbedding:
     @classmethod
     def VALIDATE_INPUTS(cls, filename: str | None) -> bool | str:  # noqa: N802
         try:
-            if filename:
-                _target(filename, "")
+            if filename is not None:
+                _target(filename, "<token>")
         except ValueError as error:
             return str(error)
         return True
@@ -128,7 +130,6 @@ class SaveEmbedding:
         if not overwrite:
             path = _free(path, content)
         if not _holds(path, content):
-            path.parent.mkdir(parents=True, exist_ok=True)
             save_embedding(embedding, path)
         _saved[str(unique_id)] = path, content
         name = path.relative_to(Path(host().embeddings_folder()).resolve()).with_suffix("").as_posix()
@@ -194,7 +195,8 @@ def _target(filename: str, token: str) -> Path:
     from ..zoodip_core.errors import EmbeddingFileError, TokenError
     from ..zoodip_core.tokens import check_name, file_stem
 
-    given = filename.strip().removesuffix(".safetensors").replace("\\", "/") or file_stem(token)
+    given = filename.strip().removesuffix(".safetensors").replace("\\", "/") or token
+    given = "/".join(file_stem(part) for part in given.split("/"))
     folder = host().embeddings_folder()
     *above, name = given.split("/")
     path = inside(folder, f"{given}.safetensors")

@@ -244,5 +244,8 @@ def _installed(name: str) -> bool:
 def inside(folder: Path, name: str) -> Path | None:
     """The path of ``name`` in a folder, links followed, or None if it would lead out of it."""
     root = Path(os.path.realpath(folder))
-    path = Path(os.path.realpath(root / name))
+    try:
+        path = Path(os.path.realpath(root / name))
+    except ValueError:  # a NUL in the name
+        return None
     return path if path.is_relative_to(root) else None

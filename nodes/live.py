@@ -28,21 +28,21 @@ class Curve:
     """
 
     def __init__(self) -> None:
+        from ..zoodip_core.trainer import RunningMean
+
         self.stride = 1
         self._raw: list[float] = []
         self._smoothed: list[float] = []
         self._open: list[float] = []
-        self._running: float | None = None
+        self._mean = RunningMean()
 
     def add(self, loss: float) -> None:
-        from ..zoodip_core.trainer import smoothed_loss
-
-        self._running = smoothed_loss(self._running, loss)
+        smoothed = self._mean.add(loss)
         self._open.append(loss)
         if len(self._open) < self.stride:
             return
         self._raw.append(sum(self._open) / self.stride)
-        self._smoothed.append(self._running)
+        self._smoothed.append(smoothed)
         self._open = []
         if len(self._raw) == POINTS:
             self._raw = [(a + b) / 2 for a, b in zip(self._raw[::2], self._raw[1::2], strict=True)]

@@ -79,9 +79,10 @@ class LoadQuantizedSD:
 
     @classmethod
     def IS_CHANGED(cls, checkpoint: str, **_settings: Any) -> str:  # noqa: N802
+        from ..zoodip_core.model_cache import file_stamps
+
         path = _path(checkpoint)
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        return str([(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in files])
+        return f"{path} {file_stamps(path)}"
 
     def load(
         self,

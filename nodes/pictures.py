@@ -49,8 +49,9 @@ def to_pictures(images: Sequence[Any], name: str) -> list[Image.Image]:
 
     pictures = []
     for batch in images:
-        if not isinstance(batch, torch.Tensor) or batch.ndim != 4 or batch.shape[-1] not in (3, 4):
-            have = list(batch.shape) if isinstance(batch, torch.Tensor) else type(batch).__name__
+        shape = batch.shape if isinstance(batch, torch.Tensor) else ()
+        if len(shape) != 4 or shape[-1] not in (3, 4) or 0 in shape[1:]:
+            have = list(shape) or type(batch).__name__
             raise ImagesError(
                 f"{name}: expected IMAGE batches [count, height, width, 3 or 4 channels], got {have}; connect an IMAGE"
             )
@@ -116,18 +117,17 @@ class LoadReferenceImages:
     @classmethod
     def VALIDATE_INPUTS(cls, folder: str | None) -> bool | str:  # noqa: N802
         try:
-            _ = folder is None or _files(folder)
+            _ = folder is None or _captions(folder, _files(folder))
         except (ValueError, OSError) as error:
             return str(error)
         return True
 
     @classmethod
     def IS_CHANGED(cls, folder: str) -> str:  # noqa: N802
-        digest = hashlib.sha256()
-        for path in _files(folder):
-            for file in (path, path.with_suffix(".txt"), *_listings(path.parent)):
-                if file.is_file():
-                    digest.update(file.name.encode() + file.read_bytes())
+        digest, files = hashlib.sha256(), _files(folder)
+        for file in (_listing(folder, files), *(each for path in files for each in (path, path.with_suffix(".txt")))):
+            if file.is_file():
+                digest.update(file.name.encode() + file.read_bytes())
         return digest.hexdigest()
 
     def load(self, folder: str) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class LoadReferenceImages:
                 raise ImagesError(f"folder: {error}; take it out of the folder, or replace it") from error
         return {
             "ui": thumbnails(pictures),
-            "result": ([to_image([picture]) for picture in pictures], _captions(files)),
+            "result": ([to_image([picture]) for picture in pictures], _captions(folder, files)),
         }
 
 
@@ -193,23 +193,27 @@ def _files(folder: str) -> list[Path]:
     except ImagesError as error:
         raise ImagesError(f"folder: {error}") from None
     for file in found:
-        for read in (file, file.with_suffix(".txt"), *_listings(file.parent)):
+        for read in (file, file.with_suffix(".txt"), _listing(folder, found)):
             if inside(host().input_folder(), str(read)) is None:
                 raise ImagesError(f"folder: {read.name} leads out of ComfyUI's input folder; put a copy in its place")
     return found
 
 
-def _listings(folder: Path) -> list[Path]:
-    """Where a folder's captions may stand: in it, or beside it under its name as with the bundled subjects."""
-    return [folder / "captions.json", folder.parent / f"{folder.name}.json"]
+def _listing(folder: str, files: Sequence[Path]) -> Path:
+    """Where the captions of a choice's pictures may stand, besides the .txt files."""
+    from ..zoodip_core.tiny import concepts
+
+    if folder.startswith(BUNDLED):
+        return concepts.load(folder.removeprefix(BUNDLED)).captions
+    return files[0].parent / "captions.json"
 
 
-def _captions(files: Sequence[Path]) -> list[str]:
+def _captions(folder: str, files: Sequence[Path]) -> list[str]:
     """A text for each file, empty if it has none. Several captions of one picture are lines."""
     from ..zoodip_core.prompts import read_listed, read_text
 
-    listing = next((file for file in _listings(files[0].parent) if file.is_file()), None)
-    listed: dict[str, list[str]] = read_listed(listing) if listing else {}
+    listing = _listing(folder, files)
+    listed = read_listed(listing, [file.name for file in files]) if listing.is_file() else {}
     texts = []
     for file in files:
         beside = file.with_suffix(".txt")

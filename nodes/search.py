@@ -92,12 +92,10 @@ class PUTSSampler:
             }
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, timesteps: str, T_L: int | None, T_U: int | None) -> bool | str:  # noqa: N802, N803
-        if timesteps == "puts" and T_L is not None and T_U is not None and T_L >= T_U:
-            return f"T_L = {T_L} must be below T_U = {T_U}"
-        return True
-
     def settings(self, timesteps: str, T_L: int, T_U: int) -> tuple[dict[str, Any]]:  # noqa: N803
+        from ..zoodip_core.errors import ConfigError
+
+        if timesteps == "puts" and T_L >= T_U:
+            raise ConfigError(f"T_L = {T_L} must be below T_U = {T_U}")
         bounds = {"t_lower": T_L, "t_upper": T_U} if timesteps == "puts" else {}
         return ({"timesteps": timesteps, **bounds},)

@@ -63,7 +63,9 @@ def in_prompt(prompt: str, token: str, text: str) -> str:
 
     def placed(match: re.Match[str]) -> str:
         before, after = prompt[: match.start()], prompt[match.end() :]
-        left = "" if not before or before[-1] in " \n(" else " "
+        if re.search(r"(?:^|[\s(])embedding:\S*$", before):  # the name of a file of the user's
+            return match[0]
+        left = "" if not before or re.search(r"(?:[ \n]|(?<!\\)\()$", before) else " "
         right = "" if not after or re.match(r"[\s)]|:[\d.]+\)", after) else " "
         return left + text + right
 

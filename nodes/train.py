@@ -51,19 +51,17 @@ class ZOTrainToken:
         return {"required": _required(), "optional": _optional(), "hidden": {"unique_id": "UNIQUE_ID"}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, token: Any, preview_prompt: Any) -> bool | str:  # noqa: N802
+    def VALIDATE_INPUTS(cls, token: Any) -> bool | str:  # noqa: N802
+        # One input alone: ComfyUI would show the same message at each of several.
         from ..zoodip_core.errors import TokenError
-        from ..zoodip_core.prompts import SLOT, with_slots
         from ..zoodip_core.tokens import check_name
 
-        name, prompt = _one(token), _one(preview_prompt)
+        name = _one(token)
         try:
             if name is not None:  # None: it comes from another node, and is checked when that has run
                 check_name(name)
         except TokenError as error:
             return str(error)
-        if prompt is not None and name is not None and SLOT not in with_slots(prompt, name):
-            return f"preview_prompt: {prompt!r} has no place for the token; write {{}} where it should stand"
         return True
 
     def train(self, **inputs: Any) -> dict[str, Any]:
@@ -73,6 +71,7 @@ class ZOTrainToken:
         model: QuantizedModel = _one(inputs.pop("model"))
         pictures = to_pictures(inputs.pop("images"), "images")
         captions = _captions(inputs.pop("captions", None), _one(inputs["token"]), len(pictures))
+        _check_prompt(_one(inputs["preview_prompt"]), _one(inputs["token"]))
         node, resume = str(_one(inputs.pop("unique_id", ["0"]))), bool(_one(inputs.pop("resume")))
         settings = _settings(model, {name: _one(value) for name, value in inputs.items()})
         config = _checked(settings)
@@ -221,8 +220,16 @@ def _optional() -> dict[str, Any]:
 
 
 def _one(value: Any) -> Any:
-    """A single input's value, which arrives in a list."""
-    return value[0] if isinstance(value, list) and value else value
+    """A single input's value, which arrives in a list, or in a tuple when a linked one is validated."""
+    return value[0] if isinstance(value, list | tuple) and value else value
+
+
+def _check_prompt(prompt: str, token: str) -> None:
+    from ..zoodip_core.errors import ConfigError
+    from ..zoodip_core.prompts import SLOT, with_slots
+
+    if SLOT not in with_slots(prompt, token):
+        raise ConfigError(f"preview_prompt: {prompt!r} has no place for the token; write {{}} where it should stand")
 
 
 def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list[str]:

@@ -46,7 +46,7 @@ def cached_model(model: Path, weights: str, folder: Path, prediction_type: str =
         StorageError: the copy can not be written; nothing is left of it.
     """
     index = _read_index(folder)
-    key, stamp = str(model.resolve()), _stamp(model)
+    key, stamp = str(model.resolve()), file_stamps(model)
     known = index.get(key)
     if isinstance(known, dict) and known.get("stamp") == stamp:
         copy = folder / _name(str(known.get("key")), weights)
@@ -80,7 +80,7 @@ def _name(identity: str, weights: str) -> str:
     return f"{safe}-{weights}-quanto{quanto}-v{FORMAT}.safetensors"
 
 
-def _stamp(model: Path) -> list[list[Any]]:
+def file_stamps(model: Path) -> list[list[Any]]:
     """Name, size and time of each of a model's files: as long as they stand, so does its hash."""
     beside = [path for path in (model, model.with_suffix(".yaml")) if path.is_file()]
     files = beside if model.is_file() else sorted(path for path in model.rglob("*") if path.is_file())

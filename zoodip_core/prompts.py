@@ -87,13 +87,7 @@ def captions_for(
     """
     if template not in TEMPLATES:
         raise ConfigError(f"template = {template!r}: choose one of {', '.join(TEMPLATES)}")
-    listed = read_listed(captions_file) if captions_file else {}
-    unknown = sorted(set(listed) - {path.name for path in paths})
-    if listed and len(unknown) == len(listed):
-        raise CaptionError(
-            f"{captions_file}: none of its names ({', '.join(unknown[:3])} ...) is among the images; "
-            'name the image files, like "01.jpg"'
-        )
+    listed = read_listed(captions_file, [path.name for path in paths]) if captions_file else {}
     result = []
     for path in paths:
         beside = path.with_suffix(".txt")
@@ -143,11 +137,15 @@ def read_text(path: Path) -> str:
         raise CaptionError(f"{path} can not be read: {error.strerror}") from error
 
 
-def read_listed(path: Path) -> dict[str, list[str]]:
+def read_listed(path: Path, images: Sequence[str]) -> dict[str, list[str]]:
     """The captions in a JSON file, by the name of the image.
 
+    Args:
+        path: the file.
+        images: names, of which at least one must be there.
+
     Raises:
-        CaptionError: it can not be read, or holds something else.
+        CaptionError: it can not be read, holds something else, or captions of other images.
     """
     if not path.is_file():
         raise CaptionError(f"captions file {path} does not exist")
@@ -167,5 +165,10 @@ def read_listed(path: Path) -> dict[str, list[str]]:
     if not listed:
         raise CaptionError(
             f'{path}: expected an object of file names and captions, like {{"01.jpg": "a photo of a {{}} on grass"}}'
+        )
+    if not set(listed) & set(images):
+        raise CaptionError(
+            f"{path}: none of its names ({', '.join(sorted(listed)[:3])} ...) is among the images; "
+            'name the image files, like "01.jpg"'
         )
     return listed

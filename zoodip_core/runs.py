@@ -65,6 +65,12 @@ class RunFolder:
         with storage_errors(file):
             text = file.read_text(encoding="utf-8")
         config = TrainConfig.from_json(text, str(file))
+        fixed = sorted(set(changes or {}) - set(CHANGEABLE))
+        if fixed:
+            raise RunFolderError(
+                f"{path}: {', '.join(fixed)} can not change when a run goes on, only {', '.join(CHANGEABLE)}; start a "
+                "new run"
+            )
         folder = cls(path, dataclasses.replace(config, **(changes or {})))
         if folder.config.steps != config.steps:
             folder._check_steps(config)

@@ -20,8 +20,9 @@ _asked: ContextVar[Callable[[], bool]] = ContextVar("asked", default=lambda: Fal
 
 @contextlib.contextmanager
 def stopped_by(asked: Callable[[], bool]) -> Iterator[None]:
-    """Within this context, in this thread, work is left as soon as ``asked()`` is true."""
-    before = _asked.set(asked)
+    """Within this context, in this thread, work is left once ``asked()`` is true, or what a context around it asks."""
+    around = _asked.get()
+    before = _asked.set(lambda: around() or asked())
     try:
         yield
     finally:

@@ -446,9 +446,9 @@ def _steps(
 ) -> None:
     """Take the steps that are left, adding to ``curve``."""
     config, search = training.config, training.search
-    smoothed: float | None = None
+    mean = RunningMean()
     for loss in curve:
-        smoothed = smoothed_loss(smoothed, loss)
+        mean.add(loss)
     first, began = search.step, time.monotonic()
     while not training.done and not commands.stopping:
         draw, drawn = training.step()
@@ -463,7 +463,7 @@ def _steps(
         )
         loss = search.loss or 0.0
         curve.append(loss)
-        smoothed = smoothed_loss(smoothed, loss)
+        smoothed = mean.add(loss)
         rate = (search.step - first) / max(time.monotonic() - began, 1e-9)
         eta = (config.steps - search.step) / rate
         tell(Progress(search.step, config.steps, loss, smoothed, rate, eta, training.watch.grown()))
@@ -473,9 +473,17 @@ def _steps(
             _sample(training, folder, tell)
 
 
-def smoothed_loss(before: float | None, loss: float) -> float:
-    """The running mean after another loss."""
-    return loss if before is None else 0.98 * before + 0.02 * loss
+class RunningMean:
+    """An exponential mean over about the last fifty losses; the first ones all count alike, as in Adam."""
+
+    def __init__(self) -> None:
+        self._sum = self._weight = 0.0
+
+    def add(self, loss: float) -> float:
+        """The mean after another loss."""
+        self._sum = 0.98 * self._sum + 0.02 * loss
+        self._weight = 0.98 * self._weight + 0.02
+        return self._sum / self._weight
 
 
 def _save(training: Training, folder: RunFolder, tell: Callable[[Event], None]) -> Path:

@@ -118,7 +118,7 @@ class ComfyUI:
                 stdin=subprocess.PIPE,  # closed with this process, at which the launcher ends the server
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                env={"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONUNBUFFERED": "1"},
             )
 
     def _stop(self) -> None:

@@ -1,0 +1,148 @@
+"""ComfyUI's page in a real browser: what its tests and the pictures of the README do with it.
+
+Besides ``COMFYUI_DIR`` (see :mod:`tests.e2e.comfyui`) it needs Playwright for Python and a Chromium, named by CHROMIUM
+or on the PATH. COMFYUI_FRONTEND, the ``static`` folder of a frontend's wheel, puts that frontend before the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.e2e.comfyui import ComfyUI
+
+Page = Any
+"""Playwright's; its types are not there where it is not installed."""
+Workflow = dict[str, Any]
+
+LIMIT, LEARNING_LIMIT = 60_000.0, 480_000.0
+"""Milliseconds for anything that a page waits for, and for the end of a training."""
+APP = "window.comfyAPI?.app?.app"
+TRAINER = f"{APP}.graph.nodes.find(node => node.comfyClass === 'ZoodipTrainToken')"
+LOADER = f"{APP}.graph.nodes.find(node => node.comfyClass === 'ZoodipLoadReferenceImages')"
+STEP = "Number(/step (\\d+)/.exec(document.querySelector('.zoodip-numbers')?.textContent)?.[1] ?? 0)"
+STATE = "document.querySelector('.zoodip-state')?.textContent ?? ''"
+LINE = """(() => {
+  const canvas = document.querySelector('.zoodip-canvas')
+  const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)
+  let count = 0
+  for (let i = 0; i < data.length; i += 4) count += data[i + 3] > 128 && data[i + 2] > data[i] + 60
+  return count
+})()"""
+"""How many pixels of the chart have the blue of its line."""
+
+
+@contextlib.contextmanager
+def open_server() -> Iterator[ComfyUI]:
+    """A ComfyUI whose page shows nothing in the way."""
+    frontend = os.environ.get("COMFYUI_FRONTEND")
+    with ComfyUI(*(("--front-end-root", frontend) if frontend else ())) as comfyui:
+        comfyui.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False})
+        yield comfyui
+
+
+@contextlib.contextmanager
+def open_browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="install playwright to run this")
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("set CHROMIUM to a Chromium or Chrome to run this")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@contextlib.contextmanager
+def open_page(server: ComfyUI, browser: Any) -> Iterator[Page]:
+    """ComfyUI's page, in a browser that has never seen it; nothing runs or waits on the server afterwards."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context.set_default_timeout(LIMIT)
+    try:
+        opened = context.new_page()
+        opened.goto(server.url)
+        wait_until_ready(opened)
+        yield opened
+    finally:
+        server.post("/queue", {"clear": True})
+        server.interrupt()
+        wait_until(lambda: not server.get("/queue")["queue_running"])
+        context.close()
+
+
+def wait_until_ready(page: Page) -> None:
+    page.wait_for_function(f"!!({APP}?.graph && {APP}.canvas && LiteGraph.registered_node_types.ZoodipTrainToken)")
+    page.wait_for_timeout(1000)  # the page restores its tabs after that
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + LIMIT / 1000
+    while not condition():
+        assert time.monotonic() < until, "it took too long"
+        time.sleep(0.1)
+
+
+def reload(page: Page) -> None:
+    page.reload()
+    wait_until_ready(page)
+
+
+def load(page: Page, workflow: Workflow) -> None:
+    """Open a workflow's file, as the page's menu does."""
+    file = {"name": "learn.json", "mimeType": "application/json", "buffer": json.dumps(workflow).encode()}
+    page.locator("#comfy-file-input").set_input_files(file)
+    page.wait_for_function(f"{TRAINER}?.graph && document.querySelector('.zoodip-canvas')?.clientWidth > 0")
+
+
+def run(page: Page) -> None:
+    page.get_by_role("button", name="Run", exact=True).click()
+
+
+def learn(page: Page, workflow: Workflow) -> None:
+    """Load it, queue it, and wait until the first of its losses is drawn."""
+    load(page, workflow)
+    run(page)
+    page.wait_for_function(f"{STEP} > 2 && {LINE} > 0")
+
+
+def look_at(page: Page, node: str, scale: float) -> None:
+    """Zoom, and bring the middle of a node's lower edge to that of the graph."""
+    page.evaluate(f"""(() => {{
+      const {{ canvas, ds }} = {APP}.canvas, [x, y, width, height] = {node}.boundingRect
+      const box = canvas.getBoundingClientRect()
+      ds.scale = {scale}
+      ds.offset[0] = box.width / 2 / ds.scale - x - width / 2
+      ds.offset[1] = (box.height - 80) / ds.scale - y - height
+      {APP}.canvas.setDirty(true, true)
+    }})()""")
+
+
+def press(page: Page, node: str, widget: str) -> None:
+    """Click on a widget, which is nothing but paint on a canvas."""
+    x, y = page.evaluate(f"""(() => {{
+      const {{ canvas, ds }} = {APP}.canvas, node = {node}
+      const widget = node.widgets.find(each => each.name === '{widget}')
+      const box = canvas.getBoundingClientRect()
+      return [box.x + (node.pos[0] + node.size[0] / 2 + ds.offset[0]) * ds.scale,
+              box.y + (node.pos[1] + widget.y + 10 + ds.offset[1]) * ds.scale]
+    }})()""")
+    page.mouse.click(x, y)
+
+
+def wait_for_words(page: Page, words: str) -> None:
+    """Wait until ComfyUI itself, not our chart, shows them; newer pages do when asked, and asked again."""
+    shown = page.get_by_text(words).and_(page.locator("body *:not(.zoodip-chart *)")).first
+    for name in ("View details", "Info for ZO Train Token"):
+        more = page.get_by_role("button", name=name).first
+        shown.or_(more).first.wait_for()
+        if shown.is_visible():
+            return
+        more.click()
+    shown.wait_for()

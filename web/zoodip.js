@@ -1,0 +1,91 @@
+// ZOODiP's nodes on ComfyUI's page: the loss chart of ZO Train Token, and the upload of Load Reference Images.
+
+import { app } from "../../scripts/app.js"
+import { api } from "../../scripts/api.js"
+import { compact, hasEnded, LossChart } from "./chart.js"
+import { addUpload } from "./upload.js"
+
+const TRAINER = "ZoodipTrainToken"
+const LOADER = "ZoodipLoadReferenceImages"
+const EVENT = "zoodip.step"
+const EDGE = 10 // pixels around the chart
+const KEPT = "zoodip_chart" // the node's property that a workflow's file keeps
+
+const charts = new WeakMap() // of the nodes
+const waiting = new Map() // the last data for each id that no node had yet: a page loads slower than events come
+
+app.registerExtension({
+  name: "zoodip",
+
+  setup() {
+    api.addEventListener(EVENT, (event) => receive(event.detail))
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass === TRAINER) addChart(node)
+    if (node.comfyClass === LOADER) addUpload(node)
+  },
+
+  afterConfigureGraph() {
+    for (const data of waiting.values()) receive(data)
+  },
+})
+
+function receive(data) {
+  const id = String(data.node)
+  const node = findNode(app.rootGraph ?? app.graph, id) // the latter before frontend 1.30 or so
+  if (!charts.has(node)) {
+    waiting.set(id, data)
+    return
+  }
+  waiting.delete(id)
+  show(node, data)
+}
+
+/** The node that the server calls "3", or "12:3" where it is number 3 in the subgraph of number 12. */
+function findNode(graph, id) {
+  const [first, ...rest] = id.split(":")
+  const node = graph?.getNodeById(first) ?? graph?.getNodeById(Number(first))
+  return rest.length ? findNode(node?.subgraph, rest.join(":")) : node
+}
+
+function addChart(node) {
+  const chart = new LossChart()
+  const widget = node.addDOMWidget("loss_chart", "zoodip_chart", chart.element, {
+    serialize: false,
+    hideOnZoom: false, // the node is tall, so it is mostly seen zoomed out
+    margin: EDGE,
+    getMinHeight: () => chart.minHeight() + 2 * EDGE,
+    onDraw: () => chart.refresh(),
+  })
+  widget.serialize = false // the option is about prompts, this about the workflow's file
+  charts.set(node, chart)
+  after(node, "onConfigure", () => chart.show(node.properties[KEPT] ?? null))
+  after(node, "onExecuted", (message) => message?.zoodip && show(node, message.zoodip[0]))
+  after(node, "onRemoved", () => chart.remove())
+}
+
+function show(node, data) {
+  charts.get(node).show(data)
+  node.setDirtyCanvas(true, true) // the text may need more room
+  if (hasEnded(data)) keep(node, compact(data))
+}
+
+/** Keep how a run ended with the node, so that a page loaded anew shows it again. */
+function keep(node, data) {
+  if (JSON.stringify(node.properties[KEPT]) === JSON.stringify(data)) return
+  if (app.extensionManager?.queueSettings?.mode === "change") return // it would queue the next run for this change
+  app.canvas.emitBeforeChange() // ComfyUI stores the page's state only after what it takes for a change
+  node.setProperty(KEPT, data)
+  app.canvas.emitAfterChange()
+}
+
+/** Call `extra` after a node's method, with the same arguments. */
+function after(node, method, extra) {
+  const original = node[method]
+  node[method] = function (...args) {
+    const result = original?.apply(this, args)
+    extra(...args)
+    return result
+  }
+}
