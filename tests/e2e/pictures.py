@@ -15,10 +15,23 @@ from pathlib import Path
 from PIL import Image
 
 from tests.e2e.comfyui import ROOT, ComfyUI
-from tests.e2e.page import APP, LEARNING_LIMIT, STEP, TRAINER, Page, load, open_browser, open_page, open_server, run
+from tests.e2e.page import (
+    APP,
+    LEARNING_LIMIT,
+    STEP,
+    TRAINER,
+    Page,
+    load,
+    look_at,
+    open_browser,
+    open_page,
+    open_server,
+    run,
+)
 
 EXAMPLES = ROOT / "example_workflows"
 README = ROOT / "docs" / "comfyui.png"
+NARROW = ROOT / "docs" / "comfyui_trainer.png"
 STORY = "learn_on_the_embedded_model"
 _THUMBNAIL = (800, 640)
 ALL = f"{APP}.graph.nodes"
@@ -63,6 +76,11 @@ def take(server: ComfyUI, page: Page, example: Path) -> None:
             page.wait_for_function(f"{STEP} > 800 && {TRAINER}.imgs?.length > 0", timeout=LEARNING_LIMIT)
             fit(page, ALL)
             picture(page).save(README, optimize=True)
+            page.set_viewport_size({"width": 900, "height": 700})
+            look_at(page, TRAINER, 0.9)
+            page.wait_for_timeout(1500)
+            picture(page).save(NARROW, optimize=True)
+            page.set_viewport_size({"width": 1440, "height": 900})
         page.wait_for_timeout(3000)
         while server.get("/queue")["queue_running"]:
             page.wait_for_timeout(1000)
