@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .host import host, inside
-from .tokenizer import in_prompt, text_widths, with_token
+from .tokenizer import replaced, text_widths, with_token
 
 if TYPE_CHECKING:
     from ..zoodip_core.embedding import Embedding
 
 _saved: dict[str, tuple[Path, bytes]] = {}
 """What each Save Embedding node has written: its file and the file's content."""
+_lost: dict[str, int] = {}
+"""How often each of these nodes has found its file gone."""
 
 
 class ApplyEmbedding:
@@ -117,14 +120,17 @@ class SaveEmbedding:
     @classmethod
     def IS_CHANGED(cls, unique_id: str = "", **_inputs: Any) -> str:  # noqa: N802
         # ComfyUI does not run a node again whose inputs are the same, even if its file is gone.
-        path, content = _saved.get(str(unique_id), (None, b""))
-        return "" if path is None or _holds(path, content) else f"{path} is gone"
+        node = str(unique_id)
+        if node in _saved and not _holds(*_saved[node]):
+            del _saved[node]
+            _lost[node] = _lost.get(node, 0) + 1
+        return str(_lost.get(node, 0))
 
     def save(
         self, embedding: Embedding, filename: str, overwrite: bool, prompt: str, unique_id: str = ""
     ) -> dict[str, Any]:
         from ..zoodip_core.embedding import save_embedding, serialize
-        from ..zoodip_core.prompts import SLOT
+        from ..zoodip_core.prompts import SLOT, token_pattern
 
         path, content = _target(filename, embedding.token), serialize(embedding)
         if not overwrite:
@@ -133,7 +139,8 @@ class SaveEmbedding:
             save_embedding(embedding, path)
         _saved[str(unique_id)] = path, content
         name = path.relative_to(Path(host().embeddings_folder()).resolve()).with_suffix("").as_posix()
-        text = in_prompt(prompt.replace(SLOT, embedding.token), embedding.token, f"embedding:{name}")
+        places = f"{token_pattern(embedding.token)}|{re.escape(SLOT)}"
+        text = replaced(prompt, places, f"embedding:{name}")
         return {"ui": {"text": [f"embedding:{name}"]}, "result": (text, f"{name}.safetensors")}
 
 

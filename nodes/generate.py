@@ -121,8 +121,6 @@ def draw(
         raise ConfigError("prompts: write at least one, a line each")
     if embedding is None and any(SLOT in text for text in texts):
         raise ConfigError("prompts: {} stands for a learned token; connect embedding, or write a word in its place")
-    if embedding:
-        texts = [text.replace(SLOT, embedding.token) for text in texts]
     bar = host().bar()
     with on_the_device(model):
         return generate(model, texts, seeds, embedding=embedding, on_step=bar.update, **settings)

@@ -21,7 +21,7 @@ _PREVIEW_SIDE = 512
 
 
 class Bar(Protocol):
-    """A progress bar on a node."""
+    """A progress bar on a node. Where the host would end the node because of a stop, it raises ``Stopped``."""
 
     def update(self, done: int, total: int, picture: Image | None = None) -> None:
         """Show progress, with a live preview if there is a picture."""
@@ -172,7 +172,14 @@ class _ComfyBar:
         self._bar = comfy.utils.ProgressBar(1)
 
     def update(self, done: int, total: int, picture: Image | None = None) -> None:
-        self._bar.update_absolute(done, total, ("JPEG", picture, _PREVIEW_SIDE) if picture else None)
+        import comfy.model_management
+
+        from ..zoodip_core.stopping import Stopped
+
+        try:
+            self._bar.update_absolute(done, total, ("JPEG", picture, _PREVIEW_SIDE) if picture else None)
+        except comfy.model_management.InterruptProcessingException as interrupt:
+            raise Stopped from interrupt  # to be raised as what it was once the state is saved
 
 
 _host: Host = ComfyUI()

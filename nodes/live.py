@@ -64,15 +64,21 @@ class Live:
     Args:
         place: where to show them.
         node: the id of the node that trains.
+        workflow: the id of its workflow: another one that is open may have such a node as well.
     """
 
-    def __init__(self, place: Host, node: str) -> None:
+    def __init__(self, place: Host, node: str, workflow: str | None = None) -> None:
         self._place = place
         self._bar: Bar = place.bar()
-        self._node = node
         self._sent = 0.0
         self._curve = Curve()
-        self._data: dict[str, Any] = {"node": node, "state": "preparing", "text": "checking", "warnings": []}
+        self._data: dict[str, Any] = {
+            "node": node,
+            "workflow": workflow,
+            "state": "preparing",
+            "text": "checking",
+            "warnings": [],
+        }
         self._tell()
 
     def __call__(self, event: Event) -> None:
@@ -91,7 +97,7 @@ class Live:
         elif isinstance(event, Progress):
             self._progress(event)
         elif isinstance(event, Sampled):
-            self._show(event.step, self._data["steps"], side_by_side(event.images))
+            self._bar.update(event.step, self._data["steps"], side_by_side(event.images))
 
     def __enter__(self) -> None:
         pass
@@ -101,7 +107,10 @@ class Live:
 
         if isinstance(error, Stopped):
             kept = f"stopped; {self._data['step']} steps are kept" if self._data.get("step") else ""
-            self.end("stopped", str(error) or kept or "stopped before the first step")
+            self.end(
+                "stopped",
+                str(error) or kept or "stopped before the first step of this run; steps saved earlier are kept",
+            )
         elif error is not None:
             self.end("failed", str(error) or type(error).__name__)
 
@@ -126,11 +135,7 @@ class Live:
         if time.monotonic() - self._sent < _BETWEEN and event.step < event.steps:
             return
         self._tell()
-        self._show(event.step, event.steps)
-
-    def _show(self, step: int, steps: int, picture: Image.Image | None = None) -> None:
-        if not self._place.interrupted():  # the bar would raise, and a stop is better taken between two forwards
-            self._bar.update(step, steps, picture)
+        self._bar.update(event.step, event.steps)
 
     def _tell(self) -> None:
         self._sent = time.monotonic()

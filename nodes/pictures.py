@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,10 +163,14 @@ def _folders() -> list[str]:
     """The folders with pictures in the input folder, then the single pictures."""
     from ..zoodip_core.images import SUFFIXES
 
-    root = host().input_folder()
-    pictures = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    folders = dict.fromkeys(p.parent.relative_to(root).as_posix() for p in pictures if p.parent != root)
-    return [*folders, *(p.name for p in pictures if p.parent == root)]
+    root, folders, single = host().input_folder(), [], []
+    for folder, _, names in os.walk(root):
+        pictures = [name for name in names if name.lower().endswith(SUFFIXES)]
+        if Path(folder) == root:
+            single = pictures
+        elif pictures:
+            folders.append(Path(folder).relative_to(root).as_posix())
+    return sorted(folders) + sorted(single)
 
 
 def _files(folder: str) -> list[Path]:
@@ -199,6 +204,12 @@ def _files(folder: str) -> list[Path]:
     return found
 
 
+def _is_single(folder: str) -> bool:
+    """Whether a choice is one picture; the captions beside it may be of others."""
+    path = inside(host().input_folder(), folder.removesuffix(" [input]"))
+    return path is not None and path.is_file()
+
+
 def _listing(folder: str, files: Sequence[Path]) -> Path:
     """Where the captions of a choice's pictures may stand, besides the .txt files."""
     from ..zoodip_core.tiny import concepts
@@ -213,7 +224,8 @@ def _captions(folder: str, files: Sequence[Path]) -> list[str]:
     from ..zoodip_core.prompts import read_listed, read_text
 
     listing = _listing(folder, files)
-    listed = read_listed(listing, [file.name for file in files]) if listing.is_file() else {}
+    names = None if _is_single(folder) else [file.name for file in files]
+    listed = read_listed(listing, names) if listing.is_file() else {}
     texts = []
     for file in files:
         beside = file.with_suffix(".txt")
@@ -230,10 +242,12 @@ def write_references(pictures: Sequence[Image.Image], captions: Sequence[str], f
     """
     from ..zoodip_core.files import write_atomically
     from ..zoodip_core.pictures import save_png
+    from ..zoodip_core.stopping import check_stop
 
     images = folder / "images"
     listed = {}
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True), 1):
+        check_stop()
         name = f"{i:04}.png"
         save_png(picture, images / name)
         lines = [line for line in caption.splitlines() if line.strip()]

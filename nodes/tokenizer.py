@@ -55,11 +55,17 @@ def _with_token(tokenizer: Any, token: str, text: str, file: Path, content: byte
 
 
 def in_prompt(prompt: str, token: str, text: str) -> str:
-    """The prompt with the token's name replaced.
+    """The prompt with the token's name replaced."""
+    from ..zoodip_core.prompts import token_pattern
+
+    return replaced(prompt, token_pattern(token), text)
+
+
+def replaced(prompt: str, pattern: str, text: str) -> str:
+    """The prompt with an embedding's ``text`` in place of what matches.
 
     ComfyUI reads an embedding's name up to the next space, and only where a space, a line or a bracket begins it.
     """
-    from ..zoodip_core.prompts import token_pattern
 
     def placed(match: re.Match[str]) -> str:
         before, after = prompt[: match.start()], prompt[match.end() :]
@@ -69,7 +75,7 @@ def in_prompt(prompt: str, token: str, text: str) -> str:
         right = "" if not after or re.match(r"[\s)]|:[\d.]+\)", after) else " "
         return left + text + right
 
-    return re.sub(token_pattern(token), placed, prompt)
+    return re.sub(pattern, placed, prompt)
 
 
 def _inner(tokenizer: Any) -> dict[str, Any]:

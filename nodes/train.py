@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -48,7 +49,12 @@ class ZOTrainToken:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        return {"required": _required(), "optional": _optional(), "hidden": {"unique_id": "UNIQUE_ID"}}
+        required = {**_what_to_learn(), **_how_to_search(), **_while_it_runs()}
+        return {
+            "required": required,
+            "optional": _optional(),
+            "hidden": {"unique_id": "UNIQUE_ID", "extra": "EXTRA_PNGINFO"},
+        }
 
     @classmethod
     def VALIDATE_INPUTS(cls, token: Any) -> bool | str:  # noqa: N802
@@ -72,28 +78,28 @@ class ZOTrainToken:
         pictures = to_pictures(inputs.pop("images"), "images")
         captions = _captions(inputs.pop("captions", None), _one(inputs["token"]), len(pictures))
         _check_prompt(_one(inputs["preview_prompt"]), _one(inputs["token"]))
-        node, resume = str(_one(inputs.pop("unique_id", ["0"]))), bool(_one(inputs.pop("resume")))
+        live = Live(host(), str(_one(inputs.pop("unique_id", "0"))), _workflow(_one(inputs.pop("extra", None))))
+        resume = bool(_one(inputs.pop("resume")))
         settings = _settings(model, {name: _one(value) for name, value in inputs.items()})
         config = _checked(settings)
-        live = Live(host(), node)
         with on_the_device(model), live:
             folder = _folder(host().output_folder() / FOLDER, config, _key(config, model, pictures, captions), resume)
             trained = _train(settings, model, pictures, captions, folder, live)
             if not trained.finished:
-                raise Stopped(f"stopped at step {trained.step}; queue again to go on")
+                again = "queue again" if resume else "turn resume on and queue again"
+                raise Stopped(f"stopped at step {trained.step}; {again} to go on")
             previews = _previews(config, model, trained)
         chart = live.end("finished", f"{config.token} learned in {trained.step} steps, kept in {FOLDER}/{folder.name}")
         return {
             "ui": {**thumbnails(previews), "zoodip": [chart]},
-            "result": (trained.embedding, to_image(previews), to_image([_open(folder / "run" / "loss.png")])),
+            "result": (trained.embedding, to_image(previews), to_image([_loss_curve(folder / "run" / "loss.png")])),
         }
 
 
 # ---------------------------------------------------------------- inputs
 
 
-def _required() -> dict[str, Any]:
-    from ..zoodip_core.config import ESTIMATORS, LR_SCHEDULES, OPTIMIZERS
+def _what_to_learn() -> dict[str, Any]:
     from ..zoodip_core.prompts import TEMPLATES
     from ..zoodip_core.tokens import INITIALIZER_MODES
 
@@ -132,6 +138,13 @@ def _required() -> dict[str, Any]:
             "INT",
             {"default": 0, "min": 0, "max": 4096, "step": 8, "tooltip": "Pixels a side; 0 is the model's own."},
         ),
+    }
+
+
+def _how_to_search() -> dict[str, Any]:
+    from ..zoodip_core.config import ESTIMATORS, LR_SCHEDULES, OPTIMIZERS
+
+    return {
         "steps": _number(
             "INT", 10_000_000, f"Optimisation steps; {_BY_MODEL} (SD1.5 and SD2.1 30000, SDXL 20000, tiny 1500)."
         ),
@@ -175,6 +188,11 @@ def _required() -> dict[str, Any]:
                 "tooltip": "Of every random draw: the same seed learns the same token.",
             },
         ),
+    }
+
+
+def _while_it_runs() -> dict[str, Any]:
+    return {
         "preview_prompt": (
             "STRING",
             {"default": "a photo of a {}", "tooltip": "What to draw while it learns; {} stands for the token."},
@@ -188,8 +206,8 @@ def _required() -> dict[str, Any]:
             "BOOLEAN",
             {
                 "default": True,
-                "tooltip": "Go on with a stopped run of the same inputs; more steps go on with a finished one. Off: "
-                "start anew.",
+                "tooltip": "Go on with a stopped run of the same inputs, or to more steps with a finished one where "
+                "lr_schedule is constant. Off: start anew.",
             },
         ),
     }
@@ -217,6 +235,11 @@ def _optional() -> dict[str, Any]:
         ),
         "timestep_sampler": ("TIMESTEP_SAMPLER", {"tooltip": "From PUTS Sampler. Unconnected: all timesteps alike."}),
     }
+
+
+def _workflow(extra: dict[str, Any] | None) -> str | None:
+    """The id of the workflow that was queued, if a page queued it."""
+    return ((extra or {}).get("workflow") or {}).get("id")
 
 
 def _one(value: Any) -> Any:
@@ -297,29 +320,42 @@ def _key(config: TrainConfig, model: QuantizedModel, pictures: Sequence[Image], 
     """What a run can go on with: all that decides its steps, but not how many there are."""
     from ..zoodip_core.runs import CHANGEABLE
 
-    free = {*CHANGEABLE, "images", "captions", "model", "device", "cache", "batch"}
+    free = {*CHANGEABLE, "device", "batch"}
     if config.lr_schedule != "constant":
         free.remove("steps")
     decides = {name: value for name, value in config.to_dict().items() if name not in free}
-    digest = hashlib.sha256(json.dumps([decides, model.blueprint.fingerprint, list(captions)], sort_keys=True).encode())
+    schedule = model.blueprint.configs["scheduler"]
+    parts = [decides, model.blueprint.fingerprint, schedule, list(captions)]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for picture in pictures:
         digest.update(str(picture.size).encode() + picture.tobytes())
     return digest.hexdigest()[:10]
 
 
 def _folder(parent: Path, config: TrainConfig, key: str, resume: bool) -> Path:
-    """The folder of the run to go on with, or a new one."""
-    from ..zoodip_core.runs import RunFolder
+    """The folder of the run to go on with, of several the furthest, or a new one."""
     from ..zoodip_core.tokens import file_stem
 
     name = f"{file_stem(config.token)}-{key}"
-    folder, count = parent / name, 1
-    while (folder / "run").exists():
-        if resume and RunFolder(folder / "run", config).step() <= config.steps:
-            break
-        count += 1
-        folder = parent / f"{name}-{count}"
-    return folder
+
+    def numbered(count: int) -> Path:
+        return parent / (name if count == 1 else f"{name}-{count}")
+
+    taken = list(itertools.takewhile(Path.exists, map(numbered, itertools.count(1))))
+    runs = [(_steps_taken(folder / "run", config.steps), folder) for folder in taken] if resume else []
+    furthest, folder = max(runs, key=lambda run: run[0], default=(-1, parent))
+    return folder if furthest >= 0 else numbered(len(taken) + 1)
+
+
+def _steps_taken(run: Path, steps: int) -> int:
+    """How far a run has come that can go on to so many steps, -1 if it can not."""
+    from ..zoodip_core.errors import ZoodipError
+    from ..zoodip_core.runs import RunFolder
+
+    try:
+        return RunFolder.open(run, {"steps": steps}).step()
+    except ZoodipError:  # half written, damaged, of another version, or further already
+        return -1
 
 
 def _train(
@@ -349,13 +385,11 @@ def _train(
 
 def _previews(config: TrainConfig, model: QuantizedModel, trained: TrainResult) -> list[Image]:
     from ..zoodip_core.generation import generate
-    from ..zoodip_core.prompts import SLOT
 
-    text = config.sample_prompt.replace(SLOT, config.token)
     bar = host().bar()
     return generate(
         model,
-        [text] * _SAMPLES,
+        [config.sample_prompt] * _SAMPLES,
         list(range(_SAMPLES)),
         embedding=trained.embedding,
         resolution=config.resolution,
@@ -363,8 +397,11 @@ def _previews(config: TrainConfig, model: QuantizedModel, trained: TrainResult) 
     )
 
 
-def _open(path: Path) -> Image:
+def _loss_curve(path: Path) -> Image:
+    """The picture of a run's losses; an empty one if its log was deleted."""
     from PIL import Image
 
+    if not path.is_file():
+        return Image.new("RGB", (792, 396), "white")
     with Image.open(path) as picture:
         return picture.convert("RGB")

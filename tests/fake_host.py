@@ -5,6 +5,7 @@ What it imitates is tested against the real one in ``tests/e2e``.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,6 +66,8 @@ class FakeHost:
         return self
 
     def update(self, done: int, total: int, picture: Image.Image | None = None) -> None:
+        if self.asked():
+            raise importlib.import_module("zoodip_pack.zoodip_core.stopping").Stopped
         self.shown.append((done, total, picture))
 
     def send(self, event: str, data: dict[str, Any]) -> None:

@@ -428,13 +428,22 @@ def test_a_deleted_file_is_noticed_and_written_again(save_node: Any, host: FakeH
     file = host.root / "embeddings" / "boo.safetensors"
     content = file.read_bytes()
     file.unlink()
-    assert save_node.IS_CHANGED(unique_id="7", filename="", overwrite=False) != state
+    lost = save_node.IS_CHANGED(unique_id="7", filename="", overwrite=False)
+    assert lost != state
     assert save_node.IS_CHANGED(unique_id="8", filename="", overwrite=False) == state  # another node
     save(save_node, learned(), unique_id="7")
     assert file.read_bytes() == content
-    assert save_node.IS_CHANGED(unique_id="7", filename="", overwrite=False) == state
+    # The prompt after the repair is the same as the one that repaired it: nothing runs again.
+    assert save_node.IS_CHANGED(unique_id="7", filename="", overwrite=False) == lost
     file.write_bytes(b"another's")
-    assert save_node.IS_CHANGED(unique_id="7", filename="", overwrite=False) != state
+    assert save_node.IS_CHANGED(unique_id="7", filename="", overwrite=False) not in (state, lost)
+
+
+@pytest.mark.usefixtures("host")
+def test_braces_stand_for_a_plain_word_even_within_another(save_node: Any) -> None:
+    """A token without angle brackets is looked for as a word; its place is marked all the same."""
+    prompt, _ = save(save_node, learned("qzcat"), prompt="two {}s and a qzcat")
+    assert prompt == "two embedding:qzcat s and a embedding:qzcat"
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,12 @@ def test_captions_of_other_pictures_are_refused(kind: Any, host: FakeHost) -> No
         kind().load("a")
 
 
+def test_a_single_picture_need_not_be_in_the_captions_beside_it(kind: Any, host: FakeHost) -> None:
+    save(host.root / "input" / "solo.png")
+    (host.root / "input" / "captions.json").write_text('{"other.png": "a {}"}')
+    assert load(kind, "solo.png")[1] == [""]
+
+
 def test_a_file_beside_the_input_folder_is_not_read(kind: Any, host: FakeHost) -> None:
     """The input folder's own name plus .json lies outside of it."""
     save(host.root / "input" / "one.png")

@@ -380,6 +380,76 @@ def test_without_resume_a_run_starts_anew_beside_the_other(pack: Any, model: Any
 
 
 @pytest.mark.usefixtures("one_preview")
+def test_of_several_runs_the_furthest_goes_on(pack: Any, model: Any, host: FakeHost) -> None:
+    stopped(pack, model, host, at=2)
+    stopped(pack, model, host, at=4, resume=False)
+    assert told(host, "text")[-1] == "stopped at step 4; turn resume on and queue again to go on"
+    host.sent.clear()
+    train(pack, model)
+    assert told(host, "step")[0] == 4
+    assert len(runs(host)) == 2
+
+
+@pytest.mark.usefixtures("one_preview")
+@pytest.mark.parametrize("file", ["config.json", "state.safetensors"])
+def test_a_damaged_run_is_passed_over_and_kept(file: str, pack: Any, model: Any, host: FakeHost) -> None:
+    stopped(pack, model, host, at=3)
+    (first,) = runs(host)
+    (first / "run" / file).write_bytes(b"{")
+    train(pack, model)
+    assert runs(host) == [first, first.with_name(f"{first.name}-2")]
+    assert (first / "run" / file).read_bytes() == b"{"
+
+
+@pytest.mark.usefixtures("one_preview")
+def test_an_empty_run_folder_is_in_nobodys_way(pack: Any, model: Any, host: FakeHost) -> None:
+    """A process killed while it made the folder."""
+    stopped(pack, model, host, at=2)
+    (first,) = runs(host)
+    for path in (first / "run").rglob("*"):
+        path.is_dir() or path.unlink()
+    assert train(pack, model)["ui"]["zoodip"][0]["state"] == "finished"
+
+
+def test_what_a_user_puts_into_a_runs_folder_is_never_removed(pack: Any, model: Any, host: FakeHost) -> None:
+    stopped(pack, model, host, at=2)
+    (first,) = runs(host)
+    (first / "run").rename(first / "kept by me")
+    host.asked = lambda: told(host, "state")[-1:] == ["preparing"]
+    with pytest.raises(Interrupted):
+        train(pack, model)
+    assert (first / "kept by me" / "state.safetensors").is_file()
+    assert runs(host) == [first]
+
+
+@pytest.mark.usefixtures("one_preview")
+def test_a_run_goes_on_after_the_output_folder_has_moved(
+    pack: Any, model: Any, host: FakeHost, ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(pack, model, host, at=3)
+    (host.root / "output").rename(host.root / "moved")
+    monkeypatch.setattr(host, "output_folder", lambda: host.root / "moved")
+    out = train(pack, model)
+    assert out["result"][0].vectors.equal(ran.embedding.vectors)
+    assert told(host, "step").count(3) >= 1
+
+
+@pytest.mark.usefixtures("one_preview")
+def test_what_only_shows_the_run_is_not_in_the_file(pack: Any, model: Any, host: FakeHost) -> None:
+    """Else the same token would be saved a second time, under another name."""
+    one = train(pack, model)["result"][0]
+    other = train(pack, model, preview_prompt="{} again", save_every=3)["result"][0]
+    assert one.metadata == other.metadata
+
+
+def test_events_name_the_workflow(pack: Any, model: Any, host: FakeHost) -> None:
+    stopped(pack, model, host, extra={"workflow": {"id": "abc"}})
+    assert set(told(host, "workflow")) == {"abc"}
+    stopped(pack, model, host, at=2, extra=None)
+    assert set(told(host, "workflow")) == {None}
+
+
+@pytest.mark.usefixtures("one_preview")
 def test_more_steps_go_on_in_the_same_folder_and_fewer_do_not(pack: Any, model: Any, host: FakeHost, ran: Ran) -> None:
     train(pack, model, steps=4)
     (folder,) = runs(host)

@@ -117,7 +117,7 @@ def test_every_input_is_well_formed_and_explained(name: str, pack: Any, host: Fa
     (host.root / "embeddings" / "a.safetensors").write_bytes(b"")
     groups = pack.NODE_CLASS_MAPPINGS[name].INPUT_TYPES()
     assert set(groups) <= {"required", "optional", "hidden"}
-    assert groups.get("hidden", {}) in ({}, {"unique_id": "UNIQUE_ID"})
+    assert groups.get("hidden", {}).items() <= {"unique_id": "UNIQUE_ID", "extra": "EXTRA_PNGINFO"}.items()
     for label, (kind, options) in {**groups["required"], **groups.get("optional", {})}.items():
         assert label.isidentifier()
         assert options["tooltip"].strip(), label

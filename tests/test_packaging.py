@@ -66,11 +66,13 @@ def test_the_installer_says_what_is_missing() -> None:
 
 
 def published_files() -> list[str]:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
-        "\n"
-    )
-    ignored = tuple(line.strip("/") for line in (ROOT / ".comfyignore").read_text().splitlines())
-    return [file for file in tracked if file and not file.startswith(ignored)]
+    """What git tracks without what .comfyignore names, which has .gitignore's rules."""
+
+    def listed(*options: str) -> set[str]:
+        command = ["git", "ls-files", *options]
+        return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines())
+
+    return sorted(listed() - listed("--cached", "--ignored", "--exclude-from=.comfyignore"))
 
 
 def test_what_is_published_is_the_whole_pack_and_little_else(tmp_path: Path) -> None:
@@ -78,6 +80,8 @@ def test_what_is_published_is_the_whole_pack_and_little_else(tmp_path: Path) -> 
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
+    assert {path.split("/")[0] for path in files} >= {"nodes", "zoodip_core", "web", "locales", "example_workflows"}
+    assert "web/docs/ZoodipTrainToken.md" in files
     assert not [file for file in files if file.startswith(("tests", "tools", "benchmarks", ".ci", ".github"))]
     assert sum((ROOT / file).stat().st_size for file in files) < 20e6
     code = (

@@ -7,6 +7,7 @@ const FONT = "10px Inter, system-ui, sans-serif"
 const MOST_POINTS = 2000 // of a curve that we draw; a node sends far fewer
 const EMPTY_TEXT = "The loss appears here while the token learns."
 const ENDED = ["finished", "stopped", "failed"]
+const FIGURES = ["step", "steps", "rate", "eta", "loss", "memory"]
 
 // .dom-widget is ComfyUI's box around us. Letting the mouse through makes zooming, dragging and the node's menu
 // work over the chart as anywhere else on the node.
@@ -100,7 +101,7 @@ export class LossChart {
 
 /** The data in fewer points and digits, to be kept in a workflow's file. */
 export function compact(data, most = 120) {
-  const { node: _node, curve, ...rest } = data
+  const { node: _node, workflow: _workflow, curve, ...rest } = data
   const { stride, raw, smoothed } = cleaned({ curve }).curve
   const merged = Math.ceil(raw.length / most) || 1
   const starts = raw.map((_, i) => i).filter((i) => i % merged === 0 && i + merged <= raw.length)
@@ -123,8 +124,10 @@ function cleaned(data) {
   const raw = numbers(data.curve?.raw)
   const smoothed = numbers(data.curve?.smoothed)
   const length = Math.min(raw.length, smoothed.length)
+  const figures = FIGURES.filter((name) => Number.isFinite(data[name])).map((name) => [name, data[name]])
   return {
-    ...data,
+    ...Object.fromEntries(figures),
+    state: String(data.state),
     text: String(data.text ?? ""),
     warnings: Array.isArray(data.warnings) ? data.warnings.map(String) : [],
     curve: {

@@ -12,7 +12,9 @@ const EDGE = 10 // pixels around the chart
 const KEPT = "zoodip_chart" // the node's property that a workflow's file keeps
 
 const charts = new WeakMap() // of the nodes
-const waiting = new Map() // the last data for each id that no node had yet: a page loads slower than events come
+// The last data for each node that is not there yet: a page loads slower than events come, and shows one of the
+// workflows that are open.
+const waiting = new Map()
 
 app.registerExtension({
   name: "zoodip",
@@ -32,15 +34,20 @@ app.registerExtension({
 })
 
 function receive(data) {
+  const graph = app.rootGraph ?? app.graph // the latter before frontend 1.30 or so
   const id = String(data.node)
-  const node = findNode(app.rootGraph ?? app.graph, id) // the latter before frontend 1.30 or so
+  const key = `${data.workflow} ${id}`
+  const node = isOf(graph, data) ? findNode(graph, id) : null
   if (!charts.has(node)) {
-    waiting.set(id, data)
+    waiting.set(key, data)
     return
   }
-  waiting.delete(id)
+  waiting.delete(key)
   show(node, data)
 }
+
+/** Whether the data is of this workflow; what was queued by a script tells of none. */
+const isOf = (graph, data) => !data.workflow || data.workflow === graph?.id
 
 /** The node that the server calls "3", or "12:3" where it is number 3 in the subgraph of number 12. */
 function findNode(graph, id) {

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"zoodip: error: {error}\nUse a smaller --resolution, or --weights int4", file=sys.stderr)
         return 2
     except Stopped:
-        print("stopped before the first step; nothing was written", file=sys.stderr)
+        print("stopped before the first step; nothing has changed", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("zoodip: interrupted", file=sys.stderr)

@@ -62,6 +62,16 @@ _RANGES = {
 }
 
 
+def check_resolution(resolution: int) -> None:
+    """Refuse what no model can draw or be shown.
+
+    Raises:
+        ConfigError: it is neither a multiple of 8 from 32 on, nor 0.
+    """
+    if resolution and (resolution < 32 or resolution % 8):
+        raise ConfigError(f"resolution = {resolution}: must be a multiple of 8, at least 32, or 0 for the model's own")
+
+
 def preset_for(family: str, weights: str = "int8", dtype: str = "auto") -> dict[str, Any]:
     """The paper's settings for a model family, its weights' storage and its activations."""
     coarse = {"mu": PRESETS["int4"]["mu"]} if weights == "int4" or dtype == "bfloat16" else {}
@@ -165,10 +175,7 @@ class TrainConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be from {low} to {high}")
         if not self.images:
             raise ConfigError("images: give a folder of images or image files")
-        if 0 < self.resolution < 32 or self.resolution % 8:
-            raise ConfigError(
-                f"resolution = {self.resolution}: must be a multiple of 8, at least 32, or 0 for the model's own"
-            )
+        check_resolution(self.resolution)
         if SLOT not in with_slots(self.sample_prompt, self.token):
             raise ConfigError(
                 f"sample_prompt = {self.sample_prompt!r} has no placeholder; write {{}} where the token should stand"

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from . import rng
+from .config import check_resolution
 from .embedding import Embedding, check_fits
 from .errors import ConfigError
 from .models import Conditioning, QuantizedModel, empty_network
@@ -60,6 +61,7 @@ def generate(
     if guidance_scale is None:
         guidance_scale = 5.0 if model.info.family == "tiny" else 7.5
     _check(prompts, seeds, num_inference_steps, guidance_scale)
+    check_resolution(resolution)
     if embedding:
         check_fits(embedding, model.info.dims, "generate")
     encoded = {text: encode_text(model, text, embedding) for text in {*prompts, negative_prompt}}

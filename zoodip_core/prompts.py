@@ -137,12 +137,12 @@ def read_text(path: Path) -> str:
         raise CaptionError(f"{path} can not be read: {error.strerror}") from error
 
 
-def read_listed(path: Path, images: Sequence[str]) -> dict[str, list[str]]:
+def read_listed(path: Path, images: Sequence[str] | None = None) -> dict[str, list[str]]:
     """The captions in a JSON file, by the name of the image.
 
     Args:
         path: the file.
-        images: names, of which at least one must be there.
+        images: names, of which at least one must be there; any will do if None.
 
     Raises:
         CaptionError: it can not be read, holds something else, or captions of other images.
@@ -166,7 +166,7 @@ def read_listed(path: Path, images: Sequence[str]) -> dict[str, list[str]]:
         raise CaptionError(
             f'{path}: expected an object of file names and captions, like {{"01.jpg": "a photo of a {{}} on grass"}}'
         )
-    if not set(listed) & set(images):
+    if images is not None and not set(listed) & set(images):
         raise CaptionError(
             f"{path}: none of its names ({', '.join(sorted(listed)[:3])} ...) is among the images; "
             'name the image files, like "01.jpg"'

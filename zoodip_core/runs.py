@@ -21,8 +21,9 @@ from .files import make_folder, storage_errors, write_atomically
 from .tokens import file_stem
 
 CONFIG, LOG, STATE = "config.json", "steps.jsonl", "state.safetensors"
-CHANGEABLE = ("steps", "save_every", "sample_every", "sample_prompt")
-"""Settings that a run may change when it goes on: they do not change the steps it takes."""
+CHANGEABLE = ("steps", "save_every", "sample_every", "sample_prompt", "images", "captions", "model", "cache")
+"""Settings that a run may change when it goes on: they do not change the steps it takes. What stands at another
+place must have the same content, which is checked."""
 
 
 class RunFolder:
@@ -120,12 +121,19 @@ class RunFolder:
         write_atomically(self.path / CONFIG, self.config.to_json())
 
     def step(self) -> int:
-        """Completed steps of the saved state, 0 if there is none that can be read."""
-        try:
-            with safe_open(self.path / STATE, framework="pt") as stored:
-                return int(stored.get_tensor("step"))
-        except (SafetensorError, OSError, ValueError):
+        """Completed steps of the saved state, 0 if there is none.
+
+        Raises:
+            RunFolderError: it is damaged.
+        """
+        file = self.path / STATE
+        if not file.is_file():
             return 0
+        try:
+            with safe_open(file, framework="pt") as stored:
+                return int(stored.get_tensor("step"))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise _damaged(file, error) from error
 
     def save_state(self, state: dict[str, torch.Tensor], inputs: str, batch: int) -> None:
         """Write the search's state.
@@ -160,7 +168,7 @@ class RunFolder:
                 state = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118
                 known = _about(stored).get("inputs")
         except (SafetensorError, OSError, ValueError) as error:
-            raise RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it") from error
+            raise _damaged(file, error) from error
         if known != inputs:
             raise RunFolderError(
                 f"{self.path}: the model, images or captions are not those of this run any more; put "
@@ -175,6 +183,10 @@ class RunFolder:
     def sample_path(self, step: int) -> Path:
         """Where a step's sample images go."""
         return self.path / "samples" / f"step-{step:08d}.png"
+
+
+def _damaged(file: Path, error: Exception) -> RunFolderError:
+    return RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it")
 
 
 def _about(stored: Any) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from .memory import Plan, Watch, free_memory, megabytes, plan
 from .models import Prompt, QuantizedModel, identify, load_quantized
 from .objective import DiffusionObjective, Draw
 from .pictures import contact_sheet, loss_curve
-from .prompts import SLOT, captions_for, with_slots
-from .runs import RunFolder, check_free
+from .prompts import captions_for, with_slots
+from .runs import CHANGEABLE, RunFolder, check_free
 from .search import ZerothOrderSearch
 from .stopping import Stopped, stopped_by
 from .tokens import check_new, initial_vectors
@@ -298,7 +298,7 @@ class Training:
         config = {
             key: value
             for key, value in self.config.to_dict().items()
-            if key not in ("images", "captions", "model", "device", "cache", "batch", "token", "initializer")
+            if key == "steps" or key not in {*CHANGEABLE, "device", "batch", "token", "initializer"}
         }
         return Embedding(
             self.config.token,
@@ -495,10 +495,14 @@ def _save(training: Training, folder: RunFolder, tell: Callable[[Event], None]) 
 
 def _sample(training: Training, folder: RunFolder, tell: Callable[[Event], None]) -> None:
     seeds = list(range(4))
-    text, config = training.config.sample_prompt.replace(SLOT, training.config.token), training.config
+    config = training.config
     try:
         images = generate(
-            training.model, [text] * len(seeds), seeds, embedding=training.embedding(), resolution=config.resolution
+            training.model,
+            [config.sample_prompt] * len(seeds),
+            seeds,
+            embedding=training.embedding(),
+            resolution=config.resolution,
         )
     except (torch.OutOfMemoryError, ModelError) as error:  # pictures are no reason to end a run
         tell(Message(f"no samples at step {training.search.step}: {error}", warning=True))
