@@ -93,7 +93,8 @@ def take(server: ComfyUI, page: Page, example: Path) -> None:
 def main() -> None:
     wanted = sys.argv[1:]
     with open_server() as server, open_browser() as browser:
-        for example in sorted(EXAMPLES.glob("*.json")):
+        # The story first: ComfyUI shows no thumbnails of pictures that another workflow has loaded.
+        for example in sorted(EXAMPLES.glob("*.json"), key=lambda path: (path.stem != STORY, path.stem)):
             if not wanted or example.stem in wanted:
                 with open_page(server, browser) as page:
                     take(server, page, example)
