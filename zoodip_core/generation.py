@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -68,16 +69,7 @@ def generate(
     side = resolution or model.info.resolution
     at_once = max(1, _PIXELS_AT_ONCE // side**2)
     batches = range(0, len(prompts), at_once)
-    done = 0
-
-    def told(_pipe: Any, _index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        nonlocal done
-        check_stop()
-        done += 1
-        if on_step:
-            on_step(done, num_inference_steps * len(batches))
-        return kwargs
-
+    told = _after_each_step(on_step, num_inference_steps * len(batches))
     run, latents = _pipeline(model), []
     for first in batches:
         rows = slice(first, first + at_once)
@@ -94,6 +86,19 @@ def generate(
             output_type="latent",
         ).images
     return _decode(model, latents)
+
+
+def _after_each_step(on_step: Callable[[int, int], None] | None, total: int) -> Callable[..., dict[str, Any]]:
+    """What the pipeline calls after each denoising step: it tells of it and answers a stop."""
+    steps = itertools.count(1)
+
+    def told(_pipe: Any, _index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        check_stop()
+        if on_step:
+            on_step(next(steps), total)
+        return kwargs
+
+    return told
 
 
 def _check(prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float) -> None:
