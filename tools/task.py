@@ -25,13 +25,18 @@ PACKAGE = VENV / "typed" / "zoodip_pack"
 """This folder under a name that Python can import, as which mypy sees the nodes' relative imports."""
 COMMANDS = {
     "demo": [["-m", "zoodip_core", "demo"]],
-    "test": [["-m", "pytest"]],
+    "test": [["-m", "pytest", "-n", "logical", "--maxprocesses", "8", "--dist", "loadfile"]],
     "lint": [
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],
         ["-m", "mypy"],
         ["-m", "mypy", "-p", "zoodip_pack.nodes"],
     ],
+}
+
+SETTINGS = {
+    "lint": {"MYPYPATH": str(PACKAGE.parent)},
+    "test": {"OMP_NUM_THREADS": "1"},  # each core has a process of its own
 }
 
 
@@ -64,7 +69,7 @@ def link_package() -> None:
 
 def run(command: list[str]) -> int:
     """Run to the end; on Ctrl-C, which the child gets as well, let it save and end in its own way."""
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "MYPYPATH": str(PACKAGE.parent)})
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **SETTINGS.get(sys.argv[1], {})})
     while True:
         try:
             return process.wait()
