@@ -11,8 +11,13 @@ if TYPE_CHECKING:
     from ..zoodip_core.embedding import Embedding
     from ..zoodip_core.models import QuantizedModel
 
-SEED_LIMIT = 2**53 - 1
+_SEED_LIMIT = 2**53 - 1
 """The largest whole number that JavaScript keeps exactly."""
+
+
+def seed_input(tooltip: str) -> tuple[str, dict[str, Any]]:
+    """A seed that stays as it is: ComfyUI would draw another after each run, and so train again."""
+    return "INT", {"default": 0, "min": 0, "max": _SEED_LIMIT, "control_after_generate": False, "tooltip": tooltip}
 
 
 class GeneratePreview:
@@ -39,16 +44,7 @@ class GeneratePreview:
                         "tooltip": "A prompt a line. {} or the token's own name stands for the learned token.",
                     },
                 ),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": SEED_LIMIT,
-                        "control_after_generate": False,
-                        "tooltip": "Of the first image; the next ones count on.",
-                    },
-                ),
+                "seed": seed_input("Of the first image; the next ones count on."),
                 "steps": ("INT", {"default": 25, "min": 1, "max": 999, "tooltip": "Denoising steps."}),
                 "guidance": (
                     "FLOAT",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .generate import SEED_LIMIT
+from .generate import seed_input
 from .host import check_packages, host, on_the_device
 from .live import Live
 from .pictures import thumbnails, to_image, to_pictures, write_references
@@ -178,16 +178,7 @@ def _how_to_search() -> dict[str, Any]:
             list(OPTIMIZERS),
             {"default": "zoadam", "tooltip": "zoadam: the paper's Adam. zosgd: plain descent, which needs another lr."},
         ),
-        "seed": (
-            "INT",
-            {
-                "default": 0,
-                "min": 0,
-                "max": SEED_LIMIT,
-                "control_after_generate": False,
-                "tooltip": "Of every random draw: the same seed learns the same token.",
-            },
-        ),
+        "seed": seed_input("Of every random draw: the same seed learns the same token."),
     }
 
 

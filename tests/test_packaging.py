@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -42,6 +44,14 @@ def test_torch_is_left_to_the_host() -> None:
 
 def test_no_requirement_is_pinned() -> None:
     assert all(specifier.operator in (">=", "<") for each in requirements() for specifier in each.specifier)
+
+
+def test_installer_and_nodes_ask_for_the_same_packages(pack: Any) -> None:
+    """Each has a list of its own: the installer runs alone, and torch is the host's."""
+    listed = runpy.run_path(str(ROOT / "install.py"))["NEEDED"]
+    asked = importlib.import_module(f"{pack.__name__}.nodes.host").NEEDED
+    assert {name.split(".")[0] for name in asked} - {"torch"} == set(listed)
+    assert {name.replace("optimum", "optimum-quanto") for name in listed} <= {each.name for each in requirements()}
 
 
 def test_the_installer_installs_nothing() -> None:
