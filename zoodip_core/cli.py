@@ -25,7 +25,7 @@ from .config import (
     preset_for,
 )
 from .embedding import MAX_BYTES, describe, load_embedding
-from .errors import ConfigError, ZoodipError
+from .errors import ConfigError, for_user
 from .images import CROPS
 from .models import DTYPES, PREDICTION_TYPES, TINY, identify, load_quantized
 from .prompts import TEMPLATES, with_slots
@@ -48,41 +48,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run"):
         parser.print_help()
         return 2
-    _quiet_libraries()
+    quiet_libraries()
     try:
         return int(args.run(args))
-    except ZoodipError as error:
-        text = str(error.strerror if isinstance(error, OSError) and error.strerror else error)
-        print(f"zoodip: error: {text}", file=sys.stderr)
-        return 2
-    except OSError as error:  # say, a name too long to be looked up
-        about = f"{error.filename}: " if error.filename else ""
-        print(f"zoodip: error: {about}{error.strerror or error}; check the path", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print("zoodip: error: the computer's memory is full; use a smaller resolution or int4 weights", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if not _out_of_memory(error):
-            raise
-        print(f"zoodip: error: {error}\nUse a smaller --resolution, or --weights int4", file=sys.stderr)
-        return 2
     except Stopped:
         print("stopped before the first step; nothing has changed", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("zoodip: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        text = for_user(error)
+        if text is None:
+            raise
+        print(f"zoodip: error: {text}", file=sys.stderr)
+        return 2
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    import torch
-
-    told = ("not enough memory", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
-
-
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep the libraries' own bars and notes off our screen; their errors still arrive as exceptions."""
     import diffusers
     import transformers

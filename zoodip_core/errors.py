@@ -49,3 +49,25 @@ class StorageError(ZoodipError, OSError):
 
 class NonFiniteLossError(ZoodipError, ArithmeticError):
     """A loss was NaN or infinite. The search was not moved."""
+
+
+def for_user(error: Exception) -> str | None:
+    """What to tell the user of an error that they can do something about, None of a fault of the program."""
+    if isinstance(error, OSError):  # ours, or say a name too long to be looked up
+        if isinstance(error, ZoodipError):
+            return error.strerror or str(error)
+        about = f"{error.filename}: " if error.filename else ""
+        return f"{about}{error.strerror or error}; check the path"
+    if isinstance(error, ZoodipError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "the computer's memory is full; use a smaller resolution or int4 weights"
+    if isinstance(error, RuntimeError) and _out_of_memory(error):
+        return f"{error}\nUse a smaller resolution, or int4 weights"
+    return None
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    told = ("not enough memory", "can't allocate memory")
+    # torch's class, by name: this module does not load torch.
+    return type(error).__name__ == "OutOfMemoryError" or any(words in str(error) for words in told)

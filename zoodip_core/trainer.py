@@ -22,7 +22,7 @@ from .generation import generate
 from .images import ReferenceImage, load_images, with_flips
 from .latents import encode_images
 from .memory import Plan, Watch, free_memory, megabytes, plan
-from .models import Prompt, QuantizedModel, identify, load_quantized
+from .models import ModelInfo, Prompt, QuantizedModel, identify, load_quantized
 from .objective import DiffusionObjective, Draw
 from .pictures import contact_sheet, loss_curve
 from .prompts import captions_for, with_slots
@@ -176,8 +176,7 @@ class Training:
         self.config = config
         self.tell = tell
         info = model.info if model else identify(config.model, config.prediction_type)
-        resolution = config.resolution or info.resolution
-        self.images, skipped = load_images(config.images, resolution, crop=config.crop, background=config.background)
+        self.images, skipped = load_references(config, info)
         self.model = model or load_quantized(
             config.model,
             weights=config.weights,
@@ -186,23 +185,9 @@ class Training:
             prediction_type=config.prediction_type,
             cache=config.cache,
         )
-        self.warnings = [f"skipped: {line}" for line in skipped] + _noise_warning(config, self.model)
-        if config.flip:
-            self.images = with_flips(self.images)
-        texts = captions_for(
-            [image.path for image in self.images],
-            template=config.template,
-            token=config.token,
-            captions_file=Path(config.captions) if config.captions else None,
-        )
-        for tokenizer in self.model.tokenizers:
-            check_new(tokenizer, config.token)
-        prompts = [
-            [self.model.prompt(text, config.num_vectors, f"{image.path}: the caption") for text in each]
-            for image, each in zip(self.images, texts, strict=True)
-        ]
-        self.model.prompt(self.sample_text(), config.num_vectors, "sample_prompt: the prompt")
-        self.plan = self._plan(resolution, batch)
+        self.warnings = skipped + noise_warning(config, self.model.dtype)
+        prompts = tokenised(config, self.model, self.images)
+        self.plan = self._plan(config.resolution or info.resolution, batch)
         tell(Message(f"memory, predicted: {self.plan.use}"))
         self.watch = Watch(self.model.device)
         self._load(prompts)
@@ -256,9 +241,6 @@ class Training:
             theta0, config.make_estimator(), config.make_subspace(), config.make_optimizer(), config.seed
         )
         _ = model.unet  # a damaged file shows here, before anything is written
-
-    def sample_text(self) -> str:
-        return with_slots(self.config.sample_prompt, self.config.token)
 
     @property
     def batch(self) -> int:
@@ -316,8 +298,46 @@ class Training:
         )
 
 
-def _noise_warning(config: TrainConfig, model: QuantizedModel) -> list[str]:
-    if model.dtype != torch.bfloat16 or config.mu >= 5e-3:
+# ---------------------------------------------------------------- what can be checked without loading a model
+
+
+def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[ReferenceImage], list[str]]:
+    """The images that a run trains on, mirror images included, and a line for each that can not be used.
+
+    Raises:
+        ImagesError: none can be used.
+    """
+    resolution = config.resolution or info.resolution
+    images, skipped = load_images(config.images, resolution, crop=config.crop, background=config.background)
+    return with_flips(images) if config.flip else images, [f"skipped: {line}" for line in skipped]
+
+
+def tokenised(config: TrainConfig, model: QuantizedModel, images: Sequence[ReferenceImage]) -> list[list[Prompt]]:
+    """The captions of each image, as the model's text encoders read them. Needs tokenizers alone.
+
+    Raises:
+        CaptionError: one has no place for the token, or is too long; so for the samples' prompt.
+        TokenError: the model knows the token as a word.
+    """
+    texts = captions_for(
+        [image.path for image in images],
+        template=config.template,
+        token=config.token,
+        captions_file=Path(config.captions) if config.captions else None,
+    )
+    for tokenizer in model.tokenizers:
+        check_new(tokenizer, config.token)
+    sample_text = with_slots(config.sample_prompt, config.token)
+    model.prompt(sample_text, config.num_vectors, "sample_prompt: the prompt")
+    return [
+        [model.prompt(text, config.num_vectors, f"{image.path}: the caption") for text in each]
+        for image, each in zip(images, texts, strict=True)
+    ]
+
+
+def noise_warning(config: TrainConfig, dtype: torch.dtype) -> list[str]:
+    """A line for the user if mu is lost in the rounding of the activations."""
+    if dtype != torch.bfloat16 or config.mu >= 5e-3:
         return []
     return [
         f"mu = {config.mu:g} is below the rounding noise of bfloat16: the estimated gradients will be noise. "
