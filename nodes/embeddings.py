@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .host import host, inside
+from .host import host
 from .tokenizer import replaced, text_widths, with_token
 
 if TYPE_CHECKING:
@@ -200,6 +200,7 @@ def _target(filename: str, token: str) -> Path:
         TokenError: it is no name of a file.
     """
     from ..zoodip_core.errors import EmbeddingFileError, TokenError
+    from ..zoodip_core.files import inside
     from ..zoodip_core.tokens import check_name, file_stem
 
     given = filename.strip().removesuffix(".safetensors").replace("\\", "/") or token

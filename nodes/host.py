@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -246,13 +245,3 @@ def _installed(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # the package above it is missing
         return False
-
-
-def inside(folder: Path, name: str) -> Path | None:
-    """The path of ``name`` in a folder, links followed, or None if it would lead out of it."""
-    root = Path(os.path.realpath(folder))
-    try:
-        path = Path(os.path.realpath(root / name))
-    except ValueError:  # a NUL in the name
-        return None
-    return path if path.is_relative_to(root) else None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .host import host, inside
+from .host import host
 
 if TYPE_CHECKING:
     import torch
@@ -180,6 +180,7 @@ def _files(folder: str) -> list[Path]:
         ImagesError: it is outside of the input folder, or holds none.
     """
     from ..zoodip_core.errors import ImagesError
+    from ..zoodip_core.files import inside
     from ..zoodip_core.images import find_images
     from ..zoodip_core.tiny import concepts
 
@@ -206,6 +207,8 @@ def _files(folder: str) -> list[Path]:
 
 def _is_single(folder: str) -> bool:
     """Whether a choice is one picture; the captions beside it may be of others."""
+    from ..zoodip_core.files import inside
+
     path = inside(host().input_folder(), folder.removesuffix(" [input]"))
     return path is not None and path.is_file()
 

@@ -1,4 +1,4 @@
-"""The command line: train, generate, inspect, demo."""
+"""The command line: train, generate, inspect, ui, demo."""
 
 from __future__ import annotations
 
@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_generate(commands)
     _add_inspect(commands)
+    _add_ui(commands)
     _add_demo(commands)
     return parser
 
@@ -274,6 +275,23 @@ def _add_inspect(commands: Any) -> None:
         "inspect rex.safetensors",
     )
     parser.add_argument("file", metavar="FILE", help="an embedding (.safetensors, .pt, .bin), a model, or tiny")
+
+
+def _add_ui(commands: Any) -> None:
+    parser = _command(commands, "ui", _ui, "serve the page: train in a browser", "ui --models models --port 7861")
+    parser.add_argument("--port", type=int, default=7861, metavar="N", help="of the page (default: 7861)")
+    parser.add_argument(
+        "--listen",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="another address to listen on, 0.0.0.0 for all; needs a password in ZOODIP_PASSWORD (default: this "
+        "computer alone)",
+    )
+    parser.add_argument("--models", type=Path, action="append", metavar="DIR", help="folder of models to choose from")
+    parser.add_argument("--embeddings", type=Path, metavar="DIR", help="put finished tokens there as well")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="keep runs there (default: runs)"
+    )
 
 
 def _add_demo(commands: Any) -> None:
@@ -489,6 +507,13 @@ def _describe_model(model: str) -> list[tuple[str, str]]:
         use = predict_memory(blueprint, weights, torch.float16, torch.device("cuda"), info.resolution, 1)
         lines.append((f"GPU, {weights}", str(use)))
     return lines
+
+
+def _ui(args: argparse.Namespace) -> int:
+    from .alone import open_page
+
+    open_page(args.runs, tuple(args.models or ()), args.embeddings, args.listen, args.port)
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> int:

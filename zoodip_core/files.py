@@ -1,13 +1,15 @@
-"""Writing files so that a reader sees the old content or the new, never a part."""
+"""Files: written so that a reader sees the old content or the new, never a part; read without trust in them."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import StorageError
 
@@ -62,3 +64,24 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     data = content.encode("utf-8") if isinstance(content, str) else content
     with written_atomically(path) as part, part.open("xb") as file:
         file.write(data)
+
+
+def inside(folder: Path, name: str) -> Path | None:
+    """The path of ``name`` in a folder, links followed, or None if it would lead out of it."""
+    root = Path(os.path.realpath(folder))
+    try:
+        path = Path(os.path.realpath(root / name))
+    except ValueError:  # a NUL in the name
+        return None
+    return path if path.is_relative_to(root) else None
+
+
+def read_object(path: Path, most: int = 4_000_000) -> dict[str, Any]:
+    """The JSON object in a file; empty if it is missing, damaged, something else, or larger than ``most`` bytes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        found = json.loads(data) if len(data) <= most else None
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

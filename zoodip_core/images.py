@@ -78,8 +78,7 @@ def load_images(
         ImagesError: nothing usable is left.
         ConfigError: an unknown ``crop`` or ``background``.
     """
-    if crop not in CROPS:
-        raise ConfigError(f"crop = {crop!r}: choose one of {', '.join(CROPS)}")
+    _check_crop(crop)
     try:
         colour = ImageColor.getrgb(background)[:3]
     except ValueError:
@@ -107,6 +106,8 @@ def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> I
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
             with Image.open(path) as file:
+                if file.format == "EPS":  # Pillow would run Ghostscript on it
+                    raise ImagesError(f"{path} is PostScript inside; save it as JPEG, PNG or WebP")
                 width, height = file.size
                 if width * height > MAX_PIXELS:
                     raise ImagesError(
@@ -131,21 +132,47 @@ def _on_background(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image
         values = np.asarray(picture, dtype=np.float64)
         top = 65535 if values.max() > 255 else 255
         picture = Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
-    if not picture.has_transparency_data:
+    if not _is_transparent(picture):
         return picture.convert("RGB")
     layer = picture.convert("RGBA")
     base = Image.new("RGBA", layer.size, (*colour, 255))
     return Image.alpha_composite(base, layer).convert("RGB")
 
 
-def _fit(path: Path, picture: Image.Image, resolution: int, crop: str) -> ReferenceImage:
-    size = (resolution, resolution)
-    width, height = picture.size
+def _is_transparent(picture: Image.Image) -> bool:
+    # Pillow's has_transparency_data is newer than 9.5, which A1111 comes with.
+    palette = picture.palette if picture.mode == "P" else None
+    return (
+        picture.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+        or "transparency" in picture.info
+        or (palette is not None and palette.mode.endswith("A"))
+    )
+
+
+def fit(picture: Image.Image, side: int, crop: str = "center") -> Image.Image:
+    """A picture as training sees it, ``side`` x ``side``: the centre square, or with ``crop="resize"`` all, forced.
+
+    Raises:
+        ConfigError: an unknown ``crop``.
+    """
+    _check_crop(crop)
     if crop == "resize":
-        return ReferenceImage(path, picture.resize(size, Image.Resampling.LANCZOS), (height, width), (0, 0))
-    scale = resolution / min(width, height)
-    corner = (round((height * scale - resolution) / 2), round((width * scale - resolution) / 2))
-    return ReferenceImage(path, ImageOps.fit(picture, size, Image.Resampling.LANCZOS), (height, width), corner)
+        return picture.resize((side, side), Image.Resampling.LANCZOS)
+    return ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
+
+
+def _check_crop(crop: str) -> None:
+    if crop not in CROPS:
+        raise ConfigError(f"crop = {crop!r}: choose one of {', '.join(CROPS)}")
+
+
+def _fit(path: Path, picture: Image.Image, resolution: int, crop: str) -> ReferenceImage:
+    width, height = picture.size
+    corner = (0, 0)
+    if crop == "center":
+        scale = resolution / min(width, height)
+        corner = (round((height * scale - resolution) / 2), round((width * scale - resolution) / 2))
+    return ReferenceImage(path, fit(picture, resolution, crop), (height, width), corner)
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:

@@ -528,5 +528,6 @@ def _sample(training: Training, folder: RunFolder, tell: Callable[[Event], None]
         tell(Message(f"no samples at step {training.search.step}: {error}", warning=True))
         return
     path = folder.sample_path(training.search.step)
-    contact_sheet([(f"step {training.search.step}", images)], path)
+    references = [image.picture for image in training.images[: len(seeds)]]
+    contact_sheet([("reference\nimages", references), (f"step {training.search.step}", images)], path)
     tell(Sampled(training.search.step, images, path))

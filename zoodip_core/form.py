@@ -1,0 +1,179 @@
+"""The page's form: every setting with its label and explanation, in the order of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .config import ESTIMATORS, LR_SCHEDULES, OPTIMIZERS, PACES, TIMESTEP_SAMPLERS
+from .images import CROPS
+from .models import DTYPES, PREDICTION_TYPES
+from .prompts import TEMPLATES
+from .quantize import WEIGHTS
+from .tokens import INITIALIZER_MODES
+
+TEXT, WHOLE, NUMBER, CHOICE, TICK, MODEL = "text", "whole", "number", "choice", "tick", "model"
+_BY_PACE = "0: by the pace and the model."
+
+
+@dataclass(frozen=True)
+class Field:
+    """A setting on the page.
+
+    Args:
+        name: as in :class:`TrainConfig`, or the form's own.
+        kind: text, whole (number), number, choice, tick, or model (a choice to which a path can be given).
+        label: on the page.
+        info: what it does, in a sentence or two.
+        value: before the user changes it.
+        choices: of a choice.
+    """
+
+    name: str
+    kind: str
+    label: str
+    info: str
+    value: Any
+    choices: Sequence[str] = ()
+
+
+MODEL_FIELDS = (
+    Field("model", MODEL, "Model", "A checkpoint, or the path of one or of a diffusers folder. SD 1.x, 2.x, XL.", ""),
+    Field(
+        "weights",
+        CHOICE,
+        "Weights",
+        "How they are kept in memory: int4 takes half of int8, which is as good as none.",
+        "int8",
+        WEIGHTS,
+    ),
+)
+TOKEN_FIELDS = (
+    Field("token", TEXT, "Token", "The new word, such as <rex>. Its file, and its name in prompts, is rex.", "<rex>"),
+    Field("initializer", TEXT, "Initializer", "The word that comes nearest to the subject: dog, shoe, painting.", ""),
+    Field("num_vectors", WHOLE, "Vectors", "More can hold more detail, and take room in every prompt.", 1),
+)
+PACE_FIELDS = (
+    Field(
+        "pace",
+        CHOICE,
+        "Pace",
+        "paper: its settings for the model. fast: a fifth of the steps, ever smaller ones. careful: twice the steps.",
+        "paper",
+        PACES,
+    ),
+)
+ADVANCED: Mapping[str, tuple[Field, ...]] = {
+    "Search": (
+        Field("steps", WHOLE, "Steps", f"Each is a small move of the token. {_BY_PACE}", 0),
+        Field("lr", NUMBER, "Learning rate", f"How far a step moves. {_BY_PACE}", 0),
+        Field("lr_schedule", CHOICE, "Schedule", "cosine falls to 0 over the run.", "auto", ("auto", *LR_SCHEDULES)),
+        Field("n", WHOLE, "Directions (n)", f"Tried in each step: n + 1 forward passes. {_BY_PACE}", 0),
+        Field("mu", NUMBER, "Perturbation (mu)", f"How far a direction is tried out. {_BY_PACE}", 0),
+        Field(
+            "estimator", CHOICE, "Estimator", "How losses become a gradient; the paper's is rge.", "rge", [*ESTIMATORS]
+        ),
+        Field("optimizer", CHOICE, "Optimizer", "The paper's is zoadam.", "zoadam", [*OPTIMIZERS]),
+        Field("seed", WHOLE, "Seed", "Of every random number: the same seed gives the same token.", 0),
+    ),
+    "Subspace Gradient": (
+        Field(
+            "subspace_gradient",
+            TICK,
+            "Use it",
+            "Drops the directions that the token's own path shows to be noise.",
+            True,
+        ),
+        Field("tau", WHOLE, "Buffer (tau)", f"Steps that are looked at together. {_BY_PACE}", 0),
+        Field("nu", NUMBER, "Share dropped (nu)", "Of the path's variance.", 1e-3),
+    ),
+    "Timesteps": (
+        Field("timesteps", CHOICE, "Sampling", "puts: uniform between the two bounds.", "puts", TIMESTEP_SAMPLERS),
+        Field("t_lower", WHOLE, "From (T_L)", f"Of 1000, for puts. {_BY_PACE}", 0),
+        Field("t_upper", WHOLE, "To (T_U)", f"Of 1000, for puts. {_BY_PACE}", 0),
+    ),
+    "Pictures and captions": (
+        Field("resolution", WHOLE, "Resolution", "Pixels a side; 0: the model's own. Less takes less memory.", 0),
+        Field("crop", CHOICE, "Crop", "center cuts out the middle square, resize squeezes.", "center", CROPS),
+        Field("flip", TICK, "Mirror", "Train on mirror images too; not for subjects with a left and a right.", False),
+        Field("background", TEXT, "Background", "A colour behind transparent pictures.", "white"),
+        Field(
+            "template",
+            CHOICE,
+            "Captions by",
+            "For pictures without one: an object, a style, or many texts.",
+            "object",
+            [*TEMPLATES],
+        ),
+        Field(
+            "initializer_mode",
+            CHOICE,
+            "Long initializers",
+            "A word of several tokens: refuse it, take their mean, or the first ones.",
+            "single",
+            INITIALIZER_MODES,
+        ),
+    ),
+    "While it runs": (
+        Field("sample_prompt", TEXT, "Sample prompt", "{} is the token's place.", "a photo of a {}"),
+        Field("sample_every", WHOLE, "Samples every", "Steps; 0 for none.", 0),
+        Field("save_every", WHOLE, "Save every", "Steps. A stop saves as well.", 500),
+    ),
+    "Machine": (
+        Field(
+            "dtype", CHOICE, "Activations", "auto: float16 on a graphics card, else float32.", "auto", ("auto", *DTYPES)
+        ),
+        Field("device", TEXT, "Device", "auto, cpu, cuda, cuda:1, ...", "auto"),
+        Field("batch", WHOLE, "Candidates at once", "In one forward pass; 0: as many as there is room for.", 0),
+        Field(
+            "prediction_type",
+            CHOICE,
+            "Prediction type",
+            "Where the model's file does not tell rightly.",
+            "auto",
+            PREDICTION_TYPES,
+        ),
+        Field(
+            "keep_copy",
+            TICK,
+            "Keep a quantised copy",
+            "The next training on this model starts in seconds; takes 1 to 4 GB of disk.",
+            True,
+        ),
+    ),
+}
+FIELDS = (*MODEL_FIELDS, *TOKEN_FIELDS, *PACE_FIELDS, *(each for group in ADVANCED.values() for each in group))
+NAMES = tuple(each.name for each in FIELDS)
+
+
+def filled(kept: Mapping[str, Any]) -> list[Any]:
+    """The form's values in its order: the kept ones, where they still make sense, else the fields' own."""
+    return [_sound(each, kept.get(each.name, each.value)) for each in FIELDS]
+
+
+def read(values: Sequence[Any]) -> dict[str, Any]:
+    """The form's values by name; a field that was emptied counts as its own value."""
+    return {
+        each.name: each.value if value is None else _sound(each, value)
+        for each, value in zip(FIELDS, values, strict=True)
+    }
+
+
+def read_named(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The kept values by name, each sound."""
+    return dict(zip(NAMES, filled(kept), strict=True))
+
+
+def _sound(each: Field, value: Any) -> Any:
+    """The value in the field's type, or the field's own value if it has none."""
+    if each.kind == CHOICE:
+        return value if value in each.choices else each.value
+    if each.kind == TICK:
+        return bool(value)
+    if each.kind in (WHOLE, NUMBER):
+        try:
+            return int(value) if each.kind == WHOLE else float(value)
+        except (TypeError, ValueError, OverflowError):
+            return each.value
+    return value if isinstance(value, str) else each.value

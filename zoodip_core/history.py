@@ -1,0 +1,373 @@
+"""The runs under a home folder: listing, finding, deleting them, and what is known of each.
+
+A page's run is ``home/NAME/`` with its pictures, what was asked, how it ended, its log, and in ``run/`` the
+:class:`RunFolder`. A run of the command line is a RunFolder itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoints import SUFFIXES
+from .config import TrainConfig
+from .errors import RunFolderError, StorageError, for_user
+from .files import inside, make_folder, read_object, storage_errors, write_atomically
+from .models import TINY
+from .runs import CONFIG, STATE, RunFolder, free_folder
+from .runs import LOG as STEPS
+from .tokens import check_name, file_stem
+
+VERSION = 1
+JOB, TASK = "job.json", "task.json"
+"""What a page asked of a run; and what its worker was last asked."""
+OUTCOME, LOG, RUN, BEFORE_AFTER = "outcome.json", "log.txt", "run", "before_after.png"
+FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped", "failed", "unfinished"
+NOT_RUNS = ("cache",)
+"""Folders of a home that hold something else; so do those whose names begin with a dot."""
+TINY_NAME = "embedded tiny model"
+_DELETED = ".deleted-"
+_MOST_CONFIG = 4_000_000
+_MOST_LOG = 64_000
+_MOST_MESSAGE = 2000
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a run.
+
+    Args:
+        name: of its folder in the home.
+        folder: that folder.
+        run: its :class:`RunFolder`, which may not exist yet.
+        token: the placeholder.
+        model: the base model, for people.
+        step: completed steps, as saved.
+        steps: those it was made for.
+        state: finished, stopped, failed, or unfinished if its process was cut off (or is at work).
+        message: why it failed, or what is damaged; else empty.
+        when: its last change, in seconds since the epoch.
+        embedding: the finished token, else its newest snapshot.
+        before_after: the picture of the word and the token.
+        loss_curve: the picture of its losses.
+        sample: its newest sample sheet.
+        settings: by the names of :class:`TrainConfig`.
+        can_go_on: whether something is left to do for ``resume_training`` without more steps.
+    """
+
+    name: str
+    folder: Path
+    run: Path
+    token: str
+    model: str
+    step: int
+    steps: int
+    state: str
+    message: str
+    when: float
+    embedding: Path | None
+    before_after: Path | None
+    loss_curve: Path | None
+    sample: Path | None
+    settings: Mapping[str, Any]
+    can_go_on: bool
+
+
+# ---------------------------------------------------------------- the runs of a home
+
+
+def list_runs(home: Path) -> list[Run]:
+    """All runs, newest first. What is no run is left out; of one that is damaged, ``message`` says how."""
+    runs = []
+    for folder in _folders(home):
+        with contextlib.suppress(OSError):  # it vanished meanwhile, or nobody may look into it
+            found = _run_of(folder)
+            runs += [found] if found else []
+    return sorted(runs, key=lambda run: (-run.when, run.name))
+
+
+def find_run(home: Path, name: str) -> Run:
+    """The run of a name.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    with contextlib.suppress(OSError):
+        found = next((_run_of(folder) for folder in _folders(home) if folder.name == name), None)
+        if found:
+            return found
+    raise RunFolderError(f"there is no run {name[:80]!r} in {home}; look for it in the list of runs, reloaded")
+
+
+def delete_run(home: Path, name: str) -> None:
+    """Delete a run's folder with all that is in it. It must not be at work.
+
+    Raises:
+        RunFolderError: there is no such run.
+        StorageError: it can not be deleted; what is left of it is not listed any more.
+    """
+    folder = find_run(home, name).folder
+    hidden = home / f"{_DELETED}{secrets.token_hex(8)}"
+    try:
+        folder.rename(hidden)  # first, so that a half deleted one is never taken for a run
+    except OSError as error:
+        raise StorageError(
+            error.errno or 0,
+            f"could not delete {folder}: {error.strerror}; close what uses its files, and see that you may write there",
+        ) from error
+    for left in home.glob(f"{_DELETED}*"):  # with those that could not be deleted before
+        if left != hidden:
+            shutil.rmtree(left, ignore_errors=True)
+    try:
+        shutil.rmtree(hidden)
+    except OSError as error:
+        raise StorageError(
+            error.errno or 0,
+            f"{name} is no run any more, but not all of its files could be deleted ({error.strerror}); delete the "
+            f"folder {hidden} yourself",
+        ) from error
+
+
+def new_folder(home: Path, token: str) -> Path:
+    """Make an empty folder for a new run, named after the token.
+
+    Raises:
+        TokenError: the token can not name a folder.
+        StorageError: it can not be made.
+    """
+    check_name(token)
+    make_folder(home)
+    name = file_stem(token)
+    while True:
+        path = free_folder(home, f"{name}-run" if name.lower() in NOT_RUNS else name)
+        with storage_errors(path), contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+        name = f"{file_stem(token)}-{secrets.token_hex(2)}"  # another was faster, or a broken link has that name
+
+
+def _folders(home: Path) -> list[Path]:
+    """The folders in a home that may be runs: direct children, none that a link leads to."""
+    try:
+        with os.scandir(home) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:  # no home yet
+        return []
+    root = Path(os.path.realpath(home))
+    return [
+        home / name
+        for name in names
+        if not name.startswith(".") and name.lower() not in NOT_RUNS and inside(root, name) == root / name
+    ]
+
+
+# ---------------------------------------------------------------- one run
+
+
+def _run_of(folder: Path) -> Run | None:
+    """What a folder tells of its run, None if it is none."""
+    asked, run = _asked(folder), folder / RUN
+    if _is_run_folder(folder):
+        run = folder
+    elif not asked and not _is_run_folder(run):
+        return None
+    config, step, damage = _progress(run)
+    settings: dict[str, Any] = {}
+    for given in (*(job.get("settings") for _, job in asked), config and config.to_dict()):
+        settings |= given if isinstance(given, dict) else {}
+    steps = settings.get("steps")
+    finished = RunFolder(run, config).embedding_path if config else None
+    token = finished if finished and finished.is_file() else None
+    outcome = _outcome(folder, asked)
+    state = FAILED if damage else _state(outcome, config is not None and step >= config.steps, token is not None)
+    message = damage or (str(outcome.get("message", ""))[:_MOST_MESSAGE] if state == FAILED else "")
+    return Run(
+        name=folder.name,
+        folder=folder,
+        run=run,
+        token=str(settings.get("token") or folder.name),
+        model=_model_name(settings.get("model")),
+        step=step,
+        steps=steps if isinstance(steps, int) else 0,
+        state=state,
+        message=message,
+        when=_when(folder, run),
+        embedding=token or _newest(run / "snapshots", step, ".safetensors"),
+        before_after=_existing(folder / BEFORE_AFTER),
+        loss_curve=_existing(run / "loss.png"),
+        sample=_newest(run / "samples", step, ".png"),
+        settings=settings,
+        can_go_on=config is not None and not damage and state != FINISHED,
+    )
+
+
+def _asked(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The files in which a page asked something of a run, with what they hold."""
+    found = [(folder / name, read_object(folder / name)) for name in (JOB, TASK)]
+    return [(file, job) for file, job in found if job.get("version") == VERSION and isinstance(job.get("kind"), str)]
+
+
+def _is_run_folder(path: Path) -> bool:
+    """Whether there is a :class:`RunFolder`, damaged maybe. Other programs have a ``config.json`` as well."""
+    if not (path / CONFIG).is_file():
+        return False
+    return "config_version" in read_object(path / CONFIG) or (path / STATE).is_file() or (path / STEPS).is_file()
+
+
+def _progress(run: Path) -> tuple[TrainConfig | None, int, str]:
+    """Settings, completed steps, and what is damaged, if anything."""
+    file, config = run / CONFIG, None
+    if not file.is_file():  # it was cut off, or failed, before it began
+        return None, 0, ""
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(_MOST_CONFIG).decode("utf-8", "replace")
+        config = TrainConfig.from_json(text, str(file))
+        return config, RunFolder(run, config).step(), ""
+    except Exception as error:  # a damaged file may raise anything, and must not hide the other runs
+        return config, 0, (for_user(error) or f"{run} is damaged ({error})")[:_MOST_MESSAGE]
+
+
+def _outcome(folder: Path, asked: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+    """How a run ended; empty if that is not known, or it was asked to go on since and then was cut off."""
+    file = folder / OUTCOME
+    outcome, ended = read_object(file), _changed(file)
+    later = any(job["kind"] in ("train", "resume") and _changed(path) > ended for path, job in asked)
+    return {} if later or outcome.get("version") != VERSION else outcome
+
+
+def _state(outcome: Mapping[str, Any], complete: bool, has_token: bool) -> str:
+    said = outcome.get("state")
+    if said == FAILED:
+        return FAILED
+    if complete and (has_token or said == FINISHED):
+        return FINISHED
+    return STOPPED if said == STOPPED else UNFINISHED
+
+
+def _model_name(model: Any) -> str:
+    if model == TINY:
+        return TINY_NAME
+    name = re.split(r"[/\\]", str(model or "").rstrip("/\\"))[-1]
+    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
+
+
+def _when(folder: Path, run: Path) -> float:
+    files = (folder / JOB, folder / TASK, folder / OUTCOME, run / CONFIG, run / STEPS, run / STATE)
+    return max(map(_changed, files)) or _changed(folder)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _newest(folder: Path, step: int, suffix: str) -> Path | None:
+    """The file of a run's newest step; the folder is only read where that is not the saved one."""
+    saved = folder / f"step-{step:08d}{suffix}"
+    if saved.is_file():
+        return saved
+    try:
+        names = [name for name in os.listdir(folder) if re.fullmatch(rf"step-\d+\{suffix}", name)]  # noqa: PTH208
+    except OSError:
+        return None
+    return folder / max(names, key=lambda name: int(name[5 : -len(suffix)])) if names else None
+
+
+# ---------------------------------------------------------------- what a page writes and reads
+
+
+def write_job(folder: Path, kind: str, settings: Mapping[str, Any], pace: str) -> None:
+    """Write what was asked of a run; an outcome that is there already is of before.
+
+    Raises:
+        StorageError: it can not be written.
+    """
+    job = {"version": VERSION, "kind": kind, "settings": dict(settings), "pace": pace, "created": _now()}
+    write_atomically(folder / JOB, json.dumps(job, indent=2))
+
+
+def read_job(folder: Path) -> dict[str, Any]:
+    """What was asked of a run, as :func:`write_job` wrote it.
+
+    Raises:
+        RunFolderError: nothing is written there, it is damaged, or of another version.
+    """
+    job = read_object(folder / JOB)
+    if (
+        job.get("version") != VERSION
+        or not isinstance(job.get("kind"), str)
+        or not isinstance(job.get("settings"), dict)
+    ):
+        raise RunFolderError(
+            f"{folder / JOB} is missing, damaged, or of another version of ZOODiP; start the run again"
+        )
+    return job
+
+
+def write_outcome(folder: Path, state: str, message: str) -> None:
+    """Write how a run ended.
+
+    Args:
+        state: finished, stopped or failed.
+        message: why it failed.
+
+    Raises:
+        StorageError: it can not be written.
+    """
+    if state not in (FINISHED, STOPPED, FAILED):
+        raise ValueError(f"state = {state!r}: a run that has ended is finished, stopped or failed")
+    outcome = {"version": VERSION, "state": state, "message": message, "ended": _now()}
+    write_atomically(folder / OUTCOME, json.dumps(outcome, indent=2))
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def losses_of(run: Path) -> list[float]:
+    """The loss at theta of each logged step of a :class:`RunFolder`, as its loss curve shows them.
+
+    None are given for a run that has not begun, or whose settings are damaged.
+    """
+    config, _, _ = _progress(run)
+    losses: list[float] = []
+    if config is None:
+        return losses
+    estimator = config.make_estimator()
+    with contextlib.suppress(OSError, LookupError, TypeError, ValueError, RecursionError):  # up to a damaged line
+        for record in RunFolder(run, config).records():
+            losses.append(estimator.loss(torch.tensor(record["losses"], dtype=torch.float64)))
+    return losses
+
+
+def log_tail(folder: Path, lines: int = 20) -> str:
+    """The last lines of a run's log, empty if there is none. However long it is, little is read."""
+    try:
+        with (folder / LOG).open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - _MOST_LOG)
+            file.seek(start)
+            text = file.read(_MOST_LOG).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    found = text.splitlines()
+    if start and len(found) > 1:
+        del found[0]  # begun before the part that was read
+    return "\n".join(found[-lines:]) if lines > 0 else ""

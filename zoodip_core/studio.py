@@ -1,0 +1,279 @@
+"""What the page does, without its looks: the form's draft, checks, jobs, the runs so far, the token's way to its user.
+
+One studio serves every open page and the scripts' interface of a program. It loads no model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from . import jobs
+from .config import TrainConfig
+from .draft import Draft
+from .environment import Trainer, find_trainer
+from .errors import EmbeddingFileError, ImagesError, RunFolderError, TokenError
+from .files import make_folder, write_atomically
+from .history import RUN, Run, delete_run, find_run, list_runs, new_folder, write_outcome
+from .jobs import FAILED, FINISHED, Job, Jobs, python_of
+from .models import TINY
+from .tokens import check_name, file_stem
+
+TINY_LABEL = "the embedded tiny model"
+EMBEDDING_SUFFIXES = (".safetensors", ".pt", ".bin", ".png", ".webp", ".jxl", ".avif")
+"""Of the files that a webui takes for embeddings; what a prompt calls them is the name before it."""
+LEFT_TO_PACE = {"steps": 0, "n": 0, "mu": 0, "lr": 0, "tau": 0, "t_lower": 0, "t_upper": 0, "lr_schedule": "auto"}
+"""Settings that the form may leave to the pace and the model, and how it says so."""
+
+
+class Host(jobs.Host, Protocol):
+    """What the page asks of the program it is part of."""
+
+    name: str
+    """For people: A1111, Forge, ..."""
+
+    def home(self) -> Path:
+        """The folder in which runs are kept."""
+        ...
+
+    def models(self) -> dict[str, Path]:
+        """Checkpoints and diffusers folders, by the name that the user sees."""
+        ...
+
+    def embeddings_folder(self) -> Path | None:
+        """Where finished tokens go to be used, if there is such a place."""
+        ...
+
+    def embeddings_changed(self) -> None:
+        """Have the program see the files in that folder anew."""
+        ...
+
+    def python(self) -> str:
+        """A Python that the user chose for the trainer, or nothing."""
+        ...
+
+    def defaults(self) -> dict[str, Any]:
+        """Values of the form that the user's settings change."""
+        ...
+
+
+class Studio:
+    """See the module's first line.
+
+    Args:
+        host: the program that the page is part of.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.jobs = Jobs(host, self.trainer, self._done)
+        self._replace: dict[Path, bool] = {}
+
+    @property
+    def draft(self) -> Draft:
+        """The form's draft."""
+        return Draft(self.host.home() / ".draft")
+
+    def trainer(self) -> Trainer:
+        """The Python that runs the jobs, or why there is none."""
+        return find_trainer(self.host.python())
+
+    def models(self) -> list[str]:
+        """What the form offers; a path may be given as well."""
+        return [TINY_LABEL, *self.host.models()]
+
+    # ------------------------------------------------------------ the form
+
+    def settings(self, form: Mapping[str, Any]) -> dict[str, Any]:
+        """The run's settings that a form stands for, without its images; what is left to the pace is left out.
+
+        Args:
+            form: by the names of :class:`TrainConfig`, with the model as :meth:`models` names it; see
+                :data:`LEFT_TO_PACE`. ``pace``, ``overwrite`` and ``keep_copy`` are the form's own.
+
+        Raises:
+            ZoodipError: of the kind that tells what is wrong.
+        """
+        named = {key: value for key, value in form.items() if key not in ("pace", "overwrite", "keep_copy")}
+        named = {key: value for key, value in named.items() if value is not None and value != LEFT_TO_PACE.get(key)}
+        label = str(named.get("model") or TINY_LABEL).strip()
+        named["model"] = TINY if label in (TINY, TINY_LABEL) else str(self.host.models().get(label, label))
+        if form.get("keep_copy") and named["model"] != TINY:
+            named["cache"] = str(self.host.home() / "cache")
+        for name in ("token", "initializer"):
+            named[name] = str(named.get(name, "")).strip()
+        check_name(named["token"])
+        if not named["initializer"]:
+            raise TokenError("initializer is empty; give the word that comes nearest to the subject, like dog")
+        TrainConfig.from_dict({**named, "images": ["images"]})
+        return named
+
+    def taken(self, token: str) -> Path | None:
+        """The file in the embeddings folder that a prompt would find under the token's name, if there is one."""
+        folder, stem = self.host.embeddings_folder(), file_stem(token).lower()
+        if folder is None or not folder.is_dir():
+            return None
+        files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in EMBEDDING_SUFFIXES)
+        return next((path for path in files if path.stem.lower() == stem), None)
+
+    def check(self, form: Mapping[str, Any], draft: Draft | None = None) -> dict[str, Any]:
+        """What a run of this form would be: see :func:`worker.check`. Takes some seconds.
+
+        Raises:
+            ZoodipError: of the kind that tells what is wrong.
+        """
+        python, settings = python_of(self.trainer()), self.settings(form)
+        self._check_free_name(settings["token"], bool(form.get("overwrite")))
+        references = self._references(draft or self.draft)
+        return jobs.ask(python, "check", settings={**settings, **references}, pace=form.get("pace", "paper"))
+
+    @staticmethod
+    def _references(draft: Draft) -> dict[str, Any]:
+        """The draft's pictures where they are, for a check."""
+        if not draft.pictures():
+            raise ImagesError("there are no pictures yet; add three to ten of the subject")
+        return draft.references()
+
+    def _check_free_name(self, token: str, overwrite: bool) -> None:
+        there = self.taken(token)
+        if there is None:
+            return
+        own = there.parent == self.host.embeddings_folder() and there.suffix == ".safetensors"
+        if not own:
+            raise TokenError(
+                f"token {token!r}: prompts would find {there} under this name as well; choose another name, "
+                "or move that file away"
+            )
+        if not overwrite:
+            raise TokenError(
+                f"token {token!r}: {there.name} is in the embeddings folder already. Tick 'Replace the file of this "
+                "name' if it shall be replaced when the training ends, or choose another name"
+            )
+
+    # ------------------------------------------------------------ jobs
+
+    def start(self, form: Mapping[str, Any], draft: Draft | None = None) -> Job:
+        """Queue a training of the form's token on the draft's pictures, in a new folder.
+
+        Raises:
+            ZoodipError: of the kind that tells what is wrong; nothing is left behind.
+        """
+        python_of(self.trainer())
+        settings, draft = self.settings(form), draft or self.draft
+        token, overwrite = settings["token"], bool(form.get("overwrite"))
+        self._check_free_name(token, overwrite)
+        self._references(draft)
+        folder = new_folder(self.host.home(), token)
+        make_folder(folder)
+        try:
+            references = draft.write_references(folder)
+            job = self.jobs.submit(
+                "train", folder, token, settings={**settings, **references}, pace=form.get("pace", "paper")
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._replace[folder] = overwrite
+        return job
+
+    def go_on(self, name: str, steps: int = 0) -> Job:
+        """Queue the rest of a run, or up to more steps.
+
+        Args:
+            name: of the run.
+            steps: in all; 0 for as many as it was made for.
+
+        Raises:
+            RunFolderError: no such run, or it can not go on.
+        """
+        run = find_run(self.host.home(), name)
+        if not run.can_go_on and not steps:
+            raise RunFolderError(f"{name} can not go on: it has taken all its {run.steps} steps; ask for more")
+        changes = {"steps": steps} if steps else {}
+        return self.jobs.submit("resume", run.folder, run.token, changes=changes)
+
+    def show(self, name: str) -> Job:
+        """Queue the pictures before and after of a run.
+
+        Raises:
+            RunFolderError: no such run.
+        """
+        run = find_run(self.host.home(), name)
+        return self.jobs.submit("show", run.folder, run.token)
+
+    def _done(self, job: Job) -> str:
+        """After a job: remember how it ended, and bring a finished token to its user."""
+        replace = self._replace.pop(job.folder, False)
+        if job.kind == "train" and not (job.folder / RUN).exists():  # nothing came of it
+            shutil.rmtree(job.folder, ignore_errors=True)
+            return ""
+        if job.kind == "show":
+            return ""
+        write_outcome(job.folder, job.state, job.message if job.state == FAILED else "")
+        if job.state != FINISHED or self.host.embeddings_folder() is None:
+            return ""
+        try:
+            path = self.publish(job.folder.name, replace=replace, another_name=True)
+        except EmbeddingFileError as error:
+            return str(error)
+        return f"saved as {path}: write {path.stem} in a prompt"
+
+    # ------------------------------------------------------------ the runs so far
+
+    def runs(self) -> list[Run]:
+        """All runs, newest first."""
+        return list_runs(self.host.home())
+
+    def run(self, name: str) -> Run:
+        """A run by its name.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        return find_run(self.host.home(), name)
+
+    def delete(self, name: str) -> None:
+        """Delete a run's folder; the token in the embeddings folder stays.
+
+        Raises:
+            RunFolderError: no such run, or it is at work.
+        """
+        run = find_run(self.host.home(), name)
+        if self.jobs.busy(run.folder):
+            raise RunFolderError(f"{name} is being worked on; stop it first")
+        delete_run(self.host.home(), name)
+
+    def publish(self, name: str, *, replace: bool = False, another_name: bool = False) -> Path:
+        """Put a run's token, finished or not, into the embeddings folder.
+
+        Args:
+            name: of the run.
+            replace: whether a file of the token's name may be replaced.
+            another_name: take the next free name where it may not.
+
+        Raises:
+            EmbeddingFileError: there is no token yet, no such folder, or the name is taken.
+            StorageError: it can not be written.
+        """
+        run, folder = find_run(self.host.home(), name), self.host.embeddings_folder()
+        if run.embedding is None:
+            raise EmbeddingFileError(f"{name} has no token yet; go on with the run first")
+        if folder is None:
+            raise EmbeddingFileError("there is no embeddings folder here; download the file instead")
+        target = folder / f"{file_stem(run.token)}.safetensors"
+        there, content = self.taken(run.token), run.embedding.read_bytes()
+        if there is not None and not (there == target and (replace or there.read_bytes() == content)):
+            if not another_name:
+                raise EmbeddingFileError(f"{there.name} is in the embeddings folder already; allow to replace it first")
+            target = self._free_target(folder, run.token)
+        write_atomically(target, content)
+        self.host.embeddings_changed()
+        return target
+
+    def _free_target(self, folder: Path, token: str) -> Path:
+        count = 2
+        while self.taken(f"{file_stem(token)}-{count}") is not None:
+            count += 1
+        return folder / f"{file_stem(token)}-{count}.safetensors"

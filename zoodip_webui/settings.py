@@ -1,0 +1,34 @@
+"""The page of settings in the webui, and what is read from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoodip_core.config import PACES
+from zoodip_core.quantize import WEIGHTS
+
+_SECTION = ("zoodip", "ZOODiP")
+
+
+def add() -> None:
+    """Add the settings to the webui's."""
+    import gradio as gr
+    from modules import shared
+
+    def option(name: str, default: Any, label: str, *widget: Any) -> None:
+        shared.opts.add_option(f"zoodip_{name}", shared.OptionInfo(default, label, *widget, section=_SECTION))
+
+    option("folder", "zoodip", "Folder of the runs; where it is not a full path, in the webui's data folder")
+    option("pace", "paper", "Pace", gr.Radio, {"choices": list(PACES)})
+    option("weights", "int8", "Weights", gr.Radio, {"choices": list(WEIGHTS)})
+    option(
+        "keep_copy", True, "Keep quantised copies of models, 1 to 4 GB each, so that the next training starts sooner"
+    )
+    option("python", "", "Python of the trainer; empty: the webui's own if it fits, else the trainer's")
+
+
+def value(name: str, default: Any) -> Any:
+    """A setting's value; the default where the webui has not made it yet."""
+    from modules import shared
+
+    return getattr(shared.opts, f"zoodip_{name}", default)
