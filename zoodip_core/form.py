@@ -117,7 +117,9 @@ ADVANCED: Mapping[str, tuple[Field, ...]] = {
     ),
     "While it runs": (
         Field("sample_prompt", TEXT, "Sample prompt", "{} is the token's place.", "a photo of a {}"),
-        Field("sample_every", WHOLE, "Samples every", "Steps; 0 for none.", 0),
+        Field(
+            "sample_every", WHOLE, "Samples every", "Steps; 0: ten times over the run. For none: more than it has.", 0
+        ),
         Field("save_every", WHOLE, "Save every", "Steps. A stop saves as well.", 500),
     ),
     "Machine": (

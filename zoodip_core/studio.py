@@ -24,7 +24,9 @@ from .tokens import check_name, file_stem
 TINY_LABEL = "the embedded tiny model"
 EMBEDDING_SUFFIXES = (".safetensors", ".pt", ".bin", ".png", ".webp", ".jxl", ".avif")
 """Of the files that a webui takes for embeddings; what a prompt calls them is the name before it."""
-LEFT_TO_PACE = {"steps": 0, "n": 0, "mu": 0, "lr": 0, "tau": 0, "t_lower": 0, "t_upper": 0, "lr_schedule": "auto"}
+LEFT_TO_PACE = dict.fromkeys(("steps", "n", "mu", "lr", "tau", "t_lower", "t_upper", "sample_every"), 0) | {
+    "lr_schedule": "auto"
+}
 """Settings that the form may leave to the pace and the model, and how it says so."""
 
 

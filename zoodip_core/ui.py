@@ -103,20 +103,20 @@ class Page:
         with gr.Row():
             for each in MODEL_FIELDS:
                 self._add_field(each)
-            self._refresh_models = gr.Button("Look for models again", size="sm")
+        self._refresh_models = gr.Button("Look for models again", size="sm")
         self._drop = gr.File(
             label="Pictures of the subject: drop three to ten here, captions (.txt) too",
             file_count="multiple",
+            height=140,
             elem_id="zoodip_drop",
         )
         with gr.Row():
-            self._folder = gr.Textbox(label="or a folder on this computer", placeholder="/home/me/photos/rex")
-            self._add_folder = gr.Button("Add the folder", size="sm")
-            self._bundled = gr.Dropdown(concepts.names(), label="or a subject for the embedded model")
+            self._folder = gr.Textbox(label="or a folder of the computer", placeholder="/home/me/photos/rex", scale=3)
+            self._add_folder = gr.Button("Add the folder", size="sm", scale=1, min_width=80)
+            self._bundled = gr.Dropdown(concepts.names(), label="or a subject for the embedded model", scale=3)
         self._gallery = gr.Gallery(
             label="Pictures as they are trained on; click one for its caption",
             columns=4,
-            height=280,
             object_fit="contain",
             allow_preview=False,
             elem_id="zoodip_pictures",
@@ -147,10 +147,11 @@ class Page:
 
     def _add_field(self, each: Field) -> None:
         common = {"label": each.label, "info": each.info, "value": each.value, "elem_id": f"zoodip_{each.name}"}
+        made: Any
         if each.kind == form.MODEL:
             names = self.studio.models()
             made = gr.Dropdown(names, **{**common, "value": names[0]}, allow_custom_value=True, scale=3)
-        elif each.kind == form.CHOICE and len(each.choices) <= 4:
+        elif each.kind == form.CHOICE and len(each.choices) == 3:
             made = gr.Radio(list(each.choices), **common)
         elif each.kind == form.CHOICE:
             made = gr.Dropdown(list(each.choices), **common)
@@ -489,7 +490,7 @@ class Page:
     # ------------------------------------------------------------ the page itself
 
     def _wire_page(self) -> None:
-        root = Context.root_block
+        root: Any = Context.root_block
         loaded = [*self._fields.values(), self._gallery, self._runs, self._seen]
         _listen(root.load, self._loaded, None, loaded)
         live = [self._status, self._sample, self._start, self._stop, self._go_on, self._sample_now, self._save_now]

@@ -49,6 +49,8 @@ from .trainer import (
 FINISHED, STOPPED, FAILED, FAULT = 0, 1, 2, 70
 """Exit codes: a user's error is 2, a fault of the program 70."""
 _LONGEST_COMMAND = 4096
+_SAMPLINGS = 10
+"""Over a run, where a job does not say how often."""
 
 
 # ---------------------------------------------------------------- the two pipes
@@ -168,7 +170,9 @@ class Job:
         given = dict(self.settings)
         family = identify(given.get("model", TrainConfig.model), given.get("prediction_type", "auto")).family
         weights, dtype = given.get("weights", TrainConfig.weights), given.get("dtype", TrainConfig.dtype)
-        return TrainConfig.from_dict({**preset_for(family, weights, dtype, self.pace), **given})
+        settings = {**preset_for(family, weights, dtype, self.pace), **given}
+        steps = settings.get("steps", TrainConfig.steps)
+        return TrainConfig.from_dict({"sample_every": max(1, steps // _SAMPLINGS), **settings})
 
 
 def check(config: TrainConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoodip_core.config import PACES
+from zoodip_core.environment import SETTING
 from zoodip_core.quantize import WEIGHTS
 
 _SECTION = ("zoodip", "ZOODiP")
@@ -24,7 +25,7 @@ def add() -> None:
     option(
         "keep_copy", True, "Keep quantised copies of models, 1 to 4 GB each, so that the next training starts sooner"
     )
-    option("python", "", "Python of the trainer; empty: the webui's own if it fits, else the trainer's")
+    option("python", "", f"{SETTING}; empty: the webui's own if it fits, else the trainer's")
 
 
 def value(name: str, default: Any) -> Any:
