@@ -39,6 +39,8 @@ def _listen(event: Any, fn: Callable[..., Any] | None, inputs: Any = None, outpu
     """Attach a handler in the words of this gradio; as the page's own work, it is not offered as an API."""
     known = inspect.signature(event).parameters
     more: dict[str, Any] = {"api_visibility": "private"} if "api_visibility" in known else {"api_name": False}
+    if "concurrency_limit" in known:  # or a page would wait for another one's handler
+        more["concurrency_limit"] = None
     if js:
         more["js" if "js" in known else "_js"] = js
     return event(fn, inputs, outputs, show_progress="hidden", **more)

@@ -51,9 +51,10 @@ class _Tab:
         from zoodip_core.ui import Page
 
         self._built = True
-        before = set(Context.root_block.blocks)
+        blocks: Any = Context.root_block.blocks  # type: ignore[union-attr] # they are being made
+        before = set(blocks)
         Page(_STUDIO, self._prompt, "switch_to_txt2img();").build()
-        for number, component in Context.root_block.blocks.items():
+        for number, component in blocks.items():
             if number not in before:
                 component.do_not_save_to_config = True  # the page keeps its values itself
 

@@ -106,7 +106,7 @@ def _read_embeddings(model: Any) -> None:
     if model is None:
         return
     engines = [getattr(model, f"text_processing_engine{which}", None) for which in ("", "_l", "_g")]
-    databases = [engine.embeddings for engine in engines if getattr(engine, "embeddings", None) is not None]
+    databases = [found for engine in engines if (found := getattr(engine, "embeddings", None)) is not None]
     for database in databases:  # Forge: one for each text encoder
         database.load_textual_inversion_embeddings()
     if not databases and hasattr(sd_hijack.model_hijack, "embedding_db"):  # A1111
