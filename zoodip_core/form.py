@@ -141,7 +141,7 @@ ADVANCED: Mapping[str, tuple[Field, ...]] = {
             TICK,
             "Keep a quantised copy",
             "The next training on this model starts in seconds; takes 1 to 4 GB of disk.",
-            True,
+            False,
         ),
     ),
 }

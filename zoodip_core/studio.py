@@ -14,7 +14,7 @@ from . import jobs
 from .config import TrainConfig
 from .draft import Draft
 from .environment import Trainer, find_trainer
-from .errors import EmbeddingFileError, ImagesError, RunFolderError, TokenError
+from .errors import EmbeddingFileError, RunFolderError, TokenError
 from .files import make_folder, write_atomically
 from .history import RUN, Run, delete_run, find_run, list_runs, new_folder, write_outcome
 from .jobs import FAILED, FINISHED, Job, Jobs, python_of
@@ -101,7 +101,7 @@ class Studio:
         named = {key: value for key, value in form.items() if key not in ("pace", "overwrite", "keep_copy")}
         named = {key: value for key, value in named.items() if value is not None and value != LEFT_TO_PACE.get(key)}
         label = str(named.get("model") or TINY_LABEL).strip()
-        named["model"] = TINY if label in (TINY, TINY_LABEL) else str(self.host.models().get(label, label))
+        named["model"] = TINY if label in (TINY, TINY_LABEL) else str(self._model_path(label))
         if form.get("keep_copy") and named["model"] != TINY:
             named["cache"] = str(self.host.home() / "cache")
         for name in ("token", "initializer"):
@@ -111,6 +111,10 @@ class Studio:
             raise TokenError("initializer is empty; give the word that comes nearest to the subject, like dog")
         TrainConfig.from_dict({**named, "images": ["images"]})
         return named
+
+    def _model_path(self, label: str) -> Path:
+        """Of a name that the host offers, or a path as typed; the worker runs in another folder."""
+        return self.host.models().get(label) or Path(label).expanduser().absolute()
 
     def taken(self, token: str) -> Path | None:
         """The file in the embeddings folder that a prompt would find under the token's name, if there is one."""
@@ -128,15 +132,8 @@ class Studio:
         """
         python, settings = python_of(self.trainer()), self.settings(form)
         self._check_free_name(settings["token"], bool(form.get("overwrite")))
-        references = self._references(draft or self.draft)
+        references = (draft or self.draft).references()
         return jobs.ask(python, "check", settings={**settings, **references}, pace=form.get("pace", "paper"))
-
-    @staticmethod
-    def _references(draft: Draft) -> dict[str, Any]:
-        """The draft's pictures where they are, for a check."""
-        if not draft.pictures():
-            raise ImagesError("there are no pictures yet; add three to ten of the subject")
-        return draft.references()
 
     def _check_free_name(self, token: str, overwrite: bool) -> None:
         there = self.taken(token)
@@ -166,7 +163,7 @@ class Studio:
         settings, draft = self.settings(form), draft or self.draft
         token, overwrite = settings["token"], bool(form.get("overwrite"))
         self._check_free_name(token, overwrite)
-        self._references(draft)
+        draft.references()  # there are pictures
         folder = new_folder(self.host.home(), token)
         make_folder(folder)
         try:

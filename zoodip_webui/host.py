@@ -55,7 +55,7 @@ class Webui:
         return {
             "pace": value("pace", "paper"),
             "weights": value("weights", "int8"),
-            "keep_copy": value("keep_copy", True),
+            "keep_copy": value("keep_copy", False),
         }
 
     # ------------------------------------------------------------ the device
