@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoodip_core.errors import ConfigError
-from zoodip_core.images import load_images
+from zoodip_core.errors import ConfigError, ImagesError
+from zoodip_core.images import CROPS, fit, load_images, open_picture
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 SIDE = 32
@@ -100,6 +100,40 @@ def test_crops_of_an_oblong_picture(tmp_path: Path, turned: bool) -> None:
     whole = loaded(tmp_path / "oblong.png", crop="resize")
     for place, colour in ((4, RED), (16, GREEN), (28, BLUE)):
         assert near(whole, *((16, place) if turned else (place, 16)), colour)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P with tRNS", "RGB with tRNS", "P with alpha"])
+def test_transparency_with_an_old_pillow(tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A1111 comes with 9.5, which does not tell whether a picture has any."""
+    if mode == "RGB with tRNS":
+        Image.new("RGB", (SIDE, SIDE), RED).save(tmp_path / "a.png", transparency=RED)
+    elif mode == "P with tRNS":
+        Image.new("RGB", (SIDE, SIDE), RED).quantize(2).save(tmp_path / "a.png", transparency=0)
+    elif mode == "P with alpha":
+        Image.new("RGBA", (SIDE, SIDE), (*RED, 0)).quantize(2, Image.Quantize.FASTOCTREE).save(tmp_path / "a.png")
+    else:
+        Image.new("RGBA", (SIDE, SIDE), (*RED, 0)).convert(mode).save(tmp_path / "a.png")
+    monkeypatch.delattr(Image.Image, "has_transparency_data", raising=False)
+    assert near(loaded(tmp_path / "a.png", background="#00ff00"), 16, 16, GREEN)
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("size", [(97, 41), (41, 97), (8, 300), (32, 32)])
+def test_a_picture_alone_is_fitted_as_for_training(tmp_path: Path, crop: str, size: tuple[int, int]) -> None:
+    path = tmp_path / "a.png"
+    Image.effect_noise(size, 90).convert("RGB").save(path)
+    assert fit(open_picture(path), SIDE, crop).tobytes() == loaded(path, crop).tobytes()
+
+
+def test_an_unknown_crop_of_a_picture_alone() -> None:
+    with pytest.raises(ConfigError, match="crop = 'middle': choose one of center, resize"):
+        fit(stripes(RED), SIDE, "middle")
+
+
+def test_no_program_is_run_on_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EOF\n")
+    with pytest.raises(ImagesError, match=r"a\.png is PostScript inside; save it as"):
+        open_picture(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("setting", [{"crop": "middle"}, {"background": "blurple"}])

@@ -30,8 +30,8 @@ from .runs import LOG as STEPS
 from .tokens import check_name, file_stem
 
 VERSION = 1
-JOB, TASK = "job.json", "task.json"
-"""What a page asked of a run; and what its worker was last asked."""
+TASK = "task.json"
+"""What a page asked of a run's worker last."""
 OUTCOME, LOG, RUN, BEFORE_AFTER = "outcome.json", "log.txt", "run", "before_after.png"
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped", "failed", "unfinished"
 NOT_RUNS = ("cache",)
@@ -177,18 +177,19 @@ def _folders(home: Path) -> list[Path]:
 
 def _run_of(folder: Path) -> Run | None:
     """What a folder tells of its run, None if it is none."""
-    asked, run = _asked(folder), folder / RUN
+    asked, run = task_of(folder), folder / RUN
     if _is_run_folder(folder):
         run = folder
     elif not asked and not _is_run_folder(run):
         return None
     config, step, damage = _progress(run)
     settings: dict[str, Any] = {}
-    for given in (*(job.get("settings") for _, job in asked), config and config.to_dict()):
+    for given in (asked.get("settings"), config and config.to_dict()):
         settings |= given if isinstance(given, dict) else {}
     steps = settings.get("steps")
     finished = RunFolder(run, config).embedding_path if config else None
     token = finished if finished and finished.is_file() else None
+    snapshots = run / "snapshots"
     outcome = _outcome(folder, asked)
     state = FAILED if damage else _state(outcome, config is not None and step >= config.steps, token is not None)
     message = damage or (str(outcome.get("message", ""))[:_MOST_MESSAGE] if state == FAILED else "")
@@ -203,19 +204,19 @@ def _run_of(folder: Path) -> Run | None:
         state=state,
         message=message,
         when=_when(folder, run),
-        embedding=token or _newest(run / "snapshots", step, ".safetensors"),
+        embedding=token or _existing(snapshots / f"step-{step:08d}.safetensors") or _newest(snapshots, ".safetensors"),
         before_after=_existing(folder / BEFORE_AFTER),
         loss_curve=_existing(run / "loss.png"),
-        sample=_newest(run / "samples", step, ".png"),
+        sample=_newest(run / "samples", ".png"),
         settings=settings,
-        can_go_on=config is not None and not damage and state != FINISHED,
+        can_go_on=not damage and state != FINISHED and (config is not None or asked.get("kind") == "train"),
     )
 
 
-def _asked(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The files in which a page asked something of a run, with what they hold."""
-    found = [(folder / name, read_object(folder / name)) for name in (JOB, TASK)]
-    return [(file, job) for file, job in found if job.get("version") == VERSION and isinstance(job.get("kind"), str)]
+def task_of(folder: Path) -> dict[str, Any]:
+    """What a page asked of a run's worker last; empty if nothing, or it can not be read."""
+    task = read_object(folder / TASK)
+    return task if task.get("version") == VERSION and isinstance(task.get("kind"), str) else {}
 
 
 def _is_run_folder(path: Path) -> bool:
@@ -239,11 +240,11 @@ def _progress(run: Path) -> tuple[TrainConfig | None, int, str]:
         return config, 0, (for_user(error) or f"{run} is damaged ({error})")[:_MOST_MESSAGE]
 
 
-def _outcome(folder: Path, asked: list[tuple[Path, dict[str, Any]]]) -> dict[str, Any]:
+def _outcome(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """How a run ended; empty if that is not known, or it was asked to go on since and then was cut off."""
     file = folder / OUTCOME
     outcome, ended = read_object(file), _changed(file)
-    later = any(job["kind"] in ("train", "resume") and _changed(path) > ended for path, job in asked)
+    later = asked.get("kind") in ("train", "resume") and _changed(folder / TASK) > ended
     return {} if later or outcome.get("version") != VERSION else outcome
 
 
@@ -264,7 +265,7 @@ def _model_name(model: Any) -> str:
 
 
 def _when(folder: Path, run: Path) -> float:
-    files = (folder / JOB, folder / TASK, folder / OUTCOME, run / CONFIG, run / STEPS, run / STATE)
+    files = (folder / TASK, folder / OUTCOME, run / CONFIG, run / STEPS, run / STATE)
     return max(map(_changed, files)) or _changed(folder)
 
 
@@ -279,11 +280,8 @@ def _existing(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _newest(folder: Path, step: int, suffix: str) -> Path | None:
-    """The file of a run's newest step; the folder is only read where that is not the saved one."""
-    saved = folder / f"step-{step:08d}{suffix}"
-    if saved.is_file():
-        return saved
+def _newest(folder: Path, suffix: str) -> Path | None:
+    """A run's file of the last step, by its name."""
     try:
         names = [name for name in os.listdir(folder) if re.fullmatch(rf"step-\d+\{suffix}", name)]  # noqa: PTH208
     except OSError:
@@ -292,34 +290,6 @@ def _newest(folder: Path, step: int, suffix: str) -> Path | None:
 
 
 # ---------------------------------------------------------------- what a page writes and reads
-
-
-def write_job(folder: Path, kind: str, settings: Mapping[str, Any], pace: str) -> None:
-    """Write what was asked of a run; an outcome that is there already is of before.
-
-    Raises:
-        StorageError: it can not be written.
-    """
-    job = {"version": VERSION, "kind": kind, "settings": dict(settings), "pace": pace, "created": _now()}
-    write_atomically(folder / JOB, json.dumps(job, indent=2))
-
-
-def read_job(folder: Path) -> dict[str, Any]:
-    """What was asked of a run, as :func:`write_job` wrote it.
-
-    Raises:
-        RunFolderError: nothing is written there, it is damaged, or of another version.
-    """
-    job = read_object(folder / JOB)
-    if (
-        job.get("version") != VERSION
-        or not isinstance(job.get("kind"), str)
-        or not isinstance(job.get("settings"), dict)
-    ):
-        raise RunFolderError(
-            f"{folder / JOB} is missing, damaged, or of another version of ZOODiP; start the run again"
-        )
-    return job
 
 
 def write_outcome(folder: Path, state: str, message: str) -> None:

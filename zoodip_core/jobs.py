@@ -241,7 +241,7 @@ class Worker:
 def write_task(folder: Path, kind: str, work_on: Path, **more: Any) -> Path:
     """Write a job file into ``folder``, for a worker; ``more`` are settings, pace, changes."""
     task = {"version": TASK_VERSION, "kind": kind, "folder": str(work_on), **more}
-    write_atomically(folder / TASK, json.dumps(task, indent=2, ensure_ascii=False))
+    write_atomically(folder / TASK, json.dumps(task, indent=2))
     return folder / TASK
 
 

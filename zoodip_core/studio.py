@@ -15,8 +15,8 @@ from .config import TrainConfig
 from .draft import Draft
 from .environment import Trainer, find_trainer
 from .errors import EmbeddingFileError, RunFolderError, TokenError
-from .files import make_folder, write_atomically
-from .history import RUN, Run, delete_run, find_run, list_runs, new_folder, write_outcome
+from .files import write_atomically
+from .history import RUN, Run, delete_run, find_run, list_runs, new_folder, task_of, write_outcome
 from .jobs import FAILED, FINISHED, Job, Jobs, python_of
 from .models import TINY
 from .tokens import check_name, file_stem
@@ -165,7 +165,6 @@ class Studio:
         self._check_free_name(token, overwrite)
         draft.references()  # there are pictures
         folder = new_folder(self.host.home(), token)
-        make_folder(folder)
         try:
             references = draft.write_references(folder)
             job = self.jobs.submit(
@@ -189,7 +188,13 @@ class Studio:
         """
         run = find_run(self.host.home(), name)
         if not run.can_go_on and not steps:
-            raise RunFolderError(f"{name} can not go on: it has taken all its {run.steps} steps; ask for more")
+            why = run.message or f"it has taken all its {run.steps} steps; ask for more"
+            raise RunFolderError(f"{name} can not go on: {why}")
+        if not run.run.exists():  # it had to wait, and the program ended before its turn came
+            task = task_of(run.folder)
+            return self.jobs.submit(
+                "train", run.folder, run.token, settings=task.get("settings", {}), pace=task.get("pace", "paper")
+            )
         changes = {"steps": steps} if steps else {}
         return self.jobs.submit("resume", run.folder, run.token, changes=changes)
 
