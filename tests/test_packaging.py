@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -17,6 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import zoodip_core
+from zoodip_core import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -47,32 +48,58 @@ def test_no_requirement_is_pinned() -> None:
 
 
 def test_installer_and_nodes_ask_for_the_same_packages(pack: Any) -> None:
-    """Each has a list of its own: the installer runs alone, and torch is the host's."""
-    listed = runpy.run_path(str(ROOT / "install.py"))["NEEDED"]
+    """The nodes look for modules, the installer for what requirements.txt lists and for torch, which is the host's."""
     asked = importlib.import_module(f"{pack.__name__}.nodes.host").NEEDED
-    assert {name.split(".")[0] for name in asked} - {"torch"} == set(listed)
-    assert {name.replace("optimum", "optimum-quanto") for name in listed} <= {each.name for each in requirements()}
+    listed = {Requirement(line).name for line in environment.requirements()}
+    assert listed == {each.name for each in requirements()} | {"torch"}
+    assert {name.split(".")[0].replace("optimum", "optimum-quanto") for name in asked} <= listed
+
+
+def run_installer(*options: str, cwd: Path = ROOT, **env: str) -> str:
+    """What install.py prints in a process that must start no other and write nothing."""
+    events = {"subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "os.fork", "os.mkdir", "os.remove"}
+    guard = (
+        "import runpy, sys\n"
+        f"sys.addaudithook(lambda event, given: sys.exit('did ' + event) if event in {events!r} else None)\n"
+        f"sys.argv = ['install.py']\nrunpy.run_path({str(ROOT / 'install.py')!r}, run_name='__main__')"
+    )
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-B", *options, "-c", guard],
+        cwd=cwd,
+        env={**kept, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_installer_installs_nothing() -> None:
-    """It runs under ComfyUI-Manager with the host's Python; here one that must not start any process."""
-    guard = (
-        "import sys; sys.addaudithook(lambda e, a: sys.exit('started ' + e) if e in ('subprocess.Popen', 'os.exec', "
-    )
-    guard += (
-        "'os.posix_spawn', 'os.system') else None); import runpy; runpy.run_path('install.py', run_name='__main__')"
-    )
-    done = subprocess.run([sys.executable, "-c", guard], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
+    """It runs under ComfyUI-Manager with the host's Python, in this folder or another."""
+    assert run_installer() == ""
+    assert run_installer(cwd=ROOT.parent) == ""
 
 
 def test_the_installer_says_what_is_missing() -> None:
-    code = "import runpy; runpy.run_path('install.py', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert "diffusers" in done.stdout
-    assert f'-m pip install -r "{ROOT / "requirements.txt"}"' in done.stdout
+    said = run_installer("-S")
+    assert "diffusers is missing" in said
+    assert f'-m pip install -r "{ROOT / "requirements.txt"}"' in said
+    assert "torch is missing. torch is not in requirements.txt" in said
+
+
+@pytest.mark.parametrize("known_by", ["its folder", "PYTHONPATH"])
+def test_a_webui_gets_one_line(known_by: str, tmp_path: Path) -> None:
+    """At every start, with and without what training needs."""
+    webui = tmp_path / "webui"
+    (webui / "modules").mkdir(parents=True)
+    (webui / "webui.py").touch()
+    place: dict[str, Any] = {"cwd": webui} if known_by == "its folder" else {"cwd": tmp_path, "PYTHONPATH": str(webui)}
+    assert re.fullmatch(r"ZOODiP: the trainer is ready \(this environment, torch .+\)\n", run_installer(**place))
+    [line] = run_installer("-S", **place).splitlines()
+    assert line.startswith("ZOODiP: the trainer")
+    assert "pip" not in line
 
 
 def published_files() -> list[str]:

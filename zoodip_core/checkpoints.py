@@ -6,7 +6,6 @@ tensors are mapped, and the map is let go again after every :data:`_WINDOW` byte
 
 from __future__ import annotations
 
-import _codecs
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -14,11 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import ModelError
+from .pickles import load_plain
 from .stopping import check_stop
 
 _WINDOW = 32 << 20
@@ -188,26 +187,9 @@ class _PickleReader(_Reader):
 
 def _load_pickle(path: Path) -> tuple[Any, bool]:
     """The content of a pickled checkpoint, and whether it is mapped, as its format mostly allows."""
-
-    class ModelCheckpoint:
-        """Stands in for a training library's note, which the first Stable Diffusion checkpoints hold."""
-
-    notes: list[Any] = [  # what training programs noted beside the weights; none of it does anything
-        (ModelCheckpoint, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-        (_numpy_scalar, "numpy.core.multiarray.scalar"),
-        (_numpy_scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        *{type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32)},
-        _codecs.encode,
-    ]
-    with torch.serialization.safe_globals(notes):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-        return torch.load(path, map_location="cpu", weights_only=True), False  # torch before 1.6 wrote no zip file
-
-
-def _numpy_scalar(*_parts: Any) -> None:
-    """Stands in for numpy's maker of single numbers."""
+    try:
+        return load_plain(path, mmap=True), True
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+    return load_plain(path), False  # torch before 1.6 wrote no zip file

@@ -18,6 +18,7 @@ from safetensors.torch import save
 
 from .errors import EmbeddingFileError
 from .files import write_atomically
+from .pickles import load_plain
 from .tokens import check_name, file_stem
 
 FORMAT_VERSION = 1
@@ -134,8 +135,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
 
 def _read_pickle(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
-        with torch.serialization.safe_globals([torch.nn.ParameterDict]):  # of the first textual-inversion files
-            data = torch.load(path, map_location="cpu", weights_only=True)
+        data = load_plain(path)
     except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it
         raise EmbeddingFileError(
             f"{path} can not be read as plain tensors; it is damaged or holds code, which is never run"
