@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from getpass import getpass
@@ -32,7 +34,8 @@ class Alone:
     name = "ZOODiP"
 
     def __init__(self, home: Path, models: tuple[Path, ...] = (), embeddings: Path | None = None) -> None:
-        self._home, self._models, self._embeddings = home.absolute(), models, embeddings
+        self._home, self._models = home.absolute(), models
+        self._embeddings = embeddings.absolute() if embeddings else None
 
     def home(self) -> Path:
         return self._home
@@ -40,14 +43,10 @@ class Alone:
     def models(self) -> dict[str, Path]:
         found: dict[str, Path] = {}
         for top in self._models:
-            for folder, below, files in os.walk(top.absolute()):
-                here = Path(folder)
-                if "model_index.json" in files:
-                    found[f"{here.relative_to(top.absolute()).as_posix()} (diffusers)"] = here
-                    below.clear()  # its parts are no models
-                else:
-                    names = (name for name in files if name.lower().endswith(SUFFIXES))
-                    found |= {(here / name).relative_to(top.absolute()).as_posix(): here / name for name in names}
+            for path in _models_in(top.absolute()):
+                name = path.relative_to(top.absolute()).as_posix() if path != top.absolute() else top.absolute().name
+                label = f"{name} (diffusers)" if path.is_dir() else name
+                found[label if label not in found else str(path)] = path
         return dict(sorted(found.items()))
 
     def embeddings_folder(self) -> Path | None:
@@ -71,6 +70,21 @@ class Alone:
 
     def show(self, job: Job) -> None:
         pass
+
+
+def _models_in(top: Path) -> Iterator[Path]:
+    """Checkpoints and diffusers folders, also where links lead."""
+    walked: set[Path] = set()
+    for folder, below, files in os.walk(top, followlinks=True):
+        here = Path(folder)
+        if "model_index.json" in files:
+            yield here
+        else:
+            yield from (here / name for name in files if name.lower().endswith(SUFFIXES))
+        real = here.resolve()
+        if "model_index.json" in files or real in walked:  # its parts are no models; or a link led back
+            below.clear()
+        walked.add(real)
 
 
 def password_for(host: str) -> str:
@@ -99,18 +113,42 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def check_address(host: str, port: int) -> None:
+    """Refuse an address that can not be listened on.
+
+    Raises:
+        ConfigError: the port is taken or may not be used, or the address is not this computer's.
+    """
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"--port {port}: a port is a number from 1 to 65535")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as tried:
+            if os.name != "nt":  # there it would allow what is taken
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"--port {port}: another program listens there; choose another one") from error
+        if isinstance(error, OSError) and error.errno == errno.EACCES:
+            raise ConfigError(f"--port {port}: it may not be used; choose one above 1024") from error
+        raise ConfigError(f"--listen {host}: this computer has no such address") from error
+
+
 def open_page(home: Path, models: tuple[Path, ...], embeddings: Path | None, host: str, port: int) -> None:
     """Serve the page until Ctrl-C.
 
     Raises:
-        ConfigError: gradio is missing, the port is taken, or a password is needed.
-        StorageError: the folder can not be made.
+        ConfigError: gradio is missing, the address can not be listened on, or a password is needed.
+        StorageError: a folder can not be made.
     """
     password = password_for(host)
     for folder in models:
         if not folder.is_dir():
             raise ConfigError(f"--models {folder}: there is no such folder")
-    make_folder(home)
+    for folder in (home, *([embeddings] if embeddings else [])):
+        make_folder(folder)
+    check_address(host, port)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
         from .ui import serve
@@ -120,11 +158,13 @@ def open_page(home: Path, models: tuple[Path, ...], embeddings: Path | None, hos
         raise ConfigError(f'the page needs gradio: "{sys.executable}" -m pip install "gradio>=4.40"') from None
     from .studio import Studio
 
-    print(
-        f"ZOODiP: http://{'127.0.0.1' if host in ('localhost', '') else host}:{port} (runs are kept in {home})",
-        flush=True,
-    )
+    name = f"[{host}]" if ":" in host else host
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else name
+
+    def ready() -> None:
+        print(f"ZOODiP: http://{shown}:{port} (runs are kept in {home}; Ctrl-C ends it)", flush=True)
+
     try:
-        serve(Studio(Alone(home, models, embeddings)), host=host, port=port, password=password)
-    except OSError as error:  # gradio says which port
-        raise ConfigError(f"--port {port}: {error}; choose another one") from error
+        serve(Studio(Alone(home, models, embeddings)), host=name, port=port, password=password, ready=ready)
+    except OSError as error:  # taken meanwhile
+        raise ConfigError(f"--port {port}: another program listens there; choose another one") from error

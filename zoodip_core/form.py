@@ -15,6 +15,11 @@ from .tokens import INITIALIZER_MODES
 
 TEXT, WHOLE, NUMBER, CHOICE, TICK, MODEL = "text", "whole", "number", "choice", "tick", "model"
 _BY_PACE = "0: by the pace and the model."
+_MOST = 2**53
+"""The largest whole number that browsers tell from its neighbours."""
+_LONGEST = 4000
+NOT_ASKED = ("images", "captions", "cache")
+"""Of :class:`TrainConfig`: they follow from the draft, and from whether a quantised copy is kept."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +44,20 @@ class Field:
 
 
 MODEL_FIELDS = (
-    Field("model", MODEL, "Model", "A checkpoint, or the path of one or of a diffusers folder. SD 1.x, 2.x, XL.", ""),
+    Field("model", MODEL, "Model", "SD 1.x, 2.x or XL. One elsewhere: type its path.", ""),
     Field(
         "weights",
         CHOICE,
         "Weights",
-        "How they are kept in memory: int4 takes half of int8, which is as good as none.",
+        "int4 takes half of int8.",
         "int8",
         WEIGHTS,
     ),
 )
 TOKEN_FIELDS = (
-    Field("token", TEXT, "Token", "The new word, such as <rex>. Its file, and its name in prompts, is rex.", "<rex>"),
-    Field("initializer", TEXT, "Initializer", "The word that comes nearest to the subject: dog, shoe, painting.", ""),
-    Field("num_vectors", WHOLE, "Vectors", "More can hold more detail, and take room in every prompt.", 1),
+    Field("token", TEXT, "Token", "The new word, like <rex>.", "<rex>"),
+    Field("initializer", TEXT, "Initializer", "The word nearest to it: dog.", ""),
+    Field("num_vectors", WHOLE, "Vectors", "More hold more detail.", 1),
 )
 PACE_FIELDS = (
     Field(
@@ -170,12 +175,15 @@ def read_named(kept: Mapping[str, Any]) -> dict[str, Any]:
 def _sound(each: Field, value: Any) -> Any:
     """The value in the field's type, or the field's own value if it has none."""
     if each.kind == CHOICE:
-        return value if value in each.choices else each.value
+        return value if isinstance(value, str) and value in each.choices else each.value
     if each.kind == TICK:
-        return bool(value)
+        return value if isinstance(value, bool) else each.value
     if each.kind in (WHOLE, NUMBER):
         try:
-            return int(value) if each.kind == WHOLE else float(value)
+            number = int(value) if each.kind == WHOLE else float(value)
         except (TypeError, ValueError, OverflowError):
             return each.value
-    return value if isinstance(value, str) else each.value
+        return number if abs(number) <= _MOST else each.value
+    if not isinstance(value, str):
+        return each.value
+    return value.encode("utf-8", "replace").decode("utf-8")[:_LONGEST]

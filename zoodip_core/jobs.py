@@ -112,7 +112,7 @@ class Job:
         """Take in an event of its worker; one that makes no sense is left out."""
         handler = getattr(self, f"_on_{event.get('event')}", None)
         if handler is not None:
-            with contextlib.suppress(KeyError, TypeError, ValueError):
+            with contextlib.suppress(LookupError, TypeError, ValueError, ArithmeticError):
                 handler(event)
 
     def _on_message(self, event: Mapping[str, Any]) -> None:
@@ -125,15 +125,16 @@ class Job:
         self.checked = {key: value for key, value in event.items() if key != "event"}
 
     def _on_started(self, event: Mapping[str, Any]) -> None:
-        self.step, self.steps = int(event["step"]), int(event["steps"])
-        self.losses[:] = [float(loss) for loss in event["losses"]]
+        step, steps, losses = int(event["step"]), int(event["steps"]), [float(loss) for loss in event["losses"]]
+        self.step, self.steps, self.losses[:] = step, steps, losses
 
     def _on_progress(self, event: Mapping[str, Any]) -> None:
-        self.step, self.steps, memory = int(event["step"]), int(event["steps"]), event["memory"]
-        self.loss, self.smoothed = float(event["loss"]), float(event["smoothed"])
-        self.rate, self.eta = float(event["rate"]), float(event["eta"])
-        self.memory = None if memory is None else int(memory)
-        self.losses.append(self.loss)
+        step, steps, memory = int(event["step"]), int(event["steps"]), event["memory"]
+        peak = None if memory is None else int(memory)
+        loss, smoothed, rate, eta = (float(event[name]) for name in ("loss", "smoothed", "rate", "eta"))
+        self.step, self.steps, self.memory = step, steps, peak
+        self.loss, self.smoothed, self.rate, self.eta = loss, smoothed, rate, eta
+        self.losses.append(loss)
         if self.state == RUNNING:
             self.message = "learning"
 
@@ -190,7 +191,7 @@ class Worker:
             while line := pipe.readline(_LONGEST_LINE):
                 try:
                     event = json.loads(line)
-                except ValueError:  # not UTF-8, or not JSON
+                except (ValueError, RecursionError):  # not UTF-8, or not JSON
                     event = None
                 if isinstance(event, dict):
                     self._events.put(event)
@@ -226,16 +227,15 @@ class Worker:
             self._process.kill()
 
     def close(self) -> int:
-        """Wait for its end, which is at hand, and return the exit code."""
+        """Wait for its end and return the exit code. One that is at work still is stopped."""
+        with contextlib.suppress(OSError):
+            if self._process.stdin:
+                self._process.stdin.close()  # the end of its input is a stop
         try:
             return self._process.wait(_LAST_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
             return self._process.wait()
-        finally:
-            with contextlib.suppress(OSError):
-                if self._process.stdin:
-                    self._process.stdin.close()
 
 
 def write_task(folder: Path, kind: str, work_on: Path, **more: Any) -> Path:
@@ -253,16 +253,23 @@ def ask(python: Path, kind: str, **more: Any) -> dict[str, Any]:
         StorageError: no room for its files.
     """
     answer: dict[str, Any] = {}
+    failed: dict[str, Any] | None = None
     with storage_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="zoodip-") as place:
         folder = Path(place)
         worker = Worker(python, write_task(folder, kind, folder, **more), folder / LOG)
-        for event in worker.events(1.0, lambda: None):
-            if event.get("event") == "failed":
-                raise ConfigError(str(event.get("error")))
-            answer = event if event.get("event") != "ended" else answer
-        code = worker.close()
-        if not answer or code:
-            raise ConfigError(f"{_death(code)}\n{log_tail(folder, _LOG_LINES)}")
+        try:
+            for event in worker.events(1.0, lambda: None):
+                if event.get("event") == "failed":
+                    failed = event
+                elif event.get("event") != "ended":
+                    answer = event
+        finally:
+            code = worker.close()
+        if failed and not failed.get("fault"):
+            raise ConfigError(str(failed.get("error")))
+        if failed or not answer or code:
+            why = str(failed.get("error")) if failed else _death(code)
+            raise ConfigError(f"{why}\n{log_tail(folder, _LOG_LINES)}")
     return answer
 
 
@@ -333,7 +340,7 @@ class Jobs:
             return self._copy(self._find(number))
 
     def newest(self) -> Job | None:
-        """A copy of the job at work, else of the one that ended last, else of the one that waits."""
+        """A copy of the job at work, else of the next one that waits, else of the last one."""
         with self._lock:
             jobs = list(self._jobs.values())
             chosen = [job for job in jobs if job.state in (RUNNING, STOPPING)] or [j for j in jobs if j.open] or jobs
@@ -386,14 +393,14 @@ class Jobs:
             job = self._queue.get()
             try:
                 state, message = self._take(job)
-            except Exception as error:  # whatever the host does, the next job shall have its turn
-                state, message = FAILED, for_user(error) or f"{type(error).__name__}: {error}"
+            except BaseException as error:  # whatever the host does, the next job shall have its turn
+                state, message = FAILED, _told(error)
             ended = self._copy(job)
             ended.state, ended.message = state, message
             try:
                 message = ". ".join(filter(None, (message, self._done(ended))))
-            except Exception as error:
-                message += f". What comes after it failed: {for_user(error) or error!r}"
+            except BaseException as error:
+                message += f". What comes after it failed: {_told(error)}"
             with self._lock:
                 job.state, job.message = state, message
 
@@ -407,12 +414,18 @@ class Jobs:
 
         if not job.open:
             return job.state, job.message
-        with self._host.device(waiting):
-            with self._lock:
-                if not job.open:  # stopped while it waited
-                    return job.state, job.message
-                job.state, job.message = RUNNING, "starting"
-            return self._work(job)
+        ended: tuple[str, str] | None = None
+        try:
+            with self._host.device(waiting):
+                with self._lock:
+                    if job.open:  # not stopped while it waited
+                        job.state, job.message = RUNNING, "starting"
+                ended = self._work(job) if job.open else (job.state, job.message)
+        except BaseException as error:
+            if ended is None:
+                raise
+            ended = ended[0], f"{ended[1]}. The device could not be given back: {_told(error)}"
+        return ended
 
     def _work(self, job: Job) -> tuple[str, str]:
         """Run a job's worker to its end; returns the state and what to tell."""
@@ -442,8 +455,10 @@ class Jobs:
 
     def _outcome(self, job: Job, last: Mapping[str, Any], code: int) -> tuple[str, str]:
         if last.get("event") == "ended":
+            if job.kind == "show":
+                return (FINISHED, "finished") if last.get("state") == FINISHED else (STOPPED, "stopped")
             if last.get("state") == FINISHED:
-                return FINISHED, f"finished after {job.step} steps" if job.kind != "show" else "finished"
+                return FINISHED, f"finished after {job.step} steps"
             return STOPPED, f"stopped at step {job.step}" if job.step else "stopped before the first step"
         if last.get("event") == "failed" and not last.get("fault"):
             return FAILED, str(last.get("error"))
@@ -451,14 +466,23 @@ class Jobs:
             killed, job.log = job.state == STOPPING, log_tail(job.folder, _LOG_LINES)
         if killed and not last:
             return STOPPED, "ended at once; the state that was saved last is kept"
-        return FAILED, str(last["error"]) if last else _death(code)
+        if last:
+            return FAILED, str(last.get("error"))
+        begun = job.steps and job.kind != "show"
+        return FAILED, _death(code) + (". Continue goes on from the state saved last" if begun else "")
+
+
+def _told(error: BaseException) -> str:
+    """What to tell the user of whatever the host raised."""
+    text = for_user(error) if isinstance(error, Exception) else None
+    return text or f"{type(error).__name__}: {error}"
 
 
 def _death(code: int) -> str:
     """Why a worker may have died without a word."""
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     why = "; often the computer ran out of memory" if code in (-9, 137, 0xC0000017) else ""
-    return f"the training process ended unexpectedly ({how}{why}). Continue goes on from the state saved last"
+    return f"the training process ended unexpectedly ({how}{why})"
 
 
 def python_of(trainer: Trainer) -> Path:

@@ -8,28 +8,74 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from .form import FIELDS
 from .history import Run
 from .jobs import FAILED, FINISHED, Job
 
 STYLE = """<style>
-.zoodip-box{border:1px solid var(--border-color-primary,#8884);border-radius:8px;padding:10px 14px;margin:2px 0;
-  overflow-wrap:anywhere}
+.zoodip-title{display:flex;flex-wrap:wrap;align-items:baseline;gap:0 1em;padding:4px 0}
+.zoodip-title h1{font-size:1.6em;font-weight:700;margin:0}
+.zoodip-title p{opacity:.8;margin:0}
+.zoodip-html,.zoodip-html .html-container,.zoodip-html .prose{padding:0!important;margin:0!important}
+.zoodip-head{display:flex;align-items:center;gap:.6em;margin:.3em 0 0;font-size:1.05em;font-weight:600}
+.zoodip-head span{display:inline-flex;align-items:center;justify-content:center;width:1.7em;height:1.7em;
+  border-radius:50%;font-size:.85em;background:#8883}
+.zoodip-hint{margin:0!important;opacity:.75;font-size:.92em}
+.zoodip-box{border:1px solid var(--border-color-primary,#8884);border-radius:8px;padding:10px 14px;
+  overflow-wrap:anywhere;background:var(--block-background-fill,transparent)}
 .zoodip-box p{margin:.25em 0}
-.zoodip-error{border-color:#c0392b;border-left:5px solid #c0392b}
+.zoodip-box ol{margin:.4em 0;padding:0 0 0 1.4em;list-style:decimal outside}
+.zoodip-box li{margin:.25em 0;list-style:inherit}
+.zoodip-box .zoodip-box{margin-top:8px}
+.zoodip-error{border-color:#d9534f;border-left:5px solid #d9534f}
 .zoodip-warning{border-left:5px solid #d68910}
-.zoodip-good{border-left:5px solid #1e8449}
+.zoodip-good{border-left:5px solid #2a9d5c}
+.zoodip-said{display:flex;flex-wrap:wrap;gap:0 .7em;align-items:baseline}
+.zoodip-said b{font-size:1.15em}
 .zoodip-bar{height:10px;border-radius:5px;background:#8883;overflow:hidden;margin:8px 0}
-.zoodip-bar div{height:100%;background:#2e86c1}
-.zoodip-facts{display:flex;flex-wrap:wrap;gap:4px 22px}
-.zoodip-facts span b{display:block;font-size:1.15em;font-variant-numeric:tabular-nums}
-.zoodip-facts span{font-size:.9em;min-width:5em}
-.zoodip-chart{width:100%;height:auto;display:block;margin-top:6px}
-.zoodip-chart text{fill:currentColor;font-size:11px;opacity:.75}
+.zoodip-bar div{height:100%;background:#3584c8;transition:width .5s}
+.zoodip-facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(6.2em,1fr));gap:4px 10px}
+.zoodip-facts span{font-size:.85em}
+.zoodip-facts b{display:block;font-size:1.2em;font-variant-numeric:tabular-nums;white-space:nowrap}
+.zoodip-chart{width:100%;height:auto;display:block;margin-top:10px}
+.zoodip-chart text{fill:currentColor;font-size:12px;opacity:.75}
+.zoodip-chart path{fill:none;stroke:currentColor}
+.zoodip-chart polygon,.zoodip-chart rect{fill:#3584c8;opacity:.3}
+.zoodip-chart polyline{fill:none;stroke:#e4572e;stroke-width:2}
+.zoodip-chart circle{fill:#e4572e}
 .zoodip-log{max-height:15em;overflow:auto;font-size:.8em;white-space:pre-wrap}
-.zoodip-table td{padding:1px 12px 1px 0;vertical-align:top}
+.zoodip-box summary{cursor:pointer}
+.zoodip-settings{grid-template-columns:repeat(auto-fill,minmax(9em,1fr));margin-top:8px}
+.zoodip-settings b{font-size:1.05em;white-space:normal}
+.zoodip-unseen{display:none!important}
+#zoodip_run_list{max-height:75vh;overflow:auto}
+#zoodip_run_list .wrap{flex-direction:column;align-items:stretch}
+#zoodip_pictures .grid-wrap{max-height:420px;min-height:0}
+#zoodip_pictures .grid-container{grid-template-columns:repeat(auto-fill,minmax(108px,1fr))!important}
+@media(min-width:1100px){#zoodip_work{position:sticky;top:8px;align-self:flex-start}}
+#zoodip_refresh_models,#zoodip_add_folder{align-self:flex-end}
 </style>"""
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 200, 52, 22, 8
-_POINTS = 320
+TITLE = """<style>.gradio-container .app{max-width:1400px!important;padding-top:12px!important}</style>
+<div class="zoodip-title"><h1>ZOODiP</h1><p>Teach Stable Diffusion a new subject or style, with forward passes only.</p>
+</div>"""
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 210, 52, 14, 24, 22
+_POINTS = 240
+_LONGEST = 200
+
+
+def framed(inside: str) -> str:
+    """A chart in a box of its own."""
+    return f'<div class="zoodip-box">{inside}</div>'
+
+
+def heading(number: int, text: str) -> str:
+    """The title of a part of the page."""
+    return f'<div class="zoodip-head" role="heading" aria-level="3"><span>{number}</span>{escape(text)}</div>'
+
+
+def hint(text: str) -> str:
+    """A line that says what can be done."""
+    return f'<p class="zoodip-hint">{escape(text)}</p>'
 
 
 def notice(text: str, kind: str = "") -> str:
@@ -41,21 +87,42 @@ def notice(text: str, kind: str = "") -> str:
     return f'<div class="zoodip-box zoodip-{kind}"{role}>{lines}</div>'
 
 
-def status(job: Job) -> str:
-    """How far a job is: state, progress, figures, loss chart, warnings, and why it failed."""
+def idle(to_go_on: Run | None) -> str:
+    """What to do first, as long as nothing was trained."""
+    lines = [
+        "Choose a model, and add three to ten pictures of your subject.",
+        "Give it a token, which is its new word, and the known word that comes nearest to it.",
+        "Press Start. What is drawn for the token appears here while it learns.",
+    ]
+    steps = "".join(f"<li>{line}</li>" for line in lines)
+    more = "<p>Just to see it work, choose a bundled subject: the embedded model learns it in minutes.</p>"
+    if to_go_on is not None:
+        more = (
+            f"<p><b>{escape(to_go_on.name)}</b> was not finished: Continue goes on at step {to_go_on.step:,} of "
+            f"{to_go_on.steps:,}.</p>"
+        )
+    return f'<div class="zoodip-box" data-state="idle"><ol>{steps}</ol>{more}</div>'
+
+
+def status(job: Job, waiting: Sequence[Job] = ()) -> str:
+    """How far a job is: what it does, progress, figures, loss chart, warnings, why it failed, and who waits for it."""
     kind = {FAILED: "error", FINISHED: "good"}.get(job.state, "")
-    parts = [f"<p><b>{escape(job.token)}</b> &middot; {escape(job.state)}: {_lines(job.message)}</p>"]
+    said = f"{job.state}: {job.message}" if job.state == FAILED else job.message
+    parts = [f'<p class="zoodip-said"><b>{escape(job.token)}</b><span>{_lines(said)}</span></p>']
     if job.steps:
-        share = 100 * job.step / job.steps
+        share = 100 * min(1, job.step / job.steps)
         parts.append(f'<div class="zoodip-bar"><div style="width:{share:.2f}%"></div></div>')
         parts.append(_facts(job))
     if job.losses:
-        parts.append(chart(job.losses, job.steps))
+        parts.append(chart(job.losses))
     parts += [f'<div class="zoodip-box zoodip-warning">{_lines(text)}</div>' for text in job.warnings]
     if job.log:
         parts.append(
             f'<details><summary>end of the log</summary><pre class="zoodip-log">{escape(job.log)}</pre></details>'
         )
+    if waiting:
+        names = ", ".join(f"<b>{escape(each.token)}</b>" for each in waiting)
+        parts.append(f"<p>Next: {names}</p>")
     return (
         f'<div class="zoodip-box zoodip-{kind}" data-state="{job.state}" data-step="{job.step}">{"".join(parts)}</div>'
     )
@@ -66,7 +133,8 @@ def _facts(job: Job) -> str:
     if job.losses:
         facts.append(("loss, smoothed", f"{job.smoothed:.4f}"))
     if job.rate:
-        facts.append(("speed", f"{job.rate:.2f} it/s" if job.rate >= 0.1 else f"{1 / job.rate:.1f} s/it"))
+        fast = job.rate >= 1
+        facts.append(("steps a second", f"{job.rate:.1f}") if fast else ("seconds a step", f"{1 / job.rate:.1f}"))
     if job.open and job.rate:
         facts.append(("time left", duration(job.eta)))
     if job.memory:
@@ -83,9 +151,9 @@ def checked(found: Mapping[str, Any]) -> str:
     if in_turn < memory:
         room += f", or {size(in_turn)} where that is too much (candidates one after another)"
     steps, forwards = settings["steps"], found["forwards"]
+    named = found["model"] if found["model"] == found["family"] else f"{found['model']} ({found['family']})"
     lines = [
-        f"<p><b>{escape(found['model'])}</b> ({escape(found['family'])}), {escape(settings['weights'])} weights: takes "
-        f"about {room}.</p>",
+        f"<p><b>{escape(named)}</b>, {escape(settings['weights'])} weights: takes about {room}.</p>",
         f"<p>{found['images']} pictures, {found['captions']} captions; {steps:,} steps of {forwards} forward passes. "
         f"lr {settings['lr']:g}, mu {settings['mu']:g}, timesteps {settings['t_lower']}-{settings['t_upper']}.</p>",
     ]
@@ -94,32 +162,36 @@ def checked(found: Mapping[str, Any]) -> str:
     return f'<div class="zoodip-box zoodip-{kind}" role="status">{"".join(lines)}</div>'
 
 
-def run_details(run: Run) -> str:
-    """A run's settings and how it ended."""
-    told = (
-        "initializer",
-        "weights",
-        "num_vectors",
-        "n",
-        "mu",
-        "lr",
-        "lr_schedule",
-        "t_lower",
-        "t_upper",
-        "tau",
-        "seed",
-    )
-    rows = [
-        ("token", run.token),
-        ("model", run.model),
-        ("state", f"{run.state}, {run.step:,} of {run.steps:,} steps"),
-        *((name, str(run.settings[name])) for name in told if name in run.settings),
-        ("folder", str(run.folder)),
-    ]
+def run_head(run: Run) -> str:
+    """How a run ended, and why."""
+    kind = {FAILED: "error", FINISHED: "good"}.get(run.state, "")
+    said = f"{run.state}, {run.step:,} of {run.steps:,} steps"
+    parts = [f'<p class="zoodip-said"><b>{escape(run.token)}</b><span>{escape(said)}</span></p>']
     if run.message:
-        rows.insert(3, ("why", run.message))
-    cells = "".join(f"<tr><td>{escape(label)}</td><td>{_lines(text)}</td></tr>" for label, text in rows)
-    return f'<div class="zoodip-box"><table class="zoodip-table">{cells}</table></div>'
+        parts.append(f"<p>{_lines(run.message)}</p>")
+    return f'<div class="zoodip-box zoodip-{kind}" data-run="{escape(run.name)}">{"".join(parts)}</div>'
+
+
+def run_details(run: Run) -> str:
+    """A run's settings."""
+    rows = [("Model", run.model)]
+    rows += [
+        (each.label, _setting(run.settings[each.name]))
+        for each in FIELDS
+        if each.name in run.settings and each.name not in ("model", "token")
+    ]
+    cells = "".join(f"<span>{escape(label)}<b>{escape(text)}</b></span>" for label, text in rows)
+    return (
+        f'<details class="zoodip-box"><summary>Settings and folder</summary><div class="zoodip-facts zoodip-settings">'
+        f"{cells}</div><p>{escape(str(run.folder))}</p></details>"
+    )
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
 
 def run_label(run: Run) -> str:
@@ -151,7 +223,9 @@ def size(count: int) -> str:
 
 def duration(seconds: float) -> str:
     """A time for people."""
-    whole = round(seconds) if math.isfinite(seconds) else 0
+    if not math.isfinite(seconds):
+        return "not known"
+    whole = max(0, round(seconds))
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02} min"
     return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
@@ -169,44 +243,73 @@ def ago(seconds: float) -> str:
 # ---------------------------------------------------------------- the loss chart
 
 
-def chart(losses: Sequence[float], steps: int) -> str:
-    """The losses so far as an SVG: a band from the least to the most of neighbouring steps, and their running mean."""
-    finite = [loss if math.isfinite(loss) else 0.0 for loss in losses]
-    groups = _grouped(finite)
-    lows, highs = [min(group) for _, group in groups], [max(group) for _, group in groups]
-    means = _smoothed([sum(group) / len(group) for _, group in groups])
-    top = sorted(highs)[int(0.98 * (len(highs) - 1))] * 1.15 or 1.0
-    across, high = _WIDTH - _LEFT - 8, _HEIGHT - _BOTTOM - _TOP
+def chart(losses: Sequence[float]) -> str:
+    """The losses so far as an SVG: their running mean, and a standard deviation to either side of it as a band."""
+    groups = _grouped(losses)
+    if not groups:
+        return ""
+    places, means, spreads = _running(groups)
+    lows = [max(0.0, mean - spread) for mean, spread in zip(means, spreads, strict=True)]
+    highs = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
+    last, most = max(len(losses), 10), max(highs) * 1.05
+    levels = _ticks(most, 4)
+    across, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM - _TOP
 
-    def point(step: float, loss: float) -> str:
-        x = _LEFT + across * step / max(steps, len(losses), 1)
-        return f"{x:.1f},{_TOP + high * (1 - min(loss / top, 1)):.1f}"
+    def x(step: float) -> float:
+        return _LEFT + across * step / last
 
-    places = [place for place, _ in groups]
-    band = [point(x, y) for x, y in zip(places, highs, strict=True)]
-    band += [point(x, y) for x, y in reversed(list(zip(places, lows, strict=True)))]
-    line = [point(x, y) for x, y in zip(places, means, strict=True)]
-    marks = "".join(
-        f'<text x="{_LEFT - 6}" y="{_TOP + high * (1 - part) + 4:.0f}" text-anchor="end">{top * part:.3g}</text>'
-        for part in (0, 0.5, 1)
-    )
+    def y(loss: float) -> float:
+        return _TOP + high * (1 - min(max(loss / (most or 1.0), 0), 1))
+
+    def points(steps: Sequence[float], values: Sequence[float]) -> str:
+        return " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in zip(steps, values, strict=True))
+
+    lines = "".join(f'<path d="M{_LEFT} {y(level):.1f}h{across}" opacity=".15"/>' for level in levels)
+    marks = [f'<text x="{_LEFT - 6}" y="{y(level) + 4:.1f}" text-anchor="end">{level:.4g}</text>' for level in levels]
+    marks += [
+        f'<text x="{x(step):.1f}" y="{_HEIGHT - 5}" text-anchor="middle">{round(step):,}</text>'
+        for step in _ticks(last, 6)
+    ]
     return (
-        f'<svg class="zoodip-chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="loss of every step">'
-        f'<path d="M{_LEFT} {_TOP}V{_TOP + high}H{_LEFT + across}" fill="none" stroke="currentColor" opacity=".4"/>'
-        f'<polygon points="{" ".join(band)}" fill="#5dade2" opacity=".35"/>'
-        f'<polyline points="{" ".join(line)}" fill="none" stroke="#c0392b" stroke-width="2"/>{marks}'
-        f'<text x="{_LEFT + across}" y="{_HEIGHT - 6}" text-anchor="end">step {max(steps, len(losses)):,}</text>'
-        f'<text x="{_LEFT}" y="{_HEIGHT - 6}">loss: each step, and its running mean</text></svg>'
+        f'<svg class="zoodip-chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="loss by step">{lines}'
+        f'<path d="M{_LEFT} {_TOP + high}h{across}" opacity=".5"/>'
+        f'<polygon points="{points([*places, *places[::-1]], [*highs, *lows[::-1]])}"/>'
+        f'<polyline points="{points(places, means)}"/>'
+        f'<circle cx="{x(places[-1]):.1f}" cy="{y(means[-1]):.1f}" r="3"/>{"".join(marks)}{_LEGEND}</svg>'
     )
+
+
+_LEGEND = (
+    f'<polyline points="{_LEFT},11 {_LEFT + 16},11"/><text x="{_LEFT + 22}" y="15">loss, running mean</text>'
+    f'<rect x="{_LEFT + 146}" y="6" width="14" height="9"/><text x="{_LEFT + 166}" y="15">its spread</text>'
+)
+
+
+def _ticks(top: float, count: int) -> list[float]:
+    """Round numbers from 0 to at most ``top``, about ``count`` of them."""
+    if not top > 0:
+        return [0.0]
+    rough = top / count
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
+    return [step * i for i in range(int(top / step * 1.0001) + 1)]
 
 
 def _grouped(losses: Sequence[float]) -> list[tuple[float, Sequence[float]]]:
-    """Neighbouring steps together, as many as a chart has points for, each with its place."""
+    """Neighbouring steps together, a group for each point of a chart, with their places; without what is no number."""
     each = max(1, math.ceil(len(losses) / _POINTS))
-    return [(i + (len(losses[i : i + each]) + 1) / 2, losses[i : i + each]) for i in range(0, len(losses), each)]
+    groups = ((i + (len(losses[i : i + each]) + 1) / 2, losses[i : i + each]) for i in range(0, len(losses), each))
+    finite = ((place, [loss for loss in group if math.isfinite(loss)]) for place, group in groups)
+    return [(place, group) for place, group in finite if group]
 
 
-def _smoothed(means: Sequence[float]) -> list[float]:
-    half = max(1, len(means) // 20)
-    windows = (means[max(0, i - half) : i + half + 1] for i in range(len(means)))
-    return [sum(window) / len(window) for window in windows]
+def _running(groups: Sequence[tuple[float, Sequence[float]]]) -> tuple[list[float], list[float], list[float]]:
+    """Places, and mean and standard deviation over about a tenth of the groups around each."""
+    half = max(1, len(groups) // 20)
+    sums = [(len(group), sum(group), sum(loss * loss for loss in group)) for _, group in groups]
+    means, spreads = [], []
+    for i in range(len(sums)):
+        count, total, squares = map(sum, zip(*sums[max(0, i - half) : i + half + 1], strict=True))
+        means.append(total / count)
+        spreads.append(math.sqrt(max(0.0, squares / count - (total / count) ** 2)))
+    return [place for place, _ in groups], means, spreads

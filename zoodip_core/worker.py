@@ -7,6 +7,8 @@ Where the input ends, whoever started the job is gone: the run is saved, and the
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -107,12 +109,14 @@ class Outbox:
 def obey(pipe: IO[bytes], commands: Commands) -> None:
     """Hand commands on until the pipe ends, which is a stop."""
     known = {"stop": commands.stop, "save": commands.save, "sample": commands.sample}
-    while line := pipe.readline(_LONGEST_COMMAND):
-        try:
-            known[json.loads(line)["command"]]()
-        except (ValueError, KeyError, TypeError):
-            print(f"not a command: {line[:80]!r}", file=sys.stderr)
-    commands.stop()
+    try:
+        while line := pipe.readline(_LONGEST_COMMAND):
+            try:
+                known[json.loads(line)["command"]]()
+            except (ValueError, KeyError, TypeError, RecursionError):
+                print(f"not a command: {line[:80]!r}", file=sys.stderr)
+    finally:  # whatever happens to the pipe, or to the log on a full disk
+        commands.stop()
 
 
 # ---------------------------------------------------------------- the jobs
@@ -144,14 +148,14 @@ class Job:
             ConfigError: it is none, or of another version.
         """
         with storage_errors(file):
-            text = file.read_text(encoding="utf-8")
+            content = file.read_bytes()
         try:
-            data = json.loads(text)
+            data = json.loads(content)
             if data["version"] != TASK_VERSION or data["kind"] not in KINDS:
                 raise ConfigError(f"{file} is a job of another version of ZOODiP; start the job again")
             settings, changes = dict(data.get("settings", {})), dict(data.get("changes", {}))
             return cls(data["kind"], Path(data["folder"]), settings, str(data.get("pace", "paper")), changes)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"{file} is no job file ({error}); start the job again") from error
@@ -170,9 +174,10 @@ class Job:
         given = dict(self.settings)
         family = identify(given.get("model", TrainConfig.model), given.get("prediction_type", "auto")).family
         weights, dtype = given.get("weights", TrainConfig.weights), given.get("dtype", TrainConfig.dtype)
-        settings = {**preset_for(family, weights, dtype, self.pace), **given}
-        steps = settings.get("steps", TrainConfig.steps)
-        return TrainConfig.from_dict({"sample_every": max(1, steps // _SAMPLINGS), **settings})
+        config = TrainConfig.from_dict({**preset_for(family, weights, dtype, self.pace), **given})
+        if "sample_every" in given:
+            return config
+        return dataclasses.replace(config, sample_every=max(1, config.steps // _SAMPLINGS))
 
 
 def check(config: TrainConfig) -> dict[str, Any]:
@@ -245,7 +250,15 @@ def _close(
     job: Job, config: TrainConfig, model: QuantizedModel, result: TrainResult, out: Outbox, commands: Commands
 ) -> int:
     if result.finished:
-        _draw(job, config, model, result.path, out, commands)
+        try:
+            _draw(job, config, model, result.path, out, commands)
+        except Stopped:
+            pass
+        except Exception as error:  # a token that was learned does not hang on its pictures
+            text = for_user(error)
+            if text is None:
+                _log_fault()
+            out.send("message", text=f"no pictures before and after: {text or repr(error)}", warning=True)
     out.send("ended", state="finished" if result.finished else "stopped", step=result.step, embedding=str(result.path))
     return FINISHED if result.finished else STOPPED
 
@@ -258,9 +271,9 @@ def _show(job: Job, out: Outbox, commands: Commands) -> int:
         raise ConfigError(f"{job.run} has no token to draw yet; go on with the run first")
     with stopped_by(lambda: commands.stopping):
         model = _load(folder.config)
-    shown = _draw(job, folder.config, model, token, out, commands)
-    out.send("ended", state="finished" if shown else "stopped")
-    return FINISHED if shown else STOPPED
+    _draw(job, folder.config, model, token, out, commands)
+    out.send("ended", state="finished")
+    return FINISHED
 
 
 def _load(config: TrainConfig) -> QuantizedModel:
@@ -274,22 +287,12 @@ def _load(config: TrainConfig) -> QuantizedModel:
     )
 
 
-def _draw(job: Job, config: TrainConfig, model: QuantizedModel, token: Path, out: Outbox, commands: Commands) -> bool:
-    """Whether the pictures of word and token were drawn; a token that was learned does not hang on them."""
+def _draw(job: Job, config: TrainConfig, model: QuantizedModel, token: Path, out: Outbox, commands: Commands) -> None:
+    """Draw with the word and with the token."""
     out.send("message", text="drawing the pictures before and after", warning=False)
-    try:
-        with stopped_by(lambda: commands.stopping):
-            before_after(model, config, load_embedding(token), job.folder / BEFORE_AFTER)
-    except Stopped:
-        return False
-    except Exception as error:
-        text = for_user(error)
-        if text is None:
-            raise
-        out.send("message", text=f"no pictures before and after: {text}", warning=True)
-        return False
+    with stopped_by(lambda: commands.stopping):
+        before_after(model, config, load_embedding(token), job.folder / BEFORE_AFTER)
     out.send("shown", path=str(job.folder / BEFORE_AFTER))
-    return True
 
 
 KINDS: dict[str, Callable[[Job, Outbox, Commands], int]] = {
@@ -298,6 +301,12 @@ KINDS: dict[str, Callable[[Job, Outbox, Commands], int]] = {
     "resume": _resume,
     "show": _show,
 }
+
+
+def _log_fault() -> None:
+    """Print the traceback of the error that is being handled; the log's disk may be full."""
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
 
 
 def work(file: Path, out: Outbox, commands: Commands) -> int:
@@ -311,7 +320,7 @@ def work(file: Path, out: Outbox, commands: Commands) -> int:
     except Exception as error:
         text = for_user(error)
         if text is None:
-            traceback.print_exc()
+            _log_fault()
         out.send("failed", error=text or f"{type(error).__name__}: {error}", fault=text is None)
         return FAULT if text is None else FAILED
 

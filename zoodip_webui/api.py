@@ -1,69 +1,125 @@
-"""``/zoodip/v1``: jobs for scripts, open where and to whom the webui's own API is."""
+"""``/zoodip/v1``: jobs for scripts, open where and to whom the webui's own API is.
+
+- ``POST /jobs`` starts one: settings by name, ``pictures`` (name, data in base64, caption) and ``overwrite``
+- ``GET /jobs``, ``GET /jobs/{number}``, ``POST /jobs/{number}/stop``
+- ``GET /runs``, ``POST /runs/{name}/continue`` with ``steps`` for more of them
+
+What can not be done is answered with 422 and a sentence that says why.
+"""
 
 import base64
 import binascii
 import dataclasses
+import math
+import re
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from zoodip_core.draft import MAX_PICTURES, Draft
 from zoodip_core.errors import ConfigError, ImagesError, for_user
 from zoodip_core.form import NAMES, read_named
+from zoodip_core.history import Run
 from zoodip_core.jobs import Job
 from zoodip_core.studio import Studio
 
 ROOT = "/zoodip/v1"
 _LONGEST = 150_000_000
 """Characters of a picture in base64."""
+_OF_RUN = ("name", "token", "model", "state", "message", "step", "steps", "can_go_on", "folder", "embedding")
 
 
 def add(app: Any, studio: Studio) -> None:
     """Add the routes, if the webui was started with its API."""
-    from fastapi import Body, Depends, HTTPException
+    from fastapi import Body
     from modules import shared
 
     if not (shared.cmd_opts.api or getattr(shared.cmd_opts, "nowebui", False)):
         return
-    guards = [Depends(_guard(shared.cmd_opts.api_auth))] if shared.cmd_opts.api_auth else []
-
-    def answered(work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except Exception as error:
-            text = for_user(error)
-            if text is None:
-                raise
-            raise HTTPException(status_code=422, detail=text) from error
 
     def create(request: dict[str, Any] = Body(...)) -> Any:  # noqa: B008 - as fastapi wants it
-        return answered(lambda: told(_start(studio, request)))
+        return _answered(lambda: _told(_start(studio, request)))
 
-    def listed() -> Any:
-        return [told(job) for job in studio.jobs.all()]
+    def jobs() -> Any:
+        return [_told(job) for job in studio.jobs.all()]
 
-    def status(number: int) -> Any:
-        return answered(lambda: told(studio.jobs.get(number)))
+    def job(number: int) -> Any:
+        return _answered(lambda: _told(studio.jobs.get(number)))
 
     def stop(number: int) -> Any:
         def work() -> Any:
             studio.jobs.stop(number)
-            return told(studio.jobs.get(number))
+            return _told(studio.jobs.get(number))
 
-        return answered(work)
+        return _answered(work)
 
+    def runs() -> Any:
+        return [_told(run) for run in studio.runs()]
+
+    def go_on(name: str, request: dict[str, Any] = Body({})) -> Any:  # noqa: B008 - as fastapi wants it
+        return _answered(lambda: _told(_go_on(studio, name, request)))
+
+    guards = _guards(app, shared.cmd_opts)
     for path, method, route in (
         ("/jobs", "POST", create),
-        ("/jobs", "GET", listed),
-        ("/jobs/{number}", "GET", status),
+        ("/jobs", "GET", jobs),
+        ("/jobs/{number}", "GET", job),
         ("/jobs/{number}/stop", "POST", stop),
+        ("/runs", "GET", runs),
+        ("/runs/{name}/continue", "POST", go_on),
     ):
         app.add_api_route(ROOT + path, route, methods=[method], dependencies=guards)
 
 
-def _guard(accounts: str) -> Callable[..., None]:
+def _answered(work: Callable[[], Any]) -> Any:
+    """What the work returns, or 422 and what is wrong."""
+    from fastapi import HTTPException
+
+    try:
+        return work()
+    except Exception as error:
+        text = for_user(error)
+        if text is None:
+            raise
+        raise HTTPException(status_code=422, detail=text) from error
+
+
+# ---------------------------------------------------------------- who may ask
+
+
+def _guards(app: Any, options: Any) -> list[Any]:
+    """What a request has to pass: the accounts of ``--api-auth``; without those, the page's own login."""
+    from fastapi import Depends
+
+    guards = [_from_here(options)]
+    if options.api_auth:
+        guards.append(_account(options.api_auth))
+    else:  # as the webui's own API it would be open to everyone even where the page asks for a password
+        guards += [route.endpoint for route in app.routes if getattr(route, "path", "") == "/login_check"][:1]
+    return [Depends(guard) for guard in guards]
+
+
+def _from_here(options: Any) -> Callable[..., None]:
+    """Refuses what a page of another site has a browser send, unless ``--cors-allow-origins`` allows that site."""
+    from fastapi import HTTPException, Request
+
+    allowed = (getattr(options, "cors_allow_origins", None) or "").split(",")
+    pattern = getattr(options, "cors_allow_origins_regex", None)
+
+    def check(request: Request) -> None:
+        origin = request.headers.get("origin")
+        if origin is None or origin in allowed or urlsplit(origin).netloc == request.headers.get("host"):
+            return
+        if "*" not in allowed and not (pattern and re.fullmatch(pattern, origin)):
+            raise HTTPException(status_code=403, detail=f"{origin} may not use this; see --cors-allow-origins")
+
+    return check
+
+
+def _account(accounts: str) -> Callable[..., None]:
     """Refuses whoever is not in the webui's ``--api-auth``."""
     from fastapi import Depends, HTTPException
     from fastapi.security import HTTPBasic, HTTPBasicCredentials
@@ -80,46 +136,72 @@ def _guard(accounts: str) -> Callable[..., None]:
     return check
 
 
-def _start(studio: Studio, request: dict[str, Any]) -> Job:
-    """Start a job from a request: settings by name, and ``pictures`` as base64 with names and captions."""
-    pictures = request.pop("pictures", None)
-    overwrite = bool(request.pop("overwrite", False))
-    unknown = sorted(set(request) - set(NAMES))
+# ---------------------------------------------------------------- what is asked
+
+
+def _start(studio: Studio, request: Mapping[str, Any]) -> Job:
+    """Start a job from a request."""
+    settings = {name: given for name, given in request.items() if name not in ("pictures", "overwrite")}
+    pictures, overwrite = request.get("pictures"), request.get("overwrite", False)
+    unknown = sorted(set(settings) - set(NAMES))
     if unknown:
         raise ConfigError(f"{', '.join(unknown)}: no such setting; there are pictures, overwrite, {', '.join(NAMES)}")
-    form = {**read_named({**studio.host.defaults(), **request}), "overwrite": overwrite}
+    if not {"token", "initializer"} <= set(settings):
+        raise ConfigError("token and initializer must be given")
+    form = read_named({**studio.host.defaults(), **settings})
+    for name, given in settings.items():
+        if form[name] != given:
+            raise ConfigError(f"{name} = {str(given)[:80]!r}: not a value of this setting, such as {form[name]!r}")
+    if not isinstance(overwrite, bool):
+        raise ConfigError(f"overwrite = {str(overwrite)[:80]!r}: true or false")
     if not isinstance(pictures, list) or not 1 <= len(pictures) <= MAX_PICTURES:
         raise ImagesError(f"pictures: give a list of 1 to {MAX_PICTURES}, each with name, data in base64, and caption")
     with tempfile.TemporaryDirectory(prefix="zoodip-") as place:
         draft = Draft(Path(place) / "draft")
         for i, picture in enumerate(pictures, 1):
-            _add(draft, Path(place), picture, i)
-        return studio.start(form, draft)
+            _add(draft, Path(place) / str(i), picture, f"pictures, {i}")
+        return studio.start({**form, "overwrite": overwrite}, draft)
 
 
-def _add(draft: Draft, place: Path, picture: Any, number: int) -> None:
-    where = f"pictures, {number}"
-    if not isinstance(picture, dict) or not all(isinstance(picture.get(key), str) for key in ("name", "data")):
+def _add(draft: Draft, file: Path, picture: Any, where: str) -> None:
+    """Add a picture of a request to a draft, by way of a file."""
+    given = picture if isinstance(picture, dict) else {}
+    name, data, caption = given.get("name"), given.get("data"), given.get("caption", "")
+    if not isinstance(name, str) or not isinstance(data, str) or not isinstance(caption, str):
         raise ImagesError(f"{where}: give an object with name, data in base64, and caption if it has one")
-    if len(picture["data"]) > _LONGEST:
+    if len(data) > _LONGEST:
         raise ImagesError(f"{where}: the picture is too large")
-    file = place / f"{number}{Path(picture['name']).suffix[:10]}"
     try:
-        file.write_bytes(base64.b64decode(picture["data"].rpartition(",")[2], validate=True))
+        file.write_bytes(base64.b64decode(data.rpartition(",")[2], validate=True))
     except (binascii.Error, ValueError) as error:
         raise ImagesError(f"{where}: data is not base64") from error
     before = {each.name for each in draft.pictures()}
-    skipped = draft.add([(file, picture["name"])])
+    skipped = draft.add([(file, name)])
     if skipped:
         raise ImagesError(f"{where}: {skipped[0]}")
-    caption = picture.get("caption", "")
     for each in draft.pictures():
-        if each.name not in before and isinstance(caption, str) and caption:
+        if each.name not in before and caption:
             draft.caption(each.name, caption)
 
 
-def told(job: Job) -> dict[str, Any]:
-    """A job as the interface tells it."""
-    shown = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
-    del shown["losses"], shown["file"]
-    return {name: str(each) if isinstance(each, Path) else each for name, each in shown.items()}
+def _go_on(studio: Studio, name: str, request: Mapping[str, Any]) -> Job:
+    steps = request.get("steps", 0)
+    if set(request) - {"steps"} or not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+        raise ConfigError("give steps, a whole number of them in all, or nothing")
+    return studio.go_on(name, steps)
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def _told(about: Job | Run) -> dict[str, Any]:
+    """A job or a run as the interface tells it."""
+    names = _OF_RUN if isinstance(about, Run) else [field.name for field in dataclasses.fields(about)]
+    return {name: _plain(getattr(about, name)) for name in names if name not in ("losses", "file")}
+
+
+def _plain(value: Any) -> Any:
+    """In JSON, which has neither paths nor numbers that are not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

@@ -1,19 +1,29 @@
-"""The one seam to the webui's modules: models, embeddings, queue, memory, progress, interrupts."""
+"""The one seam to the webui's modules: models, embeddings, queue, memory, progress, interrupts.
+
+Those modules are imported when they are needed: the webui may make them anew, and some import this extension's scripts.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from zoodip_core.checkpoints import SUFFIXES
 from zoodip_core.jobs import Job
 
 from .settings import value
 
 _TASK = "task(zoodip)"
+_CACHES = {
+    "StableDiffusionProcessing": ("cached_c", "cached_uc"),
+    "StableDiffusionProcessingTxt2Img": ("cached_hr_c", "cached_hr_uc"),
+}
+"""Where the webui keeps what the last prompts meant."""
 
 
 class Webui:
@@ -29,24 +39,27 @@ class Webui:
     def home(self) -> Path:
         from modules.paths_internal import data_path
 
-        return Path(data_path) / str(value("folder", "zoodip") or "zoodip")
+        return Path(data_path).absolute() / Path(str(value("folder", "") or "zoodip")).expanduser()
 
     def models(self) -> dict[str, Path]:
         from modules import sd_models
 
-        return {info.name: Path(info.filename) for info in list(sd_models.checkpoints_list.values())}
+        found = {info.name: Path(info.filename) for info in list(sd_models.checkpoints_list.values())}
+        return {name: path for name, path in found.items() if path.suffix.lower() in SUFFIXES}  # Forge lists GGUF too
 
     def embeddings_folder(self) -> Path | None:
         from modules import shared
 
-        return Path(shared.cmd_opts.embeddings_dir)
+        return Path(shared.cmd_opts.embeddings_dir).absolute()
 
     def embeddings_changed(self) -> None:
-        from modules import sd_models
+        """Have the next generation find the files: now, or while one runs, in the turn after it."""
         from modules.call_queue import queue_lock
 
-        with queue_lock:  # a generation reads the lists that are made anew here
-            _read_embeddings(sd_models.model_data.sd_model)
+        if queue_lock.acquire(blocking=False):
+            _read_embeddings()
+        else:
+            threading.Thread(target=_read_embeddings_in_turn, name="zoodip-embeddings", daemon=True).start()
 
     def python(self) -> str:
         return str(value("python", "") or "")
@@ -62,23 +75,18 @@ class Webui:
 
     @contextlib.contextmanager
     def device(self, waiting: Callable[[str], None]) -> Iterator[None]:
-        from modules import progress, shared
+        from modules import progress
         from modules.call_queue import queue_lock
 
         if not queue_lock.acquire(blocking=False):
-            waiting("waiting for the webui, which is generating")
+            waiting("waiting for the webui, which is at work")
+            progress.add_task_to_queue(_TASK)
             queue_lock.acquire()
-        try:
-            shared.state.begin(job=_TASK)
-            progress.start_task(_TASK)
-            with _room():
-                yield
-        finally:
-            shared.state.interrupted = False
-            shared.state.textinfo = None
-            progress.finish_task(_TASK)
-            shared.state.end()
-            queue_lock.release()
+        with contextlib.ExitStack() as held:  # whatever fails on the way out, the webui's queue goes on
+            held.callback(queue_lock.release)
+            held.enter_context(_state())
+            held.enter_context(_room(waiting))
+            yield
 
     def interrupted(self) -> bool:
         from modules import shared
@@ -89,7 +97,8 @@ class Webui:
         from modules import shared
 
         state = shared.state
-        state.job_count, state.sampling_steps, state.sampling_step = 1, job.steps, job.step
+        state.job, state.job_count = _TASK, 1  # another tab's work may have cleared them
+        state.sampling_steps, state.sampling_step = job.steps, job.step
         state.textinfo = f"ZOODiP, {job.token}: {job.message}" + (
             f", step {job.step} of {job.steps}" if job.steps else ""
         )
@@ -99,8 +108,108 @@ class Webui:
                 state.assign_current_image(picture.convert("RGB"))
 
 
-def _read_embeddings(model: Any) -> None:
-    """Make the lists anew that prompts are read with; without a model there is none, and its loading makes them."""
+@contextlib.contextmanager
+def _state() -> Iterator[None]:
+    """The webui's state is ours: its progress bar and its stop button are about the job."""
+    from modules import progress, shared
+
+    shared.state.begin(job=_TASK)  # which takes back a stop button that was pressed before
+    while _TASK in progress.finished_tasks:  # or it would be told as completed while it is at work
+        progress.finished_tasks.remove(_TASK)
+    progress.start_task(_TASK)
+    try:
+        yield
+    finally:
+        shared.state.interrupted = False
+        shared.state.textinfo = None
+        progress.finish_task(_TASK)
+        shared.state.end()
+
+
+# ---------------------------------------------------------------- the webui's models
+
+
+@contextlib.contextmanager
+def _room(waiting: Callable[[str], None]) -> Iterator[None]:
+    """The webui's models leave the graphics card, and the one in use comes back.
+
+    A model that can not be moved does not end the job: that sees for itself whether there is room.
+    """
+    from modules import devices, sd_models
+
+    data = sd_models.model_data
+    _wait_for_loading(data, waiting)
+    back = []
+    if hasattr(data, "loaded_sd_models"):  # A1111
+        models = {id(model): model for model in (*data.loaded_sd_models, data.sd_model) if model is not None}
+        back = [model for model in models.values() if model is data.sd_model and not _parked(model)]
+        for model in models.values():
+            _attempt("a model could not be moved out of the way", sd_models.send_model_to_cpu, model)
+    else:  # Forge, which loads what it needs when it needs it
+        _attempt("the models could not be unloaded", sd_models.unload_model_weights)
+    _attempt("the graphics card's memory could not be given back", devices.torch_gc)
+    try:
+        yield
+    finally:
+        for model in back:
+            _attempt("the model could not be put back", sd_models.send_model_to_device, model)
+
+
+def _wait_for_loading(data: Any, waiting: Callable[[str], None]) -> None:
+    """A1111 loads its first model outside of its queue."""
+    lock = getattr(data, "lock", None)
+    if lock is None:
+        return
+    if not lock.acquire(blocking=False):
+        waiting("waiting for the webui, which is loading its model")
+        lock.acquire()
+    lock.release()
+
+
+def _parked(model: Any) -> bool:
+    """Whether the user had it moved out of the graphics card before, by the webui's own button."""
+    from modules import devices
+
+    try:
+        return bool(next(model.parameters()).device.type == "cpu" != devices.device.type)
+    except (StopIteration, AttributeError):
+        return False
+
+
+def _attempt(failure: str, work: Callable[..., Any], *arguments: Any) -> None:
+    """Have the webui do something, or tell in its console why it failed."""
+    from modules import errors
+
+    try:
+        work(*arguments)
+    except Exception:
+        errors.report(f"ZOODiP: {failure}", exc_info=True)
+
+
+# ---------------------------------------------------------------- the webui's embeddings
+
+
+def _read_embeddings_in_turn() -> None:
+    from modules.call_queue import queue_lock
+
+    queue_lock.acquire()
+    _read_embeddings()
+
+
+def _read_embeddings() -> None:
+    """Have the lists made anew that prompts are read with, while no generation reads them; gives the queue free."""
+    from modules import sd_models
+    from modules.call_queue import queue_lock
+
+    try:
+        _attempt("the embeddings could not be read anew", _reload, sd_models.model_data.sd_model)
+        _attempt("a prompt that was used before may not know the new token", _forget_prompts)
+    finally:
+        queue_lock.release()
+
+
+def _reload(model: Any) -> None:
+    """Without a model there are no lists, and its loading makes them."""
     from modules import sd_hijack
 
     if model is None:
@@ -113,21 +222,11 @@ def _read_embeddings(model: Any) -> None:
         sd_hijack.model_hijack.embedding_db.load_textual_inversion_embeddings(force_reload=True)
 
 
-@contextlib.contextmanager
-def _room() -> Iterator[None]:
-    """The webui's models leave the graphics card, and the one in use comes back."""
-    from modules import devices, sd_models
+def _forget_prompts() -> None:
+    """The webui keeps what the last prompt meant; the same prompt would not see a token that is new or replaced."""
+    from modules import processing
 
-    data = sd_models.model_data
-    kept = getattr(data, "loaded_sd_models", None)
-    if kept is None:  # Forge, which loads what it needs when it needs it
-        sd_models.unload_model_weights()
-    else:
-        for model in kept:
-            sd_models.send_model_to_cpu(model)
-    devices.torch_gc()
-    try:
-        yield
-    finally:
-        if kept is not None and data.sd_model is not None:
-            sd_models.send_model_to_device(data.sd_model)
+    for kind, caches in _CACHES.items():
+        for name in caches:
+            if hasattr(getattr(processing, kind, None), name):
+                setattr(getattr(processing, kind), name, [None, None])

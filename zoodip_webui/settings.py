@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from zoodip_core.config import PACES
@@ -16,16 +17,20 @@ def add() -> None:
     import gradio as gr
     from modules import shared
 
-    def option(name: str, default: Any, label: str, *widget: Any) -> None:
-        shared.opts.add_option(f"zoodip_{name}", shared.OptionInfo(default, label, *widget, section=_SECTION))
+    def option(name: str, default: Any, label: str, *widget: Any, **more: Any) -> None:
+        shared.opts.add_option(f"zoodip_{name}", shared.OptionInfo(default, label, *widget, section=_SECTION, **more))
 
-    option("folder", "zoodip", "Folder of the runs; where it is not a full path, in the webui's data folder")
+    # Paths, one of them of a program: not for scripts, and out of sight where the webui hides such.
+    path: dict[str, Any] = {"component_args": getattr(shared, "hide_dirs", None)}
+    if "restrict_api" in inspect.signature(shared.OptionInfo).parameters:
+        path["restrict_api"] = True
+    option("folder", "zoodip", "Folder of the runs; where it is not a full path, in the webui's data folder", **path)
     option("pace", "paper", "Pace", gr.Radio, {"choices": list(PACES)})
     option("weights", "int8", "Weights", gr.Radio, {"choices": list(WEIGHTS)})
     option(
         "keep_copy", False, "Keep quantised copies of models, 1 to 4 GB each, so that the next training starts sooner"
     )
-    option("python", "", f"{SETTING}; empty: the webui's own if it fits, else the trainer's")
+    option("python", "", f"{SETTING}; empty: the webui's own if it fits, else the trainer's", **path)
 
 
 def value(name: str, default: Any) -> Any:
