@@ -35,10 +35,6 @@ from zoodip_core.tiny import concepts
 from zoodip_core.trainer import Event, Progress
 
 # Each wants a change of studio.py, and says so by failing once that is made.
-wants_all_names = pytest.mark.xfail(strict=True, reason="taken() looks at one file, and not behind links")
-wants_one_case = pytest.mark.xfail(strict=True, reason="PIP.safetensors counts as ours, but is not replaced")
-wants_kept_leave = pytest.mark.xfail(strict=True, reason="whether a file may be replaced is forgotten at a stop")
-wants_checked_changes = pytest.mark.xfail(strict=True, reason="go_on() queues what can not be done")
 
 PIP = concepts.load("pip")
 FORM: dict[str, Any] = {"model": TINY_LABEL, "token": "<pip>", "initializer": "monster", "pace": "paper"}
@@ -265,7 +261,7 @@ def test_without_a_trainer_nothing_is_begun(idle: Desk) -> None:
 
 TAKEN = [
     "pip.safetensors",
-    pytest.param("PIP.safetensors", marks=wants_one_case),
+    "PIP.safetensors",
     "Pip.pt",
     "pip.pt",
     "pip.PT",
@@ -278,13 +274,17 @@ TAKEN = [
 ]
 
 
+def taken(desk: Desk, token: str) -> Path | None:
+    return desk.studio.shelf.taken(token) if desk.studio.shelf else None
+
+
 @pytest.mark.parametrize("name", TAKEN)
 def test_a_name_in_the_embeddings_folder_is_asked_about(name: str, idle: Desk) -> None:
     file = idle.embeddings / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"somebody's")
     before = contents(idle.host.root)
-    assert idle.studio.taken("<pip>") == idle.studio.taken("PiP") == file
+    assert taken(idle, "<pip>") == taken(idle, "PiP") == file
     for use in (idle.studio.check, idle.studio.start):
         with pytest.raises(TokenError, match=file.name):
             use(FORM)
@@ -298,26 +298,24 @@ def test_a_name_in_the_embeddings_folder_is_asked_about(name: str, idle: Desk) -
 @pytest.mark.parametrize("name", ["pip2.pt", "pip.txt", "pip", "apip.pt", "pip.preview.png", "pip.safetensors.bak"])
 def test_other_names_are_free(name: str, idle: Desk) -> None:
     (idle.embeddings / name).write_bytes(b"another")
-    assert idle.studio.taken("<pip>") is None
+    assert taken(idle, "<pip>") is None
 
 
 def test_a_name_with_dots_is_compared_as_a_whole(idle: Desk) -> None:
     (idle.embeddings / "pip.v2.pt").touch()
-    assert idle.studio.taken("<pip>") is None
-    assert idle.studio.taken("<pip.v2>") == idle.embeddings / "pip.v2.pt"
+    assert taken(idle, "<pip>") is None
+    assert taken(idle, "<pip.v2>") == idle.embeddings / "pip.v2.pt"
 
 
-@wants_all_names
 def test_a_name_behind_a_link_is_found(idle: Desk) -> None:
     """The webui follows links to folders when it looks for embeddings."""
     elsewhere = idle.host.root / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "pip.pt").touch()
     (idle.embeddings / "linked").symlink_to(elsewhere, target_is_directory=True)
-    assert idle.studio.taken("<pip>") == idle.embeddings / "linked" / "pip.pt"
+    assert taken(idle, "<pip>") == idle.embeddings / "linked" / "pip.pt"
 
 
-@wants_all_names
 def test_every_file_of_the_name_counts(idle: Desk) -> None:
     """Ours may be replaced, the one in the folder beneath is still found."""
     (idle.embeddings / "sub").mkdir()
@@ -329,9 +327,9 @@ def test_every_file_of_the_name_counts(idle: Desk) -> None:
 
 def test_without_an_embeddings_folder_every_name_is_free(idle: Desk) -> None:
     idle.host.embeddings = None
-    assert idle.studio.taken("<pip>") is None
+    assert taken(idle, "<pip>") is None
     idle.host.embeddings = idle.host.root / "not made yet"
-    assert idle.studio.taken("<pip>") is None
+    assert taken(idle, "<pip>") is None
 
 
 # ---------------------------------------------------------------- a run, from its start to its user
@@ -497,7 +495,6 @@ def test_a_stopped_run_goes_on_and_its_token_comes_as_well(desk: Desk, made: Mad
     assert task_of(run.folder)["changes"] == {"steps": 5}
 
 
-@wants_kept_leave
 @pytest.mark.parametrize("restart", [False, True])
 def test_leave_to_replace_a_file_outlasts_a_stop(restart: bool, desk: Desk, made: Made) -> None:
     path = desk.embeddings / "pip.safetensors"
@@ -534,7 +531,6 @@ def test_a_job_that_never_had_its_turn_is_begun_after_a_restart(desk: Desk) -> N
     assert again.finish(begun).state == FINISHED
 
 
-@wants_checked_changes
 def test_a_job_that_never_had_its_turn_may_be_given_other_steps(desk: Desk) -> None:
     desk.host.idle.clear()
     desk.studio.start(FORM)
@@ -543,7 +539,6 @@ def test_a_job_that_never_had_its_turn_may_be_given_other_steps(desk: Desk) -> N
     assert task_of(begun.folder)["settings"]["steps"] == 7
 
 
-@wants_checked_changes
 def test_a_job_that_never_had_its_turn_can_not_be_drawn(desk: Desk) -> None:
     """Nor is what was asked of it lost by trying."""
     desk.host.idle.clear()
@@ -591,7 +586,6 @@ def test_a_run_is_named_by_its_name_alone(name: str, desk: Desk) -> None:
     assert contents(desk.host.root) == before
 
 
-@wants_checked_changes
 def test_a_run_that_was_refused_to_go_on_is_what_it_was(desk: Desk, made: Made) -> None:
     """A finished run does not count as failed because more steps were asked of it that it can not take."""
     desk.train()

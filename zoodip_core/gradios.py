@@ -94,10 +94,11 @@ def pictured(path: Path | None) -> Any:
     return gr.update(value=picture, visible=picture is not None)
 
 
-def attempt(work: Callable[[], str]) -> str:
-    """The notice of what was done, or of what is wrong."""
+def attempt(work: Callable[[], str | tuple[str, str]]) -> str:
+    """The notice of what was done, or of what is wrong; ``work`` returns its text, and its kind unless all is good."""
     try:
-        return views.notice(work(), "good")
+        done = work()
+        return views.notice(*(done if isinstance(done, tuple) else (done, "good")))
     except Exception as error:
         text = for_user(error)
         if text is None:

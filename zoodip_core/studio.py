@@ -15,15 +15,14 @@ from .config import TrainConfig
 from .draft import Draft
 from .environment import Trainer, find_trainer
 from .errors import EmbeddingFileError, RunFolderError, TokenError
-from .files import write_atomically
 from .history import RUN, Run, delete_run, find_run, list_runs, new_folder, task_of, write_outcome
 from .jobs import FAILED, FINISHED, Job, Jobs, python_of
 from .models import TINY
-from .tokens import check_name, file_stem
+from .runs import RunFolder
+from .shelf import Shelf
+from .tokens import check_name
 
 TINY_LABEL = "the embedded tiny model"
-EMBEDDING_SUFFIXES = (".safetensors", ".pt", ".bin", ".png", ".webp", ".jxl", ".avif")
-"""Of the files that a webui takes for embeddings; what a prompt calls them is the name before it."""
 LEFT_TO_PACE = dict.fromkeys(("steps", "n", "mu", "lr", "tau", "t_lower", "t_upper", "sample_every"), 0) | {
     "lr_schedule": "auto"
 }
@@ -71,7 +70,6 @@ class Studio:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.jobs = Jobs(host, self.trainer, self._done)
-        self._replace: dict[Path, bool] = {}
 
     @property
     def draft(self) -> Draft:
@@ -116,13 +114,11 @@ class Studio:
         """Of a name that the host offers, or a path as typed; the worker runs in another folder."""
         return self.host.models().get(label) or Path(label).expanduser().absolute()
 
-    def taken(self, token: str) -> Path | None:
-        """The file in the embeddings folder that a prompt would find under the token's name, if there is one."""
-        folder, stem = self.host.embeddings_folder(), file_stem(token).lower()
-        if folder is None or not folder.is_dir():
-            return None
-        files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in EMBEDDING_SUFFIXES)
-        return next((path for path in files if path.stem.lower() == stem), None)
+    @property
+    def shelf(self) -> Shelf | None:
+        """Where finished tokens go to be used, if there is such a place."""
+        folder = self.host.embeddings_folder()
+        return Shelf(folder) if folder else None
 
     def check(self, form: Mapping[str, Any], draft: Draft | None = None) -> dict[str, Any]:
         """What a run of this form would be: see :func:`worker.check`. Takes some seconds.
@@ -131,25 +127,10 @@ class Studio:
             ZoodipError: of the kind that tells what is wrong.
         """
         python, settings = python_of(self.trainer()), self.settings(form)
-        self._check_free_name(settings["token"], bool(form.get("overwrite")))
+        if self.shelf:
+            self.shelf.check_free(settings["token"], bool(form.get("overwrite")))
         references = (draft or self.draft).references()
         return jobs.ask(python, "check", settings={**settings, **references}, pace=form.get("pace", "paper"))
-
-    def _check_free_name(self, token: str, overwrite: bool) -> None:
-        there = self.taken(token)
-        if there is None:
-            return
-        own = there.parent == self.host.embeddings_folder() and there.suffix == ".safetensors"
-        if not own:
-            raise TokenError(
-                f"token {token!r}: prompts would find {there} under this name as well; choose another name, "
-                "or move that file away"
-            )
-        if not overwrite:
-            raise TokenError(
-                f"token {token!r}: {there.name} is in the embeddings folder already. Tick 'Replace the file of this "
-                "name' if it shall be replaced when the training ends, or choose another name"
-            )
 
     # ------------------------------------------------------------ jobs
 
@@ -161,20 +142,19 @@ class Studio:
         """
         python_of(self.trainer())
         settings, draft = self.settings(form), draft or self.draft
-        token, overwrite = settings["token"], bool(form.get("overwrite"))
-        self._check_free_name(token, overwrite)
+        token, replace = settings["token"], bool(form.get("overwrite"))
+        if self.shelf:
+            self.shelf.check_free(token, replace)
         draft.references()  # there are pictures
         folder = new_folder(self.host.home(), token)
         try:
-            references = draft.write_references(folder)
-            job = self.jobs.submit(
-                "train", folder, token, settings={**settings, **references}, pace=form.get("pace", "paper")
+            settings |= draft.write_references(folder)
+            return self.jobs.submit(
+                "train", folder, token, settings=settings, pace=form.get("pace", "paper"), replace=replace
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        self._replace[folder] = overwrite
-        return job
 
     def go_on(self, name: str, steps: int = 0) -> Job:
         """Queue the rest of a run, or up to more steps.
@@ -186,39 +166,41 @@ class Studio:
         Raises:
             RunFolderError: no such run, or it can not go on.
         """
-        run = find_run(self.host.home(), name)
+        run = self.run(name)
         if not run.can_go_on and not steps:
             why = run.message or f"it has taken all its {run.steps} steps; ask for more"
             raise RunFolderError(f"{name} can not go on: {why}")
+        task = task_of(run.folder)
+        changes, replace = {"steps": steps} if steps else {}, bool(task.get("replace"))
         if not run.run.exists():  # it had to wait, and the program ended before its turn came
-            task = task_of(run.folder)
-            return self.jobs.submit(
-                "train", run.folder, run.token, settings=task.get("settings", {}), pace=task.get("pace", "paper")
-            )
-        changes = {"steps": steps} if steps else {}
-        return self.jobs.submit("resume", run.folder, run.token, changes=changes)
+            settings, pace = {**task.get("settings", {}), **changes}, task.get("pace", "paper")
+            return self.jobs.submit("train", run.folder, run.token, settings=settings, pace=pace, replace=replace)
+        RunFolder.open(run.run, changes)  # what it can not do is said now
+        return self.jobs.submit("resume", run.folder, run.token, changes=changes, replace=replace)
 
     def show(self, name: str) -> Job:
         """Queue the pictures before and after of a run.
 
         Raises:
             RunFolderError: no such run.
+            EmbeddingFileError: it has no token yet.
         """
-        run = find_run(self.host.home(), name)
-        return self.jobs.submit("show", run.folder, run.token)
+        run = self._with_token(name)
+        replace = bool(task_of(run.folder).get("replace"))
+        return self.jobs.submit("show", run.folder, run.token, replace=replace)
 
     def _done(self, job: Job) -> str:
         """After a job: remember how it ended, and bring a finished token to its user."""
-        replace = self._replace.pop(job.folder, False)
         if job.kind == "train" and not (job.folder / RUN).exists():  # nothing came of it
             shutil.rmtree(job.folder, ignore_errors=True)
             return ""
         if job.kind == "show":
             return ""
         write_outcome(job.folder, job.state, job.message if job.state == FAILED else "")
-        if job.state != FINISHED or self.host.embeddings_folder() is None:
+        if job.state != FINISHED or self.shelf is None:
             return ""
         try:
+            replace = bool(task_of(job.folder).get("replace"))
             path = self.publish(job.folder.name, replace=replace, another_name=True)
         except EmbeddingFileError as error:
             return str(error)
@@ -244,7 +226,7 @@ class Studio:
         Raises:
             RunFolderError: no such run, or it is at work.
         """
-        run = find_run(self.host.home(), name)
+        run = self.run(name)
         if self.jobs.busy(run.folder):
             raise RunFolderError(f"{name} is being worked on; stop it first")
         delete_run(self.host.home(), name)
@@ -261,23 +243,16 @@ class Studio:
             EmbeddingFileError: there is no token yet, no such folder, or the name is taken.
             StorageError: it can not be written.
         """
-        run, folder = find_run(self.host.home(), name), self.host.embeddings_folder()
+        run, shelf = self._with_token(name), self.shelf
+        if shelf is None:
+            raise EmbeddingFileError("there is no embeddings folder here; download the file instead")
+        assert run.embedding
+        path = shelf.put(run.token, run.embedding.read_bytes(), replace=replace, another_name=another_name)
+        self.host.embeddings_changed()
+        return path
+
+    def _with_token(self, name: str) -> Run:
+        run = self.run(name)
         if run.embedding is None:
             raise EmbeddingFileError(f"{name} has no token yet; go on with the run first")
-        if folder is None:
-            raise EmbeddingFileError("there is no embeddings folder here; download the file instead")
-        target = folder / f"{file_stem(run.token)}.safetensors"
-        there, content = self.taken(run.token), run.embedding.read_bytes()
-        if there is not None and not (there == target and (replace or there.read_bytes() == content)):
-            if not another_name:
-                raise EmbeddingFileError(f"{there.name} is in the embeddings folder already; allow to replace it first")
-            target = self._free_target(folder, run.token)
-        write_atomically(target, content)
-        self.host.embeddings_changed()
-        return target
-
-    def _free_target(self, folder: Path, token: str) -> Path:
-        count = 2
-        while self.taken(f"{file_stem(token)}-{count}") is not None:
-            count += 1
-        return folder / f"{file_stem(token)}-{count}.safetensors"
+        return run

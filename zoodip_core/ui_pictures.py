@@ -22,6 +22,7 @@ _TILE = 256
 _SUBJECT = "subject"
 """Under this name the draft keeps which bundled subject its pictures are of."""
 _CAPTION = "Caption"
+_MOST_LINES = 8
 
 
 class Pictures:
@@ -142,14 +143,14 @@ class Pictures:
             tiles.append((tile, picture.caption.splitlines()[0] if picture.caption else picture.name))
         return tiles
 
-    def _after(self, work: Callable[[], str]) -> list[Any]:
+    def _after(self, work: Callable[[], str | tuple[str, str]]) -> list[Any]:
         """Notice and pictures, after a change of them."""
         told = attempt(work)
         return [shown(told), *self.look()]
 
     # ------------------------------------------------------------ what is done
 
-    def _add(self, take: Callable[[], Sequence[str]]) -> str:
+    def _add(self, take: Callable[[], Sequence[str]]) -> tuple[str, str]:
         """Add pictures of the user's own; those of a bundled subject make room for them."""
         draft = self._studio.draft
         bundled = [each.name for each in draft.pictures()] if draft.values().get(_SUBJECT) else []
@@ -160,7 +161,7 @@ class Pictures:
             draft.keep({_SUBJECT: ""})
         return self._added(skipped)
 
-    def _add_concept(self, name: str) -> str:
+    def _add_concept(self, name: str) -> tuple[str, str]:
         draft, concept = self._studio.draft, concepts.load(name)
         if draft.pictures() and not draft.values().get(_SUBJECT):
             raise ImagesError("your own pictures are here; remove them all first, then choose a bundled subject")
@@ -170,20 +171,23 @@ class Pictures:
         draft.keep({**told, _SUBJECT: name})
         return self._added(skipped)
 
-    def _added(self, skipped: Sequence[str]) -> str:
+    def _added(self, skipped: Sequence[str]) -> tuple[str, str]:
         count = len(self._studio.draft.pictures())
-        return "\n".join([f"{count} picture{'' if count == 1 else 's'}", *(f"left out: {line}" for line in skipped)])
+        lines = [f"{count} picture{'' if count == 1 else 's'}", *skipped[:_MOST_LINES]]
+        if len(skipped) > _MOST_LINES:
+            lines.append(f"and {len(skipped) - _MOST_LINES} more like these")
+        return "\n".join(lines), "warning" if skipped else "good"
 
     def _dropped(self, files: Any) -> list[Any]:
         paths = [Path(getattr(file, "name", file)) for file in files or []]
 
-        def add() -> str:
+        def add() -> tuple[str, str]:
             return self._add(lambda: self._studio.draft.add([(path, path.name) for path in paths]))
 
         return [*self._after(add), gr.update(value=None), self.subject()]
 
     def _folder_added(self, folder: str) -> list[Any]:
-        def add() -> str:
+        def add() -> tuple[str, str]:
             if not (folder or "").strip():
                 raise ConfigError("give the path of a folder of pictures")
             return self._add(lambda: self._studio.draft.add_folder(Path(folder.strip()).expanduser()))
@@ -214,7 +218,7 @@ class Pictures:
         return shown(attempt(caption)), gr.update(value=self.tiles())
 
     def _removed(self, name: str) -> list[Any]:
-        def remove() -> str:
+        def remove() -> tuple[str, str]:
             self._studio.draft.remove(name)
             return self._added([])
 

@@ -216,5 +216,4 @@ class Runs:
 
 def replaceable(studio: Studio, token: str) -> bool:
     """Whether a file of ours could be replaced that prompts find under the token's name."""
-    there = studio.taken(token)
-    return there is not None and there.parent == studio.host.embeddings_folder() and there.suffix == ".safetensors"
+    return studio.shelf is not None and studio.shelf.replaceable(token)
