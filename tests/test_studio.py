@@ -34,8 +34,6 @@ from zoodip_core.studio import LEFT_TO_PACE, TINY_LABEL, Studio
 from zoodip_core.tiny import concepts
 from zoodip_core.trainer import Event, Progress
 
-# Each wants a change of studio.py, and says so by failing once that is made.
-
 PIP = concepts.load("pip")
 FORM: dict[str, Any] = {"model": TINY_LABEL, "token": "<pip>", "initializer": "monster", "pace": "paper"}
 SHORT: dict[str, Any] = {"steps": 3, "n": 2, "batch": 1, "tau": 3, "lr_schedule": "constant"}
@@ -316,6 +314,14 @@ def test_a_name_behind_a_link_is_found(idle: Desk) -> None:
     assert taken(idle, "<pip>") == idle.embeddings / "linked" / "pip.pt"
 
 
+def test_a_link_that_leads_back_is_no_endless_way(idle: Desk) -> None:
+    for name in ("up", "again"):
+        (idle.embeddings / name).symlink_to(idle.embeddings, target_is_directory=True)
+    assert taken(idle, "<pip>") is None
+    (idle.embeddings / "pip.pt").touch()
+    assert taken(idle, "<pip>") == idle.embeddings / "pip.pt"
+
+
 def test_every_file_of_the_name_counts(idle: Desk) -> None:
     """Ours may be replaced, the one in the folder beneath is still found."""
     (idle.embeddings / "sub").mkdir()
@@ -529,6 +535,15 @@ def test_a_job_that_never_had_its_turn_is_begun_after_a_restart(desk: Desk) -> N
     task = task_of(begun.folder)
     assert (task["kind"], task["settings"]["seed"], task["pace"]) == ("train", 5, "fast")
     assert again.finish(begun).state == FINISHED
+
+
+def test_a_run_that_was_cut_off_before_its_first_file_is_begun(desk: Desk) -> None:
+    desk.host.idle.clear()
+    job = desk.studio.start(FORM)
+    (job.folder / "run").mkdir()
+    again = desk.restarted()
+    assert again.studio.run("pip").can_go_on
+    assert again.studio.go_on("pip").kind == "train"
 
 
 def test_a_job_that_never_had_its_turn_may_be_given_other_steps(desk: Desk) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -593,7 +594,7 @@ def stopped_after(step: int, folder: Path, model: QuantizedModel) -> None:
         if isinstance(event, Progress) and event.step == step:
             commands.stop()
 
-    config = TrainConfig.from_preset("tiny", **settings_of(steps=5))
+    config = TrainConfig.from_preset("tiny", **settings_of(steps=5, save_every=1))
     train_token(config, folder, model=model, on_event=on_event, commands=commands)
 
 
@@ -739,7 +740,10 @@ def test_an_event_is_a_line_of_ascii_whatever_is_in_it() -> None:
 def test_events_of_several_threads_do_not_mix() -> None:
     class Slow(io.BytesIO):
         def write(self, data: Any) -> int:
-            return sum(io.BytesIO.write(self, bytes([byte])) for byte in data)
+            for part in (data[:9], data[9:]):
+                super().write(part)
+                time.sleep(0.0001)  # another thread's turn
+            return len(data)
 
     pipe = Slow()
     out = Outbox(pipe)

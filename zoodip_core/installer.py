@@ -8,10 +8,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import subprocess
-import sys
 import threading
 
-from .environment import ROOT, clean_env
+from .environment import ROOT, clean_env, this_python
 from .errors import ConfigError
 
 SCRIPT = ROOT / "install.py"
@@ -49,15 +48,17 @@ class Installer:
         Raises:
             ConfigError: the script is not there, or can not be started.
         """
-        if not SCRIPT.is_file():
-            raise ConfigError(f"{SCRIPT} is missing; install the packages of requirements.txt by hand")
+        python = this_python()
+        if python is None or not SCRIPT.is_file():
+            missing = "a Python" if python is None else SCRIPT
+            raise ConfigError(f"{missing} is missing; install the packages of requirements.txt by hand")
         with self._lock:
             if self._process is not None and self._process.poll() is None:
                 return
             self._lines.clear()
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, str(SCRIPT), "--trainer", "--yes"],
+                    [str(python), str(SCRIPT), "--trainer", "--yes"],
                     cwd=ROOT,
                     env=clean_env(),
                     stdin=subprocess.DEVNULL,
@@ -69,7 +70,7 @@ class Installer:
                     creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
                 )
             except OSError as error:
-                raise ConfigError(f"{sys.executable} can not be started: {error.strerror}") from error
+                raise ConfigError(f"{python} can not be started: {error.strerror}") from error
             threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
 
     def _read(self, process: subprocess.Popen[str]) -> None:

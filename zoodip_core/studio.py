@@ -18,7 +18,7 @@ from .errors import EmbeddingFileError, RunFolderError, TokenError
 from .history import RUN, Run, delete_run, find_run, list_runs, new_folder, task_of, write_outcome
 from .jobs import FAILED, FINISHED, Job, Jobs, python_of
 from .models import TINY
-from .runs import RunFolder
+from .runs import CONFIG, RunFolder
 from .shelf import Shelf
 from .tokens import check_name
 
@@ -172,7 +172,7 @@ class Studio:
             raise RunFolderError(f"{name} can not go on: {why}")
         task = task_of(run.folder)
         changes, replace = {"steps": steps} if steps else {}, bool(task.get("replace"))
-        if not run.run.exists():  # it had to wait, and the program ended before its turn came
+        if not (run.run / CONFIG).is_file():  # it had to wait, and the program ended before it had begun
             settings, pace = {**task.get("settings", {}), **changes}, task.get("pace", "paper")
             return self.jobs.submit("train", run.folder, run.token, settings=settings, pace=pace, replace=replace)
         RunFolder.open(run.run, changes)  # what it can not do is said now

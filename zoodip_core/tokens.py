@@ -159,6 +159,15 @@ def initial_vectors(
     return torch.cat([rows[:num_vectors], rows[-1:].expand(missing, -1)])
 
 
+def check_initializer(tokenizer: Any, initializer: str, num_vectors: int, mode: str) -> None:
+    """Refuse an initializer that :func:`initial_vectors` could not start from. Needs no text encoder.
+
+    Raises:
+        TokenError: as there.
+    """
+    _initializer_ids(tokenizer, initializer, num_vectors, mode)
+
+
 def _initializer_ids(tokenizer: Any, initializer: str, num_vectors: int, mode: str) -> list[int]:
     ids = _plain_ids(tokenizer, initializer)
     if not ids or tokenizer.eos_token_id in ids:

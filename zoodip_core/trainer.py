@@ -29,7 +29,7 @@ from .prompts import captions_for, with_slots
 from .runs import CHANGEABLE, RunFolder, check_free
 from .search import ZerothOrderSearch
 from .stopping import Stopped, stopped_by
-from .tokens import check_new, initial_vectors
+from .tokens import check_initializer, check_new, initial_vectors
 from .version import __version__
 
 # ---------------------------------------------------------------- outward
@@ -317,7 +317,7 @@ def tokenised(config: TrainConfig, model: QuantizedModel, images: Sequence[Refer
 
     Raises:
         CaptionError: one has no place for the token, or is too long; so for the samples' prompt.
-        TokenError: the model knows the token as a word.
+        TokenError: the model knows the token as a word, or no start can be made from the initializer.
     """
     texts = captions_for(
         [image.path for image in images],
@@ -327,6 +327,7 @@ def tokenised(config: TrainConfig, model: QuantizedModel, images: Sequence[Refer
     )
     for tokenizer in model.tokenizers:
         check_new(tokenizer, config.token)
+    check_initializer(model.tokenizers[0], config.initializer, config.num_vectors, config.initializer_mode)
     sample_text = with_slots(config.sample_prompt, config.token)
     model.prompt(sample_text, config.num_vectors, "sample_prompt: the prompt")
     return [

@@ -61,6 +61,8 @@ TITLE = """<style>.gradio-container .app{max-width:1400px!important;padding-top:
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 210, 52, 14, 24, 22
 _POINTS = 240
 _LONGEST = 200
+_ENDLESS = 1e100
+"""From here on a loss is as good as infinite, and its square may be."""
 
 
 def framed(inside: str) -> str:
@@ -148,7 +150,7 @@ def checked(found: Mapping[str, Any]) -> str:
     settings, memory, in_turn = found["settings"], found["memory"], found["memory_in_turn"]
     where = "graphics card" if found["device"] == "cuda" else "computer"
     room = f"{size(memory)} of the {where}'s memory"
-    if in_turn < memory:
+    if size(in_turn) != size(memory):
         room += f", or {size(in_turn)} where that is too much (candidates one after another)"
     steps, forwards = settings["steps"], found["forwards"]
     named = found["model"] if found["model"] == found["family"] else f"{found['model']} ({found['family']})"
@@ -287,7 +289,7 @@ _LEGEND = (
 
 def _ticks(top: float, count: int) -> list[float]:
     """Round numbers from 0 to at most ``top``, about ``count`` of them."""
-    if not top > 0:
+    if top < 1e-300:
         return [0.0]
     rough = top / count
     unit = 10.0 ** math.floor(math.log10(rough))
@@ -299,7 +301,7 @@ def _grouped(losses: Sequence[float]) -> list[tuple[float, Sequence[float]]]:
     """Neighbouring steps together, a group for each point of a chart, with their places; without what is no number."""
     each = max(1, math.ceil(len(losses) / _POINTS))
     groups = ((i + (len(losses[i : i + each]) + 1) / 2, losses[i : i + each]) for i in range(0, len(losses), each))
-    finite = ((place, [loss for loss in group if math.isfinite(loss)]) for place, group in groups)
+    finite = ((place, [loss for loss in group if abs(loss) < _ENDLESS]) for place, group in groups)
     return [(place, group) for place, group in finite if group]
 
 
