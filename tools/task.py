@@ -60,6 +60,21 @@ def ensure_environment() -> None:
     STAMP.write_text(installed_for())
 
 
+def ensure_browser() -> None:
+    """A Chromium for the tests of the page, which are skipped where none can be had."""
+    if subprocess.run([str(PYTHON), "-m", "tests.browser"], cwd=ROOT, capture_output=True, check=False).returncode == 0:
+        return
+    commands = [[str(PYTHON), "-m", "playwright", "install", "chromium"]]
+    if shutil.which("apt-get") and os.geteuid() == 0:  # a container, say, which lacks the libraries as well
+        commands = [["apt-get", "update"], ["apt-get", "install", "--yes", "--no-install-recommends", "chromium"]]
+    print("installing Chromium for the tests of the page ...", flush=True)
+    for command in commands:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            print("Chromium could not be installed (see above): the tests of the page are skipped")
+            return
+
+
 def link_package() -> None:
     """Make :data:`PACKAGE`."""
     if not PACKAGE.exists():
@@ -91,6 +106,8 @@ def main() -> int:
         return 1
     if sys.argv[1] == "lint":
         link_package()
+    if sys.argv[1] == "test":
+        ensure_browser()
     *before, last = COMMANDS[sys.argv[1]]
     for arguments in [*before, [*last, *sys.argv[2:]]]:
         code = run([str(PYTHON), *arguments])

@@ -1,0 +1,36 @@
+"""What the tests of the webuis share: one server of each kind for the whole session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.e2e.webui import KINDS, Kind, Webui, data_folder
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was there before the server first started."""
+
+    freeze: str
+
+
+@pytest.fixture(scope="session", params=KINDS, ids=lambda kind: kind.name)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    found.skip_if_absent()
+    return found
+
+
+@pytest.fixture(scope="session")
+def before(kind: Kind) -> Before:
+    return Before(kind.freeze())
+
+
+@pytest.fixture(scope="session")
+def webui(kind: Kind, before: Before) -> Iterator[Webui]:
+    """With its API, and no passwords."""
+    with data_folder(kind) as data, Webui(kind, data, "--api") as server:
+        yield server

@@ -1,0 +1,65 @@
+"""An extension for tests: it tells what ours does with the webui's models, and holds the webui's queue."""
+
+from typing import Any
+
+from modules import call_queue, script_callbacks, sd_hijack, sd_models, shared
+
+_WATCHED = ("send_model_to_cpu", "send_model_to_device", "unload_model_weights")
+
+
+def _watch(name: str) -> None:
+    """Have a function of the webui note that it is called; this file is run again when the page is reloaded."""
+    inner = getattr(sd_models, name)
+    if getattr(inner, "watched", False):
+        return
+
+    def noting(*given: Any, **named: Any) -> Any:
+        calls.append(name)
+        return inner(*given, **named)
+
+    noting.watched = True  # type: ignore[attr-defined]
+    setattr(sd_models, name, noting)
+
+
+calls: list[str] = getattr(sd_models, "spied_calls", [])
+sd_models.spied_calls = calls
+for each in _WATCHED:
+    _watch(each)
+
+
+def _databases() -> list[Any]:
+    """The embeddings that the loaded model's prompts are read with."""
+    engine = getattr(sd_models.model_data.sd_model, "text_processing_engine", None)
+    database = getattr(sd_hijack.model_hijack, "embedding_db", None) if engine is None else engine.embeddings
+    return [database] if database is not None else []
+
+
+def look() -> dict[str, Any]:
+    databases = _databases()
+    loaded = getattr(sd_models.model_data, "loaded_sd_models", None)
+    if loaded is None:
+        from backend import memory_management  # type: ignore[import-not-found]
+
+        loaded = memory_management.current_loaded_models
+    free = call_queue.queue_lock.acquire(False)
+    if free:
+        call_queue.queue_lock.release()
+    return {
+        "calls": list(calls),
+        "loaded": [name for each in databases for name in each.word_embeddings],
+        "skipped": [name for each in databases for name in each.skipped_embeddings],
+        "models": len(loaded),
+        "free": free,
+        "interrupted": bool(shared.state.interrupted),
+    }
+
+
+def add(_page: Any, app: Any) -> None:
+    app.add_api_route("/spy/look", look, methods=["GET"])
+    app.add_api_route("/spy/hold", lambda: call_queue.queue_lock.acquire(False), methods=["POST"])
+    app.add_api_route("/spy/let-go", call_queue.queue_lock.release, methods=["POST"])
+    app.add_api_route("/spy/reload", shared.state.request_restart, methods=["POST"])
+    app.add_api_route("/spy/forget", calls.clear, methods=["POST"])
+
+
+script_callbacks.on_app_started(add)

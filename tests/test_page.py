@@ -1,0 +1,661 @@
+"""The page without a browser: words and pictures as HTML, the form, the page alone, its command, its password."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from tests.fake_page_host import FakePageHost
+from tests.page_server import PHOTOGRAPHS, ROOT, PageServer
+from zoodip_core import alone, form, views
+from zoodip_core.alone import Alone, check_address, password_for
+from zoodip_core.cli import main
+from zoodip_core.config import TrainConfig
+from zoodip_core.errors import ConfigError, ImagesError
+from zoodip_core.history import Run
+from zoodip_core.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
+from zoodip_core.studio import LEFT_TO_PACE, Studio
+from zoodip_core.ui import Page, make_page
+from zoodip_core.ui_pictures import Pictures
+
+HOSTILE = "<img src=x onerror=alert(1)>\n\"'&<script>alert(2)</script></div></p>"
+
+
+class Tags(HTMLParser):
+    """The tags in a text, and that each is closed; tags that nobody closes do not stay open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag not in ("br", "path", "polygon", "polyline", "circle", "rect"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def job(**more: Any) -> Job:
+    losses = [0.03 + 0.01 * math.sin(i) for i in range(50)]
+    given = {"state": RUNNING, "message": "learning", "step": 50, "steps": 200, "losses": losses, **more}
+    return Job(1, "train", Path("/runs/rex"), given.pop("token", "<rex>"), Path("/runs/rex/task.json"), **given)
+
+
+def run(**more: Any) -> Run:
+    given = {
+        "name": "rex",
+        "folder": Path("/runs/rex"),
+        "run": Path("/runs/rex/run"),
+        "token": "<rex>",
+        "model": "sd15",
+        "step": 3,
+        "steps": 9,
+        "state": "stopped",
+        "message": "",
+        "when": time.time() - 130,
+        "embedding": None,
+        "before_after": None,
+        "loss_curve": None,
+        "sample": None,
+        "settings": {},
+        "can_go_on": True,
+        **more,
+    }
+    return Run(**given)
+
+
+# ---------------------------------------------------------------- words as HTML
+
+
+def hostile_views() -> dict[str, str]:
+    found = {
+        "settings": {"weights": HOSTILE, "steps": 5, "lr": 0.1, "mu": 0.1, "t_lower": 1, "t_upper": 2},
+        "model": HOSTILE,
+        "family": HOSTILE,
+        "device": "cpu",
+        "images": 1,
+        "captions": 1,
+        "forwards": 3,
+        "memory": 2 * 10**9,
+        "memory_in_turn": 10**9,
+        "warnings": [HOSTILE],
+    }
+    texts: dict[str, Any] = {"token": HOSTILE, "message": HOSTILE, "log": HOSTILE, "warnings": [HOSTILE]}
+    settings = {each.name: HOSTILE for each in form.FIELDS}
+    stranger = run(name=HOSTILE, token=HOSTILE, model=HOSTILE, message=HOSTILE, settings=settings, folder=Path(HOSTILE))
+    return {
+        "notice": views.notice(HOSTILE, "error"),
+        "hint": views.hint(HOSTILE),
+        "heading": views.heading(1, HOSTILE),
+        "idle": views.idle(stranger),
+        "status": views.status(job(state=FAILED, **texts), [job(**texts)]),
+        "checked": views.checked(found),
+        "run_head": views.run_head(stranger),
+        "run_details": views.run_details(stranger),
+        "installation": views.installation(HOSTILE, [HOSTILE], False, False),
+    }
+
+
+@pytest.mark.parametrize("name", hostile_views())
+def test_what_a_user_or_a_file_says_is_never_a_tag(name: str) -> None:
+    found = Tags(hostile_views()[name])
+    assert "<img src=x onerror=alert(1)>" in found.words
+    assert not found.names & {"img", "script"}
+    assert not [attribute for attribute in found.attributes if attribute.startswith("on")]
+    assert found.open == []
+
+
+def test_no_notice_of_nothing() -> None:
+    assert views.notice("") == ""
+
+
+def test_an_error_is_told_to_screen_readers_at_once() -> None:
+    assert 'role="alert"' in views.notice("no", "error")
+    assert 'role="status"' in views.notice("yes", "good")
+
+
+def test_a_status_tells_how_far_a_job_is() -> None:
+    words = Tags(views.status(job(rate=2.0, eta=75, smoothed=0.0321, memory=1_340_000_000))).words
+    for told in ("learning", "50 of 200", "0.0321", "steps a second2.0", "1 min 15 s", "1.34 GB"):
+        assert told in words
+
+
+def test_a_slow_job_counts_seconds_a_step() -> None:
+    assert "seconds a step4.0" in Tags(views.status(job(rate=0.25))).words
+
+
+def test_a_job_that_has_ended_has_no_time_left() -> None:
+    assert "time left" in views.status(job(rate=2.0))
+    assert "time left" not in views.status(job(rate=2.0, state=FINISHED))
+
+
+def test_a_status_says_why_a_job_failed_and_who_waits() -> None:
+    failed = views.status(job(state=FAILED, message="the disk is full", log="line 1\nline 2"), [job(token="<kiwi>")])
+    assert "failed: the disk is full" in Tags(failed).words
+    assert "zoodip-error" in failed
+    assert "line 1\nline 2" in Tags(failed).words
+    assert "Next: <kiwi>" in Tags(failed).words
+
+
+def test_a_job_that_waits_shows_no_chart_yet() -> None:
+    waiting = views.status(job(state=WAITING, message="waiting for <a> to end", step=0, steps=0, losses=[]))
+    assert "svg" not in waiting
+    assert "waiting for <a> to end" in Tags(waiting).words
+
+
+def test_a_run_is_told_in_a_line() -> None:
+    assert views.run_label(run()) == "rex · stopped · 3 / 9 steps · 2 minutes ago"
+
+
+def test_a_run_s_settings_have_the_form_s_names() -> None:
+    words = Tags(views.run_details(run(settings={"num_vectors": 2, "flip": True, "lr": 0.005, "cache": "x"}))).words
+    for told in ("Vectors2", "Mirroryes", "Learning rate0.005", "Modelsd15", str(run().folder)):
+        assert told in words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (60, "1 min 00 s"),
+        (3599, "59 min 59 s"),
+        (3600, "1 h 00 min"),
+        (93784, "26 h 03 min"),
+        (-3, "0 s"),
+        (math.inf, "not known"),
+        (math.nan, "not known"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert views.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "just now"), (61, "1 minute ago"), (7300, "2 hours ago"), (90000, "1 day ago"), (-50, "just now")],
+)
+def test_how_long_ago(seconds: float, text: str) -> None:
+    assert views.ago(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(11_000_000, "11 MB"), (100_000_000, "0.10 GB"), (1_470_000_000, "1.47 GB")]
+)
+def test_sizes(count: int, text: str) -> None:
+    assert views.size(count) == text
+
+
+# ---------------------------------------------------------------- the loss chart
+
+
+def points(svg: str, shape: str) -> list[tuple[float, float]]:
+    found = re.search(rf'<{shape} points="([^"]*)"', svg)
+    assert found
+    numbers = [tuple(map(float, pair.split(","))) for pair in found[1].split()]
+    return [(x, y) for x, y in numbers]
+
+
+@pytest.mark.parametrize("losses", [[], [math.nan], [math.inf, math.nan]])
+def test_without_a_loss_there_is_no_chart(losses: list[float]) -> None:
+    assert views.chart(losses) == ""
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [0.03],
+        [0.0],
+        [0.0, 0.0],
+        [math.nan, 0.03, math.inf, 0.04],
+        [-1.0, 2.0],
+        [1e-30] * 5,
+        [1e30, 1.0],
+        [5e-324],
+        [1e200, 1.0],
+    ],
+)
+def test_a_chart_of_odd_losses_stays_in_its_frame(losses: list[float]) -> None:
+    svg = views.chart(losses)
+    box = re.search(r'viewBox="0 0 (\d+) (\d+)"', svg)
+    assert box
+    for x, y in points(svg, "polyline") + points(svg, "polygon"):
+        assert 0 <= x <= int(box[1])
+        assert 0 <= y <= int(box[2])
+    assert "nan" not in svg
+    assert "inf" not in svg.replace("infinite", "")
+
+
+def test_losses_that_are_no_numbers_leave_no_mark() -> None:
+    assert len(points(views.chart([0.03, math.nan, 0.05]), "polyline")) == 2
+
+
+def test_the_band_is_there_from_the_second_loss_on() -> None:
+    band = points(views.chart([0.02, 0.06]), "polygon")
+    heights = {x: [y for at, y in band if at == x] for x, _ in band}
+    assert all(max(ys) - min(ys) > 20 for ys in heights.values())
+
+
+def test_a_falling_loss_falls() -> None:
+    line = points(views.chart([1 / (1 + i / 100) for i in range(1000)]), "polyline")
+    ys = [y for _, y in line]
+    assert ys == sorted(ys)
+    assert ys[-1] - ys[0] > 80
+    assert [x for x, _ in line] == sorted(x for x, _ in line)
+
+
+def test_a_chart_of_a_long_run_is_small_and_quick() -> None:
+    losses = [0.03 + 0.01 * math.sin(i * i) for i in range(30_000)]
+    began = time.process_time()
+    svg = views.chart(losses)
+    assert time.process_time() - began < 0.5
+    assert len(svg) < 20_000
+    assert "30,000" in svg
+
+
+def test_the_axes_have_round_numbers() -> None:
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", views.chart([0.03] * 240))
+    assert {"0", "0.01", "0.02", "0.03", "50", "100", "150", "200"} <= set(words)
+
+
+# ---------------------------------------------------------------- the form
+
+
+def test_every_setting_is_in_the_form_or_left_out_on_purpose() -> None:
+    settings = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert settings - set(form.NAMES) == set(form.NOT_ASKED)
+    assert set(form.NAMES) - settings == {"pace", "keep_copy"}
+    assert len(set(form.NAMES)) == len(form.NAMES)
+
+
+def test_what_is_left_to_the_pace_says_so() -> None:
+    fields = {each.name: each for each in form.FIELDS}
+    for name, value in LEFT_TO_PACE.items():
+        assert fields[name].value == value
+        assert value == "auto" or re.search(r"\b0: ", fields[name].info), name
+
+
+@pytest.mark.parametrize("each", form.FIELDS, ids=lambda each: each.name)
+def test_every_field_is_explained(each: form.Field) -> None:
+    assert each.label[0].isupper()
+    assert len(each.info) > 10
+    assert each.info.endswith(".")
+
+
+def test_the_form_as_it_comes_needs_but_a_word(tmp_path: Path) -> None:
+    values = form.read(form.filled({}))
+    settings = Studio(FakePageHost(tmp_path)).settings({**values, "initializer": "dog"})
+    ours = TrainConfig.from_dict({**settings, "images": ["x"]})
+    theirs = TrainConfig(images=("x",), token="<rex>", initializer="dog", cache=settings.get("cache"))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "junk", [None, [], {}, "", "nan", "\ud800", math.nan, math.inf, -math.inf, 10**400, True, "x" * 10**6, [[1]]]
+)
+def test_damaged_kept_values_give_a_form_that_can_be_shown(junk: Any) -> None:
+    values = form.filled(dict.fromkeys(form.NAMES, junk))
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    for each, value in zip(form.FIELDS, values, strict=True):
+        kinds: dict[str, type | tuple[type, ...]] = {form.WHOLE: int, form.NUMBER: (int, float), form.TICK: bool}
+        assert isinstance(value, kinds.get(each.kind, str)), each.name
+        if each.kind == form.CHOICE:
+            assert value in each.choices
+        if isinstance(value, str):
+            assert len(value.encode()) < 10_000
+        elif isinstance(value, int | float):
+            assert abs(value) <= 2**53
+
+
+def test_sound_values_are_kept() -> None:
+    changed = {"token": "<ä>", "steps": 70, "lr": 0.25, "pace": "fast", "flip": True, "model": "/x y/z.ckpt", "seed": 3}
+    named = form.read_named(changed)
+    assert {name: named[name] for name in changed} == changed
+    assert form.read(form.filled(named)) == named
+    assert {name: named[name] for name in named if name not in changed} == {
+        each.name: each.value for each in form.FIELDS if each.name not in changed
+    }
+
+
+def test_an_emptied_number_counts_as_the_field_s_own() -> None:
+    assert form.read([None] * len(form.FIELDS)) == {each.name: each.value for each in form.FIELDS}
+
+
+# ---------------------------------------------------------------- parts of the page
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Studio:
+    return Studio(FakePageHost(tmp_path))
+
+
+@pytest.fixture
+def page(studio: Studio) -> Page:
+    """The page, built but not served."""
+    made = Page(studio)
+    with gr.Blocks():
+        made.build()
+    return made
+
+
+def changes(told: list[Any]) -> list[Any]:
+    """What a handler tells that is a change of a component."""
+    return [each for each in told if each != gr.update()]
+
+
+def test_a_look_tells_only_what_has_changed(page: Page) -> None:
+    seen: dict[str, Any] = {}
+    first = page._look(seen, "")
+    assert len(changes(first)) > 5
+    assert changes(page._look(seen, ""))[1:] == []  # the first is what was seen
+
+
+def test_nothing_is_used_that_gradio_gives_up(studio: Studio) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_page(studio)
+
+
+def test_a_page_that_was_built_twice_is_two(studio: Studio) -> None:
+    for _ in range(2):  # as a webui does that builds its page anew
+        with gr.Blocks():
+            Page(studio).build()
+
+
+def test_pictures_are_shown_as_they_are_cut(studio: Studio) -> None:
+    wide = PHOTOGRAPHS[1]
+    studio.draft.add([(wide, wide.name)])
+    pictures = Pictures(studio)
+    [(cut, name)] = pictures.tiles()
+    assert (cut.size, name) == ((256, 256), "0001-dog-01.jpg")
+    studio.draft.keep({"crop": "resize"})
+    [(squeezed, _)] = pictures.tiles()
+    assert squeezed.tobytes() != cut.tobytes()
+    studio.draft.caption(name, "on grass\nin the sun")
+    assert pictures.tiles()[0][1] == "on grass"
+
+
+def test_transparent_pictures_lie_on_the_background(studio: Studio, tmp_path: Path) -> None:
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    studio.draft.add([(tmp_path / "clear.png", "clear.png")])
+    for background, colour in (("white", (255, 255, 255)), ("#102030", (16, 32, 48)), ("wh", (255, 255, 255))):
+        studio.draft.keep({"background": background})
+        [(tile, _)] = Pictures(studio).tiles()
+        assert tile.getpixel((9, 9)) == colour
+
+
+def own(studio: Studio) -> list[str]:
+    return [each.name[5:] for each in studio.draft.pictures()]
+
+
+def test_own_pictures_take_the_place_of_a_bundled_subject(page: Page, studio: Studio) -> None:
+    page._pictures._add_concept("boo")
+    assert len(own(studio)) == 6
+    assert studio.draft.values()["token"] == "<boo>"
+    page._pictures._dropped([str(path) for path in PHOTOGRAPHS])
+    assert own(studio) == [path.name for path in PHOTOGRAPHS]
+    page._pictures._dropped([str(PHOTOGRAPHS[0].with_name("LICENCE.md"))])
+    assert own(studio) == [path.name for path in PHOTOGRAPHS]
+
+
+def test_a_bundled_subject_takes_not_the_place_of_own_pictures(page: Page, studio: Studio) -> None:
+    page._pictures._dropped([str(path) for path in PHOTOGRAPHS])
+    with pytest.raises(ImagesError, match="your own pictures are here"):
+        page._pictures._add_concept("boo")
+    assert own(studio) == [path.name for path in PHOTOGRAPHS]
+    page._pictures._cleared()
+    page._pictures._add_concept("boo")
+    page._pictures._add_concept("kiwi")  # one bundled subject after another
+    assert studio.draft.values()["token"] == "<kiwi>"
+    assert len(own(studio)) == 6
+
+
+def test_what_is_no_picture_leaves_a_bundled_subject(page: Page, studio: Studio) -> None:
+    page._pictures._add_concept("boo")
+    page._pictures._dropped([str(PHOTOGRAPHS[0].with_name("LICENCE.md"))])
+    assert len(own(studio)) == 6
+
+
+def test_many_files_that_are_left_out_are_told_in_few_lines(page: Page) -> None:
+    told, kind = page._pictures._added([f"{i}.mp4 is a video" for i in range(90)])
+    assert kind == "warning"
+    assert len(told.splitlines()) == 10
+    assert told.endswith("and 82 more like these")
+
+
+@pytest.mark.parametrize("token", ["../../evil", "/etc/evil", "", "a\0b", "<rex>"])
+def test_a_token_s_file_is_offered_within_its_folder(page: Page, studio: Studio, tmp_path: Path, token: str) -> None:
+    (tmp_path / "token.safetensors").write_bytes(b"learned")
+    path = page._runs._download(run(token=token, embedding=tmp_path / "token.safetensors"))
+    assert path is not None
+    assert Path(path).parent == page._runs._downloads / "rex"
+    assert Path(path).name == ("rex.safetensors" if token == "<rex>" else "token.safetensors")
+    assert Path(path).read_bytes() == b"learned"
+
+
+def test_a_token_s_file_that_is_gone_is_not_offered(page: Page, tmp_path: Path) -> None:
+    assert page._runs._download(run(embedding=tmp_path / "gone.safetensors")) is None
+
+
+# ---------------------------------------------------------------- the page alone
+
+
+@pytest.fixture(autouse=True)
+def no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(alone.PASSWORD, raising=False)
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.9.1"])
+def test_this_computer_needs_no_password(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert password_for(host) == ""
+    monkeypatch.setenv(alone.PASSWORD, "secret")
+    assert password_for(host) == "secret"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "fe80::1", "a-name", "localhost.evil.example"])
+def test_other_computers_need_a_password(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=alone.PASSWORD):
+        password_for(host)
+    monkeypatch.setenv(alone.PASSWORD, "secret")
+    assert password_for(host) == "secret"
+
+
+def test_a_password_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr(alone, "getpass", lambda asked: f"typed when asked for the {asked}")
+    assert password_for("0.0.0.0").startswith("typed when asked for the password for the page on 0.0.0.0")
+
+
+def test_models_are_found(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "sd/b.CKPT", "sd/notes.txt", "sd/xl/unet/c.safetensors", "sd/xl/model_index.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert Alone(tmp_path, (tmp_path,)).models() == {
+        "a.safetensors": tmp_path / "a.safetensors",
+        "sd/b.CKPT": tmp_path / "sd/b.CKPT",
+        "sd/xl (diffusers)": tmp_path / "sd/xl",
+    }
+    assert Alone(tmp_path, (tmp_path / "sd/xl",)).models() == {"xl (diffusers)": tmp_path / "sd/xl"}
+
+
+def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in ("one/a.safetensors", "two/a.safetensors"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    found = Alone(tmp_path, (tmp_path / "one", tmp_path / "two")).models()
+    second = tmp_path / "two/a.safetensors"
+    assert found == {"a.safetensors": tmp_path / "one/a.safetensors", str(second): second}
+
+
+def test_links_to_models_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.safetensors").touch()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "models")
+    assert list(Alone(tmp_path, (tmp_path / "models",)).models()) == ["linked/a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "told"),
+    [
+        ("127.0.0.1", 0, "from 1 to 65535"),
+        ("127.0.0.1", 65536, "from 1 to 65535"),
+        ("192.0.2.1", 7861, "--listen 192.0.2.1"),
+        ("no.such.host.invalid", 7861, "--listen no.such"),
+        ("a" * 300, 7861, "--listen aaa"),
+    ],
+)
+def test_an_address_that_can_not_be_is_refused(host: str, port: int, told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        check_address(host, port)
+
+
+def test_a_free_port_is_left_free() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+    for _ in range(2):
+        check_address("127.0.0.1", port)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def command(tmp_path: Path, *options: str) -> int:
+    return main(["ui", "--runs", str(tmp_path / "runs"), *options])
+
+
+def test_a_taken_port_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert command(tmp_path, "--port", str(other.getsockname()[1])) == 2
+    told = capsys.readouterr()
+    assert "another program listens there; choose another one" in told.err
+    assert "http://" not in told.out
+
+
+def test_a_folder_of_models_that_is_not_there_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tmp_path, "--models", str(tmp_path / "nowhere")) == 2
+    assert f"--models {tmp_path / 'nowhere'}: there is no such folder" in capsys.readouterr().err
+
+
+def test_listening_to_all_without_a_password_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(tmp_path, "--listen", "0.0.0.0") == 2
+    assert f"set a password in the environment variable {alone.PASSWORD}" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_of_runs_that_can_not_be_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").touch()
+    assert command(tmp_path) == 2
+    assert "a file stands where a folder should be" in capsys.readouterr().err
+
+
+def test_without_gradio_the_command_says_how_to_get_it(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['gradio'] = None; from zoodip_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    options = ["ui", "--runs", str(tmp_path / "runs")]
+    done = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f'the page needs gradio: "{sys.executable}" -m pip install "gradio>=4.40"' in done.stderr
+
+
+# ---------------------------------------------------------------- over HTTP
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server that wants a password, also of this computer."""
+    server = PageServer(tmp_path_factory.mktemp("guarded"), env={alone.PASSWORD: "geheim"})
+    server.start()
+    yield server
+    server.stop()
+
+
+class Client:
+    """Somebody with cookies."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+
+    def ask(self, path: str, data: bytes | None = None, **headers: str) -> tuple[int, str]:
+        request = urllib.request.Request(self._url + path, data, headers)
+        try:
+            with self._opener.open(request, timeout=60) as answer:
+                return answer.status, answer.read().decode("utf-8", "replace")
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode("utf-8", "replace")
+
+    def log_in(self, password: str) -> int:
+        return self.ask("/login", urllib.parse.urlencode({"username": "zoodip", "password": password}).encode())[0]
+
+
+LOOK = json.dumps({"data": [None, ""], "fn_index": 0, "session_hash": "x"}).encode()
+
+
+def test_nothing_is_told_without_the_password(guarded: PageServer) -> None:
+    (guarded.runs / "seen.txt").write_text("a secret")
+    client = Client(guarded.url)
+    assert client.log_in("wrong") == 400
+    assert "zoodip_start" not in client.ask("/")[1]
+    for path in ("/config", "/gradio_api/info", f"/gradio_api/file={guarded.runs / 'seen.txt'}"):
+        assert client.ask(path)[0] == 401, path
+    headers = {"Content-Type": "application/json"}
+    for path in ("/gradio_api/run/predict", "/gradio_api/queue/join"):
+        assert client.ask(path, LOOK, **headers)[0] == 401, path
+    assert client.ask("/gradio_api/upload", PHOTOGRAPHS[0].read_bytes())[0] == 401
+
+
+def test_the_password_opens_the_page(guarded: PageServer) -> None:
+    client = Client(guarded.url)
+    assert client.log_in("geheim") == 200
+    assert client.ask("/config")[0] == 200
+    assert "zoodip_start" in client.ask("/")[1]
+
+
+def test_no_file_is_served_that_is_not_the_page_s(guarded: PageServer) -> None:
+    client = Client(guarded.url)
+    client.log_in("geheim")
+    for path in (guarded.runs / ".draft" / "draft.json", ROOT / "README.md", Path("/etc/passwd")):
+        assert client.ask(f"/gradio_api/file={path}")[0] in (403, 404), path
+
+
+def test_the_page_offers_no_interface_for_scripts(guarded: PageServer) -> None:
+    """Its events are its own; gradio would offer each to scripts and agents by name."""
+    client = Client(guarded.url)
+    client.log_in("geheim")
+    assert json.loads(client.ask("/gradio_api/info")[1])["named_endpoints"] == {}

@@ -1,0 +1,242 @@
+"""The page alone in a real browser, from photographs to a token; see :mod:`tests.browser` for what this needs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.browser import open_browser
+from tests.page_server import PHOTOGRAPHS, PageServer, Visitor, visit
+from zoodip_core import load_embedding
+from zoodip_core.history import find_run
+
+STEPS = 240
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
+    """The page's server; not started where there is no browser."""
+    running = PageServer(tmp_path_factory.mktemp("page"))
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def visitor(server: PageServer, browser: Any) -> Iterator[Visitor]:
+    """A visitor of the page, on which nothing is kept from before but the runs. The browser has nothing to complain."""
+    shutil.rmtree(server.runs / ".draft", ignore_errors=True)
+    with visit(browser, server.url) as opened:
+        yield opened
+        assert opened.errors == []
+        assert opened.foreign == set()
+
+
+def fill_in(visitor: Visitor, token: str, **settings: int) -> None:
+    """The photographs of a dog, for a short training on the embedded model."""
+    visitor.drop(PHOTOGRAPHS)
+    visitor.write("token", token)
+    visitor.write("initializer", "monster")
+    visitor.open_settings()
+    for name, number in {"steps": STEPS, "n": 2, "sample_every": 40, **settings}.items():
+        visitor.write(name, str(number))
+
+
+# ---------------------------------------------------------------- from photographs to a token
+
+
+def test_a_subject_is_learned_on_the_page(server: PageServer, visitor: Visitor, tmp_path: Path) -> None:
+    fill_in(visitor, "<rex>")
+    assert len(visitor.captions) == len(PHOTOGRAPHS)
+    assert visitor.captions[0] == "0001-dog-00.jpg"
+    wide = visitor.page.locator("#zoodip_pictures img").nth(1)  # of a photograph that is not square
+    assert wide.evaluate("img => [img.naturalWidth, img.naturalHeight]") == [256, 256]
+
+    visitor.pictures.nth(1).click()
+    visitor.page.wait_for_selector("#zoodip_caption textarea")
+    visitor.write("caption", "a photo of a {} in the sun")
+    visitor.until_python(lambda: visitor.captions[1] == "a photo of a {} in the sun")
+
+    visitor.press("check")
+    told = visitor.notice("good")
+    assert "MB of the computer's memory" in told
+    assert f"4 pictures, 4 captions; {STEPS} steps of 3 forward passes" in told
+
+    learn_and_stop(visitor)
+    come_back(visitor)
+    visitor.press("continue")
+    visitor.until_step(STEPS)
+    visitor.until_state("finished")
+    assert "write rex in a prompt" in visitor.status.inner_text()
+    look_at_the_run(server, visitor, tmp_path)
+
+
+def learn_and_stop(visitor: Visitor) -> None:
+    """Start; number, chart and samples move; stop."""
+    visitor.start("<rex>")
+    step, line = visitor.step, visitor.line
+    first = visitor.sample()
+    visitor.until_step(step + 5)
+    assert visitor.line != line
+    visitor.until("first => document.querySelector('#zoodip_sample img').src !== first", first)
+    visitor.press("stop")
+    visitor.until_state("stopped")
+    assert 40 < visitor.step < STEPS
+    visitor.page.wait_for_selector("#zoodip_continue")
+    assert visitor.page.locator("#zoodip_continue").first.inner_text() == "Continue rex"
+
+
+def come_back(visitor: Visitor) -> None:
+    """After a reload all is there still."""
+    step = visitor.step
+    visitor.look()
+    assert visitor.state == "stopped"
+    assert visitor.step == step
+    assert visitor.line
+    assert visitor.sample()
+    assert visitor.value("token") == "<rex>"
+    assert visitor.value("initializer") == "monster"
+    assert visitor.captions[:2] == ["0001-dog-00.jpg", "a photo of a {} in the sun"]
+    visitor.open_settings()
+    assert visitor.value("steps") == str(STEPS)
+
+
+def look_at_the_run(server: PageServer, visitor: Visitor, folder: Path) -> None:
+    """Before and after, the token's file, and the end of a run."""
+    visitor.tab("Runs")
+    visitor.choose_run("rex")
+    drawn = visitor.page.locator("#zoodip_before_after img")
+    drawn.wait_for()
+    size = Image.open(find_run(server.runs, "rex").before_after or "").size
+    assert tuple(drawn.evaluate("img => [img.naturalWidth, img.naturalHeight]")) == size
+    with visitor.page.expect_download() as download:
+        visitor.page.locator("#zoodip_file a").first.click()
+    assert download.value.suggested_filename == "rex.safetensors"
+    download.value.save_as(folder / "rex.safetensors")
+    learned = load_embedding(folder / "rex.safetensors")
+    assert learned.token == "<rex>"
+    assert (folder / "rex.safetensors").read_bytes() == (server.embeddings / "rex.safetensors").read_bytes()
+
+    visitor.press("delete")
+    visitor.page.wait_for_selector("#zoodip_yes")
+    assert (server.runs / "rex").is_dir()
+    visitor.press("yes")
+    assert visitor.notice("good", "runs_notice") == "rex is deleted"
+    assert not (server.runs / "rex").exists()
+    assert (server.embeddings / "rex.safetensors").is_file()
+    visitor.until("() => !document.querySelector('#zoodip_run_list label')")
+
+
+def test_a_second_training_waits_and_both_outlive_the_server(
+    server: PageServer, visitor: Visitor, browser: Any
+) -> None:
+    fill_in(visitor, "<one>", steps=5000)
+    visitor.start("<one>")
+    visitor.write("token", "<two>")
+    visitor.press("start")
+    assert visitor.notice("good") == "<two>: waiting for <one> to end"
+    visitor.until("() => document.querySelector('#zoodip_status').innerText.includes('Next: <two>')")
+
+    visitor.page.goto("about:blank")
+    server.stop()
+    step = find_run(server.runs, "one").step
+    server.start()
+    with visit(browser, server.url) as again:
+        assert again.state == "idle"
+        assert f"one was not finished: Continue goes on at step {step} of 5,000" in again.status.inner_text()
+        assert again.page.locator("#zoodip_continue").first.inner_text() == "Continue one"
+        assert again.value("token") == "<two>"
+        assert len(again.captions) == len(PHOTOGRAPHS)
+        again.press("continue")
+        again.until_step(step + 1)
+        again.press("stop")
+        again.until_state("stopped")
+        assert again.errors == []
+
+
+# ---------------------------------------------------------------- what can not be
+
+
+def test_a_start_without_pictures_is_refused(server: PageServer, visitor: Visitor) -> None:
+    visitor.write("token", "<none>")
+    visitor.write("initializer", "dog")
+    visitor.press("start")
+    assert "there are no pictures yet" in visitor.notice("error")
+    assert not (server.runs / "none").exists()
+
+
+def test_a_token_that_can_not_be_is_refused(visitor: Visitor) -> None:
+    fill_in(visitor, "a/b")
+    for button in ("start", "check"):
+        visitor.press(button)
+        assert "token 'a/b' holds parts of a path; choose a name" in visitor.notice("error")
+
+
+def test_an_initializer_that_is_no_word_is_told_of(visitor: Visitor) -> None:
+    fill_in(visitor, "<steg>")
+    visitor.write("initializer", "stegosaurus rex")
+    visitor.press("check")
+    assert "initializer 'stegosaurus rex' is 11 tokens" in visitor.notice("error")
+
+
+def test_a_video_is_not_taken(visitor: Visitor, tmp_path: Path) -> None:
+    (tmp_path / "rex.mp4").write_bytes(b"\0" * 1000)
+    visitor.drop([tmp_path / "rex.mp4"])
+    assert "rex.mp4 is a video" in visitor.notice("warning", "pictures_notice")
+    assert visitor.pictures.count() == 0
+
+
+def test_five_hundred_files_at_once_are_too_many(visitor: Visitor, tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.png" for i in range(500)]
+    for i, file in enumerate(files):
+        Image.new("RGB", (8, 8), (i // 256, i % 256, 0)).save(file)
+    visitor.drop(files)
+    told = visitor.notice("error", "pictures_notice")
+    assert "500 pictures are too many, and none of them was taken" in told
+    assert visitor.pictures.count() == 0
+
+
+def test_a_token_that_is_there_is_not_replaced_unasked(server: PageServer, visitor: Visitor) -> None:
+    there = server.embeddings / "fido.safetensors"
+    there.write_bytes(b"another one")
+    fill_in(visitor, "<fido>")
+    assert not visitor.shown("overwrite")
+    visitor.press("start")
+    assert "fido.safetensors is in the embeddings folder already" in visitor.notice("error")
+    visitor.page.wait_for_selector("#zoodip_overwrite")
+    assert not visitor.field("overwrite").is_checked()
+    assert there.read_bytes() == b"another one"
+    assert not (server.runs / "fido").exists()
+
+
+# ---------------------------------------------------------------- looks
+
+
+@pytest.mark.parametrize("width", [480, 900])
+def test_a_narrow_page_has_all_its_buttons_and_nothing_beside_it(
+    server: PageServer, browser: Any, visitor: Visitor, width: int
+) -> None:
+    visitor.drop(PHOTOGRAPHS)
+    with visit(browser, server.url, size=(width, 800)) as narrow:
+        for tab, names in (("Train", ("start", "stop", "check", "drop", "clear", "token")), ("Runs", ("run_list",))):
+            narrow.tab(tab)
+            for name in names:
+                narrow.page.wait_for_selector(f"#zoodip_{name}")
+                box = narrow.page.locator(f"#zoodip_{name}").first.bounding_box()
+                assert box["x"] >= 0
+                assert box["x"] + box["width"] <= width
+            assert narrow.page.evaluate("document.documentElement.scrollWidth") <= width
+            assert narrow.page.locator("#zoodip_pictures .grid-wrap").first.evaluate(
+                "grid => grid.scrollWidth <= grid.clientWidth"
+            )
