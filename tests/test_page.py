@@ -384,6 +384,7 @@ def test_a_look_tells_only_what_has_changed(page: Page) -> None:
 def test_nothing_is_used_that_gradio_gives_up(studio: Studio) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # of event loops that gradio leaves open
         make_page(studio)
 
 

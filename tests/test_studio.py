@@ -34,6 +34,8 @@ from zoodip_core.studio import LEFT_TO_PACE, TINY_LABEL, Studio
 from zoodip_core.tiny import concepts
 from zoodip_core.trainer import Event, Progress
 
+needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
+
 PIP = concepts.load("pip")
 FORM: dict[str, Any] = {"model": TINY_LABEL, "token": "<pip>", "initializer": "monster", "pace": "paper"}
 SHORT: dict[str, Any] = {"steps": 3, "n": 2, "batch": 1, "tau": 3, "lr_schedule": "constant"}
@@ -283,12 +285,13 @@ def test_a_name_in_the_embeddings_folder_is_asked_about(name: str, idle: Desk) -
     file.write_bytes(b"somebody's")
     before = contents(idle.host.root)
     assert taken(idle, "<pip>") == taken(idle, "PiP") == file
+    # Another would not be replaced by ours, but be found beside it; on some systems PIP is the same file.
+    ours = (idle.embeddings / "pip.safetensors").exists()
     for use in (idle.studio.check, idle.studio.start):
-        with pytest.raises(TokenError, match=file.name):
+        with pytest.raises(TokenError, match=f"{file.name} .*{'Tick' if ours else 'move that file away'}"):
             use(FORM)
-    if name != "pip.safetensors":  # it would not be replaced by ours, but be found beside it
-        for use in (idle.studio.check, idle.studio.start):
-            with pytest.raises(TokenError, match="choose another name"):
+        if not ours:
+            with pytest.raises(TokenError, match=f"{file.name} .*move that file away"):
                 use({**FORM, "overwrite": True})
     assert contents(idle.host.root) == before
 
@@ -305,6 +308,7 @@ def test_a_name_with_dots_is_compared_as_a_whole(idle: Desk) -> None:
     assert taken(idle, "<pip.v2>") == idle.embeddings / "pip.v2.pt"
 
 
+@needs_links
 def test_a_name_behind_a_link_is_found(idle: Desk) -> None:
     """The webui follows links to folders when it looks for embeddings."""
     elsewhere = idle.host.root / "elsewhere"
@@ -314,6 +318,7 @@ def test_a_name_behind_a_link_is_found(idle: Desk) -> None:
     assert taken(idle, "<pip>") == idle.embeddings / "linked" / "pip.pt"
 
 
+@needs_links
 def test_a_link_that_leads_back_is_no_endless_way(idle: Desk) -> None:
     for name in ("up", "again"):
         (idle.embeddings / name).symlink_to(idle.embeddings, target_is_directory=True)

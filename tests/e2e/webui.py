@@ -119,7 +119,7 @@ _kept: list[Any] = []
 def data_folder(kind: Kind) -> Iterator[Path]:
     """A folder for a webui's data, in which this extension, the spy and a small checkpoint are."""
     kind.skip_if_absent()
-    with tempfile.TemporaryDirectory(prefix=f"zoodip-{kind.name.lower()}-", ignore_cleanup_errors=True) as place:
+    with tempfile.TemporaryDirectory(prefix=f"webui-{kind.name.lower()}-", ignore_cleanup_errors=True) as place:
         data = Path(place)
         for name in ("tmp", "extensions", "embeddings", "models/Stable-diffusion"):
             (data / name).mkdir(parents=True)
