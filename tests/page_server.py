@@ -162,7 +162,7 @@ class Visitor:
     def choose(self, name: str, option: str) -> None:
         """Choose from a list."""
         self.field(name).click()
-        self.page.locator("[role=option]").filter(has_text=option).first.click()
+        self.page.locator("[role=option], ul.options li").filter(has_text=option).first.click()
 
     def tab(self, title: str) -> None:
         """Go to a tab."""

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 NEEDED = ("pillow", "numpy", "matplotlib")
 GRADIOS = {  # with what each needs older than today's
-    "A1111": ("gradio==3.41.2", "starlette<1"),
+    "A1111": ("gradio==3.41.2", "starlette<1", "httpx<0.25"),  # a later httpx gives up after five seconds
     "Forge": ("gradio==4.40.0", "starlette<1", "pydantic<2.11", "huggingface_hub<1"),
 }
 LENT = ("torch", "torchgen", "functorch", "sympy", "mpmath", "networkx", "safetensors", "nvidia", "triton")
