@@ -22,12 +22,12 @@ from zoodip_core import load_embedding
 
 pytestmark = pytest.mark.slow
 
-NEEDED = ("pillow", "numpy", "matplotlib")
-GRADIOS = {  # with what each needs older than today's
-    "A1111": ("gradio==3.41.2", "starlette<1", "httpx<0.25"),  # a later httpx gives up after five seconds
-    "Forge": ("gradio==4.40.0", "starlette<1", "pydantic<2.11", "huggingface_hub<1"),
+BOTH = ("httpx==0.24.1", "httpcore==0.15", "pillow==9.5.0", "numpy==1.26.2", "safetensors==0.4.2")
+PINS = {  # of their requirements_versions.txt, and what their transformers holds back
+    "A1111": ("gradio==3.41.2", "fastapi==0.94.0", "huggingface_hub<1", *BOTH),
+    "Forge": ("gradio==4.40.0", "fastapi==0.104.1", "pydantic==2.8.2", "huggingface_hub==0.26.2", *BOTH),
 }
-LENT = ("torch", "torchgen", "functorch", "sympy", "mpmath", "networkx", "safetensors", "nvidia", "triton")
+LENT = ("torch", "torchgen", "functorch", "sympy", "mpmath", "networkx", "nvidia", "triton")
 CDN = "cdnjs.cloudflare.com"
 """Both pages ask it for a script that their templates name, and do without."""
 
@@ -38,13 +38,13 @@ def browser() -> Iterator[Any]:
         yield opened
 
 
-@pytest.fixture(scope="module", params=GRADIOS)
+@pytest.fixture(scope="module", params=PINS)
 def server(
     request: pytest.FixtureRequest, browser: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PageServer]:
     """The page, served by such an environment."""
     root = tmp_path_factory.mktemp(request.param)
-    python = make_environment(root / "venv", GRADIOS[request.param])
+    python = make_environment(root / "venv", PINS[request.param])
     command = [str(python), str(ROOT / "tests" / "serve_page.py"), "{port}", str(root / "runs"), sys.executable]
     running = PageServer(root, command)
     running.start()
@@ -57,7 +57,7 @@ def make_environment(folder: Path, pins: tuple[str, ...]) -> Path:
     venv.create(folder, with_pip=True, symlinks=True)
     python = folder / "bin" / "python"
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *pins, *NEEDED], check=True)
+    subprocess.run([*pip, *pins], check=True)
     ours, lent = Path(sysconfig.get_path("platlib")), folder / "lent"
     lent.mkdir()
     for name in LENT:

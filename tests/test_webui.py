@@ -296,7 +296,7 @@ def test_models_are_the_webui_s_that_can_be_read(fake: FakeWebui) -> None:
 def test_settings_before_the_webui_has_made_them(fake: FakeWebui) -> None:
     host = Webui()
     assert host.home() == fake.folder / "zoodip"
-    assert host.defaults() == {"pace": "paper", "weights": "int8", "keep_copy": True}
+    assert host.defaults() == {"pace": "paper", "weights": "int8", "keep_copy": False}
     assert host.python() == ""
     fake.options.data["zoodip_python"] = "/opt/python"  # saved by the webui's last start
     assert host.python() == "/opt/python"
@@ -309,7 +309,7 @@ def test_settings_in_the_webui(fake: FakeWebui, monkeypatch: pytest.MonkeyPatch)
         "zoodip_folder": "zoodip",
         "zoodip_pace": "paper",
         "zoodip_weights": "int8",
-        "zoodip_keep_copy": True,
+        "zoodip_keep_copy": False,
         "zoodip_python": "",
     }
     assert {info.section for info in made.values()} == {("zoodip", "ZOODiP")}
@@ -318,7 +318,7 @@ def test_settings_in_the_webui(fake: FakeWebui, monkeypatch: pytest.MonkeyPatch)
     assert all(made[name].component_args is fake.shared.hide_dirs for name in guarded)
     fake.options.data |= {"zoodip_folder": "", "zoodip_pace": "fast", "zoodip_weights": "int4"}
     assert Webui().home() == fake.folder / "zoodip"
-    assert Webui().defaults() == {"pace": "fast", "weights": "int4", "keep_copy": True}
+    assert Webui().defaults() == {"pace": "fast", "weights": "int4", "keep_copy": False}
     fake.options.data["zoodip_folder"] = str(fake.folder / "else")
     assert Webui().home() == fake.folder / "else"
     monkeypatch.setenv("HOME", str(fake.folder / "me"))

@@ -292,9 +292,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Process]:
 
 
 @pytest.mark.parametrize("way", [way.__name__ for way in WAYS])
-def test_however_it_is_ended_the_state_is_saved(
-    way: str, stopped: dict[str, Process], tiny_model: QuantizedModel, tmp_path: Path
-) -> None:
+def test_however_it_is_ended_the_state_is_saved(way: str, stopped: dict[str, Process]) -> None:
     process = stopped[way]
     ended, step = process.events[-1], int(load_file(process.run / "state.safetensors")["step"])
     assert process.popen.returncode == 1
@@ -304,7 +302,12 @@ def test_however_it_is_ended_the_state_is_saved(
     assert Path(ended["embedding"]).is_file()
     assert not (process.run / "pip.safetensors").exists()
     assert not (process.file.parent / "before_after.png").exists()
-    assert_goes_on(process.run, tmp_path / "whole", tiny_model)
+
+
+def test_a_worker_that_was_ended_goes_on_to_the_same_bytes(
+    stopped: dict[str, Process], tiny_model: QuantizedModel, tmp_path: Path
+) -> None:
+    assert_goes_on(stopped[WAYS[-1].__name__].run, tmp_path / "whole", tiny_model)
 
 
 def test_a_save_and_samples_are_made_when_asked(stopped: dict[str, Process]) -> None:

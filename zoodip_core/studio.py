@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import jobs
-from .config import TrainConfig
+from .config import PACES, TrainConfig
 from .draft import Draft
 from .environment import Trainer, find_trainer
-from .errors import EmbeddingFileError, RunFolderError, TokenError
+from .errors import ConfigError, EmbeddingFileError, RunFolderError, TokenError
 from .history import RUN, Run, delete_run, find_run, list_runs, new_folder, task_of, write_outcome
 from .jobs import FAILED, FINISHED, Job, Jobs, python_of
 from .models import TINY
@@ -98,6 +98,8 @@ class Studio:
         """
         named = {key: value for key, value in form.items() if key not in ("pace", "overwrite", "keep_copy")}
         named = {key: value for key, value in named.items() if value is not None and value != LEFT_TO_PACE.get(key)}
+        if form.get("pace", "paper") not in PACES:
+            raise ConfigError(f"pace = {form['pace']!r}: choose one of {', '.join(PACES)}")
         label = str(named.get("model") or TINY_LABEL).strip()
         named["model"] = TINY if label in (TINY, TINY_LABEL) else str(self._model_path(label))
         if form.get("keep_copy") and named["model"] != TINY:

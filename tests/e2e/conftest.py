@@ -17,7 +17,11 @@ class Before:
     freeze: str
 
 
-@pytest.fixture(scope="session", params=KINDS, ids=lambda kind: kind.name)
+EACH = [pytest.param(kind, id=kind.name, marks=pytest.mark.xdist_group(kind.name)) for kind in KINDS]
+"""With ``-n 2 --dist loadgroup`` the two have a process each."""
+
+
+@pytest.fixture(scope="session", params=EACH)
 def kind(request: pytest.FixtureRequest) -> Kind:
     found: Kind = request.param
     found.skip_if_absent()
