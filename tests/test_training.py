@@ -64,6 +64,7 @@ def test_a_finished_run_leaves_all_its_files(whole: TrainResult) -> None:
     assert whole.finished
     assert whole.step == len(whole.losses) == 14
     assert sorted(p.name for p in folder.iterdir()) == [
+        ".lock",
         "config.json",
         "loss.png",
         "pip.safetensors",
@@ -72,7 +73,7 @@ def test_a_finished_run_leaves_all_its_files(whole: TrainResult) -> None:
         "steps.jsonl",
     ]
     assert [p.name for p in sorted((folder / "snapshots").iterdir())] == [
-        f"step-{step:08d}.safetensors" for step in (5, 10, 14)
+        f"step-{step:08d}.safetensors" for step in (0, 5, 10, 14)
     ]
     records = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, 15))
@@ -105,14 +106,15 @@ def test_stop_at_any_step_and_resume(stop: int, whole: TrainResult, tiny_model: 
         assert (tmp_path / "run" / name).read_bytes() == (whole.path.parent / name).read_bytes(), name
 
 
-def test_steps_after_the_saved_state_are_taken_again(
+def test_steps_after_the_saved_state_are_not_lost(
     whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
 ) -> None:
-    """A run killed between two saves: its log is ahead of its state, its last line torn."""
+    """A run killed between two saves: its journal is ahead of its state, its last line torn."""
     train(config_of(), tmp_path / "run", tiny_model, stop_after=10)
-    with (tmp_path / "run" / "steps.jsonl").open("a") as log:
-        log.write('{"step": 11, "image": 0, "caption": 0, "t": 600, "losses": [1, 2, 3]}\n{"step": 12, "im')
+    lines = (whole.path.parent / "steps.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run" / "steps.jsonl").write_bytes(b"".join(lines[:12]) + lines[12][:-5])
     resumed = resume_training(tmp_path / "run", model=tiny_model)
+    assert len(resumed.losses) == 2  # of steps 13 and 14
     assert resumed.path.read_bytes() == whole.path.read_bytes()
     assert (tmp_path / "run" / "steps.jsonl").read_bytes() == (whole.path.parent / "steps.jsonl").read_bytes()
 

@@ -1,4 +1,4 @@
-"""The command line: train, generate, inspect, ui, demo."""
+"""The command line: train, rewind, generate, inspect, ui, demo."""
 
 from __future__ import annotations
 
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ZOODiP {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_train(commands)
+    _add_rewind(commands)
     _add_generate(commands)
     _add_inspect(commands)
     _add_ui(commands)
@@ -224,6 +225,21 @@ def _option(group: Any, flag: str, setting: str, metavar: str | None, help: str,
     if metavar:
         more["metavar"] = metavar
     group.add_argument(flag, dest=setting, help=help, default=argparse.SUPPRESS, **more)
+
+
+def _add_rewind(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "rewind",
+        _rewind,
+        "write the token of a run as it was after any of its steps",
+        "rewind runs/rex --step 12000",
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder; it may be at work")
+    parser.add_argument("--step", type=int, required=True, metavar="K", help="completed steps, 0 for the start")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="file to write, .safetensors (default: among the run's snapshots)"
+    )
 
 
 def _add_generate(commands: Any) -> None:
@@ -434,6 +450,20 @@ def _session() -> Iterator[tuple[_Screen, Commands]]:
 
 
 # ---------------------------------------------------------------- the other commands
+
+
+def _rewind(args: argparse.Namespace) -> int:
+    from .replay import rewind
+
+    rewound = rewind(args.folder, args.step, args.output)
+    if rewound.differs is not None:
+        print(
+            f"warning: from step {rewound.differs} on it may differ from what it was: this computer or version rounds "
+            "otherwise, or the run's settings were changed by hand",
+            file=sys.stderr,
+        )
+    print(rewound.path)
+    return 0
 
 
 def _generate(args: argparse.Namespace) -> int:

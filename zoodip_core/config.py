@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from .errors import ConfigError, TokenError
 from .estimators import RGE, SPSA, Estimator, OnePoint
@@ -16,6 +19,7 @@ from .models import DTYPES, PREDICTION_TYPES, TINY
 from .optimizers import ZOSGD, Optimizer, ZOAdam
 from .prompts import SLOT, TEMPLATES, with_slots
 from .quantize import WEIGHTS
+from .search import ZerothOrderSearch
 from .subspace import SubspaceGradient
 from .timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
 from .tokens import INITIALIZER_MODES, check_name, file_stem
@@ -210,6 +214,16 @@ class TrainConfig:
 
     def make_optimizer(self) -> Optimizer:
         return OPTIMIZERS[self.optimizer](lr=self.lr)
+
+    def make_search(self, theta0: Tensor) -> ZerothOrderSearch:
+        """The search from a starting token ``[num_vectors, dim]`` on."""
+        return ZerothOrderSearch(theta0, self.make_estimator(), self.make_subspace(), self.make_optimizer(), self.seed)
+
+    def lr_scale(self, step: int) -> float:
+        """The schedule's factor for the learning rate after so many completed steps."""
+        if self.lr_schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
     def make_timesteps(self, alphas_cumprod: Any = None) -> TimestepSampler:
         if self.timesteps == "puts":

@@ -36,9 +36,28 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents, with our errors."""
+    """Create a folder and its parents, with our errors; a power cut does not undo it."""
     with storage_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+        _make_folder(path)
+
+
+def _make_folder(path: Path) -> None:
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Have a folder's list of names on the disk, as the content of its files is by their own sync."""
+    if os.name == "nt":  # where it can not be asked for
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems know no such thing
+            os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 @contextlib.contextmanager
@@ -49,12 +68,13 @@ def written_atomically(path: Path) -> Iterator[Path]:
     """
     part = path.parent / f".{secrets.token_hex(8)}.part"
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         try:
             yield part
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
             part.replace(path)
+            sync_folder(path.parent)
         finally:
             part.unlink(missing_ok=True)
 

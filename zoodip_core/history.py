@@ -18,15 +18,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .checkpoints import SUFFIXES
 from .config import TrainConfig
 from .errors import RunFolderError, StorageError, for_user
 from .files import inside, make_folder, read_object, storage_errors, write_atomically
 from .models import TINY
-from .runs import CONFIG, STATE, RunFolder, free_folder
-from .runs import LOG as STEPS
+from .runs import CONFIG, JOURNAL, STATE, RunFolder, free_folder, locked
 from .tokens import check_name, file_stem
 
 VERSION = 1
@@ -111,13 +108,17 @@ def find_run(home: Path, name: str) -> Run:
 
 
 def delete_run(home: Path, name: str) -> None:
-    """Delete a run's folder with all that is in it. It must not be at work.
+    """Delete a run's folder with all that is in it.
 
     Raises:
-        RunFolderError: there is no such run.
+        RunFolderError: there is no such run, or a process is at work on it.
         StorageError: it can not be deleted; what is left of it is not listed any more.
     """
-    folder = find_run(home, name).folder
+    run = find_run(home, name)
+    folder = run.folder
+    if run.run.is_dir():
+        with locked(run.run):  # not one that the command line works on
+            pass
     hidden = home / f"{_DELETED}{secrets.token_hex(8)}"
     try:
         folder.rename(hidden)  # first, so that a half deleted one is never taken for a run
@@ -189,7 +190,6 @@ def _run_of(folder: Path) -> Run | None:
     steps = settings.get("steps")
     finished = RunFolder(run, config).embedding_path if config else None
     token = finished if finished and finished.is_file() else None
-    snapshots = run / "snapshots"
     outcome = _outcome(folder, asked)
     state = FAILED if damage else _state(outcome, config is not None and step >= config.steps, token is not None)
     message = damage or (str(outcome.get("message", ""))[:_MOST_MESSAGE] if state == FAILED else "")
@@ -204,10 +204,10 @@ def _run_of(folder: Path) -> Run | None:
         state=state,
         message=message,
         when=_when(folder, run),
-        embedding=token or _existing(snapshots / f"step-{step:08d}.safetensors") or _newest(snapshots, ".safetensors"),
+        embedding=token or newest(run / "snapshots", ".safetensors"),
         before_after=_existing(folder / BEFORE_AFTER),
         loss_curve=_existing(run / "loss.png"),
-        sample=_newest(run / "samples", ".png"),
+        sample=newest(run / "samples", ".png"),
         settings=settings,
         can_go_on=not damage and state != FINISHED and (config is not None or asked.get("kind") == "train"),
     )
@@ -223,7 +223,7 @@ def _is_run_folder(path: Path) -> bool:
     """Whether there is a :class:`RunFolder`, damaged maybe. Other programs have a ``config.json`` as well."""
     if not (path / CONFIG).is_file():
         return False
-    return "config_version" in read_object(path / CONFIG) or (path / STATE).is_file() or (path / STEPS).is_file()
+    return "config_version" in read_object(path / CONFIG) or (path / STATE).is_file() or (path / JOURNAL).is_file()
 
 
 def _progress(run: Path) -> tuple[TrainConfig | None, int, str]:
@@ -265,7 +265,7 @@ def _model_name(model: Any) -> str:
 
 
 def _when(folder: Path, run: Path) -> float:
-    files = (folder / TASK, folder / OUTCOME, run / CONFIG, run / STEPS, run / STATE)
+    files = (folder / TASK, folder / OUTCOME, run / CONFIG, run / JOURNAL, run / STATE)
     return max(map(_changed, files)) or _changed(folder)
 
 
@@ -280,10 +280,10 @@ def _existing(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _newest(folder: Path, suffix: str) -> Path | None:
-    """A run's file of the last step, by its name."""
+def newest(folder: Path, suffix: str) -> Path | None:
+    """A run's file of the last step, by its name; not that of step 0, at which nothing was learned yet."""
     try:
-        names = [name for name in os.listdir(folder) if re.fullmatch(rf"step-\d+\{suffix}", name)]  # noqa: PTH208
+        names = [name for name in os.listdir(folder) if re.fullmatch(rf"step-0*[1-9]\d*\{suffix}", name)]  # noqa: PTH208
     except OSError:
         return None
     return folder / max(names, key=lambda name: int(name[5 : -len(suffix)])) if names else None
@@ -318,14 +318,12 @@ def losses_of(run: Path) -> list[float]:
     None are given for a run that has not begun, or whose settings are damaged.
     """
     config, _, _ = _progress(run)
-    losses: list[float] = []
     if config is None:
-        return losses
-    estimator = config.make_estimator()
-    with contextlib.suppress(OSError, LookupError, TypeError, ValueError, RecursionError):  # up to a damaged line
-        for record in RunFolder(run, config).records():
-            losses.append(estimator.loss(torch.tensor(record["losses"], dtype=torch.float64)))
-    return losses
+        return []
+    try:
+        return RunFolder(run, config).losses()
+    except OSError:
+        return []
 
 
 def log_tail(folder: Path, lines: int = 20) -> str:

@@ -1,29 +1,51 @@
-"""A run's folder: settings, a line for each step, the state to go on from, snapshots, samples, loss curve."""
+"""A run's folder: settings, journal, a saved state that spares most of its replay, snapshots, samples, loss curve."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from . import journal
 from .config import TrainConfig
 from .embedding import Embedding, save_embedding
 from .errors import RunFolderError
 from .files import make_folder, storage_errors, write_atomically
 from .tokens import file_stem
 
-CONFIG, LOG, STATE = "config.json", "steps.jsonl", "state.safetensors"
+CONFIG, JOURNAL, STATE, LOCK = "config.json", "steps.jsonl", "state.safetensors", ".lock"
+STATE_VERSION = 2
+"""Of the saved state; the first had no checksum."""
 CHANGEABLE = ("steps", "save_every", "sample_every", "sample_prompt", "images", "captions", "model", "cache")
 """Settings that a run may change when it goes on: they do not change the steps it takes. What stands at another
 place must have the same content, which is checked."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A search's state on disk.
+
+    Args:
+        tensors: of :meth:`ZerothOrderSearch.state_dict`.
+        inputs: identifies the model, images and captions it belongs to.
+        batch: candidates in one forward pass at that time, 0 if that is not known.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    inputs: str
+    batch: int
 
 
 class RunFolder:
@@ -35,7 +57,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> RunFolder:
-        """Start a folder that does not exist yet, or is empty.
+        """Start a folder that does not exist yet, or is empty; best while it is :func:`locked`.
 
         Raises:
             RunFolderError: there is something already.
@@ -96,44 +118,40 @@ class RunFolder:
         """Where the picture of the whole run's losses goes."""
         return self.path / "loss.png"
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Add a step's line to the log."""
-        with storage_errors(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(record) + "\n")
+    @property
+    def journal_path(self) -> Path:
+        """Where each step has a line."""
+        return self.path / JOURNAL
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """The logged steps in order, up to the first damaged line (a torn last one, say)."""
-        file = self.path / LOG
-        if file.is_file():
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    return
+    def past(self) -> journal.Past:
+        """What the journal tells.
 
-    def keep_records(self, count: int) -> None:
-        """Cut the log to its first ``count`` steps: those after the saved state are taken again."""
-        kept = [record for record in self.records() if record["step"] <= count]
-        write_atomically(self.path / LOG, "".join(json.dumps(record) + "\n" for record in kept))
+        Raises:
+            StorageError: it can not be read.
+        """
+        return journal.read(self.journal_path)
+
+    def losses(self) -> list[float]:
+        """The loss at theta of each step that the journal tells of.
+
+        Raises:
+            StorageError: it can not be read.
+        """
+        estimator = self.config.make_estimator()
+        return [
+            estimator.loss(torch.tensor(record.losses, dtype=torch.float64))
+            for _, record in sorted(self.past().records.items())
+            if len(record.losses) == estimator.num_candidates
+        ]
 
     def save_config(self) -> None:
         """Write the settings, which may have changed."""
         write_atomically(self.path / CONFIG, self.config.to_json())
 
     def step(self) -> int:
-        """Completed steps of the saved state, 0 if there is none.
-
-        Raises:
-            RunFolderError: it is damaged.
-        """
-        file = self.path / STATE
-        if not file.is_file():
-            return 0
-        try:
-            with safe_open(file, framework="pt") as stored:
-                return int(stored.get_tensor("step"))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _damaged(file, error) from error
+        """Completed steps, as far as the journal's end and the saved state tell."""
+        saved = self.sound_state()
+        return max(journal.last_step(self.journal_path), int(saved["step"]) if saved else 0)
 
     def save_state(self, state: dict[str, torch.Tensor], inputs: str, batch: int) -> None:
         """Write the search's state.
@@ -143,55 +161,81 @@ class RunFolder:
             inputs: identifies the model, images and captions it belongs to.
             batch: candidates in one forward pass.
         """
-        about = json.dumps({"inputs": inputs, "batch": batch})  # one entry: the library writes several in any order
-        write_atomically(self.path / STATE, save(state, metadata={"about": about}))
+        about = {"version": STATE_VERSION, "inputs": inputs, "batch": batch, "checksum": _checksum(state)}
+        # One entry: the library writes several in any order.
+        write_atomically(self.path / STATE, save(state, metadata={"about": json.dumps(about)}))
 
-    def batch(self) -> int:
-        """Candidates in one forward pass when the state was saved, 0 if that is not known."""
-        try:
-            with safe_open(self.path / STATE, framework="pt") as stored:
-                return int(_about(stored).get("batch", 0))
-        except (SafetensorError, OSError, ValueError, TypeError):
-            return 0  # what is wrong with it shows when the state is loaded
-
-    def load_state(self, inputs: str) -> dict[str, torch.Tensor] | None:
-        """The saved state, or None if the run never got so far.
+    def saved_state(self) -> SavedState | None:
+        """The saved state, None if there is none.
 
         Raises:
-            RunFolderError: it is damaged, or belongs to other inputs.
+            RunFolderError: it is damaged, or of a newer version.
         """
         file = self.path / STATE
         if not file.is_file():
             return None
         try:
             with safe_open(file, framework="pt") as stored:
-                state = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118
-                known = _about(stored).get("inputs")
-        except (SafetensorError, OSError, ValueError) as error:
-            raise _damaged(file, error) from error
-        if known != inputs:
-            raise RunFolderError(
-                f"{self.path}: the model, images or captions are not those of this run any more; put "
-                "them back, or start a new run"
-            )
-        return state
+                tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118
+                about = json.loads((stored.metadata() or {}).get("about", "{}"))
+            version, batch = int(about.get("version", 1)), int(about.get("batch", 0))
+            if int(tensors["step"]) < 0 or (version == STATE_VERSION and about["checksum"] != _checksum(tensors)):
+                raise ValueError("its content does not match its checksum")
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it") from error
+        if version > STATE_VERSION:
+            raise RunFolderError(f"{file} was written by a newer ZOODiP; update this one, or start a new run")
+        return SavedState(tensors, str(about.get("inputs")), batch)
+
+    def sound_state(self) -> dict[str, torch.Tensor] | None:
+        """The saved state's tensors, None if there is none to rely on."""
+        try:
+            saved = self.saved_state()
+        except RunFolderError:
+            return None
+        return saved.tensors if saved else None
+
+    def snapshot_path(self, step: int) -> Path:
+        """Where the token of a step goes."""
+        return self.path / "snapshots" / f"step-{step:08d}.safetensors"
 
     def save_snapshot(self, embedding: Embedding, step: int) -> Path:
         """Keep the token as it is at a step."""
-        return save_embedding(embedding, self.path / "snapshots" / f"step-{step:08d}.safetensors")
+        return save_embedding(embedding, self.snapshot_path(step))
 
     def sample_path(self, step: int) -> Path:
         """Where a step's sample images go."""
         return self.path / "samples" / f"step-{step:08d}.png"
 
 
-def _damaged(file: Path, error: Exception) -> RunFolderError:
-    return RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it")
+def _checksum(state: Mapping[str, torch.Tensor]) -> str:
+    checksum = 0
+    for key in sorted(state):
+        checksum = zlib.crc32(state[key].numpy().tobytes(), zlib.crc32(key.encode(), checksum))
+    return f"{checksum:08x}"
 
 
-def _about(stored: Any) -> dict[str, Any]:
-    about = json.loads((stored.metadata() or {}).get("about", "{}"))
-    return about if isinstance(about, dict) else {}
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only one at work on a run's folder, which is made if it is missing. The end of the process frees it.
+
+    Raises:
+        RunFolderError: another process is at work on it.
+        StorageError: it can not be written.
+    """
+    make_folder(path)
+    lock = filelock.FileLock(path / LOCK)
+    with storage_errors(path), contextlib.suppress(NotImplementedError):  # some network drives know no locks
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunFolderError(
+                f"{path}: another process is at work on this run; wait until it has ended, or stop it there"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_free(path: Path) -> None:
@@ -201,7 +245,7 @@ def check_free(path: Path) -> None:
         RunFolderError: it is not free.
         StorageError: its place can not be written.
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+    if path.is_file() or (path.is_dir() and any(file.name != LOCK for file in path.iterdir())):
         raise RunFolderError(
             f"{path} already exists; choose another output folder, or go on with "
             f'--resume "{path}" if it is an unfinished run'

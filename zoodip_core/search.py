@@ -6,6 +6,10 @@ this costs nothing, and its path is the same whatever device evaluates the candi
 
 from __future__ import annotations
 
+import contextlib
+import zlib
+from collections.abc import Iterator
+
 import torch
 
 from .errors import ConfigError, NonFiniteLossError
@@ -59,6 +63,11 @@ class ZerothOrderSearch:
         """The current token, float32 ``[num_vectors, dim]``, a copy."""
         return self._theta.float()
 
+    @property
+    def checksum(self) -> str:
+        """Of the current token in full precision: what a replay must come to as well."""
+        return f"{zlib.crc32(self._theta.numpy().tobytes()):08x}"
+
     def ask(self) -> torch.Tensor:
         """The candidates to evaluate on one draw, float32 ``[K, num_vectors, dim]``.
 
@@ -80,12 +89,13 @@ class ZerothOrderSearch:
             )
         if not torch.isfinite(losses).all():
             raise NonFiniteLossError(f"step {self.step + 1}: losses {losses.tolist()} are not all finite")
-        gradient = self.estimator.gradient(losses, self._directions())
-        if self.subspace:
-            gradient = self.subspace.project(gradient)
-        self._theta = self.optimizer.step(self._theta, gradient, lr_scale)
-        if self.subspace:
-            self.subspace.record(self._theta)
+        with _one_thread():
+            gradient = self.estimator.gradient(losses, self._directions())
+            if self.subspace:
+                gradient = self.subspace.project(gradient)
+            self._theta = self.optimizer.step(self._theta, gradient, lr_scale)
+            if self.subspace:
+                self.subspace.record(self._theta)
         self.loss = self.estimator.loss(losses)
         self.step += 1
 
@@ -104,8 +114,16 @@ class ZerothOrderSearch:
         """Continue from :meth:`state_dict`.
 
         Raises:
-            ConfigError: the state belongs to a search of another shape, seed or Subspace Gradient.
+            ConfigError: the state belongs to a search of another shape, seed or Subspace Gradient, or is damaged.
         """
+        try:
+            self._load(state)
+        except (LookupError, RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"the saved search is damaged ({error!r})") from error
+
+    def _load(self, state: State) -> None:
         if state["theta"].shape != self._theta.shape or int(state["seed"]) != self.seed:
             raise ConfigError(
                 f"the saved search has a token {list(state['theta'].shape)} and seed {int(state['seed'])}, "
@@ -118,9 +136,26 @@ class ZerothOrderSearch:
         self._theta = state["theta"].to(torch.float64, copy=True)
         self.step = int(state["step"])
         self.loss = None
+        for name in ("optimizer.mean", "optimizer.square"):
+            if name in state and state[name].shape != self._theta.shape:
+                raise ValueError(f"{name} is not of the token's shape")
+        for name in ("subspace.buffer", "subspace.projection"):
+            if name in state and state[name].shape[1:] != (self._theta.numel(),):
+                raise ValueError(f"{name} is not of the token's width")
         self.optimizer.load_state_dict(_part(state, "optimizer."))
         if self.subspace:
             self.subspace.load_state_dict(_part(state, "subspace."))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The same sums in the same order, so that a replay has the same bits where the number of threads is another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _part(state: State, prefix: str) -> State:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +16,18 @@ from PIL import Image
 
 from .config import TrainConfig
 from .embedding import Embedding, save_embedding
-from .errors import ModelError, NonFiniteLossError, NoRoomError, StorageError
+from .errors import ModelError, NonFiniteLossError, NoRoomError, RunFolderError, StorageError
 from .generation import generate
 from .images import ReferenceImage, load_images, with_flips
+from .journal import Journal, Past, Record, cut
 from .latents import encode_images
 from .memory import Plan, Watch, free_memory, megabytes, plan
 from .models import ModelInfo, Prompt, QuantizedModel, identify, load_quantized
-from .objective import DiffusionObjective, Draw
+from .objective import DiffusionObjective
 from .pictures import contact_sheet, loss_curve
 from .prompts import captions_for, with_slots
-from .runs import CHANGEABLE, RunFolder, check_free
-from .search import ZerothOrderSearch
+from .replay import restore
+from .runs import CHANGEABLE, RunFolder, SavedState, check_free, locked
 from .stopping import Stopped, stopped_by
 from .tokens import check_initializer, check_new, initial_vectors
 from .version import __version__
@@ -237,9 +237,7 @@ class Training:
                 Message(f"the device ran out of memory: {batch} candidates in one forward from now on", warning=True)
             ),
         )
-        self.search = ZerothOrderSearch(
-            theta0, config.make_estimator(), config.make_subspace(), config.make_optimizer(), config.seed
-        )
+        self.search = config.make_search(theta0)
         _ = model.unet  # a damaged file shows here, before anything is written
 
     @property
@@ -251,14 +249,8 @@ class Training:
     def done(self) -> bool:
         return self.search.step >= self.config.steps
 
-    def lr_scale(self) -> float:
-        """The schedule's value for the next step, a function of the step alone."""
-        if self.config.lr_schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * self.search.step / self.config.steps))
-
-    def step(self) -> tuple[Draw, torch.Tensor]:
-        """One step of algorithm 1: draw, K losses in one forward, move.
+    def step(self) -> Record:
+        """One step of algorithm 1: draw, K losses in one forward, move. Returns what the journal keeps of it.
 
         Raises:
             NonFiniteLossError: a loss is not finite; the search stays where it was.
@@ -266,14 +258,22 @@ class Training:
         draw = self.objective.draw(self.config.seed, self.search.step)
         losses = self.objective.losses(self.search.ask(), draw)
         try:
-            self.search.tell(losses, self.lr_scale())
+            self.search.tell(losses, self.config.lr_scale(self.search.step))
         except NonFiniteLossError as error:
             name = self.images[draw.image].path.name
             raise NonFiniteLossError(
                 f"{error} (image {name}, timestep {draw.timestep}); the token is kept as of step {self.search.step}: "
                 "try a smaller lr, a larger mu, or dtype float32"
             ) from error
-        return draw, losses
+        return Record(
+            self.search.step,
+            draw.image,
+            draw.caption,
+            draw.timestep,
+            tuple(losses.tolist()),
+            self.batch or len(losses),
+            self.search.checksum,
+        )
 
     def embedding(self) -> Embedding:
         """The token as it is now. Nothing in it depends on the run's paths or clock."""
@@ -383,11 +383,14 @@ def train_token(
         ZoodipError: of the kind that tells what is wrong.
         Stopped: a stop was asked for before the first step; nothing is written.
     """
-    check_free(Path(output))
-    commands = commands or Commands()
+    path, commands = Path(output), commands or Commands()
+    check_free(path)
     with stopped_by(lambda: commands.stopping):
         training = Training(config, model, on_event)
-        return _run(training, RunFolder.create(Path(output), config), on_event, commands)
+        with locked(path):
+            folder = RunFolder.create(path, config)
+            _save(training, folder)
+            return _run(training, folder, on_event, commands)
 
 
 def resume_training(
@@ -408,19 +411,59 @@ def resume_training(
         commands: a front's wishes while it runs.
 
     Raises:
-        RunFolderError: no run folder, or its model, images or captions have changed.
+        RunFolderError: no run folder, another process is at work on it, or its model, images or captions have changed.
         Stopped: a stop was asked for before it went on; the folder is as it was.
     """
     folder = RunFolder.open(Path(path), changes)
     commands = commands or Commands()
-    with stopped_by(lambda: commands.stopping):
-        training = Training(folder.config, model, on_event, folder.batch())
-        state = folder.load_state(training.inputs)
-        if state:
-            training.search.load_state_dict(state)
-        folder.keep_records(training.search.step)
+    with stopped_by(lambda: commands.stopping), locked(folder.path):
+        past = folder.past()
+        state, damage = _state(folder, past)
+        last = past.records.get(past.last)
+        training = Training(folder.config, model, on_event, (last and last.batch) or (state.batch if state else 0))
+        training.warnings += damage
+        if state and state.inputs != training.inputs:
+            raise RunFolderError(
+                f"{folder.path}: the model, images or captions are not those of this run any more; put "
+                "them back, or start a new run"
+            )
+        if not folder.snapshot_path(0).exists():  # the first version kept none
+            folder.save_snapshot(training.embedding(), 0)
+        _restore(training, past, state)
+        cut(folder.journal_path, training.search.step)
         folder.save_config()
         return _run(training, folder, on_event, commands)
+
+
+def _state(folder: RunFolder, past: Past) -> tuple[SavedState | None, list[str]]:
+    """The saved state, and a line for the user about each damage that the run can be gone on with.
+
+    Raises:
+        RunFolderError: it is damaged, and there is no journal to do without it.
+    """
+    damage = []
+    if past.damaged:
+        lines = ", ".join(map(str, past.damaged[:5])) + (", ..." if len(past.damaged) > 5 else "")
+        damage.append(f"{folder.journal_path}: line {lines} does not match its checksum, and is left out")
+    try:
+        return folder.saved_state(), damage
+    except RunFolderError as error:
+        if not past.records:
+            raise
+        return None, [*damage, f"{error}. The journal stands in for it"]
+
+
+def _restore(training: Training, past: Past, state: SavedState | None) -> None:
+    """Take the search to where the run was, as far as its files lead."""
+    search = training.search
+    differs = restore(search, training.config, past.records, state.tensors if state else None)
+    if differs is not None:
+        training.warnings.append(
+            f"the steps from {differs} on are taken again: they come out with other last digits here than where they "
+            "were taken"
+        )
+    elif search.step < past.last:
+        training.warnings.append(f"the steps from {search.step + 1} on are taken again")
 
 
 def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], commands: Commands) -> TrainResult:
@@ -435,19 +478,24 @@ def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], c
         )
     )
 
-    curve = [search.estimator.loss(torch.tensor(record["losses"], dtype=torch.float64)) for record in folder.records()]
+    curve = folder.losses()
     tell(Started(folder.path, search.step, config.steps, tuple(curve)))
-    first = search.step
-    try:
-        _steps(training, folder, tell, commands, curve)
-    except Stopped:  # between two forwards: the step under way is taken again when the run goes on
-        pass
-    except StorageError:  # the last saved state and its log stand; steps after it are taken again
-        raise
-    except BaseException:  # whatever else ends the loop, a host's interrupt too, what was learned stays
-        _save(training, folder, lambda event: None)
-        raise
-    path = _save(training, folder, tell)
+    first = len(curve)
+    with Journal(folder.journal_path, search.step) as journal:
+        try:
+            _steps(training, folder, journal, tell, commands, curve)
+        except Stopped:  # between two forwards: the step under way is taken again when the run goes on
+            pass
+        except StorageError:  # what the journal has, stands
+            raise
+        except BaseException:  # whatever else ends the loop, a host's interrupt too, what was learned stays
+            if journal.step == search.step:  # else it came between a step and its record: that step is taken again
+                journal.sync()
+                _save(training, folder)
+            raise
+        journal.sync()
+    path = _save(training, folder)
+    tell(Saved(search.step, path))
     if training.done:
         path = save_embedding(training.embedding(), folder.embedding_path)
     grown = training.watch.grown()
@@ -461,6 +509,7 @@ def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], c
 def _steps(
     training: Training,
     folder: RunFolder,
+    journal: Journal,
     tell: Callable[[Event], None],
     commands: Commands,
     curve: list[float],
@@ -472,16 +521,7 @@ def _steps(
         mean.add(loss)
     first, began = search.step, time.monotonic()
     while not training.done and not commands.stopping:
-        draw, drawn = training.step()
-        folder.append(
-            {
-                "step": search.step,
-                "image": draw.image,
-                "caption": draw.caption,
-                "t": draw.timestep,
-                "losses": drawn.tolist(),
-            }
-        )
+        journal.append(training.step())
         loss = search.loss or 0.0
         curve.append(loss)
         smoothed = mean.add(loss)
@@ -489,7 +529,8 @@ def _steps(
         eta = (config.steps - search.step) / rate
         tell(Progress(search.step, config.steps, loss, smoothed, rate, eta, training.watch.grown()))
         if search.step % config.save_every == 0 or commands.take_save():
-            _save(training, folder, tell)
+            journal.sync()  # first, so that no state on the disk is ahead of it
+            tell(Saved(search.step, _save(training, folder)))
         if commands.take_sample() or (config.sample_every and search.step % config.sample_every == 0):
             _sample(training, folder, tell)
 
@@ -507,11 +548,10 @@ class RunningMean:
         return self._sum / self._weight
 
 
-def _save(training: Training, folder: RunFolder, tell: Callable[[Event], None]) -> Path:
+def _save(training: Training, folder: RunFolder) -> Path:
+    """Write the state and a snapshot of the token; returns the snapshot's file."""
     folder.save_state(training.search.state_dict(), training.inputs, training.batch)
-    path = folder.save_snapshot(training.embedding(), training.search.step)
-    tell(Saved(training.search.step, path))
-    return path
+    return folder.save_snapshot(training.embedding(), training.search.step)
 
 
 def _sample(training: Training, folder: RunFolder, tell: Callable[[Event], None]) -> None:

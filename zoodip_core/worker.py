@@ -25,7 +25,7 @@ from .config import TrainConfig, preset_for
 from .embedding import load_embedding
 from .errors import ConfigError, for_user
 from .files import storage_errors
-from .history import BEFORE_AFTER, RUN
+from .history import BEFORE_AFTER, RUN, newest
 from .jobs import TASK_VERSION
 from .memory import predict_memory
 from .models import QuantizedModel, identify, load_quantized
@@ -265,8 +265,8 @@ def _close(
 
 def _show(job: Job, out: Outbox, commands: Commands) -> int:
     folder = RunFolder.open(job.run)
-    tokens = [folder.embedding_path, *sorted((job.run / "snapshots").glob("*.safetensors"), reverse=True)]
-    token = next((path for path in tokens if path.is_file()), None)
+    finished = folder.embedding_path
+    token = finished if finished.is_file() else newest(job.run / "snapshots", ".safetensors")
     if token is None:
         raise ConfigError(f"{job.run} has no token to draw yet; go on with the run first")
     with stopped_by(lambda: commands.stopping):
