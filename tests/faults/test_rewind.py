@@ -65,10 +65,10 @@ def test_another_number_of_threads_gives_the_same_bits(run: Path, whole: Path) -
         code = (
             "import sys, torch; torch.set_num_threads(int(sys.argv[1]))\n"
             "from zoodip_core.replay import rewind\n"
-            "assert rewind(sys.argv[2], 40, sys.argv[3]).differs is None"
+            "assert rewind(sys.argv[2], 140, sys.argv[3]).differs is None"
         )
         subprocess.run([sys.executable, "-c", code, str(threads), str(wide), str(output)], check=True)
-        assert output.read_bytes() == RunFolder.open(wide).snapshot_path(40).read_bytes()
+        assert output.read_bytes() == RunFolder.open(wide).snapshot_path(140).read_bytes()
 
 
 def train_wide(path: Path) -> Path:
@@ -78,18 +78,18 @@ def train_wide(path: Path) -> Path:
     from zoodip_core.embedding import Embedding
     from zoodip_core.journal import Journal, Record
 
-    config = config_of(steps=40, tau=16, lr_schedule="constant")
+    config = config_of(steps=140, tau=128, lr_schedule="constant")
     folder = RunFolder.create(path, config)
     generator = torch.Generator().manual_seed(1)
     start, scale = torch.randn(1, 768, generator=generator), torch.rand(768, generator=generator)
     folder.save_snapshot(Embedding("<pip>", (start,), {"steps": "0"}), 0)
     search = config.make_search(start)
     with Journal(folder.journal_path, 0) as journal:
-        for step in range(1, 41):
+        for step in range(1, 141):
             losses = (search.ask().double().square() * scale).sum(dim=(1, 2))
             search.tell(losses, 1.0)
             journal.append(Record(step, 0, 0, 600, tuple(losses.tolist()), 3, search.checksum))
-    folder.save_snapshot(Embedding("<pip>", (search.theta,), {"steps": "40"}), 40)
+    folder.save_snapshot(Embedding("<pip>", (search.theta,), {"steps": "140"}), 140)
     return path
 
 

@@ -1,0 +1,197 @@
+"""Kills and resumes by the hundred; prints figures, exits with 1 at the first run that is not as if undisturbed.
+
+    python -m tests.faults kills --count 200
+    python -m tests.faults resumes --steps 60
+    python -m tests.faults resumes --steps 60 --interpreters
+
+The model is loaded once; each run is a process forked from that, or with --interpreters one started anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import random
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.faults.run import FILES, config_of, stopping
+from zoodip_core import trainer
+from zoodip_core.models import QuantizedModel, load_quantized
+from zoodip_core.objective import DiffusionObjective, Draw
+from zoodip_core.trainer import Commands
+
+LOADING, STEPPING, SAVING = range(3)
+PHASES = ("loading", "in a step", "in a save")
+
+
+class DisturbedError(Exception):
+    """A run did not end as it should."""
+
+
+class Board:
+    """What a process tells of itself, and its killer reads: phase, first and last step begun."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 24)
+
+    def read(self) -> tuple[int, int, int]:
+        phase, first, last = struct.unpack("qqq", self._memory[:])
+        return phase, first, last
+
+    def write(self, phase: int, first: int, last: int) -> None:
+        self._memory[:] = struct.pack("qqq", phase, first, last)
+
+    def watch(self) -> None:
+        """Have this process's training tell."""
+        draw, save = DiffusionObjective.draw, trainer._save
+
+        def drawn(objective: DiffusionObjective, seed: int, step: int) -> Draw:
+            self.write(STEPPING, self.read()[1] or step + 1, step + 1)
+            return draw(objective, seed, step)
+
+        def saved(*arguments: object) -> Path:
+            before = self.read()
+            self.write(SAVING, *before[1:])
+            path = save(*arguments)  # type: ignore[arg-type]
+            self.write(*before)
+            return path
+
+        DiffusionObjective.draw = drawn  # type: ignore[method-assign]
+        trainer._save = saved  # type: ignore[assignment]
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Do something in a process of its own; returns its number."""
+    number = os.fork()
+    if number:
+        return number
+    try:
+        work()
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        os._exit(1)
+    os._exit(0)
+
+
+def wait(number: int) -> None:
+    _, status = os.waitpid(number, 0)
+    if status:
+        raise DisturbedError(f"a process ended with {os.waitstatus_to_exitcode(status)}")
+
+
+def go_on(run: Path, model: QuantizedModel, steps: int, stop_after: int | None = None) -> None:
+    """Start a run, or go on with it, to the end or to a stop."""
+    commands = Commands()
+    on_event = stopping(commands, stop_after)
+    if (run / "config.json").exists():
+        trainer.resume_training(run, model=model, on_event=on_event, commands=commands)
+    else:
+        config = config_of(steps=steps, save_every=4)
+        trainer.train_token(config, run, model=model, on_event=on_event, commands=commands)
+
+
+def check(run: Path, whole: Path) -> None:
+    for name in FILES:
+        if (run / name).read_bytes() != (whole / name).read_bytes():
+            raise DisturbedError(f"{run / name} is not that of a run that nothing disturbed")
+
+
+# ---------------------------------------------------------------- kills
+
+
+def kills(place: Path, model: QuantizedModel, count: int, steps: int, seed: int) -> None:
+    """Kill runs at random moments, again and again until each has ended, until so many kills are done."""
+    board, chance = Board(), random.Random(seed)
+    whole, began = place / "whole", time.monotonic()
+    wait(forked(lambda: go_on(whole, model, steps)))
+    longest = time.monotonic() - began
+    done, repeated, phases, finished = 0, 0, Counter[str](), 0
+    while done < count:
+        run, before = place / f"run-{finished}", 0
+        while True:
+            board.write(LOADING, 0, 0)
+            number = forked(lambda: (board.watch(), go_on(run, model, steps))[0])  # noqa: B023 - called at once
+            time.sleep(chance.uniform(0, 0.8 * longest))
+            ended, status = os.waitpid(number, os.WNOHANG)
+            if not ended:
+                os.kill(number, signal.SIGKILL)
+                status = os.waitpid(number, 0)[1]
+            phase, first, last = board.read()
+            if first and first < before:
+                raise DisturbedError(f"step {first} was begun again after step {before}")
+            repeated += bool(first) and first == before
+            before = max(before, last)
+            if status == signal.SIGKILL:
+                done += 1
+                phases[PHASES[phase]] += 1
+            elif status:
+                raise DisturbedError(f"a process ended with {os.waitstatus_to_exitcode(status)}")
+            else:
+                break
+        check(run, whole)
+        finished += 1
+    where = ", ".join(f"{number} {name}" for name, number in sorted(phases.items()))
+    print(
+        f"{done} kills ({where}) in {finished} runs of {steps} steps: all went on and ended in the same bytes; "
+        f"{repeated} steps were taken twice, never more than one for a kill"
+    )
+
+
+# ---------------------------------------------------------------- resumes
+
+
+def resumes(place: Path, model: QuantizedModel, steps: int, interpreters: bool) -> None:
+    """Stop after every step, go on in another process."""
+    whole = place / "whole"
+    wait(forked(lambda: go_on(whole, model, steps)))
+    for step in range(1, steps):
+        run = place / f"stop-{step}"
+        wait(forked(lambda: go_on(run, model, steps, step)))  # noqa: B023 - called at once
+        if interpreters:
+            command = [sys.executable, "-m", "zoodip_core", "train", "--resume", str(run)]
+            subprocess.run(command, check=True, capture_output=True)
+        else:
+            wait(forked(lambda: go_on(run, model, steps)))  # noqa: B023
+        check(run, whole)
+    how = "an interpreter started anew" if interpreters else "another process"
+    print(f"a run of {steps} steps, stopped after each of {steps - 1} and gone on with in {how}: all the same bytes")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("kills", "resumes"))
+    parser.add_argument("--count", type=int, default=200, help="kills (default: 200)")
+    parser.add_argument("--steps", type=int, default=40, help="of a run (default: 40)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument("--interpreters", action="store_true", help="resume by the command line")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # before any work: threads do not survive a fork
+    model = load_quantized("tiny")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as place:
+        go_on(Path(place) / "warm", model, 2)  # what takes seconds the first time, each process inherits
+        try:
+            if args.what == "kills":
+                kills(Path(place), model, args.count, args.steps, args.seed)
+            else:
+                resumes(Path(place), model, args.steps, args.interpreters)
+        except DisturbedError as error:
+            print(f"wrong: {error}")
+            return 1
+    print(f"in {time.monotonic() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

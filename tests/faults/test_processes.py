@@ -1,0 +1,215 @@
+"""Processes that are killed, interrupted twice, orphaned, or two at one run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.run import PICTURE, assert_same, config_of, train
+from zoodip_core import journal
+from zoodip_core.errors import RunFolderError
+from zoodip_core.history import delete_run
+from zoodip_core.models import QuantizedModel
+from zoodip_core.runs import RunFolder, locked
+from zoodip_core.trainer import Event, Started, resume_training, train_token
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 120
+on_posix = pytest.mark.skipif(os.name == "nt", reason="kills and forks as POSIX knows them")
+
+
+def run_faults(*arguments: str) -> str:
+    """What ``python -m tests.faults`` prints; it must find nothing wrong."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.faults", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
+    return done.stdout
+
+
+@on_posix
+@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_cost_one_step_each_at_most(count: int) -> None:
+    assert "all went on and ended in the same bytes" in run_faults("kills", "--count", str(count))
+
+
+@on_posix
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--steps", "60"),
+        ("--steps", "60", "--interpreters"),
+    ],
+)
+def test_a_run_goes_on_after_every_step_in_another_process(arguments: tuple[str, ...]) -> None:
+    assert "all the same bytes" in run_faults("resumes", *arguments)
+
+
+# ---------------------------------------------------------------- the command line
+
+SETTINGS = ["--token", "<pip>", "--init", "monster", "--resolution", "32", "--n", "2", "--tau", "4"]
+
+
+@contextlib.contextmanager
+def command_line(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """A real process of the command line, gone at the end."""
+    command = [sys.executable, "-m", "zoodip_core", "train", *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def last(run: Path) -> int:
+    return journal.last_step(run / "steps.jsonl")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("twice", id="ctrl-c-twice"),
+        pytest.param("SIGTERM", marks=pytest.mark.slow),
+        pytest.param("SIGKILL", marks=pytest.mark.slow),
+    ],
+)
+@on_posix
+def test_however_a_command_is_ended_its_run_goes_on(
+    name: str, model: QuantizedModel, whole_of_30: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with command_line("--images", PICTURE, *SETTINGS, "--steps", "30", "--save-every", "7", "--output", run) as process:
+        until(lambda: last(run) >= 9 or process.poll() is not None)
+        if name == "twice":
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.03)  # two at once would be one
+            process.send_signal(signal.SIGINT)
+        else:
+            process.send_signal(getattr(signal, name))
+        error = process.communicate(timeout=LIMIT)[1]
+    codes = (1, 130) if name == "twice" else (-getattr(signal, name),)  # 1 where the first had its way already
+    assert process.returncode in codes, error
+    assert "Traceback" not in error
+    taken = last(run)
+    begun: list[int] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Started):
+            begun.append(event.step)
+
+    resume_training(run, model=model, on_event=on_event)
+    assert begun == [taken]
+    assert (run / "pip.safetensors").read_bytes() == (whole_of_30 / "pip.safetensors").read_bytes()
+    assert (run / "steps.jsonl").read_bytes() == (whole_of_30 / "steps.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole_of_30(model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("whole") / "run", model, steps=30, save_every=7).path.parent
+
+
+# ---------------------------------------------------------------- two at one run
+
+
+def test_a_second_process_is_refused_and_the_first_is_not_disturbed(
+    model: QuantizedModel, whole_of_30: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train(run, model, stop_after=3, steps=30, save_every=7)
+    with locked(run):
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        with command_line("--resume", run) as process:
+            error = process.communicate(timeout=LIMIT)[1]
+        assert process.returncode == 2
+        assert f"zoodip: error: {run}: another process is at work on this run; wait until it has ended, or" in error
+        with pytest.raises(RunFolderError, match="another process is at work"):
+            resume_training(run, model=model)
+        with pytest.raises(RunFolderError, match="another process is at work"):
+            delete_run(tmp_path, "run")
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    resume_training(run, model=model)
+    assert (run / "pip.safetensors").read_bytes() == (whole_of_30 / "pip.safetensors").read_bytes()
+
+
+def test_two_that_start_at_once_in_one_folder_are_told_apart(model: QuantizedModel, tmp_path: Path) -> None:
+    """Both found it free; the second meets the first's lock."""
+    others: list[Exception] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Started):
+            shutil.rmtree(tmp_path / "run" / "snapshots")
+            (tmp_path / "run" / "config.json").unlink()  # as if the first had not come so far
+            for path in ("state.safetensors", "steps.jsonl"):
+                (tmp_path / "run" / path).unlink(missing_ok=True)
+            with pytest.raises(RunFolderError, match="another process is at work") as caught:
+                train_token(config_of(), tmp_path / "run", model=model)
+            others.append(caught.value)
+
+    train_token(config_of(), tmp_path / "run", model=model, on_event=on_event)
+    assert len(others) == 1
+
+
+@on_posix
+def test_the_lock_of_a_killed_process_is_free(model: QuantizedModel, whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    code = "import sys, time; from pathlib import Path; from zoodip_core.runs import locked\n"
+    code += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, str(run)], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(RunFolderError, match="another process is at work"):
+            resume_training(run, model=model)
+        process.kill()
+    resume_training(run, model=model)
+    assert_same(run, whole)
+
+
+def test_a_drive_that_knows_no_locks_is_used_without(
+    model: QuantizedModel, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import filelock
+
+    def acquire(self: object, **_: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    train(tmp_path / "run", model, stop_after=3, save_every=1)
+    resume_training(tmp_path / "run", model=model)
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_run_can_be_rewound_while_it_is_at_work(model: QuantizedModel, whole: Path, tmp_path: Path) -> None:
+    from zoodip_core.replay import rewind
+
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    with locked(run):
+        assert rewind(run, 4).path.read_bytes() == (whole / "snapshots" / "step-00000004.safetensors").read_bytes()
+
+
+def test_steps_are_told_while_the_run_is_at_work(model: QuantizedModel, tmp_path: Path) -> None:
+    seen = []
+
+    def on_event(event: Event) -> None:
+        seen.append(RunFolder.open(tmp_path / "run").step() if (tmp_path / "run" / "config.json").exists() else -1)
+
+    train_token(config_of(), tmp_path / "run", model=model, on_event=on_event)
+    assert sorted(set(seen)) == list(range(-1, 13))
