@@ -274,11 +274,6 @@ def emptied(path: Path) -> None:
         ("config.json", with_a_bad_setting),
         ("config.json", deep),
         ("config.json", emptied),
-        ("state.safetensors", cut_in_half),
-        ("state.safetensors", with_odd_tensors),
-        ("state.safetensors", without_tensors),
-        ("state.safetensors", infinite),
-        ("state.safetensors", emptied),
     ],
 )
 @pytest.mark.parametrize("by_page", [True, False])
@@ -301,6 +296,15 @@ def test_a_damaged_run_says_so_and_can_be_deleted(
     assert losses_of(bad.run) == ([] if name == "config.json" else losses_of(find_run(home, "good").run))
     delete_run(home, "bad")
     assert names(home) == ["good"]
+
+
+@pytest.mark.parametrize("damage", [cut_in_half, with_odd_tensors, without_tensors, infinite, emptied])
+def test_a_damaged_state_hides_nothing_that_the_journal_tells(
+    page_run: Callable[..., Path], home: Path, damage: Callable[[Path], None]
+) -> None:
+    page_run("pip")
+    damage(only(home).run / "state.safetensors")
+    assert (only(home).state, only(home).step, only(home).message) == ("finished", STEPS, "")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 2}', '{"version": 1}', "[" * 100_000, '"x"'])

@@ -219,12 +219,13 @@ def test_a_runs_folder_holds_all_it_needs_to_go_on(ran: Ran, core: Any) -> None:
     listed = json.loads((ran.folder / "captions.json").read_text())
     assert listed == {name: [text] for name, text in zip(names, captions(), strict=True)}
     assert sorted(path.relative_to(ran.folder / "run").as_posix() for path in (ran.folder / "run").rglob("*.*")) == [
+        ".lock",
         "config.json",
         "loss.png",
         "pip.safetensors",
         "samples/step-00000003.png",
         "samples/step-00000006.png",
-        *(f"snapshots/step-{step:08}.safetensors" for step in (2, 4, 6)),
+        *(f"snapshots/step-{step:08}.safetensors" for step in (0, 2, 4, 6)),
         "state.safetensors",
         "steps.jsonl",
     ]
@@ -392,14 +393,26 @@ def test_of_several_runs_the_furthest_goes_on(pack: Any, model: Any, host: FakeH
 
 
 @pytest.mark.usefixtures("one_preview")
-@pytest.mark.parametrize("file", ["config.json", "state.safetensors"])
-def test_a_damaged_run_is_passed_over_and_kept(file: str, pack: Any, model: Any, host: FakeHost) -> None:
+def test_a_damaged_run_is_passed_over_and_kept(pack: Any, model: Any, host: FakeHost) -> None:
     stopped(pack, model, host, at=3)
     (first,) = runs(host)
-    (first / "run" / file).write_bytes(b"{")
+    (first / "run" / "config.json").write_bytes(b"{")
     train(pack, model)
     assert runs(host) == [first, first.with_name(f"{first.name}-2")]
-    assert (first / "run" / file).read_bytes() == b"{"
+    assert (first / "run" / "config.json").read_bytes() == b"{"
+
+
+@pytest.mark.usefixtures("one_preview")
+def test_a_run_goes_on_without_its_saved_state(pack: Any, model: Any, host: FakeHost, ran: Ran) -> None:
+    stopped(pack, model, host, at=3)
+    (first,) = runs(host)
+    (first / "run" / "state.safetensors").write_bytes(b"{")
+    host.sent.clear()
+    train(pack, model)
+    assert runs(host) == [first]
+    assert told(host, "step")[0] == 3
+    for name in ("pip.safetensors", "state.safetensors"):
+        assert (first / "run" / name).read_bytes() == (ran.folder / "run" / name).read_bytes()
 
 
 @pytest.mark.usefixtures("one_preview")

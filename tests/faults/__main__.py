@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from zoodip_core.objective import DiffusionObjective, Draw
 from zoodip_core.trainer import Commands
 
 LOADING, STEPPING, SAVING = range(3)
+PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 PHASES = ("loading", "in a step", "in a save")
 
 
@@ -67,7 +69,7 @@ class Board:
             self.write(*before)
             return path
 
-        DiffusionObjective.draw = drawn  # type: ignore[method-assign]
+        DiffusionObjective.draw = drawn  # type: ignore[method-assign, assignment]
         trainer._save = saved  # type: ignore[assignment]
 
 
@@ -84,6 +86,11 @@ def forked(work: Callable[[], None]) -> int:
     os._exit(0)
 
 
+def watched(board: Board, run: Path, model: QuantizedModel, steps: int) -> None:
+    board.watch()
+    go_on(run, model, steps)
+
+
 def wait(number: int) -> None:
     _, status = os.waitpid(number, 0)
     if status:
@@ -97,7 +104,7 @@ def go_on(run: Path, model: QuantizedModel, steps: int, stop_after: int | None =
     if (run / "config.json").exists():
         trainer.resume_training(run, model=model, on_event=on_event, commands=commands)
     else:
-        config = config_of(steps=steps, save_every=4)
+        config = config_of(steps=steps, save_every=2)
         trainer.train_token(config, run, model=model, on_event=on_event, commands=commands)
 
 
@@ -113,16 +120,24 @@ def check(run: Path, whole: Path) -> None:
 def kills(place: Path, model: QuantizedModel, count: int, steps: int, seed: int) -> None:
     """Kill runs at random moments, again and again until each has ended, until so many kills are done."""
     board, chance = Board(), random.Random(seed)
-    whole, began = place / "whole", time.monotonic()
-    wait(forked(lambda: go_on(whole, model, steps)))
+    whole = place / "whole"
+    board.write(LOADING, 0, 0)
+    number = forked(partial(watched, board, whole, model, steps))
+    while board.read()[0] == LOADING:
+        time.sleep(0.001)
+    began = time.monotonic()
+    wait(number)
     longest = time.monotonic() - began
     done, repeated, phases, finished = 0, 0, Counter[str](), 0
     while done < count:
         run, before = place / f"run-{finished}", 0
         while True:
             board.write(LOADING, 0, 0)
-            number = forked(lambda: (board.watch(), go_on(run, model, steps))[0])  # noqa: B023 - called at once
-            time.sleep(chance.uniform(0, 0.8 * longest))
+            number = forked(partial(watched, board, run, model, steps))
+            early = chance.random() < 0.1  # while it loads
+            while not early and board.read()[0] == LOADING and not os.waitid(os.P_PID, number, PEEK):
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0, 0.5 * longest))
             ended, status = os.waitpid(number, os.WNOHANG)
             if not ended:
                 os.kill(number, signal.SIGKILL)
@@ -157,12 +172,12 @@ def resumes(place: Path, model: QuantizedModel, steps: int, interpreters: bool) 
     wait(forked(lambda: go_on(whole, model, steps)))
     for step in range(1, steps):
         run = place / f"stop-{step}"
-        wait(forked(lambda: go_on(run, model, steps, step)))  # noqa: B023 - called at once
+        wait(forked(partial(go_on, run, model, steps, step)))
         if interpreters:
             command = [sys.executable, "-m", "zoodip_core", "train", "--resume", str(run)]
             subprocess.run(command, check=True, capture_output=True)
         else:
-            wait(forked(lambda: go_on(run, model, steps)))  # noqa: B023
+            wait(forked(partial(go_on, run, model, steps)))
         check(run, whole)
     how = "an interpreter started anew" if interpreters else "another process"
     print(f"a run of {steps} steps, stopped after each of {steps - 1} and gone on with in {how}: all the same bytes")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.run import train
-from zoodip_core import trainer
+from zoodip_core import memory, trainer
 from zoodip_core.models import QuantizedModel
 
 
@@ -26,14 +27,13 @@ def whole(model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def quick(model: QuantizedModel, tmp_path: Path) -> Iterator[None]:
     """Predicts the memory of these runs once only: it takes longer than their steps."""
-    known = {}
-    predict = trainer.plan
+    known: dict[str, memory.Plan] = {}
     with pytest.MonkeyPatch.context() as patch:
 
-        def plan(*arguments: object, **more: object) -> object:
+        def plan(*arguments: Any, **more: Any) -> memory.Plan:
             key = repr(arguments[5:])
             if key not in known:
-                known[key] = predict(*arguments, **more)  # type: ignore[arg-type]
+                known[key] = memory.plan(*arguments, **more)
             return known[key]
 
         patch.setattr(trainer, "plan", plan)

@@ -119,7 +119,7 @@ def test_a_power_cut_at_any_operation_takes_a_second_or_a_step(
         disk = Disk(tmp_path, patch)
         disk.on_operation = look
         train_token(config_of(save_every=100), tmp_path / "run", model=model, on_event=on_event)
-    distinct = {}
+    distinct: dict[tuple[tuple[Path, bytes], ...], tuple[Image, int]] = {}
     for image, taken, now in images:
         known = sum(len(content.splitlines()) for path, content in image.items() if path.name == "steps.jsonl")
         lost = [step for step in range(known + 1, taken + 1) if now - ended[step] > max(1.0, *seconds)]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_each_steps_token_is_the_file_that_the_run_saved(run: Path, whole: Path,
 @pytest.mark.parametrize(("estimator", "optimizer"), ESTIMATORS.items())
 @pytest.mark.parametrize("more", [{}, {"subspace_gradient": False, "lr_schedule": "constant"}, {"num_vectors": 3}])
 def test_every_kind_of_search_is_rebuilt(
-    estimator: str, optimizer: str, more: dict[str, object], model: QuantizedModel, tmp_path: Path
+    estimator: str, optimizer: str, more: dict[str, Any], model: QuantizedModel, tmp_path: Path
 ) -> None:
     settings = {"estimator": estimator, "optimizer": optimizer, "steps": 9, "save_every": 1, **more}
     trained = train(tmp_path / "run", model, **settings)
