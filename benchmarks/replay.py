@@ -3,7 +3,7 @@
     python benchmarks/replay.py [--steps 30000] [--dim 768]
 
 A run of the paper's settings (n = 2, tau = 128, ZOAdam) learns a vector of DIM numbers; in place of a model's, its
-losses are those of a noisy bowl. Its journal is written and synced as a training writes it, then read, and the search is
+losses are those of a noisy bowl. Its journal is written and synced as a training does, then read, and the search is
 rebuilt from it.
 """
 
