@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.fake_page_host import LIMIT, until
-from zoodip_core import Commands, TrainConfig, resume_training, train_token, worker
+from zoodip_core import Commands, TrainConfig, resume_training, tasks, train_token, worker
 from zoodip_core.building import build
 from zoodip_core.environment import ROOT
 from zoodip_core.errors import ImagesError
@@ -30,9 +30,10 @@ from zoodip_core.jobs import write_task
 from zoodip_core.models import QuantizedModel, load_quantized
 from zoodip_core.runs import RunFolder
 from zoodip_core.stopping import Stopped, check_stop
+from zoodip_core.tasks import Job, check, telling, work
 from zoodip_core.tiny import concepts
 from zoodip_core.trainer import Progress
-from zoodip_core.worker import Job, Outbox, check, obey, work
+from zoodip_core.worker import Outbox, obey
 
 PIP = concepts.load("pip")
 ENDLESS = 1_000_000
@@ -369,9 +370,9 @@ def is_gone(process: psutil.Process) -> bool:
 
 QUICK = """
 import sys
-from zoodip_core import worker
+from zoodip_core import cli, tasks, worker
 
-worker.quiet_libraries = lambda: None  # which loads them, for nothing here
+cli.quiet_libraries = lambda: None  # which loads them, for nothing here
 """
 WRONG = f"{QUICK}\nsys.exit(worker.main())"
 FAULTY = f"""
@@ -379,9 +380,22 @@ FAULTY = f"""
 def faulty(*arguments):
     raise ZeroDivisionError("a fault of the program")
 
-worker.check = faulty
+tasks.check = faulty
 sys.exit(worker.main())
 """
+NOISY = """
+import runpy, sys
+
+class Noisy:
+    def find_spec(self, name, *more):
+        if name in ("torch", "diffusers"):
+            sys.stdout.write("half a line of " + name)
+            sys.stdout.flush()
+
+sys.meta_path.insert(0, Noisy())
+runpy.run_module("zoodip_core.worker", run_name="__main__")
+"""
+"""Libraries print while they are imported, before anything is trained."""
 FULL = """
 import resource, sys
 from zoodip_core import worker
@@ -399,6 +413,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Process]:
     jobs: dict[str, Path | tuple[Path, str]] = {
         "user": (job_in(home / "user", model="/no/such/model"), WRONG),
         "fault": (job_in(home / "fault"), FAULTY),
+        "noisy": (job_in(home / "noisy", model="/no/such/model"), NOISY),
     }
     if os.name == "posix":
         jobs["full"] = (job_in(home / "full", steps=ENDLESS, save_every=2), FULL)
@@ -416,6 +431,12 @@ def test_an_error_of_the_user_is_told_and_writes_nothing(failed: dict[str, Proce
     assert "/no/such/model" in process.events[-1]["error"]
     assert "Traceback" not in process.errors.read_text()
     assert sorted(path.name for path in process.file.parent.iterdir()) == ["errors.txt", "task.json"]
+
+
+def test_what_is_printed_while_libraries_are_imported_stands_before_no_event(failed: dict[str, Process]) -> None:
+    process = failed["noisy"]
+    assert (process.strange, process.names()) == ([], ["failed"])
+    assert "half a line of torch" in process.errors.read_text()
 
 
 def test_a_fault_of_the_program_leaves_its_traceback_in_the_log(failed: dict[str, Process]) -> None:
@@ -436,7 +457,7 @@ def test_a_full_disk_is_told_and_the_last_saved_state_stands(
     assert process.popen.returncode == 2, process.errors.read_text()
     told = process.events[-1]
     assert (told["event"], told["fault"]) == ("failed", False)
-    assert told["error"].startswith(f"could not write {process.run / 'steps.jsonl'}: ")
+    assert told["error"].startswith(f"could not write {process.run / 'steps.jsonl'}: the file would be larger than ")
     assert process.of("saved")[-1]["step"] == RunFolder.open(process.run).step()
     assert_goes_on(process.run, tmp_path / "whole", tiny_model)
 
@@ -455,7 +476,7 @@ def done(
 ) -> tuple[int, list[dict[str, Any]]]:
     """Do a job here, on a model that is there; returns the exit code and the events."""
     if model:
-        monkeypatch.setattr(worker, "_load", lambda config: model)
+        monkeypatch.setattr(tasks, "_load", lambda config: model)
     pipe = io.BytesIO()
     code = work(file, Outbox(pipe), commands or Commands())
     return code, [json.loads(line) for line in pipe.getvalue().splitlines()]
@@ -606,7 +627,7 @@ def test_a_run_goes_on_in_its_folder_or_is_it(
 ) -> None:
     """A page's run lies in its job's folder, one of the command line is that folder."""
     stopped_after(2, tmp_path / place, tiny_model)
-    monkeypatch.setattr(worker, "before_after", lambda *arguments: None)
+    monkeypatch.setattr(tasks, "before_after", lambda *arguments: None)
     code, events = done(job_in(tmp_path, "resume", {"steps": 6}), monkeypatch, tiny_model)
     assert code == 0
     (begun,) = (event for event in events if event["event"] == "started")
@@ -634,7 +655,7 @@ def test_the_newest_token_of_an_unfinished_run_is_drawn(
 ) -> None:
     stopped_after(2, tmp_path / "run", tiny_model)
     drawn: list[Any] = []
-    monkeypatch.setattr(worker, "before_after", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(tasks, "before_after", lambda *arguments: drawn.append(arguments))
     code, events = done(job_in(tmp_path, "show"), monkeypatch, tiny_model)
     ((model, config, embedding, path),) = drawn
     assert (code, model, config.steps, path) == (0, tiny_model, 5, tmp_path / "before_after.png")
@@ -672,7 +693,7 @@ def test_pictures_that_can_not_be_drawn(
     def fails(*_arguments: Any) -> None:
         raise error
 
-    monkeypatch.setattr(worker, "before_after", fails)
+    monkeypatch.setattr(tasks, "before_after", fails)
     trained, events = done(job_in(tmp_path, "train"), monkeypatch, tiny_model)
     assert (trained, events[-1]["state"], events[-1]["step"]) == (0, "finished", STEPS)
     assert (tmp_path / "run" / "pip.safetensors").is_file()
@@ -697,7 +718,7 @@ def test_drawing_is_stopped_as_well(
         check_stop()
         raise AssertionError("drawn to the end")
 
-    monkeypatch.setattr(worker, "before_after", drawing)
+    monkeypatch.setattr(tasks, "before_after", drawing)
     code, events = done(job_in(tmp_path, "show"), monkeypatch, tiny_model, commands)
     assert (code, events[-1]) == (1, {"event": "ended", "state": "stopped"})
 
@@ -724,7 +745,7 @@ class ClosedPipe(io.RawIOBase):
 def test_events_that_nobody_takes_end_no_training(tiny_model: QuantizedModel, tmp_path: Path) -> None:
     out = Outbox(ClosedPipe())  # type: ignore[arg-type]
     config = TrainConfig.from_preset("tiny", **settings_of())
-    assert train_token(config, tmp_path / "run", model=tiny_model, on_event=out).finished
+    assert train_token(config, tmp_path / "run", model=tiny_model, on_event=telling(out)).finished
     closed = io.BytesIO()
     closed.close()
     Outbox(closed).send("message", text="", warning=False)

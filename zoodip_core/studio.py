@@ -123,7 +123,7 @@ class Studio:
         return Shelf(folder) if folder else None
 
     def check(self, form: Mapping[str, Any], draft: Draft | None = None) -> dict[str, Any]:
-        """What a run of this form would be: see :func:`worker.check`. Takes some seconds.
+        """What a run of this form would be: see :func:`tasks.check`. Takes some seconds.
 
         Raises:
             ZoodipError: of the kind that tells what is wrong.
