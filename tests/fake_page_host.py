@@ -72,6 +72,7 @@ class FakePageHost:
         if not self.idle.is_set():
             waiting("waiting for a picture to be drawn")
             assert self.idle.wait(LIMIT)
+            waiting("it is idle now")
         self._call("taken")
         try:
             yield

@@ -144,6 +144,8 @@ class FakeWebui:
         self.state, self.lock = State(), FIFOLock()
         self.tasks: list[str] = []
         """What became of our task on the progress bar."""
+        self.pending: dict[str, float] = {}
+        """The webui's tasks that wait."""
         self.finished: list[str] = []
         """The webui's list of the last tasks that have ended."""
         self.reports: list[str] = []
@@ -156,6 +158,14 @@ class FakeWebui:
         if call in self.fails:
             raise self.fails[call]
 
+    def _queue(self, task: str) -> None:
+        self.tasks.append(f"queued {task}")
+        self.pending[task] = 0.0
+
+    def _start(self, task: str) -> None:
+        self.tasks.append(f"started {task}")
+        self.pending.pop(task, None)
+
     def _install(self) -> None:
         self._module("modules")
         self._module("paths_internal", data_path=str(self.folder))
@@ -165,8 +175,9 @@ class FakeWebui:
         self._module(
             "progress",
             finished_tasks=self.finished,
-            add_task_to_queue=lambda task: self.tasks.append(f"queued {task}"),
-            start_task=lambda task: self.tasks.append(f"started {task}"),
+            pending_tasks=self.pending,
+            add_task_to_queue=self._queue,
+            start_task=self._start,
             finish_task=self.finished.append,
         )
         self.options = Options()

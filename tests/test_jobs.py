@@ -171,6 +171,10 @@ def test_a_folder_is_worked_on_by_one_job_at_a_time(page: Page) -> None:
 def test_what_is_looked_at_is_a_copy(page: Page) -> None:
     number = page.submit("<a>", 'send("message", text="careful", warning=True)\nprogress(1)\n' + ENDS_WHEN_TOLD)
     page.until_at_work(number)
+    (page.root / "b").mkdir()
+    submitted = page.jobs.submit("train", page.root / "b", "<b>", settings={"does": ENDS})
+    submitted.state = FAILED
+    assert page.state(submitted.id) == WAITING
     copies = [page.jobs.get(number), page.jobs.all()[0], page.jobs.newest()]
     for copy in copies:
         assert copy is not None
@@ -181,7 +185,7 @@ def test_what_is_looked_at_is_a_copy(page: Page) -> None:
     assert (job.state, job.message, job.step) == (RUNNING, "at work", 1)
     assert (job.losses, job.warnings) == ([0.125], ["careful"])
     page.jobs.ask(number, "save")
-    page.until_state(number, FINISHED)
+    page.until_state(submitted.id, FINISHED)
     assert copies[0] is not None
     assert copies[0].state == FAILED
 
@@ -259,9 +263,12 @@ def test_a_job_that_waits_for_the_device_can_be_stopped(page: Page) -> None:
     page.jobs.stop(number)
     assert page.jobs.get(number).message == "stopped before it began"
     page.host.idle.set()
-    page.still_works()
-    assert page.ended[0] == ("<a>", STOPPED)
+    until(lambda: page.ended)
+    assert page.ended == [("<a>", STOPPED)]
+    assert page.host.calls == []  # the device was not taken, not even for an instant
     assert not (page.root / "a" / "log.txt").exists()
+    page.still_works()
+    assert page.jobs.get(number).message == "stopped before it began"
 
 
 def test_the_programs_own_stop_button_stops_a_job_once(page: Page) -> None:
@@ -615,6 +622,18 @@ def test_a_question_without_an_answer(does: str, words: tuple[str, ...], tmp_pat
         ask(python, "check", settings={"does": does})
     for word in words:
         assert word in str(error.value)
+    assert list(temporary.iterdir()) == []
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize("does", ["time.sleep(1000)", 'while True:\n    send("message", text="x", warning=False)'])
+def test_a_question_that_finds_no_end_is_given_up(
+    does: str, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LONGEST_QUESTION", 1.0)
+    does = f'Path({str(tmp_path)!r}, "pid").write_text(str(os.getpid()))\n' + does
+    with pytest.raises(ConfigError, match="the check did not end within"):
+        ask(fake_worker(tmp_path), "check", settings={"does": does})
     assert list(temporary.iterdir()) == []
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import threading
@@ -22,6 +23,7 @@ import zoodip_webui
 from tests.fake_page_host import FakePageHost, fake_worker, until
 from tests.fake_webui import A1111, FORGE, FakeWebui, Model
 from zoodip_core.jobs import RUNNING, Job
+from zoodip_core.stopping import Stopped
 from zoodip_core.studio import Studio
 from zoodip_webui import api, settings
 from zoodip_webui.host import Webui
@@ -109,10 +111,36 @@ def test_a_generation_is_waited_for(fake: FakeWebui) -> None:
     assert not entered.wait(0.2)
     fake.lock.release()
     assert entered.wait(10)
+    assert said[1:] == ["the webui's model leaves the graphics card"]
     assert not fake.lock.free
     leave.set()
     worker.join()
     assert fake.lock.free
+
+
+def test_who_no_longer_wants_the_card_does_not_take_it(fake: FakeWebui) -> None:
+    """A job that was stopped while it waited: the webui's models stay where they are, its queue goes on."""
+    said: list[str] = []
+
+    def wanted_at_first(text: str) -> None:
+        said.append(text)
+        if len(said) > 1:
+            raise Stopped
+
+    def work() -> None:
+        with contextlib.suppress(Stopped), Webui().device(wanted_at_first):
+            said.append("taken")
+
+    fake.lock.acquire()
+    worker = threading.Thread(target=work)
+    worker.start()
+    until(lambda: fake.tasks)
+    fake.lock.release()
+    worker.join()
+    assert len(said) == 2
+    assert (fake.tasks, fake.pending, fake.finished, fake.calls) == ([f"queued {TASK}"], {}, [], [])
+    assert fake.lock.free
+    assert fake.state.job == ""
 
 
 def test_only_a_stop_button_pressed_since_counts(fake: FakeWebui) -> None:
@@ -206,13 +234,15 @@ def test_a_first_model_that_is_being_loaded_is_waited_for(a1111: FakeWebui) -> N
 
     def loaded(text: str) -> None:
         said.append(text)
+        if len(said) > 1:
+            return
         a1111.load(Model("one"))
         a1111.data.lock.release()
 
     with Webui().device(loaded):
         assert a1111.data.sd_model.device == "cpu"
         assert not a1111.data.lock.locked()
-    assert said == ["waiting for the webui, which is loading its model"]
+    assert said == ["waiting for the webui, which is loading its model", "the webui's model leaves the graphics card"]
 
 
 def test_forge_unloads_and_loads_by_itself(forge: FakeWebui) -> None:

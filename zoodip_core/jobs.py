@@ -23,6 +23,7 @@ from .environment import ROOT, Trainer, clean_env
 from .errors import ConfigError, RunFolderError, for_user
 from .files import storage_errors, write_atomically
 from .history import LOG, TASK, log_tail
+from .stopping import Stopped
 
 WAITING, RUNNING, STOPPING = "waiting", "running", "stopping"
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
@@ -31,6 +32,8 @@ TASK_VERSION = 1
 _LONGEST_LINE = 64_000_000
 _LAST_SECONDS = 60.0
 """That a worker has to end once it has closed its pipe."""
+_LONGEST_QUESTION = 600.0
+"""Seconds for an answer: a busy computer that reads torch from a network's disk takes minutes, a hung one for ever."""
 _PATIENCE = 0.2
 """Seconds between two looks at the host's stop button."""
 _LOG_LINES = 20
@@ -43,7 +46,8 @@ class Host(Protocol):
         """The graphics card to ourselves: waits for the host's own work, frees its memory, gives it back.
 
         Args:
-            waiting: called with what is waited for, where it is not to be had at once.
+            waiting: called with what is waited for, where it is not to be had at once; and called again when the wait
+                is over, before anything is taken. It raises ``Stopped`` where nobody wants the card any more.
         """
         ...
 
@@ -62,7 +66,7 @@ class Job:
 
     Args:
         id: of this process's jobs.
-        kind: train, resume, show; see :mod:`worker`.
+        kind: train, resume, show; see :mod:`tasks`.
         folder: what it makes or changes.
         token: the placeholder it is about.
         file: its job file.
@@ -76,7 +80,7 @@ class Job:
         sample: the newest sample sheet.
         shown: the pictures before and after.
         embedding: the newest file of the token.
-        checked: what :func:`worker.check` found.
+        checked: what :func:`tasks.check` found.
         log: the end of its log, if it failed.
     """
 
@@ -239,7 +243,11 @@ class Worker:
 
 
 def write_task(folder: Path, kind: str, work_on: Path, **more: Any) -> Path:
-    """Write a job file into ``folder``, for a worker; ``more`` are settings, pace, changes."""
+    """Write a job file into ``folder``, for a worker; ``more`` are settings, pace, changes.
+
+    Raises:
+        StorageError: it can not be written.
+    """
     task = {"version": TASK_VERSION, "kind": kind, "folder": str(work_on), **more}
     write_atomically(folder / TASK, json.dumps(task, indent=2))
     return folder / TASK
@@ -249,16 +257,26 @@ def ask(python: Path, kind: str, **more: Any) -> dict[str, Any]:
     """Run a worker that answers with one event, as check does, and return that event.
 
     Raises:
-        ConfigError: what the worker found wrong.
+        ConfigError: what the worker found wrong, or that it does not answer.
         StorageError: no room for its files.
     """
     answer: dict[str, Any] = {}
     failed: dict[str, Any] | None = None
+    begun = time.monotonic()
     with storage_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="zoodip-") as place:
         folder = Path(place)
         worker = Worker(python, write_task(folder, kind, folder, **more), folder / LOG)
+
+        def look_at_the_clock() -> None:
+            if time.monotonic() - begun > _LONGEST_QUESTION:
+                worker.kill()
+                raise ConfigError(
+                    f"the {kind} did not end within {_LONGEST_QUESTION / 60:.0f} minutes and was given up; see that "
+                    "the computer is not busy and that the disks of the model and the pictures answer, then try again"
+                )
+
         try:
-            for event in worker.events(1.0, lambda: None):
+            for event in worker.events(1.0, look_at_the_clock):
                 if event.get("event") == "failed":
                     failed = event
                 elif event.get("event") != "ended":
@@ -296,7 +314,7 @@ class Jobs:
         self._thread: threading.Thread | None = None
 
     def submit(self, kind: str, folder: Path, token: str, **more: Any) -> Job:
-        """Queue a job.
+        """Queue a job, and return a copy of it.
 
         Args:
             kind: train, resume or show.
@@ -323,7 +341,7 @@ class Jobs:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="zoodip-jobs", daemon=True)
                 self._thread.start()
-        return job
+            return self._copy(job)
 
     def all(self) -> list[Job]:
         """Copies of all jobs of this process, oldest first."""
@@ -409,8 +427,9 @@ class Jobs:
 
         def waiting(text: str) -> None:
             with self._lock:
-                if job.state == WAITING:
-                    job.message = text
+                if not job.open:
+                    raise Stopped
+                job.message = text
 
         if not job.open:
             return job.state, job.message
@@ -421,6 +440,8 @@ class Jobs:
                     if job.open:  # not stopped while it waited
                         job.state, job.message = RUNNING, "starting"
                 ended = self._work(job) if job.open else (job.state, job.message)
+        except Stopped:  # while it waited
+            return job.state, job.message
         except BaseException as error:
             if ended is None:
                 raise

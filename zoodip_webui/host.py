@@ -19,6 +19,7 @@ from zoodip_core.jobs import Job
 from .settings import value
 
 _TASK = "task(zoodip)"
+_ITS_TURN = "the webui's model leaves the graphics card"
 _CACHES = {
     "StableDiffusionProcessing": ("cached_c", "cached_uc"),
     "StableDiffusionProcessingTxt2Img": ("cached_hr_c", "cached_hr_uc"),
@@ -78,12 +79,16 @@ class Webui:
         from modules import progress
         from modules.call_queue import queue_lock
 
-        if not queue_lock.acquire(blocking=False):
+        queued = not queue_lock.acquire(blocking=False)
+        if queued:
             waiting("waiting for the webui, which is at work")
             progress.add_task_to_queue(_TASK)
             queue_lock.acquire()
         with contextlib.ExitStack() as held:  # whatever fails on the way out, the webui's queue goes on
             held.callback(queue_lock.release)
+            if queued:
+                held.callback(progress.pending_tasks.pop, _TASK, None)  # where it does not come to be started
+                waiting(_ITS_TURN)
             held.enter_context(_state())
             held.enter_context(_room(waiting))
             yield
@@ -160,10 +165,13 @@ def _wait_for_loading(data: Any, waiting: Callable[[str], None]) -> None:
     lock = getattr(data, "lock", None)
     if lock is None:
         return
-    if not lock.acquire(blocking=False):
-        waiting("waiting for the webui, which is loading its model")
-        lock.acquire()
-    lock.release()
+    if lock.acquire(blocking=False):
+        lock.release()
+        return
+    waiting("waiting for the webui, which is loading its model")
+    with lock:
+        pass
+    waiting(_ITS_TURN)
 
 
 def _parked(model: Any) -> bool:
