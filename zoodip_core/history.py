@@ -242,10 +242,16 @@ def _progress(run: Path) -> tuple[TrainConfig | None, int, str]:
 
 def _outcome(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """How a run ended; empty if that is not known, or it was asked to go on since and then was cut off."""
-    file = folder / OUTCOME
-    outcome, ended = read_object(file), _changed(file)
-    later = asked.get("kind") in ("train", "resume") and _changed(folder / TASK) > ended
-    return {} if later or outcome.get("version") != VERSION else outcome
+    outcome = read_object(folder / OUTCOME)
+    if outcome.get("version") != VERSION:
+        return {}
+    if asked.get("kind") not in ("train", "resume"):  # drawing pictures is no going on
+        return outcome
+    if "id" in asked:
+        current = outcome.get("task") == asked["id"]
+    else:  # a job of the first version's beginnings: then the files' times must do, though clocks are set back
+        current = _changed(folder / TASK) <= _changed(folder / OUTCOME)
+    return outcome if current else {}
 
 
 def _state(outcome: Mapping[str, Any], complete: bool, has_token: bool) -> str:
@@ -293,7 +299,7 @@ def newest(folder: Path, suffix: str) -> Path | None:
 
 
 def write_outcome(folder: Path, state: str, message: str) -> None:
-    """Write how a run ended.
+    """Write how a run ended that did what its job file asks.
 
     Args:
         state: finished, stopped or failed.
@@ -304,7 +310,8 @@ def write_outcome(folder: Path, state: str, message: str) -> None:
     """
     if state not in (FINISHED, STOPPED, FAILED):
         raise ValueError(f"state = {state!r}: a run that has ended is finished, stopped or failed")
-    outcome = {"version": VERSION, "state": state, "message": message, "ended": _now()}
+    task = task_of(folder).get("id")
+    outcome = {"version": VERSION, "task": task, "state": state, "message": message, "ended": _now()}
     write_atomically(folder / OUTCOME, json.dumps(outcome, indent=2))
 
 

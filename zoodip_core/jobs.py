@@ -10,6 +10,7 @@ import copy
 import itertools
 import json
 import queue
+import secrets
 import subprocess
 import tempfile
 import threading
@@ -248,7 +249,7 @@ def write_task(folder: Path, kind: str, work_on: Path, **more: Any) -> Path:
     Raises:
         StorageError: it can not be written.
     """
-    task = {"version": TASK_VERSION, "kind": kind, "folder": str(work_on), **more}
+    task = {"version": TASK_VERSION, "id": secrets.token_hex(8), "kind": kind, "folder": str(work_on), **more}
     write_atomically(folder / TASK, json.dumps(task, indent=2))
     return folder / TASK
 
