@@ -296,6 +296,28 @@ def test_a_name_in_the_embeddings_folder_is_asked_about(name: str, idle: Desk) -
     assert contents(idle.host.root) == before
 
 
+@pytest.mark.parametrize("name", ["pip.png", "pip.PNG", "pip.webp"])
+def test_a_thumbnail_of_our_own_file_is_in_nobodys_way(name: str, idle: Desk) -> None:
+    """A1111 keeps the picture that it shows for an embedding beside it, by the same name."""
+    ours, picture = idle.embeddings / "pip.safetensors", idle.embeddings / name
+    ours.touch()
+    picture.touch()
+    shelf = idle.studio.shelf
+    assert shelf is not None
+    assert shelf.taken("<pip>") == ours
+    assert shelf.replaceable("<pip>")
+    assert shelf.put("<pip>", b"new", replace=True) == ours
+    ours.unlink()
+    assert shelf.taken("<pip>") == picture  # alone it may hold an embedding
+
+
+def test_a_picture_in_another_folder_is_no_thumbnail_of_ours(idle: Desk) -> None:
+    (idle.embeddings / "sub").mkdir()
+    for name in ("pip.safetensors", "sub/pip.png"):
+        (idle.embeddings / name).touch()
+    assert taken(idle, "<pip>") == idle.embeddings / "sub" / "pip.png"
+
+
 @pytest.mark.parametrize("name", ["pip2.pt", "pip.txt", "pip", "apip.pt", "pip.preview.png", "pip.safetensors.bak"])
 def test_other_names_are_free(name: str, idle: Desk) -> None:
     (idle.embeddings / name).write_bytes(b"another")

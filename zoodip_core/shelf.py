@@ -11,7 +11,9 @@ from .errors import EmbeddingFileError, TokenError
 from .files import write_atomically
 from .tokens import file_stem
 
-SUFFIXES = (".safetensors", ".pt", ".bin", ".png", ".webp", ".jxl", ".avif")
+PICTURES = (".png", ".webp", ".jxl", ".avif")
+"""Webuis take them for embeddings where one is hidden in them, and for thumbnails of the file beside them."""
+SUFFIXES = (".safetensors", ".pt", ".bin", *PICTURES)
 """Of the files that a webui takes for embeddings; what a prompt calls them is the name before it, in any case."""
 
 
@@ -27,8 +29,8 @@ class Shelf:
 
     def taken(self, token: str) -> Path | None:
         """A file that prompts find under the token's name: one that can not be replaced before one that can."""
-        found = list(self._named(file_stem(token).lower()))
         target = self.target(token)
+        found = [path for path in self._named(file_stem(token).lower()) if not _is_thumbnail(path, target)]
         return next((path for path in found if not _is_same(path, target)), found[0] if found else None)
 
     def replaceable(self, token: str) -> bool:
@@ -94,6 +96,12 @@ class Shelf:
             for path in (Path(here) / name for name in sorted(names)):
                 if path.stem.lower() == stem and path.suffix.lower() in SUFFIXES:
                     yield path
+
+
+def _is_thumbnail(path: Path, target: Path) -> bool:
+    """Whether a picture belongs to the token's own file, which is there. Alone it may well be an embedding."""
+    beside = path.with_suffix(target.suffix)
+    return path.suffix.lower() in PICTURES and beside.is_file() and _is_same(beside, target)
 
 
 def _is_same(path: Path, target: Path) -> bool:
