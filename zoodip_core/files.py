@@ -31,6 +31,12 @@ def storage_errors(path: Path) -> Iterator[None]:
             errno.EEXIST: "a file stands where a folder should be; choose another folder",
             errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder",
             errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+            errno.EFBIG: "the file would be larger than its disk's format or your account allows (FAT32 ends at 4 GB, "
+            "ulimit -f shows a limit); choose another disk, or raise the limit",
+            errno.ENOENT: "it or its folder is gone; if the disk was unplugged, connect it again, else choose another "
+            "folder",
+            errno.ESTALE: "its network folder is gone; connect it again, or choose another folder",
+            errno.EIO: "the disk reports an error; see that it is connected and sound, or choose another one",
         }.get(error.errno or 0, error.strerror or str(error))
         raise StorageError(error.errno or 0, f"could not write {path}: {advice}") from error
 

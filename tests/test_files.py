@@ -1,0 +1,44 @@
+"""What a system says when it refuses to write is told with what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from zoodip_core.config import TrainConfig
+from zoodip_core.errors import StorageError
+from zoodip_core.files import storage_errors
+from zoodip_core.runs import RunFolder
+
+ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "choose another disk, or raise the limit",
+    errno.EIO: "see that it is connected and sound",
+    errno.ENOENT: "connect it again, else choose another folder",
+    errno.ESTALE: "connect it again, or choose another folder",
+    errno.EROFS: "choose another folder",
+    errno.EACCES: "choose a folder you may write to",
+    errno.ENAMETOOLONG: "choose a shorter one",
+}
+
+
+@pytest.mark.parametrize("number", ADVICE, ids=errno.errorcode.get)
+def test_what_the_system_refuses_is_told_with_advice(number: int) -> None:
+    with pytest.raises(StorageError) as told, storage_errors(Path("rex.safetensors")):
+        raise OSError(number, os.strerror(number))
+    assert told.value.errno == number
+    assert str(told.value.strerror).startswith("could not write rex.safetensors: ")
+    assert ADVICE[number] in str(told.value.strerror)
+
+
+def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    """Deleted while it is worked on, or on a disk that was unplugged."""
+    folder = RunFolder.create(tmp_path / "run", TrainConfig(images=("x",), token="<rex>", initializer="dog"))
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(StorageError, match=r"could not write .*steps\.jsonl: it or its folder is gone"):
+        folder.append({"step": 1})
