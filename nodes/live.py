@@ -17,6 +17,8 @@ EVENT = "zoodip.step"
 POINTS = 240
 """The most points that a chart is sent; the wire carries the whole curve each time, so that a page that
 was loaded anew shows it with the next step."""
+WARNINGS = 100
+"""The most warnings that are sent, the last of them: a run may warn at each of its samples."""
 _BETWEEN = 0.25
 """Seconds between two messages: the page can not show more, and a step of the embedded model takes a tenth."""
 
@@ -86,7 +88,7 @@ class Live:
 
         if isinstance(event, Message):
             if event.warning:
-                self._data["warnings"] = [*self._data["warnings"], event.text]
+                self._data["warnings"] = [*self._data["warnings"], event.text][-WARNINGS:]
             self._data["text"] = event.text
             self._tell()
         elif isinstance(event, Started):

@@ -577,6 +577,13 @@ def test_an_event_that_makes_no_sense_changes_nothing(event: dict[str, Any], tmp
     assert job == before
 
 
+def test_of_many_warnings_the_last_are_kept(tmp_path: Path) -> None:
+    job = Job(1, "train", tmp_path, "<a>", tmp_path, state=RUNNING)
+    for number in range(1000):
+        job.hear({"event": "message", "text": f"warning {number}", "warning": True})
+    assert job.warnings == [f"warning {number}" for number in range(900, 1000)]
+
+
 def test_figures_that_are_none_end_no_job(page: Page) -> None:
     job = page.do(f'progress(1)\nprogress(float("inf"))\nprogress(2, memory=float("inf"))\nprogress(3)\n{ENDS}')
     assert (job.state, job.losses) == (FINISHED, [0.125, 0.375])

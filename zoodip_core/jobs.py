@@ -30,6 +30,8 @@ WAITING, RUNNING, STOPPING = "waiting", "running", "stopping"
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 OPEN = (WAITING, RUNNING, STOPPING)
 TASK_VERSION = 1
+MOST_WARNINGS = 100
+"""The last ones that are kept of a job: a run may warn at each of its samples."""
 _LONGEST_LINE = 64_000_000
 _LAST_SECONDS = 60.0
 """That a worker has to end once it has closed its pipe."""
@@ -73,7 +75,7 @@ class Job:
         file: its job file.
         state: waiting, running, stopping, finished, stopped or failed.
         message: what it does, waits for, or why it ended.
-        warnings: what needs the user's eye.
+        warnings: what needs the user's eye, the last of them.
         losses: of every step so far.
         rate: steps a second.
         eta: seconds left.
@@ -122,7 +124,7 @@ class Job:
 
     def _on_message(self, event: Mapping[str, Any]) -> None:
         if event["warning"]:
-            self.warnings.append(str(event["text"]))
+            self.warnings = [*self.warnings, str(event["text"])][-MOST_WARNINGS:]
         elif self.state == RUNNING:
             self.message = str(event["text"])
 
