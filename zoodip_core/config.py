@@ -272,6 +272,8 @@ class TrainConfig:
         if not isinstance(data, dict):
             raise ConfigError(f"{where} is not a JSON object of settings")
         version = data.pop("config_version", None)
+        if version is None:
+            raise ConfigError(f'{where} has no config_version; add "config_version": {CONFIG_VERSION}')
         if version != CONFIG_VERSION:
             raise ConfigError(
                 f"{where} has config_version {version}, this program reads {CONFIG_VERSION}; "

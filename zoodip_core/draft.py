@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from .errors import CaptionError, ImagesError
-from .files import read_object, storage_errors, write_atomically, written_atomically
+from .files import is_newer, read_object, storage_errors, write_atomically, written_atomically
 from .images import SUFFIXES, find_images, open_picture
 from .prompts import read_listed, read_text
 from .tiny import concepts
@@ -86,7 +86,10 @@ class Draft:
     # ------------------------------------------------------------ values
 
     def values(self) -> dict[str, Any]:
-        """The form's values; none if there are none, or their file is damaged or of another version."""
+        """The form's values; none if there are none, or their file is damaged or of another version.
+
+        A newer version's is no reason to refuse the page: it begins empty, see :meth:`keep`.
+        """
         with _lock:
             data = read_object(self._values)
         values = data.get("values")
@@ -95,6 +98,8 @@ class Draft:
     def keep(self, values: Mapping[str, Any]) -> None:
         """Add or change some of the form's values, which JSON must be able to hold.
 
+        The file of a newer ZOODiP is not written over but set aside, for when that is used again.
+
         Raises:
             StorageError: they can not be written.
         """
@@ -102,7 +107,14 @@ class Draft:
             before = self.values()
             after = {**before, **values}
             if after != before:
+                self._set_aside()
                 write_atomically(self._values, json.dumps({"version": VERSION, "values": after}, indent=1))
+
+    def _set_aside(self) -> None:
+        version = read_object(self._values).get("version")
+        if is_newer(version, VERSION):
+            with storage_errors(self._values):
+                self._values.replace(self._values.with_name(f"draft-version-{version}.json"))
 
     # ------------------------------------------------------------ what is there
 

@@ -3,6 +3,9 @@
 SD1.x and 2.x: a safetensors file with exactly one float tensor ``[num_vectors, dim]`` whose key is
 the token; any tensor more breaks other readers. SDXL: ``clip_l`` and ``clip_g``. What else is worth
 knowing stands in the safetensors header, as text.
+
+The header's ``format_version`` does not decide what is read: other programs load these files by their tensors alone,
+so a newer ZOODiP's file is as good as its tensors. Where they are no embedding, it decides what the user is told.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from .errors import EmbeddingFileError
-from .files import write_atomically
+from .files import is_newer, write_atomically
 from .pickles import load_plain
 from .tokens import check_name, file_stem
 
@@ -154,6 +157,10 @@ def _read_pickle(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     return {str(key): value for key, value in items if isinstance(value, torch.Tensor)}, metadata
 
 
+def _of_newer(metadata: dict[str, str]) -> bool:
+    return "zoodip_version" in metadata and is_newer(metadata.get("format_version"), FORMAT_VERSION)
+
+
 def _assemble(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Embedding:
     if set(tensors) == set(SDXL_KEYS):
         chosen = [tensors[key] for key in SDXL_KEYS]
@@ -163,9 +170,10 @@ def _assemble(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, 
         chosen = [tensor]
         token = metadata.get("token") or (None if key in ("emb_params", "*", "clip_l", "clip_g") else key)
     else:
+        newer = "; a newer ZOODiP wrote it: update ZOODiP" if _of_newer(metadata) else ""
         raise EmbeddingFileError(
             f"{path} holds {len(tensors)} tensors ({', '.join(sorted(tensors)[:4])} ...), an "
-            "embedding has one, or clip_l and clip_g"
+            f"embedding has one, or clip_l and clip_g{newer}"
         )
     clean = []
     for tensor in chosen:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,11 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     data = content.encode("utf-8") if isinstance(content, str) else content
     with written_atomically(path) as part, part.open("xb") as file:
         file.write(data)
+
+
+def is_newer(version: Any, known: int) -> bool:
+    """Whether a file's version, a number or its text, is beyond the one that this program knows."""
+    return re.fullmatch(r"[0-9]{1,9}", str(version)) is not None and int(version) > known
 
 
 def inside(folder: Path, name: str) -> Path | None:

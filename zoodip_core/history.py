@@ -21,7 +21,7 @@ from typing import Any
 from .checkpoints import SUFFIXES
 from .config import TrainConfig
 from .errors import RunFolderError, StorageError, for_user
-from .files import inside, make_folder, read_object, storage_errors, write_atomically
+from .files import inside, is_newer, make_folder, read_object, storage_errors, write_atomically
 from .models import TINY
 from .runs import CONFIG, JOURNAL, STATE, RunFolder, free_folder, locked
 from .tokens import check_name, file_stem
@@ -181,9 +181,11 @@ def _run_of(folder: Path) -> Run | None:
     asked, run = task_of(folder), folder / RUN
     if _is_run_folder(folder):
         run = folder
-    elif not asked and not _is_run_folder(run):
-        return None
     config, step, damage = _progress(run)
+    if not asked and not _is_run_folder(run):
+        if not is_newer(read_object(folder / TASK).get("version"), VERSION):
+            return None
+        damage = f"{folder / TASK} was written by a newer ZOODiP, and no step was taken yet; update ZOODiP"
     settings: dict[str, Any] = {}
     for given in (asked.get("settings"), config and config.to_dict()):
         settings |= given if isinstance(given, dict) else {}

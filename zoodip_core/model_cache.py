@@ -25,10 +25,9 @@ from safetensors.torch import save_file
 from .building import give_back_freed, giving_back, layers_to_quantize
 from .errors import ModelError, StorageError
 from .files import make_folder, storage_errors, write_atomically, written_atomically
-from .models import CLIP_PATH, COPY_MARK, Blueprint, empty_network, open_copy, open_model, stored_name
+from .models import CLIP_PATH, COPY_FORMAT, COPY_MARK, Blueprint, empty_network, open_copy, open_model, stored_name
 from .quantize import quantize_weight
 
-FORMAT = 1
 INDEX = "index.json"
 
 
@@ -77,7 +76,7 @@ def _identity(blueprint: Blueprint) -> str:
 def _name(identity: str, weights: str) -> str:
     quanto = importlib.metadata.version("optimum-quanto")
     safe = re.sub(r"[^0-9a-f]", "_", identity)  # it comes from the index, a file that anyone may have written
-    return f"{safe}-{weights}-quanto{quanto}-v{FORMAT}.safetensors"
+    return f"{safe}-{weights}-quanto{quanto}-v{COPY_FORMAT}.safetensors"
 
 
 def file_stamps(model: Path) -> list[list[Any]]:
@@ -111,7 +110,7 @@ def write_copy(blueprint: Blueprint, weights: str, path: Path) -> None:
         )
     info = {**asdict(blueprint.info), "path": str(blueprint.info.path)}
     metadata = {
-        COPY_MARK: str(FORMAT),
+        COPY_MARK: str(COPY_FORMAT),
         "weights": weights,
         "sha256": blueprint.fingerprint,
         "info": json.dumps(info),

@@ -20,6 +20,7 @@ from .building import ComponentReader, build
 from .checkpoints import SUFFIXES, Checkpoint, component_files, read_json
 from .embedding import family_of_widths
 from .errors import ConfigError, ModelError
+from .files import is_newer
 from .quantize import check_weights, stored_bytes
 from .tokens import EncodedPrompt, encode_prompt, placed
 from .unet import predict
@@ -32,7 +33,8 @@ CLIP_PATH = Path(__file__).parent / "clip"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
 COPY_MARK = "zoodip_quantized_copy"
-"""In the header of our own quantised copies of models."""
+"""In the header of our own quantised copies of models, with their format's version."""
+COPY_FORMAT = 1
 _PADS = {"sd1": (None,), "sd2": ("!",), "sdxl": (None, "!")}
 _SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -195,6 +197,10 @@ def open_copy(copy: Path, prediction_type: str = "auto", original: Path | None =
     _check_prediction_type(prediction_type)
     checkpoint = Checkpoint([copy])
     about = checkpoint.metadata
+    if is_newer(about.get(COPY_MARK), COPY_FORMAT):
+        raise ModelError(
+            f"model: {copy} is a quantised copy that a newer ZOODiP made; update ZOODiP, or give the model itself"
+        )
     try:
         info, configs, folders = (json.loads(about[key]) for key in ("info", "configs", "tokenizers"))
         if prediction_type != "auto":

@@ -17,7 +17,7 @@ from typing import Any
 from .config import TrainConfig, preset_for
 from .embedding import load_embedding
 from .errors import ConfigError, for_user
-from .files import storage_errors
+from .files import is_newer, storage_errors
 from .history import BEFORE_AFTER, RUN, newest
 from .jobs import TASK_VERSION
 from .memory import predict_memory
@@ -75,6 +75,8 @@ class Job:
             content = file.read_bytes()
         try:
             data = json.loads(content)
+            if is_newer(data["version"], TASK_VERSION):
+                raise ConfigError(f"{file} is a job of a newer ZOODiP; update ZOODiP")
             if data["version"] != TASK_VERSION or data["kind"] not in KINDS:
                 raise ConfigError(f"{file} is a job of another version of ZOODiP; start the job again")
             settings, changes = dict(data.get("settings", {})), dict(data.get("changes", {}))

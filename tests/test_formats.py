@@ -1,0 +1,265 @@
+"""Files that an earlier ZOODiP wrote are read today with the values they had; those of a later one are told as such.
+
+See ``docs/formats.md``. Those in ``formats`` are never made anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from zoodip_core.cli import main
+from zoodip_core.config import TrainConfig
+from zoodip_core.draft import Draft
+from zoodip_core.embedding import load_embedding
+from zoodip_core.errors import ConfigError, EmbeddingFileError, ModelError, RunFolderError
+from zoodip_core.history import FAILED, UNFINISHED, find_run, list_runs, task_of
+from zoodip_core.models import open_copy, open_model
+from zoodip_core.prompts import read_listed
+from zoodip_core.runs import RunFolder
+from zoodip_core.tasks import Job
+
+FORMATS = Path(__file__).parent / "formats"
+NOW, BEFORE = FORMATS / "version1", FORMATS / "before"
+TASK = "79538a0ca4793abb"
+SETTINGS = {"images": ["images"], "token": "<rex>", "initializer": "dog", "steps": 7, "lr": 0.25}
+
+
+def thousandths(vectors: int, width: int) -> torch.Tensor:
+    return torch.arange(vectors * width, dtype=torch.float32).reshape(vectors, width) / 1000
+
+
+def changed(source: Path, target: Path, **values: Any) -> Path:
+    """A copy of a JSON file with other values; None takes one out."""
+    data = {**json.loads(source.read_text(encoding="utf-8")), **values}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+    return target
+
+
+def relabelled(source: Path, target: Path, more: dict[str, torch.Tensor] | None = None, **metadata: str) -> Path:
+    """A copy of a safetensors file with another header, and further tensors."""
+    with safe_open(source, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        save_file({**tensors, **(more or {})}, target, metadata={**(file.metadata() or {}), **metadata})
+    return target
+
+
+# ---------------------------------------------------------------- the token's file
+
+
+def test_a_token_of_version_1() -> None:
+    token = load_embedding(NOW / "rex.safetensors")
+    assert (token.token, token.family, token.metadata["format_version"]) == ("<rex>", "sd1", "1")
+    assert (token.metadata["initializer"], token.metadata["steps"]) == ("dog", "7")
+    (rows,) = token.tensors
+    assert torch.equal(rows, thousandths(2, 768))
+
+
+def test_a_token_of_sdxl_of_version_1() -> None:
+    token = load_embedding(NOW / "rex-sdxl.safetensors")
+    assert (token.token, token.family, token.num_vectors) == ("<rex>", "sdxl", 1)
+    assert torch.equal(token.tensors[0], thousandths(1, 768))
+    assert torch.equal(token.tensors[1], thousandths(1, 1280))
+
+
+def test_a_token_without_a_header() -> None:
+    token = load_embedding(BEFORE / "rex.safetensors")
+    assert (token.token, token.metadata) == ("<rex>", {})
+    assert torch.equal(token.tensors[0], thousandths(2, 768))
+
+
+def test_a_token_of_a_later_version_is_read_where_its_tensors_are_a_token(tmp_path: Path) -> None:
+    """As every other program reads it."""
+    later = relabelled(NOW / "rex.safetensors", tmp_path / "rex.safetensors", format_version="2")
+    assert torch.equal(load_embedding(later).tensors[0], thousandths(2, 768))
+    other = {"more": torch.zeros(1, 768)}
+    for version, told in (("2", "a newer ZOODiP wrote it: update ZOODiP"), ("1", "an embedding has one")):
+        later = relabelled(NOW / "rex.safetensors", tmp_path / "rex.safetensors", other, format_version=version)
+        with pytest.raises(EmbeddingFileError, match=told) as error:
+            load_embedding(later)
+        assert ("update" in str(error.value)) == (version == "2")
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_a_runs_settings_of_version_1() -> None:
+    config = RunFolder.open(NOW / "page" / "run").config
+    assert config == TrainConfig.from_dict({**SETTINGS, "model": "small.safetensors"})
+    assert (config.tau, config.nu, config.t_lower, config.t_upper, config.mu) == (128, 1e-3, 500, 900, 1e-3)
+
+
+def test_a_settings_file_of_version_1() -> None:
+    text = (NOW / "settings.json").read_text(encoding="utf-8")
+    assert TrainConfig.settings_from_json(text) == {**SETTINGS, "subspace_gradient": False}
+    assert TrainConfig.from_json(text).subspace_gradient is False
+
+
+def test_settings_of_a_later_version_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = changed(NOW / "page" / "run" / "config.json", tmp_path / "config.json", config_version=2)
+    with pytest.raises(ConfigError, match=r"config_version 2, this program reads 1; update ZOODiP"):
+        RunFolder.open(tmp_path)
+    assert main(["train", "--config", str(file)]) == 2
+    assert "update ZOODiP" in capsys.readouterr().err
+
+
+def test_settings_without_a_version_say_what_to_add(tmp_path: Path) -> None:
+    """Written by hand, it may be."""
+    file = changed(NOW / "settings.json", tmp_path / "settings.json", config_version=None)
+    with pytest.raises(ConfigError, match='no config_version; add "config_version": 1'):
+        TrainConfig.from_json(file.read_text(), str(file))
+
+
+# ---------------------------------------------------------------- a page's run
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home with a run of version 1."""
+    shutil.copytree(NOW / "page", tmp_path / "home" / "rex")
+    return tmp_path / "home"
+
+
+def test_a_job_of_version_1(home: Path) -> None:
+    job = Job.read(NOW / "page" / "task.json")
+    assert (job.kind, job.folder, job.settings, job.pace, job.changes) == ("train", Path("page"), SETTINGS, "fast", {})
+    task = task_of(home / "rex")
+    assert (task["id"], task["replace"], task["settings"]) == (TASK, True, SETTINGS)
+
+
+def test_a_run_of_version_1(home: Path) -> None:
+    (run,) = list_runs(home)
+    assert (run.state, run.message, run.token, run.model) == (FAILED, "the disk is full", "<rex>", "small")
+    assert (run.step, run.steps, run.settings["lr"], run.can_go_on) == (0, 7, 0.25, True)
+
+
+def test_an_outcome_of_another_job_does_not_count(home: Path) -> None:
+    changed(NOW / "page" / "task.json", home / "rex" / "task.json", id="f" * 16)
+    assert list_runs(home)[0].state == UNFINISHED
+
+
+def without_ids(folder: Path) -> None:
+    for name in ("task.json", "outcome.json"):
+        shutil.copyfile(BEFORE / name, folder / name)
+
+
+def old_task_alone(folder: Path) -> None:
+    """The outcome knows of no task."""
+    shutil.copyfile(BEFORE / "task.json", folder / "task.json")
+    changed(NOW / "page" / "outcome.json", folder / "outcome.json", task=None)
+
+
+@pytest.mark.parametrize("older", [without_ids, old_task_alone])
+def test_a_run_without_ids_goes_by_the_times_of_its_files(older: Callable[[Path], None], home: Path) -> None:
+    older(home / "rex")
+    for seconds, state in ((-60, UNFINISHED), (60, FAILED)):
+        when = (home / "rex" / "task.json").stat().st_mtime + seconds
+        os.utime(home / "rex" / "outcome.json", (when, when))
+        assert list_runs(home)[0].state == state
+
+
+def test_an_outcome_without_an_id_is_older_than_a_job_that_has_one(home: Path) -> None:
+    shutil.copyfile(BEFORE / "outcome.json", home / "rex" / "outcome.json")
+    assert list_runs(home)[0].state == UNFINISHED
+
+
+def test_a_job_of_a_later_version_is_refused(home: Path) -> None:
+    file = changed(NOW / "page" / "task.json", home / "rex" / "task.json", version=2)
+    with pytest.raises(ConfigError, match="newer ZOODiP; update ZOODiP"):
+        Job.read(file)
+    assert list_runs(home)[0].settings["steps"] == 7  # its run's own settings are enough
+    shutil.rmtree(home / "rex" / "run")
+    (run,) = list_runs(home)
+    assert (run.state, run.can_go_on) == (FAILED, False)
+    assert "newer ZOODiP" in run.message
+    assert "update ZOODiP" in run.message
+    assert find_run(home, "rex") == run
+
+
+def test_an_outcome_of_a_later_version_is_not_known(home: Path) -> None:
+    changed(NOW / "page" / "outcome.json", home / "rex" / "outcome.json", version=2)
+    assert list_runs(home)[0].state == UNFINISHED
+
+
+def test_settings_of_a_later_version_are_told_in_the_list(home: Path) -> None:
+    config = home / "rex" / "run" / "config.json"
+    changed(config, config, config_version=2)
+    (run,) = list_runs(home)
+    assert (run.state, run.can_go_on) == (FAILED, False)
+    assert "update ZOODiP" in run.message
+    with pytest.raises((ConfigError, RunFolderError), match="update ZOODiP"):
+        RunFolder.open(run.run)
+
+
+# ---------------------------------------------------------------- the form's draft
+
+
+@pytest.fixture
+def draft(tmp_path: Path) -> Path:
+    """The folder of a draft of version 1."""
+    shutil.copytree(NOW / "draft", tmp_path / "draft")
+    return tmp_path / "draft"
+
+
+def test_a_draft_of_version_1(draft: Path) -> None:
+    read = Draft(draft)
+    assert read.values() == {"token": "<rex>", "steps": 7, "overwrite": True}
+    assert [(picture.name, picture.caption) for picture in read.pictures()] == [
+        ("0001-one.png", ""),
+        ("0002-two.png", "a {} on grass\na {}, blue"),
+    ]
+    assert read_listed(draft / "captions.json") == {"0002-two.png": ["a {} on grass", "a {}, blue"]}
+
+
+def test_a_draft_of_a_later_version_is_set_aside(draft: Path) -> None:
+    """A page that begins empty is no harm; what was typed into the later one must not be lost."""
+    later = changed(draft / "draft.json", draft / "draft.json", version=2).read_bytes()
+    read = Draft(draft)
+    assert read.values() == {}
+    assert len(read.pictures()) == 2
+    assert (draft / "draft.json").read_bytes() == later
+    for token in ("<dog>", "<cat>"):
+        read.keep({"token": token})
+    assert read.values() == {"token": "<cat>"}
+    assert (draft / "draft-version-2.json").read_bytes() == later
+
+
+# ---------------------------------------------------------------- a model's quantised copy
+
+
+def test_a_quantised_copy_of_version_1() -> None:
+    blueprint = open_model(NOW / "small-int8.safetensors")
+    assert (blueprint.weights, blueprint.info.family, blueprint.info.dims) == ("int8", "sd1", (768,))
+    assert blueprint.copy_of == "5b1793642326826f178d705197c0e458e0919fe25bf5cd2dbe374b033d790494"
+    assert set(blueprint.readers) == {"unet", "vae", "text_encoder"}
+    unet = blueprint.readers["unet"]
+    parts = unet.quantized("conv_in", torch.Size((32, 4, 3, 3)))
+    assert parts is not None
+    assert {name: (part.dtype, tuple(part.shape)) for name, part in parts.items()} == {
+        "data": (torch.int8, (32, 4, 3, 3)),
+        "scale": (torch.float32, (32, 1, 1, 1)),
+    }
+    assert parts["data"].flatten()[:4].tolist() == [-11, -18, 11, -13]
+    assert int(parts["data"].long().sum()) == 126
+    assert float(parts["scale"].sum()) == pytest.approx(0.10348487)
+    bias = unet.parameter("conv_in.bias", (32,))
+    assert bias.dtype == torch.float16
+    assert float(bias.float().sum()) == pytest.approx(0.12002182)
+
+
+def test_a_quantised_copy_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    copy = NOW / "small-int8.safetensors"
+    later = relabelled(copy, tmp_path / "later.safetensors", zoodip_quantized_copy="2")
+    for read in (open_model, open_copy):
+        with pytest.raises(ModelError, match="a newer ZOODiP made; update ZOODiP, or give the model itself"):
+            read(later)
