@@ -194,6 +194,7 @@ def test_a_job_that_waits_can_be_stopped(webui: Webui) -> None:
     finally:
         webui.post("/spy/let-go")
     webui.wait(lambda: not (webui.data / "zoodip" / "never").exists(), "an empty run was left")
+    assert TASK not in webui.get("/internal/pending-tasks")["tasks"]
 
 
 # ---------------------------------------------------------------- progress and interrupts
