@@ -46,7 +46,7 @@ from zoodip_core.alone import Alone  # noqa: E402
 from zoodip_core.config import TrainConfig  # noqa: E402
 from zoodip_core.environment import Trainer  # noqa: E402
 from zoodip_core.jobs import Jobs  # noqa: E402
-from zoodip_core.runs import LOG  # noqa: E402
+from zoodip_core.runs import JOURNAL  # noqa: E402
 from zoodip_core.tiny import concepts  # noqa: E402
 
 CANDIDATES = 3
@@ -238,7 +238,7 @@ def _pace(front: Front) -> float:
     while len(times) < TIMED + 1:
         if not front.alive() or time.monotonic() - began > LIMIT:
             raise RuntimeError(f"{front.run}: the training does not get on")
-        log = front.run / LOG
+        log = front.run / JOURNAL
         taken = log.read_bytes().count(b"\n") if log.is_file() else 0
         times += [time.monotonic()] * (taken - len(times))
         time.sleep(_LOOK)

@@ -12,6 +12,7 @@ import pytest
 from zoodip_core.config import TrainConfig
 from zoodip_core.errors import StorageError
 from zoodip_core.files import storage_errors
+from zoodip_core.journal import Journal, Record
 from zoodip_core.runs import RunFolder
 
 ADVICE = {
@@ -41,4 +42,10 @@ def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", TrainConfig(images=("x",), token="<rex>", initializer="dog"))
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(StorageError, match=r"could not write .*steps\.jsonl: it or its folder is gone"):
-        folder.append({"step": 1})
+        Journal(folder.journal_path, 0)
+    folder = RunFolder.create(tmp_path / "run", folder.config)
+    with Journal(folder.journal_path, 0) as journal:
+        journal.append(Record(1, 0, 0, 600, (0.5,)))
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(StorageError, match=r"could not write .*steps\.jsonl: it or its folder is gone"):
+            journal.sync()

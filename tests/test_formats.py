@@ -23,10 +23,13 @@ from zoodip_core.draft import Draft
 from zoodip_core.embedding import load_embedding
 from zoodip_core.errors import ConfigError, EmbeddingFileError, ModelError, RunFolderError
 from zoodip_core.history import FAILED, UNFINISHED, find_run, list_runs, task_of
-from zoodip_core.models import open_copy, open_model
+from zoodip_core.models import QuantizedModel, open_copy, open_model
 from zoodip_core.prompts import read_listed
+from zoodip_core.replay import rewind
 from zoodip_core.runs import RunFolder
 from zoodip_core.tasks import Job
+from zoodip_core.tiny import concepts
+from zoodip_core.trainer import resume_training
 
 FORMATS = Path(__file__).parent / "formats"
 NOW, BEFORE = FORMATS / "version1", FORMATS / "before"
@@ -199,6 +202,28 @@ def test_settings_of_a_later_version_are_told_in_the_list(home: Path) -> None:
     assert "update ZOODiP" in run.message
     with pytest.raises((ConfigError, RunFolderError), match="update ZOODiP"):
         RunFolder.open(run.run)
+
+
+# ---------------------------------------------------------------- a run's journal and state
+
+
+def test_a_run_of_version_1_goes_on_without_the_loss_of_a_step(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+    """Killed after step 30 of 40, saved at step 15; neither its journal nor its state had checksums."""
+    run = Path(shutil.copytree(NOW / "run", tmp_path / "run"))
+    changes = {"images": (str(concepts.load("boo").images),)}
+    folder = RunFolder.open(run, changes)
+    state = folder.saved_state()
+    assert state
+    assert (int(state.tensors["step"]), folder.step()) == (15, 30)
+    assert (folder.past().records[30].theta, folder.past().damaged) == (None, ())
+    with pytest.raises(RunFolderError, match="Going on with the run writes it again"):
+        rewind(run, 20)
+    resumed = resume_training(run, changes, model=tiny_model)
+    assert len(resumed.losses) == 10
+    assert sorted(RunFolder.open(run).past().records) == list(range(1, 41))
+    assert resumed.step == 40
+    token = load_embedding(NOW / "boo-step30.safetensors").vectors  # as that version had it after the step
+    assert torch.allclose(load_embedding(rewind(run, 30).path).vectors, token, atol=1e-6)
 
 
 # ---------------------------------------------------------------- the form's draft

@@ -239,6 +239,7 @@ class Journal:
         """
         with storage_errors(self._path):
             os.fsync(self._file.fileno())
+            self._path.stat()  # that of a deleted file goes nowhere, without a word
         self._synced = time.monotonic()
 
     def _take_back(self) -> None:
