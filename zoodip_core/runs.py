@@ -123,6 +123,11 @@ class RunFolder:
         """Where each step has a line."""
         return self.path / JOURNAL
 
+    @property
+    def state_path(self) -> Path:
+        """Where the search's state is kept."""
+        return self.path / STATE
+
     def past(self) -> journal.Past:
         """What the journal tells.
 
@@ -163,7 +168,7 @@ class RunFolder:
         """
         about = {"version": STATE_VERSION, "inputs": inputs, "batch": batch, "checksum": _checksum(state)}
         # One entry: the library writes several in any order.
-        write_atomically(self.path / STATE, save(state, metadata={"about": json.dumps(about)}))
+        write_atomically(self.state_path, save(state, metadata={"about": json.dumps(about)}))
 
     def saved_state(self) -> SavedState | None:
         """The saved state, None if there is none.
@@ -171,7 +176,7 @@ class RunFolder:
         Raises:
             RunFolderError: it is damaged, or of a newer version.
         """
-        file = self.path / STATE
+        file = self.state_path
         if not file.is_file():
             return None
         try:

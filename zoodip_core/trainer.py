@@ -447,10 +447,10 @@ def _state(folder: RunFolder, past: Past) -> tuple[SavedState | None, list[str]]
         damage.append(f"{folder.journal_path}: line {lines} does not match its checksum, and is left out")
     try:
         return folder.saved_state(), damage
-    except RunFolderError as error:
+    except RunFolderError:
         if not past.records:
             raise
-        return None, [*damage, f"{error}. The journal stands in for it"]
+        return None, [*damage, f"{folder.state_path} is damaged or of a newer ZOODiP; the journal does without it"]
 
 
 def _restore(training: Training, past: Past, state: SavedState | None) -> None:
