@@ -199,20 +199,18 @@ def _target(filename: str, token: str) -> Path:
         EmbeddingFileError: it would lie elsewhere.
         TokenError: it is no name of a file.
     """
-    from ..zoodip_core.errors import EmbeddingFileError, TokenError
-    from ..zoodip_core.files import inside
+    from ..zoodip_core.errors import EmbeddingFileError, PathError, TokenError
+    from ..zoodip_core.paths import inside
     from ..zoodip_core.tokens import check_name, file_stem
 
     given = filename.strip().removesuffix(".safetensors").replace("\\", "/") or token
-    given = "/".join(file_stem(part) for part in given.split("/"))
-    folder = host().embeddings_folder()
-    *above, name = given.split("/")
-    path = inside(folder, f"{given}.safetensors")
-    if path is None or given.startswith("/") or any(part in ("", ".", "..") for part in above):
-        raise EmbeddingFileError(f"filename: {filename!r} leads out of the embeddings folder; give a plain name")
+    parts = [file_stem(part) for part in given.split("/")]
     try:
-        for part in (*above, name):
+        path = inside(host().embeddings_folder(), "/".join(parts) + ".safetensors", "the embeddings folder")
+        for part in parts:
             check_name(part)
+    except PathError as error:
+        raise EmbeddingFileError(f"filename: {error}") from None
     except TokenError as error:
         raise TokenError(f"filename: {str(error).removeprefix('token ')}") from None
     return path

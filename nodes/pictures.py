@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 BUNDLED = "bundled: "
 _LARGEST = 2048
 """No model is trained on more pixels a side; a camera's picture would only fill memory."""
+MAX_TOTAL_PIXELS = 400_000_000
+"""Of a folder's pictures as they are loaded, twelve bytes each."""
 _THUMBNAILS = 9
 
 
@@ -136,12 +138,17 @@ class LoadReferenceImages:
         from ..zoodip_core.images import open_picture
 
         files = _files(folder)
-        pictures = []
+        pictures: list[Image.Image] = []
         for file in files:
             try:
                 pictures.append(_bounded(open_picture(file)))
             except ImagesError as error:
                 raise ImagesError(f"folder: {error}; take it out of the folder, or replace it") from error
+            if sum(each.width * each.height for each in pictures) > MAX_TOTAL_PIXELS:
+                raise ImagesError(
+                    f"folder: the pictures have more than {MAX_TOTAL_PIXELS // 10**6} million pixels together; scale "
+                    "them down, or take some out"
+                )
         return {
             "ui": thumbnails(pictures),
             "result": ([to_image([picture]) for picture in pictures], _captions(folder, files)),
@@ -180,8 +187,8 @@ def _files(folder: str) -> list[Path]:
         ImagesError: it is outside of the input folder, or holds none.
     """
     from ..zoodip_core.errors import ImagesError
-    from ..zoodip_core.files import inside
-    from ..zoodip_core.images import find_images
+    from ..zoodip_core.images import MAX_PICTURES, find_images
+    from ..zoodip_core.paths import contains
     from ..zoodip_core.tiny import concepts
 
     if folder.startswith(BUNDLED):
@@ -189,28 +196,40 @@ def _files(folder: str) -> list[Path]:
         if name not in concepts.names():
             raise ImagesError(f"folder: there is no bundled subject {name!r}; choose one of {', '.join(_bundled())}")
         return find_images([concepts.load(name).images])
-    path = inside(host().input_folder(), folder.removesuffix(" [input]"))
-    if path is None:
-        raise ImagesError(
-            f"folder: {folder!r} is not in ComfyUI's input folder; copy the pictures there, or upload them"
-        )
     try:
-        found = find_images([path])
+        found = find_images([_chosen(folder)])
     except ImagesError as error:
         raise ImagesError(f"folder: {error}") from None
+    if len(found) > MAX_PICTURES:
+        raise ImagesError(
+            f"folder: {len(found)} pictures are too many; three to ten good ones are enough, and at most "
+            f"{MAX_PICTURES} are taken"
+        )
     for file in found:
         for read in (file, file.with_suffix(".txt"), _listing(folder, found)):
-            if inside(host().input_folder(), str(read)) is None:
+            if not contains(host().input_folder(), read):
                 raise ImagesError(f"folder: {read.name} leads out of ComfyUI's input folder; put a copy in its place")
     return found
 
 
+def _chosen(folder: str) -> Path:
+    """The path in the input folder that a choice stands for.
+
+    Raises:
+        ImagesError: it would lie elsewhere.
+    """
+    from ..zoodip_core.errors import ImagesError, PathError
+    from ..zoodip_core.paths import inside
+
+    try:
+        return inside(host().input_folder(), folder.removesuffix(" [input]"), "ComfyUI's input folder")
+    except PathError as error:
+        raise ImagesError(f"folder: {error}, or upload the pictures") from None
+
+
 def _is_single(folder: str) -> bool:
     """Whether a choice is one picture; the captions beside it may be of others."""
-    from ..zoodip_core.files import inside
-
-    path = inside(host().input_folder(), folder.removesuffix(" [input]"))
-    return path is not None and path.is_file()
+    return not folder.startswith(BUNDLED) and _chosen(folder).is_file()
 
 
 def _listing(folder: str, files: Sequence[Path]) -> Path:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from zoodip_core.draft import MAX_CAPTION, MAX_PICTURES, Draft
+from zoodip_core.draft import MAX_CAPTION, Draft
 from zoodip_core.errors import CaptionError, ConfigError, ImagesError, StorageError
-from zoodip_core.images import find_images, load_images
+from zoodip_core.images import MAX_PICTURES, find_images, load_images
 from zoodip_core.prompts import captions_for
 from zoodip_core.tiny import concepts
 

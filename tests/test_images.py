@@ -132,7 +132,7 @@ def test_an_unknown_crop_of_a_picture_alone() -> None:
 
 def test_no_program_is_run_on_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EOF\n")
-    with pytest.raises(ImagesError, match=r"a\.png is PostScript inside; save it as"):
+    with pytest.raises(ImagesError, match=r"a\.png is damaged, or no JPEG, PNG or WebP whatever its name says"):
         open_picture(tmp_path / "a.png")
 
 

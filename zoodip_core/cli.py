@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-import re
 import signal
 import sys
 import time
@@ -28,6 +27,7 @@ from .embedding import MAX_BYTES, describe, load_embedding
 from .errors import ConfigError, for_user
 from .images import CROPS
 from .models import DTYPES, PREDICTION_TYPES, TINY, identify, load_quantized
+from .paths import plain
 from .prompts import TEMPLATES, with_slots
 from .quantize import WEIGHTS
 from .runs import CHANGEABLE, free_folder
@@ -366,7 +366,8 @@ def _config(args: argparse.Namespace) -> TrainConfig:
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ConfigError(f"config file {args.config} can not be read: {why}") from error
-        return TrainConfig.from_dict({**base, **PRESETS.get(args.preset, {}), **settings})
+        cache = {} if "cache" in settings else {"cache": _known_cache(base.get("cache"))}
+        return TrainConfig.from_dict({**base, **PRESETS.get(args.preset, {}), **cache, **settings})
     for flag, key in (("--images", "images"), ("--token", "token"), ("--init", "initializer")):
         if key not in settings:
             raise ConfigError(f"{flag} is missing; see {PROGRAM} train --help")
@@ -375,6 +376,22 @@ def _config(args: argparse.Namespace) -> TrainConfig:
         return TrainConfig.from_preset(args.preset, **settings)
     by_model = preset_for(family, settings.get("weights", "int8"), settings.get("dtype", "auto"))
     return TrainConfig.from_dict({**by_model, **settings})
+
+
+def _known_cache(folder: Any) -> Any:
+    """A settings file's folder for copies of models. The file may be a stranger's: none is begun where it says.
+
+    Raises:
+        ConfigError: no copies are kept there.
+    """
+    from .model_cache import has_copies
+
+    if isinstance(folder, str) and not has_copies(Path(folder)):
+        raise ConfigError(
+            f"cache = {folder!r}: no copies of models are kept there yet; if they shall be, add --cache {folder!r}, or "
+            "take it out of the settings file"
+        )
+    return folder
 
 
 def _closing(result: TrainResult, run: Path) -> int:
@@ -469,7 +486,6 @@ def _rewind(args: argparse.Namespace) -> int:
 def _generate(args: argparse.Namespace) -> int:
     from .generation import generate
     from .pictures import save_png
-    from .tokens import file_stem
 
     if not 1 <= args.count <= 256:
         raise ConfigError(f"--count {args.count}: must be from 1 to 256")
@@ -498,7 +514,7 @@ def _generate(args: argparse.Namespace) -> int:
         guidance_scale=args.guidance,
     )
     # A token's name comes from inside a file, perhaps a stranger's: never a path.
-    stem = re.sub(r"[^\w-]+", "_", file_stem(embedding.token))[:60] if embedding else "image"
+    stem = (plain(embedding.token, 120) if embedding else "") or "image"
     for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
         path = args.output / f"{stem}-{i // args.count + 1}-seed{seed}.png"
         save_png(image, path)

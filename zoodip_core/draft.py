@@ -14,27 +14,25 @@ import re
 import shutil
 import threading
 import unicodedata
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .errors import CaptionError, ImagesError
 from .files import is_newer, read_object, storage_errors, write_atomically, written_atomically
-from .images import SUFFIXES, find_images, open_picture
+from .images import FORMATS, MAX_FILE_BYTES, MAX_PICTURES, SUFFIXES, find_images, open_picture
+from .paths import plain
 from .prompts import read_listed, read_text
 from .tiny import concepts
 
 VERSION = 1
-MAX_PICTURES = 100
-MAX_FILE_BYTES = 100_000_000
+MAX_TOTAL_BYTES = 1_000_000_000
 MAX_CAPTION = 10_000
 _MAX_NAME = 80
 _MAX_NAME_BYTES = 140  # what the strictest file systems take, with room for the name of a part
-_FORMATS = ("JPEG", "PNG", "WEBP")
 _VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".wmv", ".mpg", ".mpeg", ".3gp", ".ogv", ".flv")
 _NUMBERED = re.compile(r"(\d{4,9})-(.+)\.(?:jpe?g|png|webp)")
 
@@ -274,6 +272,12 @@ class Draft:
                 f"{len(given)} pictures are too many{before}, and none of them was taken: three to ten good ones are "
                 f"enough, and at most {MAX_PICTURES} are taken"
             )
+        total = sum(_size(path) for path in (*there, *(each.path for each in fresh)))
+        if total > MAX_TOTAL_BYTES:
+            raise ImagesError(
+                f"the pictures would have {total / 1e9:.1f} GB together, more than {MAX_TOTAL_BYTES / 1e9:g}, and none "
+                "of them was taken; scale them down first"
+            )
         usable = []
         for each in fresh:
             why = _why_not(each)
@@ -375,8 +379,7 @@ def _name(number: int, original: str) -> str:
     """A file name that every system takes: the number keeps the order, and off the names that Windows reserves."""
     stem, suffix = _split(original)
     before = f"{number:04}-"
-    text = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", stem)).strip("-_")
-    text = text[: _MAX_NAME - len(before) - len(suffix)].encode("utf-8")[:_MAX_NAME_BYTES].decode("utf-8", "ignore")
+    text = plain(stem, _MAX_NAME_BYTES)[: _MAX_NAME - len(before) - len(suffix)]
     return before + (text.rstrip("-_") or "picture") + suffix
 
 
@@ -504,14 +507,10 @@ def _why_not(given: _Given) -> str | None:
     """Why a picture can not be used, None if it can."""
     path, shown = given.path, given.shown
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            return f"{shown} has {size / 1e6:.0f} MB, more than {MAX_FILE_BYTES // 10**6}; scale it down first"
+        path.stat()
+        open_picture(path)
         if _moves(path):
             return f"{shown} is animated; save one picture of it as PNG"
-        open_picture(path)
-    except UnidentifiedImageError:
-        return f"{shown} is damaged, or no JPEG, PNG or WebP whatever its name says; save it anew as one of these"
     except OSError as error:
         return f"{shown} can not be read ({error.strerror or error}); add it again"
     except ImagesError as error:
@@ -520,20 +519,16 @@ def _why_not(given: _Given) -> str | None:
 
 
 def _moves(path: Path) -> bool:
-    """Whether a picture is animated. An MPO, a JPEG of many phones with a second picture behind the first, is not.
+    """Whether a picture is animated. An MPO, a JPEG of many phones with a second picture behind the first, is not."""
+    with Image.open(path, formats=FORMATS) as file:
+        return file.format != "MPO" and bool(getattr(file, "is_animated", False))
 
-    Raises:
-        UnidentifiedImageError: it is no JPEG, PNG or WebP.
-    """
+
+def _size(path: Path) -> int:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as file:
-                return file.format != "MPO" and bool(getattr(file, "is_animated", False))
-    except UnidentifiedImageError:
-        raise
-    except Exception:  # damaged or too large, which opening the picture as a whole tells better
-        return False
+        return path.stat().st_size
+    except OSError:  # it vanished, which is told when it is opened
+        return 0
 
 
 def _mark(path: Path) -> tuple[int, int]:

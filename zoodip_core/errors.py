@@ -43,6 +43,10 @@ class RunFolderError(ZoodipError, ValueError):
     """A run folder can not be written or continued."""
 
 
+class PathError(ZoodipError, ValueError):
+    """A name from outside can not be that of a file, or leads out of the folder that it shall lie in."""
+
+
 class StorageError(ZoodipError, OSError):
     """A file could not be written: disk full, read-only, no permission."""
 

@@ -98,19 +98,11 @@ def is_newer(version: Any, known: int) -> bool:
     return re.fullmatch(r"[0-9]{1,9}", str(version)) is not None and int(version) > known
 
 
-def inside(folder: Path, name: str) -> Path | None:
-    """The path of ``name`` in a folder, links followed, or None if it would lead out of it."""
-    root = Path(os.path.realpath(folder))
-    try:
-        path = Path(os.path.realpath(root / name))
-    except ValueError:  # a NUL in the name
-        return None
-    return path if path.is_relative_to(root) else None
-
-
 def read_object(path: Path, most: int = 4_000_000) -> dict[str, Any]:
     """The JSON object in a file; empty if it is missing, damaged, something else, or larger than ``most`` bytes."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return {}
         with path.open("rb") as file:
             data = file.read(most + 1)
         found = json.loads(data) if len(data) <= most else None

@@ -21,8 +21,9 @@ from typing import Any
 from .checkpoints import SUFFIXES
 from .config import TrainConfig
 from .errors import RunFolderError, StorageError, for_user
-from .files import inside, is_newer, make_folder, read_object, storage_errors, write_atomically
+from .files import is_newer, make_folder, read_object, storage_errors, write_atomically
 from .models import TINY
+from .paths import contains, fault, link_out
 from .runs import CONFIG, JOURNAL, STATE, RunFolder, free_folder, locked
 from .tokens import check_name, file_stem
 
@@ -165,11 +166,10 @@ def _folders(home: Path) -> list[Path]:
             names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     except OSError:  # no home yet
         return []
-    root = Path(os.path.realpath(home))
     return [
         home / name
         for name in names
-        if not name.startswith(".") and name.lower() not in NOT_RUNS and inside(root, name) == root / name
+        if not name.startswith(".") and name.lower() not in NOT_RUNS and not fault(name) and contains(home, home / name)
     ]
 
 
@@ -178,6 +178,8 @@ def _folders(home: Path) -> list[Path]:
 
 def _run_of(folder: Path) -> Run | None:
     """What a folder tells of its run, None if it is none."""
+    if (link := link_out(folder)) is not None:
+        return _with_link(folder, link)
     asked, run = task_of(folder), folder / RUN
     if _is_run_folder(folder):
         run = folder
@@ -213,6 +215,16 @@ def _run_of(folder: Path) -> Run | None:
         settings=settings,
         can_go_on=not damage and state != FINISHED and (config is not None or asked.get("kind") == "train"),
     )
+
+
+def _with_link(folder: Path, link: Path) -> Run | None:
+    """A folder of which a part lies elsewhere, and may be anything: none of it is read, but it can be deleted."""
+    run = folder if (folder / CONFIG).is_file() else folder / RUN
+    if not ((folder / TASK).is_file() or (run / CONFIG).is_file()):
+        return None
+    why = f"{link} is a link that leads out of the run's folder; put what it leads to in its place"
+    when, name = _changed(folder), folder.name
+    return Run(name, folder, run, name, "", 0, 0, FAILED, why, when, None, None, None, None, {}, False)
 
 
 def task_of(folder: Path) -> dict[str, Any]:
@@ -338,6 +350,8 @@ def losses_of(run: Path) -> list[float]:
 def log_tail(folder: Path, lines: int = 20) -> str:
     """The last lines of a run's log, empty if there is none. However long it is, little is read."""
     try:
+        if not (folder / LOG).is_file():  # a pipe would be waited for
+            return ""
         with (folder / LOG).open("rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - _MOST_LOG)
             file.seek(start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from .errors import ConfigError, ImagesError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+FORMATS = ("JPEG", "PNG", "WEBP")
+"""Whatever a file's name says, nothing else is tried: Pillow knows some fifty kinds, one of which runs a program."""
 MIN_SIDE = 8
 MAX_PIXELS = 64_000_000
+MAX_FILE_BYTES = 100_000_000
+MAX_PICTURES = 100
+"""That a page, a script or a node takes; a person at the command line may name more."""
 CROPS = ("center", "resize")
 
 
@@ -100,14 +106,13 @@ def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> I
     """A file's picture in RGB, turned as its EXIF data says, transparency laid on ``background``.
 
     Raises:
-        ImagesError: it can not be read, or is too small or too large.
+        ImagesError: it is no JPEG, PNG or WebP, can not be read, or is too small or too large.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            with Image.open(path) as file:
-                if file.format == "EPS":  # Pillow would run Ghostscript on it
-                    raise ImagesError(f"{path} is PostScript inside; save it as JPEG, PNG or WebP")
+            _check_file(path)
+            with Image.open(path, formats=FORMATS) as file:
                 width, height = file.size
                 if width * height > MAX_PIXELS:
                     raise ImagesError(
@@ -120,11 +125,25 @@ def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> I
                 return _on_background(ImageOps.exif_transpose(file), background)
     except ImagesError:
         raise
+    except UnidentifiedImageError:
+        raise ImagesError(
+            f"{path} is damaged, or no JPEG, PNG or WebP whatever its name says; save it anew as one of these"
+        ) from None
     except Image.DecompressionBombError:
         raise ImagesError(f"{path} has too many pixels; scale it down first") from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
         reason = str(error) or type(error).__name__
         raise ImagesError(f"{path} can not be read ({reason}); the file may be damaged or cut off") from error
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file, such as a pipe, which would be waited for, and a file that is too large."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ImagesError(f"{path} is no file; put a picture in its place")
+    if about.st_size > MAX_FILE_BYTES:
+        megabytes = f"{about.st_size / 1e6:.0f} MB, more than {MAX_FILE_BYTES // 10**6}"
+        raise ImagesError(f"{path} has {megabytes}; scale it down first")
 
 
 def _on_background(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:

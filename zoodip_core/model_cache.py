@@ -67,6 +67,11 @@ def cached_model(model: Path, weights: str, folder: Path, prediction_type: str =
     return open_copy(copy, prediction_type, model)
 
 
+def has_copies(folder: Path) -> bool:
+    """Whether copies of models were kept in a folder before."""
+    return (folder / INDEX).is_file() and any(folder.glob(f"*-quanto*-v{FORMAT}.safetensors"))
+
+
 def _identity(blueprint: Blueprint) -> str:
     """A hash of the model's weights and configs: either may change without the other."""
     configs = json.dumps(blueprint.configs, sort_keys=True)

@@ -23,6 +23,7 @@ from .config import TrainConfig
 from .embedding import Embedding, save_embedding
 from .errors import RunFolderError
 from .files import make_folder, storage_errors, write_atomically
+from .paths import link_out
 from .tokens import file_stem
 
 CONFIG, JOURNAL, STATE, LOCK = "config.json", "steps.jsonl", "state.safetensors", ".lock"
@@ -77,7 +78,8 @@ class RunFolder:
             changes: settings that shall differ from now on, of :data:`CHANGEABLE`.
 
         Raises:
-            RunFolderError: not a run folder, or one whose search would not be the same with these changes.
+            RunFolderError: not a run folder, one from which a link leads out, or one whose search would not be the
+                same with these changes.
             ConfigError: its settings can not be read, or a changed one is out of range.
         """
         file = path / CONFIG
@@ -87,7 +89,7 @@ class RunFolder:
             )
         with storage_errors(file):
             text = file.read_text(encoding="utf-8")
-        config = TrainConfig.from_json(text, str(file))
+        config = _trusted(path, TrainConfig.from_json(text, str(file)))
         fixed = sorted(set(changes or {}) - set(CHANGEABLE))
         if fixed:
             raise RunFolderError(
@@ -211,6 +213,21 @@ class RunFolder:
     def sample_path(self, step: int) -> Path:
         """Where a step's sample images go."""
         return self.path / "samples" / f"step-{step:08d}.png"
+
+
+def _trusted(path: Path, config: TrainConfig) -> TrainConfig:
+    """The settings of a folder that a stranger may have made: going on in it writes nowhere else.
+
+    Copies of models are looked for where the settings say, but only asked for by ``changes`` they are made there.
+    """
+    from .model_cache import has_copies
+
+    link = link_out(path)
+    if link is not None:
+        raise RunFolderError(f"{link} is a link that leads out of the run's folder; put what it leads to in its place")
+    if config.cache is not None and not has_copies(Path(config.cache)):
+        return dataclasses.replace(config, cache=None)
+    return config
 
 
 def _checksum(state: Mapping[str, torch.Tensor]) -> str:

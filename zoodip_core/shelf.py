@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import EmbeddingFileError, TokenError
 from .files import write_atomically
-from .tokens import file_stem
+from .tokens import check_name, file_stem
 
 PICTURES = (".png", ".webp", ".jxl", ".avif")
 """Webuis take them for embeddings where one is hidden in them, and for thumbnails of the file beside them."""
@@ -24,7 +24,12 @@ class Shelf:
     folder: Path
 
     def target(self, token: str) -> Path:
-        """Where a token's file goes."""
+        """Where a token's file goes.
+
+        Raises:
+            TokenError: it can not name a file; it may be what a file says.
+        """
+        check_name(token)
         return self.folder / f"{file_stem(token)}.safetensors"
 
     def taken(self, token: str) -> Path | None:
@@ -42,7 +47,7 @@ class Shelf:
         """Refuse a token whose name is taken.
 
         Raises:
-            TokenError: it is, and its file may not be replaced, or is not the only one.
+            TokenError: it is, and its file may not be replaced, or is not the only one; or it can not name a file.
         """
         there = self.taken(token)
         if there is None or (replace and self.replaceable(token)):
@@ -65,6 +70,7 @@ class Shelf:
             another_name: take the next free name where it may not.
 
         Raises:
+            TokenError: it can not name a file.
             EmbeddingFileError: the name is taken.
             StorageError: it can not be written.
         """

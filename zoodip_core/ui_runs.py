@@ -137,7 +137,7 @@ class Runs:
         except ValueError:
             return [gr.update(visible=True), gr.update(visible=False)] + [gr.update()] * (len(self._details) - 2)
         has_token, has_folder = run.embedding is not None, self._studio.host.embeddings_folder() is not None
-        losses, drawn = losses_of(run.run), "Before and after"
+        losses, drawn = losses_of(run.run) if run.settings else [], "Before and after"
         return [
             gr.update(visible=False),
             gr.update(visible=True),
@@ -216,4 +216,7 @@ class Runs:
 
 def replaceable(studio: Studio, token: str) -> bool:
     """Whether a file of ours could be replaced that prompts find under the token's name."""
-    return studio.shelf is not None and studio.shelf.replaceable(token)
+    try:
+        return studio.shelf is not None and studio.shelf.replaceable(token)
+    except TokenError:
+        return False
