@@ -34,6 +34,8 @@ class FakePageHost:
         self.idle = threading.Event()
         """Whether the program does no work of its own on the device."""
         self.idle.set()
+        self.alone = True
+        """Whether nobody but its user can reach the page."""
         self.stop_pressed = False
         """The program's own stop button."""
         self.shown: list[Job] = []
@@ -66,6 +68,9 @@ class FakePageHost:
 
     def defaults(self) -> dict[str, Any]:
         return {}
+
+    def for_its_user(self) -> bool:
+        return self.alone
 
     @contextlib.contextmanager
     def device(self, waiting: Callable[[str], None]) -> Iterator[None]:

@@ -474,7 +474,7 @@ class Site:
                     raise fastapi.HTTPException(401, "Not authenticated")
 
         api.add(self.app, self.studio)
-        self.client = TestClient(self.app)
+        self.client = TestClient(self.app, base_url="http://localhost")
 
     def end(self) -> None:
         for job in self.studio.jobs.all():
@@ -631,9 +631,9 @@ def test_the_page_s_login_where_there_are_no_accounts(fake: FakeWebui) -> None:
 
 def test_pages_of_other_sites(fake: FakeWebui) -> None:
     site = Site(fake)
-    for origin in ("http://evil.example", "null", "http://testserver.evil.example", "file://"):
+    for origin in ("http://evil.example", "null", "http://localhost.evil.example", "file://"):
         assert answers(site, headers={"Origin": origin}) == {403}, origin
-    assert 403 not in answers(site, headers={"Origin": "http://testserver"})
+    assert 403 not in answers(site, headers={"Origin": "http://localhost"})
     fake.flags.cors_allow_origins = "http://one.example,http://other.example"
     allowing = Site(fake)
     assert 403 not in answers(allowing, headers={"Origin": "http://other.example"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
 import socket
 import sys
@@ -17,9 +16,9 @@ from .checkpoints import SUFFIXES
 from .errors import ConfigError
 from .files import make_folder
 from .jobs import Job
+from .origins import is_loopback
 
 PASSWORD = "ZOODIP_PASSWORD"
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Alone:
@@ -29,12 +28,19 @@ class Alone:
         home: the folder in which runs are kept.
         models: folders with checkpoints and diffusers folders.
         embeddings: the folder that finished tokens are put into, if any.
+        for_others: whether others than this computer's user can reach the page.
     """
 
     name = "ZOODiP"
 
-    def __init__(self, home: Path, models: tuple[Path, ...] = (), embeddings: Path | None = None) -> None:
-        self._home, self._models = home.absolute(), models
+    def __init__(
+        self,
+        home: Path,
+        models: tuple[Path, ...] = (),
+        embeddings: Path | None = None,
+        for_others: bool = False,
+    ) -> None:
+        self._home, self._models, self._for_others = home.absolute(), models, for_others
         self._embeddings = embeddings.absolute() if embeddings else None
 
     def home(self) -> Path:
@@ -60,6 +66,9 @@ class Alone:
 
     def defaults(self) -> dict[str, Any]:
         return {}
+
+    def for_its_user(self) -> bool:
+        return not self._for_others
 
     @contextlib.contextmanager
     def device(self, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -94,7 +103,7 @@ def password_for(host: str) -> str:
         ConfigError: one is needed, and none was given.
     """
     given = os.environ.get(PASSWORD, "")
-    if _is_loopback(host) or given:
+    if is_loopback(host) or given:
         return given
     if sys.stdin.isatty():
         given = getpass(f"password for the page on {host} (the user is zoodip): ")
@@ -104,13 +113,6 @@ def password_for(host: str) -> str:
             f"variable {PASSWORD}"
         )
     return given
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host in _LOOPBACK or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return False
 
 
 def check_address(host: str, port: int) -> None:
@@ -165,6 +167,7 @@ def open_page(home: Path, models: tuple[Path, ...], embeddings: Path | None, hos
         print(f"ZOODiP: http://{shown}:{port} (runs are kept in {home}; Ctrl-C ends it)", flush=True)
 
     try:
-        serve(Studio(Alone(home, models, embeddings)), host=name, port=port, password=password, ready=ready)
+        studio = Studio(Alone(home, models, embeddings, for_others=not is_loopback(host)))
+        serve(studio, host=name, port=port, password=password, ready=ready)
     except OSError as error:  # taken meanwhile
         raise ConfigError(f"--port {port}: another program listens there; choose another one") from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,11 @@ def pictured(path: Path | None) -> Any:
         with contextlib.suppress(ImagesError):
             picture = open_picture(path)
     return gr.update(value=picture, visible=picture is not None)
+
+
+def uploads() -> Path:
+    """The folder in which gradio keeps what was dropped onto the page."""
+    return Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio")
 
 
 def attempt(work: Callable[[], str | tuple[str, str]]) -> str:

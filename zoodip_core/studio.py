@@ -14,10 +14,11 @@ from . import jobs
 from .config import PACES, TrainConfig
 from .draft import Draft
 from .environment import Trainer, find_trainer
-from .errors import ConfigError, EmbeddingFileError, RunFolderError, TokenError
+from .errors import ConfigError, EmbeddingFileError, PathError, RunFolderError, TokenError
 from .history import RUN, Run, delete_run, find_run, list_runs, new_folder, task_of, write_outcome
 from .jobs import FAILED, FINISHED, Job, Jobs, python_of
 from .models import TINY
+from .paths import typed
 from .runs import CONFIG, RunFolder
 from .shelf import Shelf
 from .tokens import check_name
@@ -57,6 +58,10 @@ class Host(jobs.Host, Protocol):
 
     def defaults(self) -> dict[str, Any]:
         """Values of the form that the user's settings change."""
+        ...
+
+    def for_its_user(self) -> bool:
+        """Whether only this computer's user can reach the page, who may name any path of it."""
         ...
 
 
@@ -103,7 +108,7 @@ class Studio:
         label = str(named.get("model") or TINY_LABEL).strip()
         named["model"] = TINY if label in (TINY, TINY_LABEL) else str(self._model_path(label))
         if form.get("keep_copy") and named["model"] != TINY:
-            named["cache"] = str(self.host.home() / "cache")
+            named["cache"] = self._cache
         for name in ("token", "initializer"):
             named[name] = str(named.get(name, "")).strip()
         check_name(named["token"])
@@ -114,7 +119,25 @@ class Studio:
 
     def _model_path(self, label: str) -> Path:
         """Of a name that the host offers, or a path as typed; the worker runs in another folder."""
-        return self.host.models().get(label) or Path(label).expanduser().absolute()
+        return self.host.models().get(label) or self.typed(label)
+
+    def typed(self, path: str) -> Path:
+        """A path of this computer as somebody gave it, who has to be somebody who may read all of it.
+
+        Raises:
+            PathError: it is none, or others can reach the page.
+        """
+        if not self.host.for_its_user():
+            raise PathError(
+                f"{path[:80]!r} is not in the list, and a path is not taken where others than this computer's user may "
+                "have sent it; choose from the list, or drop pictures onto the page"
+            )
+        return typed(path)
+
+    @property
+    def _cache(self) -> str:
+        """The folder for quantised copies of models."""
+        return str(self.host.home() / "cache")
 
     @property
     def shelf(self) -> Shelf | None:
@@ -173,7 +196,10 @@ class Studio:
             why = run.message or f"it has taken all its {run.steps} steps; ask for more"
             raise RunFolderError(f"{name} can not go on: {why}")
         task = task_of(run.folder)
-        changes, replace = {"steps": steps} if steps else {}, bool(task.get("replace"))
+        changes: dict[str, Any] = {"steps": steps} if steps else {}
+        replace = bool(task.get("replace"))
+        if run.settings.get("cache") not in (None, self._cache):  # a run's files do not say what else is written
+            changes["cache"] = None
         if not (run.run / CONFIG).is_file():  # it had to wait, and the program ended before it had begun
             settings, pace = {**task.get("settings", {}), **changes}, task.get("pace", "paper")
             return self.jobs.submit("train", run.folder, run.token, settings=settings, pace=pace, replace=replace)
@@ -204,7 +230,7 @@ class Studio:
         try:
             replace = bool(task_of(job.folder).get("replace"))
             path = self.publish(job.folder.name, replace=replace, another_name=True)
-        except EmbeddingFileError as error:
+        except (EmbeddingFileError, TokenError) as error:
             return str(error)
         return f"saved as {path}: write {path.stem} in a prompt"
 
@@ -243,6 +269,7 @@ class Studio:
 
         Raises:
             EmbeddingFileError: there is no token yet, no such folder, or the name is taken.
+            TokenError: the run's files give it a name that is none.
             StorageError: it can not be written.
         """
         run, shelf = self._with_token(name), self.shelf

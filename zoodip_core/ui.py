@@ -17,8 +17,10 @@ from .errors import ConfigError
 from .form import ADVANCED, FIELDS, MODEL_FIELDS, NAMES, PACE_FIELDS, TOKEN_FIELDS, Field
 from .gradios import UNSEEN, attempt, edited, fitting, html, listen, picture_box, pictured, shown
 from .history import Run
+from .images import MAX_FILE_BYTES
 from .installer import Installer
 from .jobs import RUNNING, STOPPING, WAITING, Job
+from .origins import OnlyOwnPages
 from .studio import Studio
 from .ui_pictures import Pictures
 from .ui_runs import Runs, replaceable
@@ -37,6 +39,8 @@ _LOOK = """() => {
 and in 3.41 each keeps a connection open."""
 _PAGES = 16
 """That may be open at once where each takes a thread."""
+_WAITING = 200
+"""Requests for which there may be no thread yet; further ones are refused."""
 
 
 class Page:
@@ -367,8 +371,10 @@ def serve(
         password: that is asked for, of the user ``zoodip``; none if empty.
         ready: called once it is served.
     """
+    from starlette.middleware import Middleware
+
     queue = fitting(gr.Blocks.queue, default_concurrency_limit=_PAGES) or {"concurrency_count": _PAGES}
-    page = make_page(studio).queue(**queue)
+    page = make_page(studio).queue(max_size=_WAITING, **queue)
     page.launch(
         server_name=host,
         server_port=port,
@@ -376,7 +382,8 @@ def serve(
         share=False,
         quiet=True,
         prevent_thread_lock=True,
-        **fitting(page.launch, theme=_theme(), footer_links=[], show_api=False),
+        app_kwargs={"middleware": [Middleware(OnlyOwnPages, by_any_name=bool(password))]},
+        **fitting(page.launch, max_file_size=MAX_FILE_BYTES, theme=_theme(), footer_links=[], show_api=False),
     )
     ready()
     page.block_thread()

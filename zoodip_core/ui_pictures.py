@@ -13,8 +13,9 @@ from PIL import Image, ImageColor
 from . import form, views
 from .draft import Picture
 from .errors import ConfigError, ImagesError
-from .gradios import attempt, fitting, html, listen, shown
+from .gradios import attempt, fitting, html, listen, shown, uploads
 from .images import fit, open_picture
+from .paths import contains
 from .studio import Studio
 from .tiny import concepts
 
@@ -184,13 +185,17 @@ class Pictures:
         def add() -> tuple[str, str]:
             return self._add(lambda: self._studio.draft.add([(path, path.name) for path in paths]))
 
-        return [*self._after(add), gr.update(value=None), self.subject()]
+        after = self._after(add)
+        for path in paths:  # gradio's own copies, which it would keep
+            if contains(uploads(), path):
+                path.unlink(missing_ok=True)
+        return [*after, gr.update(value=None), self.subject()]
 
     def _folder_added(self, folder: str) -> list[Any]:
         def add() -> tuple[str, str]:
             if not (folder or "").strip():
                 raise ConfigError("give the path of a folder of pictures")
-            return self._add(lambda: self._studio.draft.add_folder(Path(folder.strip()).expanduser()))
+            return self._add(lambda: self._studio.draft.add_folder(self._studio.typed(folder)))
 
         return [*self._after(add), self.subject()]
 

@@ -10,6 +10,7 @@ What can not be done is answered with 422 and a sentence that says why.
 import base64
 import binascii
 import dataclasses
+import json
 import math
 import re
 import secrets
@@ -17,30 +18,32 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from zoodip_core.draft import MAX_PICTURES, Draft
+from zoodip_core.draft import Draft
 from zoodip_core.errors import ConfigError, ImagesError, for_user
 from zoodip_core.form import NAMES, read_named
 from zoodip_core.history import Run
+from zoodip_core.images import MAX_PICTURES
 from zoodip_core.jobs import Job
+from zoodip_core.origins import is_foreign_name, is_foreign_page
 from zoodip_core.studio import Studio
 
 ROOT = "/zoodip/v1"
-_LONGEST = 150_000_000
-"""Characters of a picture in base64."""
+MAX_REQUEST = 200_000_000
+"""Bytes of a request with all its pictures; base64 has four for each three of theirs."""
+_MAX_SMALL = 10_000
+"""Bytes of a request without pictures."""
 _OF_RUN = ("name", "token", "model", "state", "message", "step", "steps", "can_go_on", "folder", "embedding")
 
 
 def add(app: Any, studio: Studio) -> None:
     """Add the routes, if the webui was started with its API."""
-    from fastapi import Body
     from modules import shared
 
     if not (shared.cmd_opts.api or getattr(shared.cmd_opts, "nowebui", False)):
         return
 
-    def create(request: dict[str, Any] = Body(...)) -> Any:  # noqa: B008 - as fastapi wants it
+    def create(request: dict[str, Any] = _object(MAX_REQUEST)) -> Any:  # noqa: B008 - as fastapi wants it
         return _answered(lambda: _told(_start(studio, request)))
 
     def jobs() -> Any:
@@ -59,10 +62,10 @@ def add(app: Any, studio: Studio) -> None:
     def runs() -> Any:
         return [_told(run) for run in studio.runs()]
 
-    def go_on(name: str, request: dict[str, Any] = Body({})) -> Any:  # noqa: B008 - as fastapi wants it
+    def go_on(name: str, request: dict[str, Any] = _object(_MAX_SMALL)) -> Any:  # noqa: B008 - as fastapi wants it
         return _answered(lambda: _told(_go_on(studio, name, request)))
 
-    guards = _guards(app, shared.cmd_opts)
+    guards = _guards(app, shared.cmd_opts, studio.host.for_its_user())
     for path, method, route in (
         ("/jobs", "POST", create),
         ("/jobs", "GET", jobs),
@@ -87,23 +90,51 @@ def _answered(work: Callable[[], Any]) -> Any:
         raise HTTPException(status_code=422, detail=text) from error
 
 
+def _object(most: int) -> Any:
+    """The request's object; it is read once it is known who asks, and no further than ``most`` bytes."""
+    from fastapi import Depends, HTTPException, Request
+
+    async def read(request: Request) -> dict[str, Any]:
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > most:
+                raise HTTPException(
+                    status_code=413, detail=f"the request has more than {most:,} bytes; give fewer or smaller pictures"
+                )
+        try:
+            found = json.loads(data or b"{}")
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise HTTPException(status_code=422, detail="the request is no JSON object")
+        return found
+
+    return Depends(read)
+
+
 # ---------------------------------------------------------------- who may ask
 
 
-def _guards(app: Any, options: Any) -> list[Any]:
+def _guards(app: Any, options: Any, for_its_user: bool) -> list[Any]:
     """What a request has to pass: the accounts of ``--api-auth``; without those, the page's own login."""
     from fastapi import Depends
 
-    guards = [_from_here(options)]
     if options.api_auth:
-        guards.append(_account(options.api_auth))
+        accounts = [_account(options.api_auth)]
     else:  # as the webui's own API it would be open to everyone even where the page asks for a password
-        guards += [route.endpoint for route in app.routes if getattr(route, "path", "") == "/login_check"][:1]
-    return [Depends(guard) for guard in guards]
+        accounts = [route.endpoint for route in app.routes if getattr(route, "path", "") == "/login_check"][:1]
+    return [Depends(guard) for guard in (_from_here(options, bool(accounts) or not for_its_user), *accounts)]
 
 
-def _from_here(options: Any) -> Callable[..., None]:
-    """Refuses what a page of another site has a browser send, unless ``--cors-allow-origins`` allows that site."""
+def _from_here(options: Any, by_any_name: bool) -> Callable[..., None]:
+    """Refuses what a page of another site has a browser send, unless ``--cors-allow-origins`` allows that site.
+
+    Args:
+        options: of the webui's command line.
+        by_any_name: whether the webui may be reached by other names than this computer's own for itself; see
+            :mod:`zoodip_core.origins`.
+    """
     from fastapi import HTTPException, Request
 
     allowed = (getattr(options, "cors_allow_origins", None) or "").split(",")
@@ -111,10 +142,13 @@ def _from_here(options: Any) -> Callable[..., None]:
 
     def check(request: Request) -> None:
         origin = request.headers.get("origin")
-        if origin is None or origin in allowed or urlsplit(origin).netloc == request.headers.get("host"):
+        if origin is not None and (origin in allowed or "*" in allowed or (pattern and re.fullmatch(pattern, origin))):
             return
-        if "*" not in allowed and not (pattern and re.fullmatch(pattern, origin)):
+        if is_foreign_page(request.headers):
             raise HTTPException(status_code=403, detail=f"{origin} may not use this; see --cors-allow-origins")
+        if not by_any_name and is_foreign_name(request.headers):
+            name = request.headers.get("host")
+            raise HTTPException(status_code=403, detail=f"{name} is no name of this computer; see --api-auth")
 
     return check
 
@@ -169,8 +203,6 @@ def _add(draft: Draft, file: Path, picture: Any, where: str) -> None:
     name, data, caption = given.get("name"), given.get("data"), given.get("caption", "")
     if not isinstance(name, str) or not isinstance(data, str) or not isinstance(caption, str):
         raise ImagesError(f"{where}: give an object with name, data in base64, and caption if it has one")
-    if len(data) > _LONGEST:
-        raise ImagesError(f"{where}: the picture is too large")
     try:
         file.write_bytes(base64.b64decode(data.rpartition(",")[2], validate=True))
     except (binascii.Error, ValueError) as error:

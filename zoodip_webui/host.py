@@ -15,6 +15,7 @@ from PIL import Image
 
 from zoodip_core.checkpoints import SUFFIXES
 from zoodip_core.jobs import Job
+from zoodip_core.origins import is_loopback
 
 from .settings import value
 
@@ -72,6 +73,9 @@ class Webui:
             "keep_copy": value("keep_copy", False),
         }
 
+    def for_its_user(self) -> bool:
+        return not _is_open()
+
     # ------------------------------------------------------------ the device
 
     @contextlib.contextmanager
@@ -111,6 +115,16 @@ class Webui:
             self._previewed = job.sample
             with contextlib.suppress(OSError), Image.open(job.sample) as picture:
                 state.assign_current_image(picture.convert("RGB"))
+
+
+def _is_open() -> bool:
+    """Whether the webui was started so that others than this computer's user can reach it."""
+    from modules import shared
+
+    options = vars(shared.cmd_opts)
+    if any(options.get(name) for name in ("listen", "share", "ngrok", "hide_ui_dir_config")):
+        return True
+    return bool(options.get("server_name")) and not is_loopback(options["server_name"])
 
 
 @contextlib.contextmanager
