@@ -27,7 +27,7 @@ from .embedding import MAX_BYTES, describe, load_embedding
 from .errors import ConfigError, for_user
 from .images import CROPS
 from .models import DTYPES, PREDICTION_TYPES, TINY, identify, load_quantized
-from .paths import plain
+from .paths import plain, printable
 from .prompts import TEMPLATES, with_slots
 from .quantize import WEIGHTS
 from .runs import CHANGEABLE, free_folder
@@ -529,7 +529,7 @@ def _inspect(args: argparse.Namespace) -> int:
     else:
         lines = describe(load_embedding(path))
     width = max(len(label) for label, _ in lines)
-    print(f"{args.file}\n" + "\n".join(f"  {label:<{width}}  {text}" for label, text in lines))
+    print(f"{args.file}\n" + "\n".join(f"  {label:<{width}}  {printable(text)}" for label, text in lines))
     return 0
 
 

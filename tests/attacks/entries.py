@@ -1,0 +1,526 @@
+"""Every way in for a name: the command line, the nodes, the page, and the interface for scripts.
+
+What takes minutes, the training itself, is left out of each: in its place stands what writes the same files.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib
+import io
+import json
+import os
+import urllib.parse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fastapi
+import gradio as gr
+import node_pack
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from tests.attacks.canary import COLOUR, MARK, Canary, plant_links
+from tests.attacks.hostile import LINK
+from tests.fake_host import FakeHost
+from tests.fake_page_host import FakePageHost, fake_worker
+from tests.fake_webui import A1111, FakeWebui
+from zoodip_core import cli, form, generation, jobs
+from zoodip_core.config import TrainConfig
+from zoodip_core.embedding import Embedding, load_embedding, save_embedding
+from zoodip_core.errors import ZoodipError
+from zoodip_core.files import make_folder
+from zoodip_core.models import TINY
+from zoodip_core.prompts import captions_for
+from zoodip_core.runs import RunFolder
+from zoodip_core.studio import TINY_LABEL, Studio
+from zoodip_core.ui import Page
+from zoodip_webui import api
+
+ALL, BAD, NONE = "all names", "bad names", "none"
+"""What an entry refuses: all, for it knows what it offers; those that can not be safe; none, for it makes its own."""
+VECTOR = (torch.ones(1, 768),)
+
+
+class RefusedError(Exception):
+    """An entry said no, in words."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A way in.
+
+    Args:
+        title: of it.
+        folder: what names are to stay in.
+        attempt: hands a name in; returns all that is answered, as text. Raises RefusedError.
+        refuses: which names.
+        blank: whether a blank name stands for another one.
+        link: the ending of the files that lie there; links that lead out are planted if it is not None.
+        allowed: folders besides that it may write into.
+    """
+
+    title: str
+    folder: Path
+    attempt: Callable[[str], str]
+    refuses: str = BAD
+    blank: bool = False
+    link: str | None = ""
+    allowed: tuple[Path, ...] = ()
+
+
+@contextlib.contextmanager
+def entries(canary: Canary) -> Iterator[list[Entry]]:
+    """All of them, on folders beside the canary's place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(canary.outside))
+        patch.setenv("USERPROFILE", str(canary.outside))
+        patch.setattr(os, "fsync", lambda _file: None)  # the disk takes its time
+        found = [
+            *_command_line(canary, patch),
+            *_nodes(canary, patch),
+            *_page(canary, patch),
+            *_scripts(canary, patch),
+        ]
+        for folder, link in {(entry.folder, entry.link) for entry in found if entry.link is not None}:
+            if not (folder / LINK).is_symlink():
+                plant_links(folder, canary.outside, LINK, "")
+            if link:
+                plant_links_to_files(folder, canary.outside, link)
+        yield found
+
+
+def plant_links_to_files(folder: Path, outside: Path, suffix: str) -> None:
+    (folder / f"{LINK}{suffix}").symlink_to(outside / f"secret{suffix}")
+
+
+def ours(work: Callable[[], Any], kind: type[Exception] = ZoodipError) -> Any:
+    """What the work returns; our own errors are a refusal, and any other is a fault."""
+    try:
+        return work()
+    except kind as error:
+        raise RefusedError(str(error)) from error
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def _command_line(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
+    runs, here = canary.folder("cli", "runs"), canary.root / "cli"
+    drawn = canary.folder("cli", "generated")
+    given = canary.temp / "given"
+    given.mkdir()
+    pictures = given / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (64, 64), "red").save(pictures / "one.png")
+    patch.setattr(cli, "train_token", _trained)
+    patch.setattr(cli, "resume_training", _resumed)
+    patch.setattr(cli, "load_quantized", lambda *_given, **_named: None)
+    patch.setattr(
+        generation, "generate", lambda _model, prompts, *_rest, **_named: [Image.new("RGB", (8, 8))] * len(prompts)
+    )
+    settings = {"images": [str(pictures)], "token": "<rex>", "initializer": "dog"}
+
+    def run(*arguments: str) -> str:
+        """What a command prints; run in the program's own folder."""
+        out, error = (io.TextIOWrapper(io.BytesIO(), "utf-8", kind) for kind in ("strict", "backslashreplace"))
+        with _in_folder(here), contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            try:
+                code = cli.main(arguments)
+            except SystemExit as left:
+                code = int(left.code or 0)
+        for pipe in (out, error):
+            pipe.seek(0)
+        told = [pipe.read() for pipe in (out, error)]
+        if code:
+            assert "Traceback" not in told[1]
+            raise RefusedError(told[1])
+        return "".join(told)
+
+    def train(token: str) -> str:
+        return run("train", "--images", str(pictures), f"--token={token}", "--init", "dog")
+
+    def configured(**changes: Any) -> str:
+        (given / "config.json").write_text(json.dumps({"config_version": 1, **settings, **changes}))
+        return run("train", "--config", str(given / "config.json"))
+
+    def captioned(name: str) -> str:
+        (given / "captions.json").write_text(json.dumps({name: "a {}", "one.png": "a {} in red"}))
+        return str(
+            ours(lambda: captions_for([pictures / "one.png"], captions_file=given / "captions.json", token="<r>"))
+        )
+
+    def embedding(token: str) -> Path:
+        torch.save({"string_to_param": {"*": VECTOR[0]}, "name": token}, given / "learned.pt")
+        return given / "learned.pt"
+
+    def generate(token: str) -> str:
+        return run("generate", "--embedding", str(embedding(token)), f"--prompt={token or 'x'}")
+
+    def resume(**changes: Any) -> str:
+        folder = runs / "stranger"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"config_version": 1, **settings, **changes}))
+        return run("train", "--resume", str(folder))
+
+    written: dict[str, Any] = {"folder": runs, "allowed": (drawn,)}
+    return [
+        Entry("command line: train --token", attempt=train, **written),
+        Entry("command line: the token of train --config", attempt=lambda name: configured(token=name), **written),
+        Entry("command line: the cache of train --config", runs, lambda name: configured(cache=name), ALL),
+        Entry("command line: a name in train --captions", runs, captioned, NONE),
+        Entry("command line: the token of generate --embedding", drawn, generate, NONE),
+        Entry("command line: the token of inspect", drawn, lambda name: run("inspect", str(embedding(name))), NONE),
+        Entry("command line: the token of train --resume", attempt=lambda name: resume(token=name), **written),
+        Entry("command line: the cache of train --resume", runs, lambda name: resume(cache=name), NONE),
+    ]
+
+
+@contextlib.contextmanager
+def _in_folder(folder: Path) -> Iterator[None]:
+    """As ``contextlib.chdir``, which Python 3.10 lacks."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _trained(config: TrainConfig, path: Path, **_given: Any) -> Any:
+    folder = RunFolder.create(path, config)
+    return _learned(folder)
+
+
+def _resumed(path: Path, changes: dict[str, Any], **_given: Any) -> Any:
+    folder = RunFolder.open(path, changes)
+    folder.save_config()
+    return _learned(folder)
+
+
+def _learned(folder: RunFolder) -> Any:
+    """Write what a training does that has ended."""
+    if folder.config.cache:
+        make_folder(Path(folder.config.cache))
+    folder.append({"step": 1, "losses": [0.5]})
+    embedding = Embedding(folder.config.token, VECTOR)
+    folder.save_snapshot(embedding, 1)
+    save_embedding(embedding, folder.embedding_path)
+    return SimpleNamespace(finished=True, step=1, path=folder.embedding_path, embedding=embedding)
+
+
+# ---------------------------------------------------------------- the nodes
+
+
+def _nodes(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
+    pack = node_pack.import_pack()
+    for name in ("input", "output", "embeddings", "models"):
+        canary.folder("comfyui", name)
+    host = FakeHost(canary.root / "comfyui")
+    patch.setattr(f"{node_pack.NAME}.nodes.host._host", host)
+    core = {name: importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}") for name in ("embedding", "errors")}
+    nodes = pack.NODE_CLASS_MAPPINGS
+    temp = (host.root / "temp",)
+    patch.setattr(f"{node_pack.NAME}.nodes.host.gc", SimpleNamespace(collect=lambda: None))  # it takes its time
+    (host.root / "input" / "rex").mkdir()
+    Image.new("RGB", (64, 64), "red").save(host.root / "input" / "rex" / "one.png")
+    core["embedding"].save_embedding(
+        core["embedding"].Embedding("<rex>", VECTOR), host.root / "embeddings" / "rex.safetensors"
+    )
+
+    def ask(node: str, given: dict[str, Any], work: Callable[[Any], Any]) -> str:
+        """As ComfyUI does; it asks the node first whether it likes its inputs."""
+        kind, error = nodes[node], core["errors"].ZoodipError
+        liked = ours(lambda: kind.VALIDATE_INPUTS(**given), error) if hasattr(kind, "VALIDATE_INPUTS") else True
+        told = "" if liked is True else str(liked)
+        try:
+            answer = ours(lambda: work(kind), error)
+        except _TrainedError as trained:
+            answer = str(trained)
+        assert liked is True, f"refused, and done all the same: {told}"
+        return _text(answer)
+
+    def save(filename: str, token: str = "<rex>") -> str:
+        embedding = core["embedding"].Embedding(token, VECTOR)
+        return ask(
+            "ZoodipSaveEmbedding", {"filename": filename}, lambda kind: kind().save(embedding, filename, True, "a {}")
+        )
+
+    def load(file: str) -> str:
+        return ask("ZoodipLoadEmbedding", {"file": file}, lambda kind: (kind.IS_CHANGED(file), kind().load(file)))
+
+    def pictures(folder: str) -> str:
+        return ask(
+            "ZoodipLoadReferenceImages", {"folder": folder}, lambda kind: (kind.IS_CHANGED(folder), kind().load(folder))
+        )
+
+    def model(checkpoint: str) -> str:
+        return ask("ZoodipLoadQuantizedSD", {}, lambda kind: (kind.IS_CHANGED(checkpoint), _path_of(checkpoint)))
+
+    def _path_of(checkpoint: str) -> str:
+        return str(importlib.import_module(f"{node_pack.NAME}.nodes.models")._path(checkpoint))
+
+    def train(token: str) -> str:
+        return ask("ZoodipTrainToken", {"token": [token]}, lambda kind: _train_node(kind, token))
+
+    patch.setattr(f"{node_pack.NAME}.nodes.train._train", _train_in_node)
+    return [
+        Entry("nodes: file of Load Embedding", host.root / "embeddings", load, ALL, allowed=temp),
+        Entry("nodes: file name of Save Embedding", host.root / "embeddings", save, blank=True, allowed=temp),
+        Entry("nodes: token in Save Embedding", host.root / "embeddings", lambda name: save("", name), allowed=temp),
+        Entry("nodes: folder of Load Reference Images", host.root / "input", pictures, ALL, link=".png", allowed=temp),
+        Entry("nodes: checkpoint of Load Quantized SD", host.root / "models", model, ALL, link=None, allowed=temp),
+        Entry("nodes: token of ZO Train Token", host.root / "output", train, allowed=temp),
+    ]
+
+
+def _train_node(kind: Any, token: str) -> Any:
+    info = SimpleNamespace(path=Path("model.safetensors"), family="sd1", prediction_type="epsilon")
+    blueprint = SimpleNamespace(fingerprint="0", configs={"scheduler": {}})
+    model = SimpleNamespace(
+        info=info, blueprint=blueprint, dtype=torch.float32, device="cpu", weights="int8", unload=lambda: None
+    )
+    given = {
+        "model": model,
+        "images": torch.zeros(1, 16, 16, 3),
+        "captions": "",
+        "token": token,
+        "initializer": "dog",
+        "preview_prompt": "a {}",
+        "unique_id": "1",
+        **dict.fromkeys(("lr", "n", "mu", "seed", "preview_every"), 0),
+        **dict.fromkeys(("steps", "save_every"), 1),
+        "lr_schedule": "auto",
+        "resume": True,
+    }
+    return kind().train(**{name: [value] for name, value in given.items()})
+
+
+class _TrainedError(Exception):
+    """A training is done, and its token is where this says."""
+
+
+def _train_in_node(
+    settings: dict[str, Any], _model: Any, pictures: Sequence[Any], captions: Any, folder: Path, _live: Any
+) -> Any:
+    core = importlib.import_module(f"{node_pack.NAME}.zoodip_core.config")
+    runs = importlib.import_module(f"{node_pack.NAME}.zoodip_core.runs")
+    embedding = importlib.import_module(f"{node_pack.NAME}.zoodip_core.embedding")
+    references = importlib.import_module(f"{node_pack.NAME}.nodes.pictures").write_references(
+        pictures, captions, folder
+    )
+    run = runs.RunFolder.create(folder / "run", core.TrainConfig.from_dict({**settings, **references}))
+    embedding.save_embedding(embedding.Embedding(run.config.token, VECTOR), run.embedding_path)
+    raise _TrainedError(run.embedding_path)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def _text(answer: Any) -> str:
+    """All that is answered, as text; pictures by their colour, files by their content."""
+    if isinstance(answer, dict):
+        return " ".join(_text(value) for value in answer.values())
+    if isinstance(answer, list | tuple):
+        return " ".join(_text(value) for value in answer)
+    if isinstance(answer, torch.Tensor) and answer.ndim == 4:
+        answer = Image.fromarray((answer[0] * 255).round().to(torch.uint8).numpy())
+    if isinstance(answer, Image.Image):
+        near = all(abs(a - b) < 9 for a, b in zip(answer.convert("RGB").getpixel((8, 8)), COLOUR, strict=True))  # type: ignore[arg-type]
+        return MARK if near else "a picture"
+    if isinstance(answer, str) and answer.endswith(".safetensors") and "\0" not in answer:
+        with contextlib.suppress(OSError, ValueError):
+            return answer + load_embedding(answer).token
+    return str(getattr(answer, "token", answer))
+
+
+def _fake_submit(self: Any, kind: str, folder: Path, token: str, **more: Any) -> jobs.Job:
+    """Queue a job that nobody works on."""
+    return jobs.Job(1, kind, folder, token, jobs.write_task(folder, kind, folder, **more))
+
+
+def _run(home: Path, name: str, token: str, snapshot: bool = True) -> Path:
+    """A run that was cut off before its settings were written, so that its task file alone gives the token."""
+    folder = home / name
+    if snapshot:
+        save_embedding(Embedding("<x>", VECTOR), folder / "run" / "snapshots" / "step-00000001.safetensors")
+    settings = {"images": ["x"], "token": token, "initializer": "dog"}
+    jobs.write_task(folder, "train", folder, settings=settings)
+    return folder
+
+
+def _page(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
+    for name in ("home", "models", "embeddings"):
+        canary.folder("page", name)
+    root = canary.root / "page"
+    host = FakePageHost(root, fake_worker(canary.temp))
+    home, embeddings = root / "home", root / "embeddings"
+    studio = Studio(host)
+    patch.setattr(jobs.Jobs, "submit", _fake_submit)
+    with gr.Blocks():
+        page = Page(studio)
+        page.build()
+    Image.new("RGB", (64, 64), "red").save(canary.temp / "red.png")
+    studio.draft.add([(canary.temp / "red.png", "red.png")])
+    canary.folder("runs", "home")
+    listed = FakePageHost(canary.root / "runs", host.python())
+    _run(listed.home(), "learned", "<learned>")
+    with gr.Blocks():
+        lists = Page(Studio(listed))
+        lists.build()
+
+    def told(notice: Any, *more: Any) -> str:
+        text = _text(notice)
+        assert "fault of ZOODiP" not in text, text
+        if "zoodip-error" in text:
+            raise RefusedError(text)
+        return text + _text(more)
+
+    def values(**changes: Any) -> list[Any]:
+        given = {"token": "<rex>", "initializer": "dog", "model": TINY_LABEL, **changes}
+        return [*form.filled(given), False]
+
+    def start(token: str) -> str:
+        return told(*page._started(*values(token=token)))
+
+    def model(label: str) -> str:
+        host.alone = False
+        try:
+            found = ours(
+                lambda: studio.settings(form.read_named({"token": "<r>", "initializer": "dog", "model": label}))
+            )
+        finally:
+            host.alone = True
+        return "" if found["model"] == TINY else str(found["model"])
+
+    def folder(name: str) -> str:
+        host.alone = False
+        try:
+            return told(*page._pictures._folder_added(name))
+        finally:
+            host.alone = True
+
+    def run(name: str) -> str:
+        runs = lists._runs
+        shown = _text(runs._choose(name))
+        if "data-run" in shown:
+            return shown
+        done = [runs._continued(name), runs._shown(name), runs._deleted(name)[0], runs._used(name, True)[0]]
+        for each in done:
+            with pytest.raises(RefusedError):
+                told(each)
+        raise RefusedError(_text(done))
+
+    def picture(name: str) -> str:
+        pictures = page._pictures
+        text = _text([pictures._captioned(name, "a caption"), pictures._removed(name)])
+        assert len(studio.draft.pictures()) == 1
+        if "is not there any more" in text:
+            raise RefusedError(text)
+        return text
+
+    def upload(name: str) -> str:
+        Image.effect_noise((32, 32), 90).save(canary.temp / "new.png")
+        skipped = studio.draft.add([(canary.temp / "new.png", f"{name}.png")])
+        for each in studio.draft.pictures()[1:]:
+            studio.draft.remove(each.name)
+        return _text(skipped)
+
+    def subject(name: str) -> str:
+        return str(ours(lambda: page._pictures._add_concept(name)))
+
+    def publish(token: str) -> str:
+        _run(home, "stranger", token)
+        return told(page._runs._used("stranger", True)[0], page._runs._describe("stranger"))
+
+    def unfinished(cache: str) -> str:
+        folder = _run(home, "cut-off", "<rex>")
+        settings = {"images": ["x"], "token": "<rex>", "initializer": "dog", "cache": cache}
+        jobs.write_task(folder, "train", folder, settings=settings)
+        told(page._runs._continued("cut-off"))
+        kept = json.loads((folder / "task.json").read_text())["settings"]["cache"]
+        return "" if kept is None else f"{MARK}: a copy would be written to {kept}"
+
+    both: dict[str, Any] = {"allowed": (home, embeddings)}
+    return [
+        Entry("page: token", home, start, **both),
+        Entry("page: model, where others can reach it", root / "models", model, ALL, True, None, **both),
+        Entry("page: folder of pictures, where others can reach it", home, folder, ALL, **both),
+        Entry("page: name of a run, to show, go on, draw, delete and use", listed.home(), run, ALL),
+        Entry("page: name of a picture, to caption and remove", home, picture, ALL, **both),
+        Entry("page: name of an upload", home, upload, NONE, **both),
+        Entry("page: bundled subject", home, subject, ALL, **both),
+        Entry(
+            "page: token of a stranger's run, to use",
+            embeddings,
+            publish,
+            blank=True,
+            link=".safetensors",
+            allowed=(home, page._runs._downloads),
+        ),
+        Entry("page: cache of a stranger's run, to go on", home, unfinished, NONE, **both),
+    ]
+
+
+# ---------------------------------------------------------------- the interface for scripts
+
+
+def _scripts(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
+    for name in ("home", "models", "embeddings"):
+        canary.folder("scripts", name)
+    root = canary.root / "scripts"
+    FakeWebui(A1111, canary.temp, patch)
+    host = FakePageHost(root, fake_worker(canary.temp))
+    host.alone = False  # others can reach it
+    app = fastapi.FastAPI()
+    api.add(app, Studio(host))
+    home = root / "home"
+    canary.folder("scripts-runs", "home")
+    lists = fastapi.FastAPI()
+    listed = FakePageHost(canary.root / "scripts-runs", host.python())
+    api.add(lists, Studio(listed))
+    _run(listed.home(), "learned", "<learned>")
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+
+    client, of_lists = (TestClient(each, base_url="http://localhost") for each in (app, lists))
+
+    def ask(client: TestClient, path: str, **given: Any) -> str:
+        # Not by the client's own JSON, which refuses half pairs.
+        answer = client.post(
+            f"{api.ROOT}/{path}", content=json.dumps(given), headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code in (200, 404, 405, 422), answer.text
+        if answer.status_code != 200:
+            raise RefusedError(answer.text)
+        return answer.text
+
+    def job(name: str = "red.png", **changes: Any) -> str:
+        given = {"token": "<rex>", "initializer": "dog", "pictures": [{"name": name, "data": data}], **changes}
+        return ask(client, "jobs", **given)
+
+    def go_on(name: str) -> str:
+        return ask(of_lists, f"runs/{urllib.parse.quote(name, safe='', errors='surrogatepass')}/continue")
+
+    both: dict[str, Any] = {"allowed": (home, root / "embeddings")}
+    return [
+        Entry("scripts: token", home, lambda name: job(token=name), **both),
+        Entry("scripts: name of a picture", home, lambda name: job(name=f"{name}.png"), NONE, **both),
+        Entry(
+            "scripts: model, where others can reach it",
+            root / "models",
+            lambda name: job(model=name),
+            ALL,
+            True,
+            None,
+            **both,
+        ),
+        Entry("scripts: name of a run, to go on", listed.home(), go_on, ALL),
+    ]
