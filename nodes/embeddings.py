@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,7 +171,9 @@ class LoadEmbedding:
 
     @classmethod
     def IS_CHANGED(cls, file: str) -> str:  # noqa: N802
-        return hashlib.sha256(_known(file).read_bytes()).hexdigest()
+        from ..zoodip_core.files import sha256_of
+
+        return sha256_of(_known(file))
 
     def load(self, file: str) -> tuple[Embedding, str]:
         from ..zoodip_core.embedding import describe, load_embedding

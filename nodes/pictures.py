@@ -127,10 +127,12 @@ class LoadReferenceImages:
 
     @classmethod
     def IS_CHANGED(cls, folder: str) -> str:  # noqa: N802
+        from ..zoodip_core.files import sha256_of
+
         digest, files = hashlib.sha256(), _files(folder)
         for file in (_listing(folder, files), *(each for path in files for each in (path, path.with_suffix(".txt")))):
             if file.is_file():
-                digest.update(file.name.encode() + file.read_bytes())
+                digest.update(f"{file.name} {sha256_of(file)}".encode())
         return digest.hexdigest()
 
     def load(self, folder: str) -> dict[str, Any]:

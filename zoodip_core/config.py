@@ -267,7 +267,7 @@ class TrainConfig:
         """The settings in :meth:`to_json`'s text as they stand, not yet checked."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{where} is not valid JSON: {error}") from None
         if not isinstance(data, dict):
             raise ConfigError(f"{where} is not a JSON object of settings")

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import CaptionError, ImagesError
-from .files import is_newer, read_object, storage_errors, write_atomically, written_atomically
+from .files import is_newer, read_object, sha256_of, storage_errors, write_atomically, written_atomically
 from .images import FORMATS, MAX_FILE_BYTES, MAX_PICTURES, SUFFIXES, find_images, open_picture
 from .paths import plain
 from .prompts import read_listed, read_text
@@ -449,7 +448,7 @@ class _Known:
 
     def __init__(self) -> None:
         self._by_size: dict[int, list[tuple[Path, str]]] = {}
-        self._hashes: dict[Path, bytes] = {}
+        self._hashes: dict[Path, str] = {}
 
     def add(self, path: Path, name: str) -> tuple[Path, str] | None:
         """Add a file; or if one of the same bytes is known, return that. What can not be read, or used, is no twin."""
@@ -465,13 +464,9 @@ class _Known:
             alike.append((path, name))
         return twin
 
-    def _hash(self, path: Path) -> bytes:
+    def _hash(self, path: Path) -> str:
         if path not in self._hashes:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while part := file.read(1 << 20):
-                    digest.update(part)
-            self._hashes[path] = digest.digest()
+            self._hashes[path] = sha256_of(path)
         return self._hashes[path]
 
 

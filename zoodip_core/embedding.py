@@ -178,6 +178,8 @@ def _assemble(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, 
     clean = []
     for tensor in chosen:
         rows = tensor.detach()[None] if tensor.ndim == 1 else tensor.detach()
+        if rows.numel() > MAX_BYTES // 4:  # a file of a few bytes may give a number for all of them
+            raise EmbeddingFileError(f"{path} holds a tensor {list(tensor.shape)}, too much for an embedding")
         if rows.ndim != 2 or 0 in rows.shape or not rows.is_floating_point():
             raise EmbeddingFileError(
                 f"{path} holds a {tensor.dtype} tensor {list(tensor.shape)}, not the float "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -96,6 +97,15 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 def is_newer(version: Any, known: int) -> bool:
     """Whether a file's version, a number or its text, is beyond the one that this program knows."""
     return re.fullmatch(r"[0-9]{1,9}", str(version)) is not None and int(version) > known
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file's content, of which little is held at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def read_object(path: Path, most: int = 4_000_000) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import warnings
 from collections.abc import Sequence
@@ -20,9 +21,13 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MIN_SIDE = 8
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 100_000_000
+MAX_SCANS = 64
+"""Of a JPEG, each of which goes over all pixels, and may be a few bytes only. Programs write about ten."""
 MAX_PICTURES = 100
 """That a page, a script or a node takes; a person at the command line may name more."""
 CROPS = ("center", "resize")
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> I
                     )
                 if min(width, height) < MIN_SIDE:
                     raise ImagesError(f"{path} has only {width} x {height} pixels; use a larger picture")
+                if file.format in ("JPEG", "MPO") and _scans(path) > MAX_SCANS:
+                    raise ImagesError(f"{path} is made to take hours to open; save it anew as JPEG, PNG or WebP")
                 file.load()
                 return _on_background(ImageOps.exif_transpose(file), background)
     except ImagesError:
@@ -146,11 +153,23 @@ def _check_file(path: Path) -> None:
         raise ImagesError(f"{path} has {megabytes}; scale it down first")
 
 
+def _scans(path: Path) -> int:
+    """How often a JPEG goes over its pixels, up to :data:`MAX_SCANS` and one."""
+    data, place, scans = path.read_bytes(), 2, 0
+    while scans <= MAX_SCANS and (found := _MARKER.search(data, place)) and found[0] != _JPEG_END:
+        scans += found[0] == _JPEG_SCAN
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return scans
+
+
 def _on_background(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":  # 16-bit and float grayscale
-        values = np.asarray(picture, dtype=np.float64)
+        values = np.asarray(picture)
         top = 65535 if values.max() > 255 else 255
-        picture = Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
+        grey = np.empty(values.shape, np.uint8)
+        for i in range(0, len(values), 256):  # in parts: as numbers they take eight times the room
+            grey[i : i + 256] = np.clip(values[i : i + 256].astype(np.float64) / top * 255, 0, 255)
+        picture = Image.fromarray(grey)
     if not _is_transparent(picture):
         return picture.convert("RGB")
     layer = picture.convert("RGBA")

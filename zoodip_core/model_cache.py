@@ -69,7 +69,7 @@ def cached_model(model: Path, weights: str, folder: Path, prediction_type: str =
 
 def has_copies(folder: Path) -> bool:
     """Whether copies of models were kept in a folder before."""
-    return (folder / INDEX).is_file() and any(folder.glob(f"*-quanto*-v{FORMAT}.safetensors"))
+    return (folder / INDEX).is_file() and any(folder.glob(f"*-quanto*-v{COPY_FORMAT}.safetensors"))
 
 
 def _identity(blueprint: Blueprint) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _codecs
 import contextlib
+import mmap
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ import numpy as np
 import torch
 from torch import serialization
 
+_OF_ANY_SIZE = b"bytearray"
+"""What PyTorch's unpickler would make in any size of a number alone. No weights are kept in one."""
+
 
 def load_plain(path: Path, *, mmap: bool = False) -> Any:
     """A pickled file's content; the notes that training programs left beside the weights become empty.
@@ -19,8 +24,27 @@ def load_plain(path: Path, *, mmap: bool = False) -> Any:
     Raises:
         Exception: of a dozen kinds, whatever a damaged or hostile file makes of the unpickler.
     """
+    _check_size(path)
     with _also_allowed([*_NOTES, *_HARMLESS]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _check_size(path: Path) -> None:
+    """Refuse what is small as a file and large in memory. PyTorch packs its files without compressing them."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":  # as PyTorch tells the two kinds apart
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                harmless = content.find(_OF_ANY_SIZE) < 0
+        else:
+            with zipfile.ZipFile(file) as archive:
+                listed = archive.infolist()
+                packed = any(each.compress_type != zipfile.ZIP_STORED for each in listed)
+                if packed or sum(each.file_size for each in listed) > path.stat().st_size:
+                    raise ValueError("it is packed otherwise than PyTorch packs its files")
+                pickles = [each for each in listed if each.filename.endswith("data.pkl")]
+                harmless = not any(_OF_ANY_SIZE in archive.read(each) for each in pickles)
+    if not harmless:
+        raise ValueError("it asks for memory that it does not fill")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from pathlib import Path
 from .errors import CaptionError, ConfigError
 
 SLOT = "{}"
+MAX_TEXT = 16_000_000
+"""Bytes of a file of captions."""
 
 # The neutral context texts of textual inversion (arXiv 2208.01618, supplement) for objects and styles.
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -127,9 +129,13 @@ def read_text(path: Path) -> str:
     """A caption file's text.
 
     Raises:
-        CaptionError: it can not be read, or is not UTF-8.
+        CaptionError: it can not be read, is not UTF-8, or far too large.
     """
     try:
+        if path.stat().st_size > MAX_TEXT:
+            raise CaptionError(
+                f"{path} has {path.stat().st_size / 1e6:.0f} MB, too much for captions; is it another file?"
+            )
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise CaptionError(f"{path} is not UTF-8 text; save it as UTF-8") from None
@@ -151,7 +157,9 @@ def read_listed(path: Path, images: Sequence[str] | None = None) -> dict[str, li
         raise CaptionError(f"captions file {path} does not exist")
     try:
         data = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CaptionError):
+            raise
         raise CaptionError(f"{path} is not valid JSON: {error}") from None
     if isinstance(data, dict) and len(data) == 1:
         (only,) = data.values()
