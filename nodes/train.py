@@ -394,5 +394,5 @@ def _loss_curve(path: Path) -> Image:
 
     if not path.is_file():
         return Image.new("RGB", (792, 396), "white")
-    with Image.open(path) as picture:
+    with Image.open(path, formats=("PNG",)) as picture:
         return picture.convert("RGB")

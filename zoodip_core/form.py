@@ -156,13 +156,13 @@ NAMES = tuple(each.name for each in FIELDS)
 
 def filled(kept: Mapping[str, Any]) -> list[Any]:
     """The form's values in its order: the kept ones, where they still make sense, else the fields' own."""
-    return [_sound(each, kept.get(each.name, each.value)) for each in FIELDS]
+    return [sound(each, kept.get(each.name, each.value)) for each in FIELDS]
 
 
 def read(values: Sequence[Any]) -> dict[str, Any]:
     """The form's values by name; a field that was emptied counts as its own value."""
     return {
-        each.name: each.value if value is None else _sound(each, value)
+        each.name: each.value if value is None else sound(each, value)
         for each, value in zip(FIELDS, values, strict=True)
     }
 
@@ -172,7 +172,7 @@ def read_named(kept: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(NAMES, filled(kept), strict=True))
 
 
-def _sound(each: Field, value: Any) -> Any:
+def sound(each: Field, value: Any) -> Any:
     """The value in the field's type, or the field's own value if it has none."""
     if each.kind == CHOICE:
         return value if isinstance(value, str) and value in each.choices else each.value

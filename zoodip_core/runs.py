@@ -87,9 +87,17 @@ class RunFolder:
             raise RunFolderError(
                 f"{path} is no run folder: it has no {CONFIG}; give the folder that a training run made"
             )
-        with storage_errors(file):
-            text = file.read_text(encoding="utf-8")
-        config = _trusted(path, TrainConfig.from_json(text, str(file)))
+        link = link_out(path)
+        if link is not None:  # the folder may be a stranger's
+            raise RunFolderError(
+                f"{link} is a link that leads out of the run's folder; put what it leads to in its place"
+            )
+        try:
+            with storage_errors(file):
+                text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise _damaged(file, error) from error
+        config = _writing_nowhere_else(TrainConfig.from_json(text, str(file)))
         fixed = sorted(set(changes or {}) - set(CHANGEABLE))
         if fixed:
             raise RunFolderError(
@@ -215,19 +223,16 @@ class RunFolder:
         return self.path / "samples" / f"step-{step:08d}.png"
 
 
-def _trusted(path: Path, config: TrainConfig) -> TrainConfig:
-    """The settings of a folder that a stranger may have made: going on in it writes nowhere else.
+def _writing_nowhere_else(config: TrainConfig) -> TrainConfig:
+    """The settings of a run that may be a stranger's.
 
-    Copies of models are looked for where the settings say, but only asked for by ``changes`` they are made there.
+    Copies of models are read where its settings say. They are made there only if ``changes`` of :meth:`RunFolder.open`
+    say so as well, or some are there.
     """
     from .model_cache import has_copies
 
-    link = link_out(path)
-    if link is not None:
-        raise RunFolderError(f"{link} is a link that leads out of the run's folder; put what it leads to in its place")
-    if config.cache is not None and not has_copies(Path(config.cache)):
-        return dataclasses.replace(config, cache=None)
-    return config
+    known = config.cache is None or has_copies(Path(config.cache))
+    return config if known else dataclasses.replace(config, cache=None)
 
 
 def _checksum(state: Mapping[str, torch.Tensor]) -> str:

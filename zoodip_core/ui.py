@@ -158,13 +158,13 @@ class Page:
         for each in FIELDS:
             component = self._fields[each.name]
             outputs = [self._pictures.gallery] if each.name in ("crop", "background") else None
-            listen(edited(component), self._keeper(each.name), [component], outputs, last=True)
+            listen(edited(component), self._keeper(each), [component], outputs, last=True)
         listen(self._refresh_models.click, self._models, None, [self._fields["model"]])
 
-    def _keeper(self, name: str) -> Callable[[Any], Any]:
+    def _keeper(self, each: Field) -> Callable[[Any], Any]:
         def keep(value: Any) -> Any:
-            self.studio.draft.keep({name: value})
-            return gr.update(value=self._pictures.tiles()) if name in ("crop", "background") else None
+            self.studio.draft.keep({each.name: form.sound(each, value)})
+            return gr.update(value=self._pictures.tiles()) if each.name in ("crop", "background") else None
 
         return keep
 
@@ -360,16 +360,13 @@ def _theme() -> Any:
     return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
-def serve(
-    studio: Studio, *, host: str, port: int, password: str = "", ready: Callable[[], None] = lambda: None
-) -> None:
-    """Serve the page until Ctrl-C.
+def launch(studio: Studio, *, host: str, port: int, password: str = "") -> Any:
+    """Begin to serve the page, and return its Blocks.
 
     Args:
         host: the address to listen on.
         port: of it.
         password: that is asked for, of the user ``zoodip``; none if empty.
-        ready: called once it is served.
     """
     from starlette.middleware import Middleware
 
@@ -385,5 +382,13 @@ def serve(
         app_kwargs={"middleware": [Middleware(OnlyOwnPages, by_any_name=bool(password))]},
         **fitting(page.launch, max_file_size=MAX_FILE_BYTES, theme=_theme(), footer_links=[], show_api=False),
     )
+    return page
+
+
+def serve(
+    studio: Studio, *, host: str, port: int, password: str = "", ready: Callable[[], None] = lambda: None
+) -> None:
+    """Serve the page until Ctrl-C, as :func:`launch` begins to; ``ready`` is called once it is served."""
+    page = launch(studio, host=host, port=port, password=password)
     ready()
     page.block_thread()

@@ -113,7 +113,7 @@ class Webui:
         )
         if job.sample is not None and job.sample != self._previewed:
             self._previewed = job.sample
-            with contextlib.suppress(OSError), Image.open(job.sample) as picture:
+            with contextlib.suppress(OSError), Image.open(job.sample, formats=("PNG",)) as picture:
                 state.assign_current_image(picture.convert("RGB"))
 
 

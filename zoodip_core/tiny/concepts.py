@@ -57,7 +57,7 @@ class Concept:
 
     def pictures(self) -> list[Image.Image]:
         """The reference images, opened."""
-        return [Image.open(path).convert("RGB") for path in sorted(self.images.glob("*.png"))]
+        return [Image.open(path, formats=("PNG",)).convert("RGB") for path in sorted(self.images.glob("*.png"))]
 
     def prompt(self, place: str) -> str:
         """A text that asks for the concept, with ``{}`` for its token or word; a style has no place."""

@@ -1,0 +1,283 @@
+"""Hostile files at every reader: no code is run, little memory is taken, and what is wrong is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from tests.attacks import files
+from tests.attacks.canary import Canary
+from zoodip_core.draft import Draft
+from zoodip_core.embedding import Embedding, load_embedding, save_embedding
+from zoodip_core.errors import CaptionError, EmbeddingFileError, ImagesError, ModelError, RunFolderError, ZoodipError
+from zoodip_core.history import FAILED, delete_run, list_runs, log_tail, losses_of
+from zoodip_core.images import MAX_SCANS, load_images, open_picture
+from zoodip_core.models import identify
+from zoodip_core.prompts import MAX_TEXT, captions_for, read_listed
+from zoodip_core.runs import RunFolder
+
+needs_links = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="for systems with links and pipes")
+ROOM = 300_000_000
+"""Bytes that a refusal may take; the largest picture that is taken has its own test."""
+PATIENCE = 20.0
+"""Seconds that a refusal may take on a busy computer."""
+
+
+@dataclass
+class Peak:
+    """The most memory that a piece of work took, in bytes, and its seconds."""
+
+    memory: int = 0
+    seconds: float = 0.0
+
+
+class measured:  # noqa: N801 - used as a function
+    """A context in which memory is looked at a hundred times a second."""
+
+    def __enter__(self) -> Peak:
+        self._peak, self._over = Peak(), threading.Event()
+        self._before, self._began = psutil.Process().memory_info().rss, time.perf_counter()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self._peak
+
+    def _look(self) -> None:
+        process = psutil.Process()
+        while not self._over.wait(0.01):
+            self._peak.memory = max(self._peak.memory, process.memory_info().rss - self._before)
+
+    def __exit__(self, *_error: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._peak.seconds = time.perf_counter() - self._began
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Canary:
+    return Canary(tmp_path / "canary")
+
+
+def refused(work: Callable[[], Any], kind: type[Exception], canary: Canary) -> str:
+    """What a piece of work is refused with; it leaves no trace, and takes little memory and time."""
+    before = canary.listing(canary.outside)
+    canary.seen.clear()
+    with canary.watched(), measured() as peak, pytest.raises(kind) as error:
+        work()
+    assert canary.seen == []
+    assert canary.listing(canary.outside) == before
+    assert peak.memory < ROOM, f"{peak.memory:,} bytes"
+    assert peak.seconds < PATIENCE
+    return str(error.value)
+
+
+def error_of(work: Callable[[], Any], kind: type[Exception]) -> str:
+    """What a piece of work is refused with; nothing if it is done."""
+    try:
+        work()
+    except kind as error:
+        return str(error)
+    return ""
+
+
+# ---------------------------------------------------------------- embeddings and models
+
+
+def test_no_pickle_runs_code_or_fills_memory(canary: Canary, tmp_path: Path) -> None:
+    made = 0
+    for path in files.pickles(tmp_path, canary.outside):
+        made += 1
+        if path.suffix != ".ckpt":
+            assert path.name in refused(lambda path=path: load_embedding(path), EmbeddingFileError, canary)  # type: ignore[misc]
+        else:
+            assert path.name in refused(lambda path=path: identify(path), ModelError, canary)  # type: ignore[misc]
+    assert made > 100
+
+
+def test_headers_that_lie_are_refused(canary: Canary, tmp_path: Path) -> None:
+    for path in files.safetensors(tmp_path):
+        assert path.name in refused(lambda path=path: load_embedding(path), EmbeddingFileError, canary)  # type: ignore[misc]
+        refused(lambda path=path: identify(path), ModelError, canary)  # type: ignore[misc]
+
+
+@needs_links
+def test_what_is_no_file_is_not_read(canary: Canary, tmp_path: Path) -> None:
+    for suffix in (".pt", ".safetensors"):
+        os.mkfifo(tmp_path / f"pipe{suffix}")
+        (tmp_path / f"zeros{suffix}").symlink_to("/dev/zero")
+        for name in ("pipe", "zeros"):
+            path = tmp_path / f"{name}{suffix}"
+            refused(lambda path=path: load_embedding(path), EmbeddingFileError, canary)  # type: ignore[misc]
+            refused(lambda path=path: identify(path), ModelError, canary)  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_no_picture_fills_memory_or_time(canary: Canary, tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    taken = []
+    for path in files.pictures(tmp_path / "given"):
+        draft = Draft(tmp_path / "draft")
+        with canary.watched(tmp_path / "draft"), measured() as peak:
+            told = error_of(lambda path=path: open_picture(path), ImagesError)  # type: ignore[misc]
+            lines = draft.add([(path, path.name)])
+        assert not told or path.name in told
+        taken += [] if told else [path.name]
+        assert not canary.seen
+        assert peak.memory < ROOM, f"{path.name}: {peak.memory:,} bytes"
+        assert peak.seconds < PATIENCE, path.name
+        assert len(lines) == (len(draft.pictures()) == 0), path.name
+        draft.clear()
+    # Sound pictures with more in them than is used.
+    assert set(taken) <= {"frames.png", "frames.webp", "exif.jpg", "idat.png", "iccp.png", "itxt.png", "ztxt.png"}
+
+
+@pytest.fixture(scope="module")
+def other_kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    list(files.pictures(folder))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["gif", "tiff", "bmp", "ico", "pcx", "tga", "ppm", "fits", "postscript", "svg", "psd"])
+def test_pillow_tries_no_other_kinds(other_kinds: Path, kind: str) -> None:
+    path = other_kinds / f"{kind}.png"
+    with pytest.raises(ImagesError, match="no JPEG, PNG or WebP whatever its name says"):
+        open_picture(path)
+
+
+def test_a_jpeg_of_ordinary_scans_opens(tmp_path: Path) -> None:
+    for name, times in (("few", 1), ("most", MAX_SCANS - 6)):
+        (tmp_path / f"{name}.jpg").write_bytes(files._scanned((64, 64), times))
+        assert open_picture(tmp_path / f"{name}.jpg").size == (64, 64)
+    (tmp_path / "film.jpg").write_bytes(files._scanned((64, 64), 1) + b"\xff\xda\0\0" * 999)  # as phones add one
+    assert open_picture(tmp_path / "film.jpg").size == (64, 64)
+    (tmp_path / "more.jpg").write_bytes(files._scanned((64, 64), MAX_SCANS))
+    with pytest.raises(ImagesError, match="made to take hours"):
+        open_picture(tmp_path / "more.jpg")
+
+
+@needs_links
+def test_a_folder_of_pictures_is_not_waited_for(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    (given / "folder.png").mkdir(parents=True)
+    os.mkfifo(given / "pipe.png")
+    (given / "device.png").symlink_to("/dev/zero")
+    for name in ("empty.png", "text.jpg"):
+        (given / name).write_text("")
+    with pytest.raises(ImagesError, match="none of the 2 images can be used"):
+        load_images([given], 64)
+
+
+# ---------------------------------------------------------------- captions
+
+
+def test_captions_of_a_gigabyte_are_refused(canary: Canary, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(b"")
+    files.sparse(tmp_path / "one.txt")
+    files.sparse(tmp_path / "captions.json")
+    picture = tmp_path / "one.png"
+    assert "too much" in refused(lambda: captions_for([picture], token="<r>"), CaptionError, canary)
+    assert "too much" in refused(lambda: read_listed(tmp_path / "captions.json"), CaptionError, canary)
+    draft = Draft(tmp_path / "draft")
+    with measured() as peak:
+        assert "too large for a caption" in draft.add([(tmp_path / "one.txt", "one.txt")])[0]
+    assert peak.memory < ROOM
+    assert MAX_TEXT < 2e7
+
+
+@pytest.mark.parametrize("name", files.texts())
+def test_captions_that_are_no_json_are_refused(canary: Canary, tmp_path: Path, name: str) -> None:
+    (tmp_path / "captions.json").write_bytes(files.texts()[name])
+    refused(lambda: read_listed(tmp_path / "captions.json", ["one.png"]), CaptionError, canary)
+
+
+# ---------------------------------------------------------------- runs
+
+
+def make_run(home: Path, name: str = "stranger") -> Path:
+    """A stranger's run in a home."""
+    run = home / name / "run"
+    run.mkdir(parents=True)
+    settings = {"images": ["x"], "token": "<rex>", "initializer": "dog"}
+    (run / "config.json").write_text(json.dumps({"config_version": 1, **settings}))
+    (run / "steps.jsonl").write_text('{"step": 1, "losses": [0.5, 0.5, 0.5]}\n')
+    save_embedding(Embedding("<rex>", (torch.ones(1, 768),)), run / "snapshots" / "step-00000001.safetensors")
+    return home / name
+
+
+@pytest.mark.parametrize("file", ["run/config.json", "task.json", "outcome.json", "run/steps.jsonl"])
+@pytest.mark.parametrize("name", files.texts())
+def test_a_run_s_files_may_be_anything(canary: Canary, tmp_path: Path, file: str, name: str) -> None:
+    folder = make_run(tmp_path / "home")
+    (folder / file).write_bytes(files.texts()[name])
+    with canary.watched(), measured() as peak:
+        for run in list_runs(tmp_path / "home"):
+            losses_of(run.run)
+        told = error_of(lambda: RunFolder.open(folder / "run"), ZoodipError)
+    assert bool(told) == (file == "run/config.json")
+    assert canary.seen == []
+    assert peak.memory < ROOM
+
+
+def links(canary: Canary) -> Iterator[tuple[str, Path]]:
+    """What in a run's folder may lead out of it."""
+    outside = canary.outside
+    yield from (("run/snapshots", outside), ("run/samples", outside), ("run", outside / "run"))
+    yield from (("run/steps.jsonl", outside / "secret.json"), ("log.txt", outside / "secret"))
+    yield from (("before_after.png", outside / "secret.png"), ("task.json", outside / "secret.json"))
+    yield from (("run/config.json", outside / "run" / "config.json"), ("run/state.safetensors", outside / "secret"))
+
+
+@needs_links
+def test_a_run_of_which_a_part_lies_elsewhere_is_neither_read_nor_written(canary: Canary, tmp_path: Path) -> None:
+    for i, (name, to) in enumerate(links(canary)):
+        home = tmp_path / f"home-{i}"
+        folder = make_run(home)
+        (folder / "task.json").write_text('{"version": 1, "kind": "train"}')
+        link = folder / name
+        if link.is_dir():
+            link.rename(tmp_path / f"away-{i}")
+        link.unlink(missing_ok=True)
+        link.symlink_to(to)
+        before = canary.listing(canary.outside)
+        with canary.watched(tmp_path):
+            (run,) = list_runs(home)
+            assert run.state == FAILED
+            assert "leads out of the run's folder" in run.message
+            assert (run.embedding, run.before_after, run.sample, run.can_go_on) == (None, None, None, False)
+            if name.startswith("run/"):
+                with pytest.raises(RunFolderError, match="is a link that leads out of the run's folder"):
+                    RunFolder.open(folder if (folder / "config.json").is_file() else folder / "run")
+            delete_run(home, "stranger")
+        assert canary.seen == [], name
+        assert canary.listing(canary.outside) == before
+        assert list(home.iterdir()) == []
+
+
+@needs_links
+@pytest.mark.parametrize("name", ["task.json", "outcome.json", "log.txt", "run/config.json", "run/steps.jsonl"])
+def test_a_run_s_files_are_not_waited_for(tmp_path: Path, name: str) -> None:
+    folder = make_run(tmp_path / "home")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+
+    def look() -> None:
+        for run in list_runs(tmp_path / "home"):
+            losses_of(run.run)
+        log_tail(folder)
+        done.set()
+
+    done = threading.Event()
+    threading.Thread(target=look, daemon=True).start()
+    assert done.wait(PATIENCE), "it waits for a pipe"
