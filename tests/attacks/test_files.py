@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
 from tests.attacks import files
+from tests.attacks.campaign import measured
 from tests.attacks.canary import Canary
 from zoodip_core.draft import Draft
 from zoodip_core.embedding import Embedding, load_embedding, save_embedding
@@ -31,35 +29,6 @@ ROOM = 300_000_000
 """Bytes that a refusal may take; the largest picture that is taken has its own test."""
 PATIENCE = 20.0
 """Seconds that a refusal may take on a busy computer."""
-
-
-@dataclass
-class Peak:
-    """The most memory that a piece of work took, in bytes, and its seconds."""
-
-    memory: int = 0
-    seconds: float = 0.0
-
-
-class measured:  # noqa: N801 - used as a function
-    """A context in which memory is looked at a hundred times a second."""
-
-    def __enter__(self) -> Peak:
-        self._peak, self._over = Peak(), threading.Event()
-        self._before, self._began = psutil.Process().memory_info().rss, time.perf_counter()
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-        return self._peak
-
-    def _look(self) -> None:
-        process = psutil.Process()
-        while not self._over.wait(0.01):
-            self._peak.memory = max(self._peak.memory, process.memory_info().rss - self._before)
-
-    def __exit__(self, *_error: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._peak.seconds = time.perf_counter() - self._began
 
 
 @pytest.fixture
