@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -204,6 +205,9 @@ class TrainConfig:
         check_name(self.token)
         if file_stem(self.token).lower() == "state":
             raise TokenError(f"token {self.token!r} names a file of every run; choose a name of letters, like <my-cat>")
+        for name, value in self.to_dict().items():
+            if re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+                raise ConfigError(f"{name} = {value!r}: holds half a character, which no file can keep; write it anew")
         self.make_estimator(), self.make_subspace(), self.make_timesteps(), self.make_optimizer()  # check their ranges
 
     def make_estimator(self) -> Estimator:

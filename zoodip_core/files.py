@@ -116,6 +116,7 @@ def read_object(path: Path, most: int = 4_000_000) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(most + 1)
         found = json.loads(data) if len(data) <= most else None
+        json.dumps(found, ensure_ascii=False).encode()  # half a character is no text, and could not be shown
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -96,7 +96,7 @@ class RunFolder:
             with storage_errors(file):
                 text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise _damaged(file, error) from error
+            raise RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it") from error
         config = _writing_nowhere_else(TrainConfig.from_json(text, str(file)))
         fixed = sorted(set(changes or {}) - set(CHANGEABLE))
         if fixed:

@@ -50,7 +50,7 @@ class Pictures:
                 self.bundled = gr.Dropdown(
                     concepts.names(), value=None, label="or a bundled subject, to try it", elem_id="zoodip_bundled"
                 )
-                with gr.Row():
+                with gr.Row(visible=self._studio.host.for_its_user()):
                     self._folder = gr.Textbox(
                         label="or a folder",
                         placeholder="/photos/rex",

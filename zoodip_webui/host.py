@@ -118,7 +118,7 @@ class Webui:
 
 
 def _is_open() -> bool:
-    """Whether the webui was started so that others than this computer's user can reach it."""
+    """Whether the webui was started so that others than this computer's user can reach it, or may not name folders."""
     from modules import shared
 
     options = vars(shared.cmd_opts)

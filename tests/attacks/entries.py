@@ -437,7 +437,9 @@ def _page(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
 
     def publish(token: str) -> str:
         _run(home, "stranger", token)
-        return told(page._runs._used("stranger", True)[0], page._runs._describe("stranger"))
+        shown = page._runs._describe("stranger")
+        json.dumps(shown, ensure_ascii=False, default=str).encode()  # as it goes to the browser
+        return told(page._runs._used("stranger", True)[0], shown)
 
     def unfinished(cache: str) -> str:
         folder = _run(home, "cut-off", "<rex>")
@@ -506,6 +508,12 @@ def _scripts(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
         given = {"token": "<rex>", "initializer": "dog", "pictures": [{"name": name, "data": data}], **changes}
         return ask(client, "jobs", **given)
 
+    def listed_token(token: str) -> str:
+        _run(listed.home(), "stranger", token)
+        answer = of_lists.get(f"{api.ROOT}/runs")
+        assert answer.status_code == 200
+        return answer.text
+
     def go_on(name: str) -> str:
         return ask(of_lists, f"runs/{urllib.parse.quote(name, safe='', errors='surrogatepass')}/continue")
 
@@ -523,4 +531,5 @@ def _scripts(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
             **both,
         ),
         Entry("scripts: name of a run, to go on", listed.home(), go_on, ALL),
+        Entry("scripts: token of a stranger's run, in the list", listed.home(), listed_token, NONE),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import pickle
@@ -98,9 +99,10 @@ def pickles(folder: Path, outside: Path) -> Iterator[Path]:
         nested = {"string_to_param": {"*": [(call,)]}, "name": "x"}
         bodies |= {f"{name}-bare": pickle.dumps(call, 2), f"{name}-nested": pickle.dumps(nested, 2)}
         bodies |= {f"{name}-4": pickle.dumps(call, 4)}
+    suffixes = itertools.cycle((".pt", ".ckpt", ".bin", ".ckpt"))
     for name, body in bodies.items():
         for how, content in (("pickle", body), ("legacy", _legacy(body)), ("zip", _zipped(body))):
-            path = folder / f"{name}-{how}{('.pt', '.bin', '.ckpt')[len(how) % 3]}"
+            path = folder / f"{name}-{how}{next(suffixes)}"
             path.write_bytes(content)
             yield path
     yield from _bombs(folder)

@@ -19,8 +19,9 @@ REFUSED: Mapping[str, Sequence[str]] = {
         *("....//....//outside/secret", "..././..././outside/secret", "../{folder}-2/secret", f"{UP}/evil"),
     ),
     "absolute, POSIX": (
-        *("{outside}/secret", "/{outside}/secret", "{outside}/evil", "/", "//", "///etc/passwd", "/etc/passwd"),
-        *("/proc/self/environ", "/dev/stdin", "/dev/fd/0", "//server/share/secret"),
+        # Where a hole would do harm, the place stands in for the system's own files.
+        *("{outside}/secret", "/{outside}/secret", "{outside}/evil", "{outside}", "//{outside}", "///{outside}/secret"),
+        *("{outside}/", "{outside}/../outside/secret", "/proc/self/environ", "/dev/fd/0", "//server/share/secret"),
     ),
     "drives": ("C:\\Windows\\secret", "C:/Windows/secret", "C:secret", "c:", "Z:\\..\\secret"),
     "shares and namespaces of Windows": (

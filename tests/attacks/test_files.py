@@ -62,14 +62,16 @@ def error_of(work: Callable[[], Any], kind: type[Exception]) -> str:
 
 
 def test_no_pickle_runs_code_or_fills_memory(canary: Canary, tmp_path: Path) -> None:
-    made = 0
+    made, models = 0, 0
     for path in files.pickles(tmp_path, canary.outside):
         made += 1
+        models += path.suffix == ".ckpt"
         if path.suffix != ".ckpt":
             assert path.name in refused(lambda path=path: load_embedding(path), EmbeddingFileError, canary)  # type: ignore[misc]
         else:
             assert path.name in refused(lambda path=path: identify(path), ModelError, canary)  # type: ignore[misc]
     assert made > 100
+    assert models > 50
 
 
 def test_headers_that_lie_are_refused(canary: Canary, tmp_path: Path) -> None:
