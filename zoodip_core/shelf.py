@@ -85,9 +85,9 @@ class Shelf:
 
     def _next_free(self, token: str) -> Path:
         stem, count = file_stem(token), 2
-        while self.taken(f"{stem}-{count}") is not None:
+        while any(self._named(f"{stem}-{count}".lower())):
             count += 1
-        return self.target(f"{stem}-{count}")
+        return self.folder / f"{stem}-{count}.safetensors"
 
     def _named(self, stem: str) -> Iterator[Path]:
         """The embeddings of this name, in folders beneath and behind links as well."""

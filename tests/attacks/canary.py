@@ -123,8 +123,10 @@ class Canary:
             self._watching = True
 
 
-def plant_links(folder: Path, outside: Path, name: str, suffix: str) -> None:
-    """Links that lead out of a folder: to a folder and to a file."""
-    (folder / name).symlink_to(outside, target_is_directory=True)
+def plant_links(folder: Path, outside: Path, name: str, suffix: str = "") -> None:
+    """Links that lead out of a folder: to a folder, and to a file of an ending, if one is given."""
+    with contextlib.suppress(OSError):  # Windows has links for administrators, and one may be there
+        (folder / name).symlink_to(outside, target_is_directory=True)
     if suffix:
-        (folder / f"{name}{suffix}").symlink_to(outside / f"secret{suffix}")
+        with contextlib.suppress(OSError):
+            (folder / f"{name}{suffix}").symlink_to(outside / f"secret{suffix}")

@@ -88,16 +88,10 @@ def entries(canary: Canary) -> Iterator[list[Entry]]:
             *_page(canary, patch),
             *_scripts(canary, patch),
         ]
-        for folder, link in {(entry.folder, entry.link) for entry in found if entry.link is not None}:
-            if not (folder / LINK).is_symlink():
-                plant_links(folder, canary.outside, LINK, "")
-            if link:
-                plant_links_to_files(folder, canary.outside, link)
+        for entry in found:
+            if entry.link is not None:
+                plant_links(entry.folder, canary.outside, LINK, entry.link)
         yield found
-
-
-def plant_links_to_files(folder: Path, outside: Path, suffix: str) -> None:
-    (folder / f"{LINK}{suffix}").symlink_to(outside / f"secret{suffix}")
 
 
 def ours(work: Callable[[], Any], kind: type[Exception] = ZoodipError) -> Any:
