@@ -117,7 +117,7 @@ def delete_run(home: Path, name: str) -> None:
     """
     run = find_run(home, name)
     folder = run.folder
-    if run.run.is_dir():
+    if run.run.is_dir() and link_out(folder) is None:
         with locked(run.run):  # not one that the command line works on
             pass
     hidden = home / f"{_DELETED}{secrets.token_hex(8)}"

@@ -8,6 +8,7 @@ checksum, and are read as they stand.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -200,6 +201,8 @@ class Journal:
         """The last step added."""
         self._path = path
         with storage_errors(path):
+            if path.exists() and not path.is_file():  # a pipe, say, that would be waited on for ever
+                raise OSError(errno.EINVAL, "it is no plain file; move it away")
             self._file = path.open("ab", buffering=0)
             self._size = self._file.seek(0, os.SEEK_END)
             sync_folder(path.parent)

@@ -36,9 +36,10 @@ from zoodip_core.config import TrainConfig
 from zoodip_core.embedding import Embedding, load_embedding, save_embedding
 from zoodip_core.errors import ZoodipError
 from zoodip_core.files import make_folder
+from zoodip_core.journal import Journal, Record
 from zoodip_core.models import TINY
 from zoodip_core.prompts import captions_for
-from zoodip_core.runs import RunFolder
+from zoodip_core.runs import RunFolder, locked
 from zoodip_core.studio import TINY_LABEL, Studio
 from zoodip_core.ui import Page
 from zoodip_webui import api
@@ -202,7 +203,8 @@ def _learned(folder: RunFolder) -> Any:
     """Write what a training does that has ended."""
     if folder.config.cache:
         make_folder(Path(folder.config.cache))
-    folder.append({"step": 1, "losses": [0.5]})
+    with locked(folder.path), Journal(folder.journal_path, 0) as journal:
+        journal.append(Record(1, 0, 0, 600, (0.5,)))
     embedding = Embedding(folder.config.token, VECTOR)
     folder.save_snapshot(embedding, 1)
     save_embedding(embedding, folder.embedding_path)
