@@ -147,6 +147,8 @@ def read(path: Path) -> Past:
 def last_step(path: Path) -> int:
     """The last step that a journal tells of, by a glance at its end; 0 if there is none, or it can not be read."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return 0
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST))
             lines = file.read(_LONGEST).splitlines(keepends=True)
