@@ -7,20 +7,23 @@ tensors are mapped, and the map is let go again after every :data:`_WINDOW` byte
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from .errors import ModelError
-from .pickles import load_plain
+from .files import parse_json
+from .headers import MOST_TENSORS, open_safetensors
+from .pickles import load_plain, tensors_in
 from .stopping import check_stop
 
 _WINDOW = 32 << 20
+_LONGEST_NAME = 200
+_LONGEST_JSON = 8_000_000
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 Shape = tuple[int, ...]
 
@@ -88,7 +91,8 @@ def component_files(folder: Path) -> list[Path]:
 
 def _shards(folder: Path, index: Path) -> list[Path]:
     listed = read_json(index).get("weight_map")
-    names = sorted(set(map(str, listed.values()))) if isinstance(listed, dict) else []
+    values = listed.values() if isinstance(listed, dict) else ()
+    names = sorted({name[:_LONGEST_NAME] if isinstance(name, str) else "no name" for name in values})
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing or not names:
         raise ModelError(
@@ -105,7 +109,11 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: it can not be read, or is none.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(_LONGEST_JSON + 1)
+        if len(text) > _LONGEST_JSON:
+            raise ValueError(f"it has more than {_LONGEST_JSON // 10**6} MB")
+        data = parse_json(text)
     except (OSError, ValueError) as error:
         raise ModelError(f"model: {path} can not be read: {error}") from error
     if not isinstance(data, dict):
@@ -135,7 +143,12 @@ class _Reader(ABC):
         if self._get is None or (self._mapped and self._left < 0):
             self.close()
             self._get, self._left = self._open(), _WINDOW
-        tensor = self._get(name)
+        try:
+            tensor = self._get(name)
+        except Exception as error:  # of a type, or with more dimensions than PyTorch has
+            raise ModelError(
+                f"model: {self.path}: {name} can not be read ({str(error)[:200]}); copy or download the model again"
+            ) from error
         self._left -= tensor.numel() * tensor.element_size()
         return tensor
 
@@ -156,8 +169,8 @@ class _SafetensorsReader(_Reader):
 
     def _file(self) -> Any:
         try:
-            return safe_open(self.path, framework="pt")
-        except (SafetensorError, OSError) as error:
+            return open_safetensors(self.path)
+        except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(
                 f"model: {self.path} is not a safetensors file, or was cut short ({error}); copy or download it again"
             ) from error
@@ -174,15 +187,17 @@ class _PickleReader(_Reader):
     def _tensors(self) -> dict[str, torch.Tensor]:
         try:
             data, self._mapped = _load_pickle(self.path)
+            data = data.get("state_dict", data) if isinstance(data, dict) else data
+            tensors = tensors_in(data, self.path)
         except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it
             raise ModelError(
                 f"model: {self.path} can not be read as plain tensors: it is damaged, or holds code, which is never "
                 "run; get its .safetensors version"
             ) from error
-        data = data.get("state_dict", data) if isinstance(data, dict) else data
-        if not isinstance(data, dict):
-            raise ModelError(f"model: {self.path} holds a {type(data).__name__}, not a checkpoint")
-        return {str(name): value for name, value in data.items() if isinstance(value, torch.Tensor)}
+        if not isinstance(data, dict) or len(tensors) > MOST_TENSORS:
+            what = f"{len(tensors)} tensors" if tensors else f"a {type(data).__name__}"
+            raise ModelError(f"model: {self.path} holds {what}, not a checkpoint")
+        return tensors
 
 
 def _load_pickle(path: Path) -> tuple[Any, bool]:

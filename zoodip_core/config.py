@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .errors import ConfigError, TokenError
 from .estimators import RGE, SPSA, Estimator, OnePoint
+from .files import parse_json
 from .images import CROPS
 from .models import DTYPES, PREDICTION_TYPES, TINY
 from .optimizers import ZOSGD, Optimizer, ZOAdam
@@ -184,7 +186,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         images: Any = (self.images,) if isinstance(self.images, str) else self.images
-        if not isinstance(images, (list, tuple)):
+        if not isinstance(images, (list, tuple)) or not all(isinstance(path, (str, os.PathLike)) for path in images):
             raise ConfigError(f"images = {images!r}: expected a list of paths")
         object.__setattr__(self, "images", tuple(str(path) for path in images))
         for spec in dataclasses.fields(self):
@@ -198,11 +200,11 @@ class TrainConfig:
         if not self.images:
             raise ConfigError("images: give a folder of images or image files")
         check_resolution(self.resolution)
+        check_name(self.token)
         if SLOT not in with_slots(self.sample_prompt, self.token):
             raise ConfigError(
                 f"sample_prompt = {self.sample_prompt!r} has no placeholder; write {{}} where the token should stand"
             )
-        check_name(self.token)
         if file_stem(self.token).lower() == "state":
             raise TokenError(f"token {self.token!r} names a file of every run; choose a name of letters, like <my-cat>")
         for name, value in self.to_dict().items():
@@ -247,7 +249,7 @@ class TrainConfig:
         names = [spec.name for spec in dataclasses.fields(cls)]
         for key in settings:
             if key not in names:
-                near = difflib.get_close_matches(key, names, n=1)
+                near = difflib.get_close_matches(key[:80], names, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(names)}"
                 raise ConfigError(f"config: {key!r} is no setting; {hint}")
         missing = [name for name in ("images", "token", "initializer") if name not in settings]
@@ -270,8 +272,8 @@ class TrainConfig:
     def settings_from_json(text: str, where: str = "config") -> dict[str, Any]:
         """The settings in :meth:`to_json`'s text as they stand, not yet checked."""
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise ConfigError(f"{where} is not valid JSON: {error}") from None
         if not isinstance(data, dict):
             raise ConfigError(f"{where} is not a JSON object of settings")
@@ -289,7 +291,10 @@ class TrainConfig:
 def _typed(name: str, annotation: str, value: Any) -> Any:
     """The value, if it is of the annotated type; whole numbers pass as floats."""
     if annotation == "float" and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{name} is a number of {len(str(value))} digits, which is too large") from None
     kinds: dict[str, tuple[type, ...]] = {
         "str": (str,),
         "int": (int,),

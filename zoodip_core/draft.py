@@ -21,7 +21,15 @@ from typing import Any
 from PIL import Image
 
 from .errors import CaptionError, ImagesError
-from .files import is_newer, read_object, sha256_of, storage_errors, write_atomically, written_atomically
+from .files import (
+    is_newer,
+    read_object,
+    sha256_of,
+    storage_errors,
+    whole_text,
+    write_atomically,
+    written_atomically,
+)
 from .images import FORMATS, MAX_FILE_BYTES, MAX_PICTURES, SUFFIXES, find_images, open_picture
 from .paths import plain
 from .prompts import read_listed, read_text
@@ -171,7 +179,7 @@ class Draft:
     def _captions(self) -> dict[str, str]:
         """The captions by the names of their pictures; none if their file is damaged."""
         return {
-            name: "\n".join(lines)
+            name: whole_text("\n".join(lines))
             for name, lines in read_object(self._listing).items()
             if isinstance(lines, list) and lines and all(isinstance(line, str) for line in lines)
         }

@@ -11,17 +11,18 @@ so a newer ZOODiP's file is as good as its tensors. Where they are no embedding,
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from .errors import EmbeddingFileError
-from .files import is_newer, write_atomically
-from .pickles import load_plain
+from .files import is_newer, parse_json, whole_text, write_atomically
+from .headers import open_safetensors
+from .pickles import load_plain, tensors_in
 from .tokens import check_name, file_stem
 
 FORMAT_VERSION = 1
@@ -130,31 +131,47 @@ def load_embedding(path: str | Path) -> Embedding:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key).clone() for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        with open_safetensors(path) as file:
+            names = file.keys()
+            if len(names) > len(SDXL_KEYS):
+                raise _too_many(path, names, file.metadata() or {})
+            return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
+    except EmbeddingFileError:
+        raise
+    except Exception as error:  # the library's own, and PyTorch's where it has no such type or so many dimensions
         raise EmbeddingFileError(f"{path} is not a safetensors file, or damaged: {error}") from error
 
 
 def _read_pickle(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         data = load_plain(path)
+        tensors = tensors_in(data.get("string_to_param", data) if isinstance(data, dict) else {}, path)
     except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it
         raise EmbeddingFileError(
             f"{path} can not be read as plain tensors; it is damaged or holds code, which is never run"
         ) from error
     if not isinstance(data, dict):
         raise EmbeddingFileError(f"{path} holds a {type(data).__name__}, not an embedding")
-    metadata = {
-        new: str(data[old])
-        for old, new in (("step", "steps"), ("sd_checkpoint_name", "base_model"), ("sd_checkpoint", "base_model_hash"))
-        if data.get(old) is not None
-    }
-    inner = data.get("string_to_param", data)
-    if inner is not data and isinstance(data.get("name"), str):
-        metadata["token"] = data["name"]
-    items = inner.items() if hasattr(inner, "items") else ()
-    return {str(key): value for key, value in items if isinstance(value, torch.Tensor)}, metadata
+    notes = {"step": "steps", "sd_checkpoint_name": "base_model", "sd_checkpoint": "base_model_hash"}
+    if "string_to_param" in data:
+        notes["name"] = "token"
+    metadata = {new: note for old, new in notes.items() if (note := _note(data.get(old)))}
+    return tensors, metadata
+
+
+def _note(value: Any) -> str:
+    """A text or a number as text, empty for anything else: a list may be of any length, and hold itself."""
+    if isinstance(value, str):
+        return whole_text(value)
+    return str(value) if isinstance(value, int) and abs(value) < 2**63 else ""
+
+
+def _too_many(path: Path, names: Collection[str], metadata: dict[str, str]) -> EmbeddingFileError:
+    newer = "; a newer ZOODiP wrote it: update ZOODiP" if _of_newer(metadata) else ""
+    return EmbeddingFileError(
+        f"{path} holds {len(names)} tensors ({', '.join(sorted(names)[:4])} ...), an embedding has one, or clip_l and "
+        f"clip_g{newer}"
+    )
 
 
 def _of_newer(metadata: dict[str, str]) -> bool:
@@ -170,11 +187,7 @@ def _assemble(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, 
         chosen = [tensor]
         token = metadata.get("token") or (None if key in ("emb_params", "*", "clip_l", "clip_g") else key)
     else:
-        newer = "; a newer ZOODiP wrote it: update ZOODiP" if _of_newer(metadata) else ""
-        raise EmbeddingFileError(
-            f"{path} holds {len(tensors)} tensors ({', '.join(sorted(tensors)[:4])} ...), an "
-            f"embedding has one, or clip_l and clip_g{newer}"
-        )
+        raise _too_many(path, tensors, metadata)
     clean = []
     for tensor in chosen:
         rows = tensor.detach()[None] if tensor.ndim == 1 else tensor.detach()
@@ -185,7 +198,10 @@ def _assemble(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, 
                 f"{path} holds a {tensor.dtype} tensor {list(tensor.shape)}, not the float "
                 "[vectors, dim] of an embedding"
             )
-        rows = rows.float().contiguous()
+        try:
+            rows = rows.float().contiguous()
+        except RuntimeError as error:
+            raise EmbeddingFileError(f"{path} holds {tensor.dtype}, which PyTorch can not compute with") from error
         if not torch.isfinite(rows).all():
             raise EmbeddingFileError(f"{path} holds NaN or infinity; its training failed")
         clean.append(rows)
@@ -225,7 +241,7 @@ def describe(embedding: Embedding) -> list[tuple[str, str]]:
 
 def _config_of(embedding: Embedding) -> dict[str, Any]:
     try:
-        config = json.loads(embedding.metadata.get("config", "{}"))
+        config = parse_json(embedding.metadata.get("config", "{}"))
     except ValueError:
         return {}
     return config if isinstance(config, dict) else {}

@@ -200,7 +200,7 @@ def _read_stamp() -> dict[str, Any]:
     """The stamp; empty if there is none that can be read."""
     try:
         content = json.loads(stamp_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

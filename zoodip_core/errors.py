@@ -55,8 +55,22 @@ class NonFiniteLossError(ZoodipError, ArithmeticError):
     """A loss was NaN or infinite. The search was not moved."""
 
 
+_LONGEST = 4000
+
+
 def for_user(error: Exception) -> str | None:
-    """What to tell the user of an error that they can do something about, None of a fault of the program."""
+    """What to tell the user of an error that they can do something about, None of a fault of the program.
+
+    However much of a damaged file it quotes, it is a text that can be shown.
+    """
+    text = _for_user(error)
+    if text is None:
+        return None
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+
+
+def _for_user(error: Exception) -> str | None:
     if isinstance(error, OSError):  # ours, or say a name too long to be looked up
         if isinstance(error, ZoodipError):
             return error.strerror or str(error)

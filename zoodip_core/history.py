@@ -21,7 +21,7 @@ from typing import Any
 from .checkpoints import SUFFIXES
 from .config import TrainConfig
 from .errors import RunFolderError, StorageError, for_user
-from .files import is_newer, make_folder, read_object, storage_errors, write_atomically
+from .files import is_newer, make_folder, read_object, storage_errors, whole_text, write_atomically
 from .models import TINY
 from .paths import contains, fault, link_out
 from .runs import CONFIG, JOURNAL, STATE, RunFolder, free_folder, locked
@@ -196,12 +196,12 @@ def _run_of(folder: Path) -> Run | None:
     token = finished if finished and finished.is_file() else None
     outcome = _outcome(folder, asked)
     state = FAILED if damage else _state(outcome, config is not None and step >= config.steps, token is not None)
-    message = damage or (str(outcome.get("message", ""))[:_MOST_MESSAGE] if state == FAILED else "")
+    message = damage or (_text(outcome.get("message"))[:_MOST_MESSAGE] if state == FAILED else "")
     return Run(
         name=folder.name,
         folder=folder,
         run=run,
-        token=str(settings.get("token") or folder.name),
+        token=_text(settings.get("token")) or folder.name,
         model=_model_name(settings.get("model")),
         step=step,
         steps=steps if isinstance(steps, int) else 0,
@@ -280,8 +280,12 @@ def _state(outcome: Mapping[str, Any], complete: bool, has_token: bool) -> str:
 def _model_name(model: Any) -> str:
     if model == TINY:
         return TINY_NAME
-    name = re.split(r"[/\\]", str(model or "").rstrip("/\\"))[-1]
+    name = re.split(r"[/\\]", _text(model).rstrip("/\\"))[-1]
     return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
+
+
+def _text(value: Any) -> str:
+    return whole_text(str(value)) if isinstance(value, str | int) else ""
 
 
 def _when(folder: Path, run: Path) -> float:

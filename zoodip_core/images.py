@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,9 @@ MAX_SCANS = 64
 """Of a JPEG, each of which goes over all pixels, and may be a few bytes only. Programs write about ten."""
 MAX_PICTURES = 100
 """That a page, a script or a node takes; a person at the command line may name more."""
+MAX_WEBP_PIXELS = 40_000_000
+"""The decoder of WebP holds a picture four times."""
+_STRIP = 1 << 20
 CROPS = ("center", "resize")
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
@@ -119,17 +122,18 @@ def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> I
             _check_file(path)
             with Image.open(path, formats=FORMATS) as file:
                 width, height = file.size
-                if width * height > MAX_PIXELS:
+                most = MAX_WEBP_PIXELS if file.format == "WEBP" else MAX_PIXELS
+                if width * height > most:
                     raise ImagesError(
-                        f"{path} has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} "
-                        "million; scale it down first"
+                        f"{path} has {width} x {height} pixels, more than {most // 10**6} million; scale it down first"
                     )
                 if min(width, height) < MIN_SIDE:
                     raise ImagesError(f"{path} has only {width} x {height} pixels; use a larger picture")
                 if file.format in ("JPEG", "MPO") and _scans(path) > MAX_SCANS:
                     raise ImagesError(f"{path} is made to take hours to open; save it anew as JPEG, PNG or WebP")
                 file.load()
-                return _on_background(ImageOps.exif_transpose(file), background)
+                ImageOps.exif_transpose(file, in_place=True)
+                return _on_background(file, background)
     except ImagesError:
         raise
     except UnidentifiedImageError:
@@ -163,18 +167,30 @@ def _scans(path: Path) -> int:
 
 
 def _on_background(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16-bit and float grayscale
-        values = np.asarray(picture)
-        top = 65535 if values.max() > 255 else 255
-        grey = np.empty(values.shape, np.uint8)
-        for i in range(0, len(values), 256):  # in parts: as numbers they take eight times the room
-            grey[i : i + 256] = np.clip(values[i : i + 256].astype(np.float64) / top * 255, 0, 255)
-        picture = Image.fromarray(grey)
-    if not _is_transparent(picture):
-        return picture.convert("RGB")
-    layer = picture.convert("RGBA")
-    base = Image.new("RGBA", layer.size, (*colour, 255))
-    return Image.alpha_composite(base, layer).convert("RGB")
+    """In RGB, strip by strip: whole copies of a large picture would fill the memory."""
+    strips = list(_strips(picture))
+    gray = picture.mode.startswith("I") or picture.mode == "F"  # of 16 bits, and float
+    top = 65535 if gray and max(np.asarray(picture.crop(strip)).max() for strip in strips) > 255 else 255
+    transparent = _is_transparent(picture)
+    flat = Image.new("RGB", picture.size)
+    for strip in strips:
+        part = picture.crop(strip)
+        if gray:
+            values = np.asarray(part, dtype=np.float64)
+            part = Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
+        elif transparent:
+            layer = part.convert("RGBA")
+            part = Image.alpha_composite(Image.new("RGBA", layer.size, (*colour, 255)), layer)
+        flat.paste(part.convert("RGB"), strip[:2])
+    return flat
+
+
+def _strips(picture: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """The picture in boxes of some million pixels."""
+    width, height = picture.size
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(height, top + rows)
 
 
 def _is_transparent(picture: Image.Image) -> bool:

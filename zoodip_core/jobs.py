@@ -22,7 +22,7 @@ from typing import IO, Any, Protocol
 
 from .environment import ROOT, Trainer, clean_env
 from .errors import ConfigError, RunFolderError, for_user
-from .files import storage_errors, write_atomically
+from .files import storage_errors, whole_text, write_atomically
 from .history import LOG, TASK, log_tail
 from .stopping import Stopped
 
@@ -119,17 +119,19 @@ class Job:
         """Take in an event of its worker; one that makes no sense is left out."""
         handler = getattr(self, f"_on_{event.get('event')}", None)
         if handler is not None:
-            with contextlib.suppress(LookupError, TypeError, ValueError, ArithmeticError):
+            with contextlib.suppress(LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
                 handler(event)
 
     def _on_message(self, event: Mapping[str, Any]) -> None:
         if event["warning"]:
-            self.warnings = [*self.warnings, str(event["text"])][-MOST_WARNINGS:]
+            self.warnings = [*self.warnings, whole_text(str(event["text"]))][-MOST_WARNINGS:]
         elif self.state == RUNNING:
-            self.message = str(event["text"])
+            self.message = whole_text(str(event["text"]))
 
     def _on_checked(self, event: Mapping[str, Any]) -> None:
-        self.checked = {key: value for key, value in event.items() if key != "event"}
+        checked = {key: value for key, value in event.items() if key != "event"}
+        json.dumps(checked, allow_nan=False)  # as scripts are told it
+        self.checked = checked
 
     def _on_started(self, event: Mapping[str, Any]) -> None:
         step, steps, losses = int(event["step"]), int(event["steps"]), [float(loss) for loss in event["losses"]]

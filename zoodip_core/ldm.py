@@ -26,6 +26,8 @@ CLIP_PREFIXES = {
     "sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
 }
 _CONTEXT = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+_MOST_PARTS = 100
+"""Of a kind, such as layers. SDXL has 32 of the most."""
 VAE_SCALE = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
 
 
@@ -65,13 +67,14 @@ def family_of(shapes: Shapes, where: str) -> str:
         raise ModelError(f"model: {where} {_what_else(shapes)}")
     if any(name.endswith((".scale_weight", "scaled_fp8")) for name in shapes):
         raise ModelError(f"model: {where} holds scaled 8-bit weights; use the 16-bit file of the same model")
-    if first[1] != 4:
-        kind = {9: "an inpainting model", 8: "an image-editing model", 5: "a depth model"}.get(first[1], "a variant")
+    channels = _inputs(first)
+    if channels != 4:
+        kind = {9: "an inpainting model", 8: "an image-editing model", 5: "a depth model"}.get(channels, "a variant")
         raise ModelError(
-            f"model: {where} is {kind} (its UNet reads {first[1]} channels, not 4); tokens are trained on the plain "
+            f"model: {where} is {kind} (its UNet reads {channels} channels, not 4); tokens are trained on the plain "
             "model of the same family, and then work in this one as well"
         )
-    width = next((s[1] for name, s in shapes.items() if name.endswith("attn2.to_k.weight") and UNET in name), 0)
+    width = next((_inputs(s) for name, s in shapes.items() if name.endswith("attn2.to_k.weight") and UNET in name), 0)
     family = _CONTEXT.get(width)
     if family is None:
         kind = "SDXL's refiner" if width == 1280 else f"of an unknown family (it attends to width {width})"
@@ -80,6 +83,11 @@ def family_of(shapes: Shapes, where: str) -> str:
         if not any(name.startswith(prefix) for name in shapes):
             raise ModelError(f"model: {where} has no {part} ({prefix}...); use a full checkpoint, not one without it")
     return family
+
+
+def _inputs(shape: tuple[int, ...]) -> int:
+    """Of a layer's weight, 0 if it is none."""
+    return shape[1] if len(shape) > 1 else 0
 
 
 _SUPPORTED = "use a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
@@ -135,9 +143,16 @@ def configs_of(shapes: Shapes, family: str, where: str) -> dict[str, Config]:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """One more than the highest number that stands in the pattern's group."""
+    """One more than the highest number that stands in the pattern's group.
+
+    Raises:
+        ValueError: it is higher than in any model.
+    """
     found = (re.match(pattern, name) for name in shapes)
-    return max((int(match.group(1)) + 1 for match in found if match), default=0)
+    count = max((int(match.group(1)) + 1 for match in found if match), default=0)
+    if count > _MOST_PARTS:
+        raise ValueError(f"the parts are numbered up to {count - 1}")
+    return count
 
 
 def _unet_config(shapes: Shapes) -> Config:

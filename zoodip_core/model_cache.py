@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from .building import give_back_freed, giving_back, layers_to_quantize
 from .errors import ModelError, StorageError
-from .files import make_folder, storage_errors, write_atomically, written_atomically
+from .files import make_folder, read_object, storage_errors, write_atomically, written_atomically
 from .models import CLIP_PATH, COPY_FORMAT, COPY_MARK, Blueprint, empty_network, open_copy, open_model, stored_name
 from .quantize import quantize_weight
 
@@ -44,7 +44,7 @@ def cached_model(model: Path, weights: str, folder: Path, prediction_type: str =
         ModelError: the model can not be read.
         StorageError: the copy can not be written; nothing is left of it.
     """
-    index = _read_index(folder)
+    index = read_object(folder / INDEX)  # it only saves hashing
     key, stamp = str(model.resolve()), file_stamps(model)
     known = index.get(key)
     if isinstance(known, dict) and known.get("stamp") == stamp:
@@ -80,7 +80,7 @@ def _identity(blueprint: Blueprint) -> str:
 
 def _name(identity: str, weights: str) -> str:
     quanto = importlib.metadata.version("optimum-quanto")
-    safe = re.sub(r"[^0-9a-f]", "_", identity)  # it comes from the index, a file that anyone may have written
+    safe = re.sub(r"[^0-9a-f]", "_", identity[:20])  # it comes from the index, a file that anyone may have written
     return f"{safe}-{weights}-quanto{quanto}-v{COPY_FORMAT}.safetensors"
 
 
@@ -89,14 +89,6 @@ def file_stamps(model: Path) -> list[list[Any]]:
     beside = [path for path in (model, model.with_suffix(".yaml")) if path.is_file()]
     files = beside if model.is_file() else sorted(path for path in model.rglob("*") if path.is_file())
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    try:
-        data = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # it only saves hashing
-    return data if isinstance(data, dict) else {}
 
 
 def write_copy(blueprint: Blueprint, weights: str, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from .building import ComponentReader, build
 from .checkpoints import SUFFIXES, Checkpoint, component_files, read_json
 from .embedding import family_of_widths
 from .errors import ConfigError, ModelError
-from .files import is_newer
-from .quantize import check_weights, stored_bytes
+from .files import is_newer, parse_json
+from .quantize import WEIGHTS, check_weights, stored_bytes
 from .tokens import EncodedPrompt, encode_prompt, placed
 from .unet import predict
 
@@ -36,6 +36,11 @@ COPY_MARK = "zoodip_quantized_copy"
 """In the header of our own quantised copies of models, with their format's version."""
 COPY_FORMAT = 1
 _PADS = {"sd1": (None,), "sd2": ("!",), "sdxl": (None, "!")}
+_LONGEST_PROMPT = 4096
+_LONGEST_YAML = 1_000_000
+_LARGEST = 8192
+_LARGEST_WORDS = 16_000_000
+_MOST_TIMESTEPS = 100_000
 _SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -127,7 +132,7 @@ def open_model(model: str | Path, prediction_type: str = "auto") -> Blueprint:
     _check_prediction_type(prediction_type)
     path = TINY_PATH if str(model) == TINY else Path(model)
     if path.is_dir():
-        return _open_folder(path, prediction_type)
+        return _checked(_open_folder(path, prediction_type))
     if not path.is_file():
         raise ModelError(
             f"model: {path} does not exist; give a checkpoint file, a diffusers folder, or {TINY!r} for the "
@@ -135,7 +140,37 @@ def open_model(model: str | Path, prediction_type: str = "auto") -> Blueprint:
         )
     if path.suffix.lower() not in SUFFIXES:
         raise ModelError(f"model: {path} is no checkpoint; their names end in {', '.join(SUFFIXES)}")
-    return _open_file(path, prediction_type)
+    return _checked(_open_file(path, prediction_type))
+
+
+_COUNTS = (
+    ("num_hidden_layers",),
+    ("layers_per_block",),
+    ("transformer_layers_per_block", "reverse_transformer_layers_per_block"),
+)
+
+
+def _checked(blueprint: Blueprint) -> Blueprint:
+    """The blueprint, if none of its configs has more layers than there are tensors: to build them would take for ever.
+
+    Raises:
+        ModelError: one has.
+    """
+    for part, reader in blueprint.readers.items():
+        config, tensors = blueprint.configs[part], len(reader.checkpoint.shapes)
+        levels = max((len(value) for value in config.values() if isinstance(value, list)), default=1)
+        layers = [max((n for name in names for n in _numbers_in(config.get(name))), default=1) for names in _COUNTS]
+        count = math.prod((levels, *layers))
+        if not count <= tensors:
+            error = ValueError(f"it has {count:g} layers, and the weights {tensors} tensors")
+            raise ModelError(_config_useless(blueprint.info.path, part, error))
+    return blueprint
+
+
+def _numbers_in(value: Any) -> list[float]:
+    if isinstance(value, list):
+        return [number for each in value for number in _numbers_in(each)]
+    return [min(value, 1e9)] if isinstance(value, int | float) else []
 
 
 def _check_prediction_type(prediction_type: str) -> None:
@@ -170,8 +205,10 @@ def _title(path: Path) -> str:
 
 def _resolution(configs: Mapping[str, dict[str, Any]], family: str) -> int:
     side = configs["unet"].get("sample_size")
-    if isinstance(side, int):
-        return side * 2 ** (len(configs["vae"].get("block_out_channels", (0,) * 4)) - 1)
+    levels = configs["vae"].get("block_out_channels")
+    scale = 2 ** (len(levels) - 1) if isinstance(levels, list) and 0 < len(levels) < 10 else 8
+    if isinstance(side, int) and 0 < side * scale <= _LARGEST:
+        return side * scale
     if family == "sd2" and configs["scheduler"]["prediction_type"] == "v_prediction":
         return 768
     return 1024 if family == "sdxl" else 512
@@ -202,7 +239,8 @@ def open_copy(copy: Path, prediction_type: str = "auto", original: Path | None =
             f"model: {copy} is a quantised copy that a newer ZOODiP made; update ZOODiP, or give the model itself"
         )
     try:
-        info, configs, folders = (json.loads(about[key]) for key in ("info", "configs", "tokenizers"))
+        info, configs, folders = (parse_json(about[key]) for key in ("info", "configs", "tokenizers"))
+        _check_copy(info, configs, folders, about["weights"])
         if prediction_type != "auto":
             info["prediction_type"] = configs["scheduler"]["prediction_type"] = prediction_type
             info["resolution"] = _resolution(configs, info["family"])
@@ -210,7 +248,7 @@ def open_copy(copy: Path, prediction_type: str = "auto", original: Path | None =
         named = {"name": _title(path)} if original else {}
         if not {folder for folder, _ in folders} <= ({"", "tokenizer", "tokenizer_2"} if original else {""}):
             raise ModelError(f"model: {copy} is a copy of a diffusers folder; give the folder and --cache instead")
-        return Blueprint(
+        blueprint = Blueprint(
             ModelInfo(**{**info, **named, "path": path, "dims": tuple(info["dims"])}),
             configs,
             {
@@ -222,10 +260,35 @@ def open_copy(copy: Path, prediction_type: str = "auto", original: Path | None =
             copy_of=about["sha256"],
             weights=about["weights"],
         )
-    except (KeyError, ValueError, TypeError) as error:
+        return _checked(blueprint)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(
             f"model: {copy} is a quantised copy that is damaged or of another version; delete it"
         ) from error
+
+
+def _check_copy(info: Any, configs: Any, tokenizers: Any, weights: str) -> None:
+    """Refuse what a copy's header can not have said.
+
+    Raises:
+        Exception: of several kinds.
+    """
+    parts = {"unet", "vae", "scheduler", *("text_encoder", "text_encoder_2")[: len(info["dims"])]}
+    numbers = (info["resolution"], *info["dims"])
+    whole = (
+        all(isinstance(info[key], str) for key in ("name", "family"))
+        and all(isinstance(number, int) and number > 0 for number in numbers)
+        and info["prediction_type"] in PREDICTION_TYPES[1:]
+        and set(configs) == parts
+        and all(isinstance(config, dict) for config in configs.values())
+        and len(tokenizers) == len(parts) - 3
+        and all(isinstance(pad, str | None) for _, pad in tokenizers)
+        and weights in WEIGHTS
+    )
+    if not whole:
+        raise ValueError("its header is damaged")
 
 
 def _predicts(checkpoint: Checkpoint, family: str) -> str:
@@ -233,7 +296,8 @@ def _predicts(checkpoint: Checkpoint, family: str) -> str:
     stated = checkpoint.metadata.get("modelspec.prediction_type", "")
     beside = checkpoint.files[0].with_suffix(".yaml")
     if not stated and beside.is_file():
-        found = re.search(r"parameterization:\s*[\"']?(\w+)", beside.read_text(encoding="utf-8", errors="replace"))
+        with beside.open(encoding="utf-8", errors="replace") as file:
+            found = re.search(r"parameterization:\s*[\"']?(\w+)", file.read(_LONGEST_YAML))
         stated = found[1] if found else ""
     if stated:
         return "v_prediction" if stated.lower() in ("v", "v_prediction", "v-prediction") else "epsilon"
@@ -242,8 +306,16 @@ def _predicts(checkpoint: Checkpoint, family: str) -> str:
     tell = ldm.UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
     if family == "sd2" and tell in checkpoint.shapes:
         # The mark ComfyUI goes by: among SD2's models this norm's biases are wider in those that predict v.
-        return "v_prediction" if checkpoint.tensor(tell).float().std(unbiased=False) > 0.09 else "epsilon"
+        return "v_prediction" if _spread(checkpoint.tensor(tell)) > 0.09 else "epsilon"
     return "epsilon"
+
+
+def _spread(tensor: torch.Tensor) -> float:
+    """The standard deviation, 0 where PyTorch can not compute with the tensor's type."""
+    try:
+        return float(tensor.float().std(unbiased=False))
+    except RuntimeError:
+        return 0.0
 
 
 def _open_folder(path: Path, prediction_type: str) -> Blueprint:
@@ -274,7 +346,7 @@ def _open_folder(path: Path, prediction_type: str) -> Blueprint:
 
 def _check_folder(path: Path, unet: dict[str, Any], dims: tuple[int, ...]) -> None:
     attended = unet.get("cross_attention_dim")
-    if not all(isinstance(dim, int) for dim in dims) or sum(dims) != attended:
+    if not all(isinstance(dim, int) and dim > 0 for dim in dims) or sum(dims) != attended:
         raise ModelError(
             f"model: {path}: the text encoder's width is {'+'.join(map(str, dims))}, the UNet attends to {attended}; "
             "its parts are of different models"
@@ -341,13 +413,24 @@ def empty_network(blueprint: Blueprint, part: str) -> Any:
             if part == "vae":
                 return AutoencoderKL.from_config(config)
             kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
-            return kind(CLIPTextConfig(**config))
+            return kind(CLIPTextConfig(**{key: config[key] for key in _OF_TEXT if key in config}))
     except Exception as error:  # the libraries raise a dozen kinds on configs that make no sense
-        reason = str(error).strip().splitlines()
-        raise ModelError(
-            f"model: {blueprint.info.path}: the config of its {part} can not be used: "
-            f"{reason[0] if reason else type(error).__name__}; copy the model again"
-        ) from error
+        raise ModelError(_config_useless(blueprint.info.path, part, error)) from error
+
+
+_OF_TEXT = (
+    *("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads"),
+    *("max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id"),
+)
+"""What counts of a text encoder's config. The rest may name code for the library to fetch."""
+
+
+def _config_useless(model: Path, part: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()
+    return (
+        f"model: {model}: the config of its {part} can not be used: "
+        f"{reason[0] if reason else type(error).__name__}; copy the model again"
+    )
 
 
 @dataclass(frozen=True)
@@ -402,7 +485,13 @@ class QuantizedModel:
         """The noise schedule, as a ``DDPMScheduler``."""
         from diffusers import DDPMScheduler
 
-        return DDPMScheduler.from_config(dict(self.blueprint.configs["scheduler"]))
+        config = dict(self.blueprint.configs["scheduler"])
+        try:
+            if not 1 <= config["num_train_timesteps"] <= _MOST_TIMESTEPS:
+                raise ValueError(f"num_train_timesteps = {config['num_train_timesteps']}")
+            return DDPMScheduler.from_config(config)
+        except Exception as error:  # the library raises a dozen kinds on configs that make no sense
+            raise ModelError(_config_useless(self.info.path, "scheduler", error)) from error
 
     @cached_property
     def tokenizers(self) -> tuple[Any, ...]:
@@ -574,6 +663,11 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
 def _load_tokenizer(folder: Path, pad: str | None, vocabulary: int, length: int) -> Any:
     from transformers import CLIPTokenizerFast
 
+    if any(file.stat().st_size > _LARGEST_WORDS for file in folder.glob("*.*") if file.is_file()):
+        raise ModelError(
+            f"model: {folder} has files of more than {_LARGEST_WORDS // 10**6} MB, which are no tokenizer's; copy the "
+            "right one"
+        )
     for file in ("vocab.json", "merges.txt"):  # without them the library makes a two-word tokenizer, silently
         if not (folder / file).is_file():
             raise ModelError(f"model: {folder / file} is missing; the folder is incomplete, copy it again")
@@ -581,16 +675,31 @@ def _load_tokenizer(folder: Path, pad: str | None, vocabulary: int, length: int)
         # The slow one of transformers 4 splits some scripts and emoji otherwise where ftfy is not installed.
         padding = {"pad_token": pad} if pad else {}
         tokenizer = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True, **padding)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, length)
+        _check_tokenizer(tokenizer)
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise ModelError(
             f"model: {folder} can not be loaded: {reason[0] if reason else type(error).__name__}; "
             "its files may be damaged, copy them again"
         ) from error
-    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
     if len(tokenizer) != vocabulary:
         raise ModelError(
             f"model: the tokenizer in {folder} knows {len(tokenizer)} words, the text encoder {vocabulary}; "
             "it is not this model's, copy the right one"
         )
     return tokenizer
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    """Refuse a tokenizer whose texts no text encoder could read.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if not 2 <= tokenizer.model_max_length <= _LONGEST_PROMPT:
+        raise ValueError(f"it reads {tokenizer.model_max_length} words")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        number = getattr(tokenizer, name)
+        if not isinstance(number, int) or not 0 <= number < len(tokenizer):
+            raise ValueError(f"its {name} is {number}")

@@ -1,21 +1,27 @@
-"""Pickled files as plain tensors: PyTorch's unpickler for weights alone, which runs no code in them."""
+"""Pickled files as plain tensors: PyTorch's unpickler for weights alone, which runs no code in them.
+
+It still makes what a file asks for: ten gigabytes of zeros, tensors without content, an entry that unpacks to a
+thousand times its size. So a file is looked through first, for what no file of weights needs.
+"""
 
 from __future__ import annotations
 
 import _codecs
+import codecs
 import contextlib
-import mmap
+import io
+import os
+import pickletools
+import re
+import struct
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import serialization
-
-_OF_ANY_SIZE = b"bytearray"
-"""What PyTorch's unpickler would make in any size of a number alone. No weights are kept in one."""
 
 
 def load_plain(path: Path, *, mmap: bool = False) -> Any:
@@ -24,27 +30,111 @@ def load_plain(path: Path, *, mmap: bool = False) -> Any:
     Raises:
         Exception: of a dozen kinds, whatever a damaged or hostile file makes of the unpickler.
     """
-    _check_size(path)
+    _look_through(path)
     with _also_allowed([*_NOTES, *_HARMLESS]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
-def _check_size(path: Path) -> None:
-    """Refuse what is small as a file and large in memory. PyTorch packs its files without compressing them."""
+def tensors_in(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a mapping, which a file holds, by their names; none if it is something else.
+
+    Raises:
+        ValueError: a tensor is larger than the file: one number may be spread over any size.
+    """
+    most = path.stat().st_size
+    items = content.items() if isinstance(content, dict | torch.nn.ParameterDict) else ()
+    found = {name: value for name, value in items if isinstance(name, str) and isinstance(value, torch.Tensor)}
+    for name, tensor in found.items():
+        if (tensor.storage_offset() + tensor.numel()) * tensor.element_size() > most:
+            raise ValueError(f"{name[:80]} is a tensor {list(tensor.shape)} of fewer numbers")
+    return found
+
+
+# ---------------------------------------------------------------- before it is unpickled
+
+_PICKLES = 5
+"""In a file of PyTorch before 1.6, one after another; the last names the tensors, whose bytes follow."""
+_START = 64_000_000
+_KNOWN = re.compile(
+    r"torch(\.storage|\.cuda)? \w+Storage|torch (Size|device|[a-z]\w+)"
+    r"|torch\._utils _rebuild_(tensor(_v[23])?|parameter)"
+    r"|torch\.nn\.(modules\.container ParameterDict|parameter Parameter)|pytorch_lightning\.\S+ ModelCheckpoint"
+    r"|collections (OrderedDict|Counter)|(builtins|__builtin__) set|_codecs encode"
+    r"|numpy dtype|numpy\.dtypes \w+|numpy\._?core\.multiarray scalar"
+)
+_MOST_OPERATIONS = 1_000_000
+_LONGEST_DIRECTORY = 8_000_000
+_END = 70_000
+"""Bytes at the end of a zip file among which its last records are."""
+_SLOW = ("punycode", "idna")
+
+
+def _look_through(path: Path) -> None:
+    """Refuse a file that asks for more than tensors and notes.
+
+    Raises:
+        Exception: of several kinds, by what is wrong with it.
+    """
     with path.open("rb") as file:
-        if file.read(4) != b"PK\3\4":  # as PyTorch tells the two kinds apart
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                harmless = content.find(_OF_ANY_SIZE) < 0
-        else:
-            with zipfile.ZipFile(file) as archive:
-                listed = archive.infolist()
-                packed = any(each.compress_type != zipfile.ZIP_STORED for each in listed)
-                if packed or sum(each.file_size for each in listed) > path.stat().st_size:
-                    raise ValueError("it is packed otherwise than PyTorch packs its files")
-                pickles = [each for each in listed if each.filename.endswith("data.pkl")]
-                harmless = not any(_OF_ANY_SIZE in archive.read(each) for each in pickles)
-    if not harmless:
-        raise ValueError("it asks for memory that it does not fill")
+        if file.read(4) != b"PK\3\4":
+            file.seek(0)
+            start = io.BytesIO(file.read(_START))  # of which no more is read than is there
+            for _ in range(_PICKLES):
+                _look_through_pickle(start)
+            return
+        _look_through_directory(file)
+        with zipfile.ZipFile(file) as zipped:
+            entries = zipped.infolist()
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise ValueError("it is compressed, which PyTorch's files are not")
+            for entry in entries:
+                if entry.filename.endswith("data.pkl"):
+                    _look_through_pickle(io.BytesIO(zipped.read(entry)))
+
+
+def _look_through_directory(file: IO[bytes]) -> None:
+    """Refuse a zip file whose directory is longer than that of any model, by the records at its end."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
+    end = file.read(_END)
+    sizes: list[int] = []
+    for mark, field, kind in ((b"PK\5\6", 12, "<I"), (b"PK\6\6", 40, "<Q")):
+        at = end.rfind(mark)
+        if 0 <= at <= len(end) - field - 8:
+            sizes += struct.unpack_from(kind, end, at + field)
+    if any(_LONGEST_DIRECTORY < size != 2**32 - 1 for size in sizes):
+        raise ValueError("it has too many entries")
+
+
+def _look_through_pickle(file: IO[bytes]) -> None:
+    names, texts = set(), set()
+    for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
+        if count > _MOST_OPERATIONS:
+            raise ValueError("it is too long")
+        if operation.name == "GLOBAL":
+            names.add(str(argument))
+        elif isinstance(argument, str):
+            texts.add(argument)
+    unknown = sorted(name for name in names if not _KNOWN.fullmatch(name))
+    if unknown:
+        raise ValueError(f"it asks for {unknown[0][:80]}")
+    if "_codecs encode" in names and any(map(_is_odd_codec, texts)):
+        raise ValueError("it encodes in an odd way")
+
+
+def _is_odd_codec(text: str) -> bool:
+    """Whether a text names, however it is spelt, a way of encoding that can be repeated, or is slow.
+
+    Hex makes bytes twice as many, and forty times that fills any memory. What makes bytes of text, as numpy notes need
+    it, ends there.
+    """
+    try:
+        codec = codecs.lookup(text)
+    except (LookupError, ValueError, ImportError):
+        return False
+    return codec.name in _SLOW or not getattr(codec, "_is_text_encoding", True)
+
+
+# ---------------------------------------------------------------- what is allowed
 
 
 @contextlib.contextmanager

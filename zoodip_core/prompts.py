@@ -5,15 +5,15 @@ Every caption holds ``{}`` where the placeholder token goes.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import CaptionError, ConfigError
+from .files import parse_json
 
 SLOT = "{}"
-MAX_TEXT = 16_000_000
+MAX_TEXT = 8_000_000
 """Bytes of a file of captions."""
 
 # The neutral context texts of textual inversion (arXiv 2208.01618, supplement) for objects and styles.
@@ -129,14 +129,16 @@ def read_text(path: Path) -> str:
     """A caption file's text.
 
     Raises:
-        CaptionError: it can not be read, is not UTF-8, or far too large.
+        CaptionError: it can not be read, is far too long, or not UTF-8.
     """
     try:
-        if path.stat().st_size > MAX_TEXT:
+        with path.open("rb") as file:
+            data = file.read(MAX_TEXT + 1)
+        if len(data) > MAX_TEXT:
             raise CaptionError(
-                f"{path} has {path.stat().st_size / 1e6:.0f} MB, too much for captions; is it another file?"
+                f"{path} has more than {MAX_TEXT // 10**6} MB, too much for captions; is it another file?"
             )
-        return path.read_text(encoding="utf-8-sig")
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         raise CaptionError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
@@ -156,10 +158,10 @@ def read_listed(path: Path, images: Sequence[str] | None = None) -> dict[str, li
     if not path.is_file():
         raise CaptionError(f"captions file {path} does not exist")
     try:
-        data = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CaptionError):
-            raise
+        data = parse_json(read_text(path))
+    except CaptionError:
+        raise
+    except ValueError as error:
         raise CaptionError(f"{path} is not valid JSON: {error}") from None
     if isinstance(data, dict) and len(data) == 1:
         (only,) = data.values()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 from .config import TrainConfig, preset_for
 from .embedding import load_embedding
 from .errors import ConfigError, for_user
-from .files import is_newer, storage_errors
+from .files import is_newer, parse_json, storage_errors
 from .history import BEFORE_AFTER, RUN, newest
 from .jobs import TASK_VERSION
 from .memory import predict_memory
@@ -74,14 +73,14 @@ class Job:
         with storage_errors(file):
             content = file.read_bytes()
         try:
-            data = json.loads(content)
+            data = parse_json(content)
             if is_newer(data["version"], TASK_VERSION):
                 raise ConfigError(f"{file} is a job of a newer ZOODiP; update ZOODiP")
             if data["version"] != TASK_VERSION or data["kind"] not in KINDS:
                 raise ConfigError(f"{file} is a job of another version of ZOODiP; start the job again")
             settings, changes = dict(data.get("settings", {})), dict(data.get("changes", {}))
             return cls(data["kind"], Path(data["folder"]), settings, str(data.get("pace", "paper")), changes)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"{file} is no job file ({error}); start the job again") from error
@@ -98,6 +97,9 @@ class Job:
             ZoodipError: of the kind that tells what is wrong with them.
         """
         given = dict(self.settings)
+        for name in ("model", "prediction_type", "weights", "dtype"):
+            if not isinstance(given.get(name, ""), str):
+                raise ConfigError(f"{name} = {given[name]!r}: expected a text")
         family = identify(given.get("model", TrainConfig.model), given.get("prediction_type", "auto")).family
         weights, dtype = given.get("weights", TrainConfig.weights), given.get("dtype", TrainConfig.dtype)
         config = TrainConfig.from_dict({**preset_for(family, weights, dtype, self.pace), **given})

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import CaptionError, TokenError
+from .errors import CaptionError, ModelError, TokenError
 from .paths import fault
 from .prompts import SLOT
 
 MAX_NAME = 200
+_LONGEST_TEXT = 100_000
 INITIALIZER_MODES = ("single", "mean", "first")
 
 
@@ -186,7 +187,14 @@ def _initializer_ids(tokenizer: Any, initializer: str, num_vectors: int, mode: s
 
 
 def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    if len(text) > _LONGEST_TEXT:
+        raise CaptionError(f"a text of {len(text)} characters is too long, models read some 300; shorten {text[:40]!r}")
+    try:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    except Exception as error:  # the library raises whatever damaged files make it
+        raise ModelError(
+            f"model: its tokenizer can not read {text[:80]!r} ({error}); its files may be damaged, copy them again"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from .files import whole_text
 from .form import FIELDS
 from .history import Run
 from .jobs import FAILED, FINISHED, Job
@@ -192,7 +193,7 @@ def run_details(run: Run) -> str:
 def _setting(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else whole_text(str(value))
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
 
 

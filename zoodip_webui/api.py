@@ -21,6 +21,7 @@ from typing import Any
 
 from zoodip_core.draft import Draft
 from zoodip_core.errors import ConfigError, ImagesError, for_user
+from zoodip_core.files import whole_text
 from zoodip_core.form import NAMES, read_named
 from zoodip_core.history import Run
 from zoodip_core.images import MAX_PICTURES
@@ -233,7 +234,9 @@ def _told(about: Job | Run) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """In JSON, which has neither paths nor numbers that are not finite."""
+    """In JSON, which has neither paths nor numbers that are not finite, and in UTF-8."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, dict):  # what a check found, with paths in it
+        return json.loads(whole_text(json.dumps(value, ensure_ascii=False)))
+    return whole_text(str(value)) if isinstance(value, str | Path) else value

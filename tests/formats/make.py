@@ -9,6 +9,7 @@ had all that they have now, and ``settings.json`` is as people write it.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -75,7 +76,12 @@ def copy(file: Path) -> None:
         write_copy(open_model(model), "int8", Path("copy.safetensors").absolute())
         with safe_open("copy.safetensors", framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(KEPT)}  # noqa: SIM118
-            save_file(tensors, file, metadata=stored.metadata())
+            about = stored.metadata()
+        configs = json.loads(about["configs"])
+        configs["unet"]["layers_per_block"] = configs["vae"]["layers_per_block"] = (
+            1  # no more layers than tensors: that would be refused
+        )
+        save_file(tensors, file, metadata={**about, "configs": json.dumps(configs)})
     file.chmod(0o644)
 
 

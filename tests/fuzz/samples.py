@@ -1,0 +1,379 @@
+"""Small sound files of every kind that is read, made by code."""
+
+from __future__ import annotations
+
+import io
+import json
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from zoodip_core.config import TrainConfig
+from zoodip_core.ldm import CLIP_PREFIXES, UNET, VAE
+
+from .mutations import Safetensors
+
+# ---------------------------------------------------------------- embeddings
+
+
+EMBEDDINGS = (
+    Safetensors(
+        {"<pip>": ("F32", (2, 8))}, {"token": "<pip>", "format_version": "1", "config": '{"steps": 5, "lr": 0.1}'}
+    ),
+    Safetensors({"emb_params": ("BF16", (1, 768))}, {"sshs_model_hash": "x"}),
+    Safetensors({"clip_g": ("F16", (1, 1280)), "clip_l": ("F16", (1, 768))}, {"token": "<pip>", "steps": "30"}),
+)
+
+
+def _saved(content: Any, zipped: bool = True) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+def _a1111(vectors: Any, **notes: Any) -> dict[str, Any]:
+    about = {"name": "pip", "step": 1500, "sd_checkpoint": "cc6cb27103", "sd_checkpoint_name": "v1-5"}
+    return {"string_to_token": {"*": 265}, "string_to_param": {"*": vectors}, **about, **notes}
+
+
+def laughs(depth: int = 12) -> Any:
+    """A value of a few bytes in a pickle, whose text would fill any memory."""
+    value: Any = "ha"
+    for _ in range(depth):
+        value = [value] * 10
+    return value
+
+
+def nested(depth: int) -> Any:
+    """A list in a list, and so on."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@cache
+def embedding_pickles() -> tuple[bytes, ...]:
+    """Files of A1111 (``.pt``), as they are and with odd tensors and notes."""
+    sound = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
+    table = torch.nn.ParameterDict({"*": torch.nn.Parameter(sound)})
+    odd = (
+        sound.to_sparse(),
+        torch.empty(2, 8, device="meta"),
+        torch.ones(1, 1).expand(1, 2_000_000_000),
+        torch.quantize_per_tensor(sound, 0.1, 0, torch.qint8),
+        sound.to(torch.complex64),
+        sound.to(torch.float8_e4m3fn),
+        sound > 0,
+        torch.tensor(1.0),
+        sound.t(),
+    )
+    contents = [
+        *(_a1111(sound), {"string_to_param": table, "string_to_token": {"*": torch.tensor(265)}}, _a1111(sound)),
+        *(_a1111(tensor) for tensor in odd),
+        *(_a1111(sound, step=10**5000), _a1111(sound, step=laughs()), _a1111(sound, sd_checkpoint=sound, name=5)),
+        *(_a1111(sound, name="\ud800"), _a1111(sound, sd_checkpoint_name={"a": [1] * 1000}), {"string_to_param": None}),
+    ]
+    return *(_saved(content) for content in contents), _saved(_a1111(sound), zipped=False)
+
+
+@cache
+def diffusers_pickles() -> tuple[bytes, ...]:
+    """diffusers' ``.bin``, in the zip format and in the one before."""
+    content = {"<cat>": torch.ones(1, 8, dtype=torch.float16)}
+    return _saved(content), _saved({"<cat>": torch.ones(8)}), _saved(content, zipped=False)
+
+
+# ---------------------------------------------------------------- models
+
+
+def _checkpoint(family: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that tell what a checkpoint is."""
+    width = {"sd1": 768, "sd2": 1024, "sdxl": 2048}[family]
+    shapes: dict[str, tuple[int, ...]] = {
+        UNET + "input_blocks.0.0.weight": (4, 4, 1, 1),
+        UNET + "out.2.weight": (4, 4, 1, 1),
+        UNET + "middle_block.1.proj_in.weight": (4, 4) if family == "sdxl" else (4, 4, 1, 1),
+        UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight": (1, width),
+        UNET + "input_blocks.1.0.out_layers.3.weight": (4, 4),
+        UNET + "input_blocks.1.1.transformer_blocks.0.norm1.bias": (4,),
+        UNET + "input_blocks.2.0.op.weight": (4, 4),
+        UNET + "input_blocks.3.0.out_layers.3.weight": (8, 4),
+        UNET + "input_blocks.3.1.transformer_blocks.1.norm1.bias": (8,),
+        UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias": (8,),
+        VAE + "encoder.down.0.block.0.conv2.weight": (4, 4),
+        VAE + "encoder.down.1.block.0.conv2.weight": (8, 4),
+        VAE + "quant_conv.weight": (8, 8),
+    }
+    for prefix in CLIP_PREFIXES[family]:
+        if prefix.endswith("transformer."):
+            shapes[prefix + "text_model.embeddings.token_embedding.weight"] = (3, 8)
+            shapes[prefix + "text_model.embeddings.position_embedding.weight"] = (77, 8)
+            shapes[prefix + "text_model.encoder.layers.0.mlp.fc1.weight"] = (8, 8)
+        else:
+            shapes[prefix + "token_embedding.weight"] = (3, 8)
+            shapes[prefix + "positional_embedding"] = (77, 8)
+            shapes[prefix + "transformer.resblocks.1.mlp.c_fc.weight"] = (8, 8)
+            shapes[prefix + "transformer.resblocks.0.mlp.c_fc.weight"] = (8, 8)
+    return shapes
+
+
+CHECKPOINTS = tuple(
+    Safetensors({name: ("F8_E4M3", shape) for name, shape in _checkpoint(family).items()}, about)
+    for family, about in (("sd1", {}), ("sd2", {"modelspec.prediction_type": "v"}), ("sd2", {}), ("sdxl", {}))
+)
+
+
+@cache
+def checkpoint_pickles() -> tuple[bytes, ...]:
+    """Pickled checkpoints, in the zip format and in the one before, with the notes of a training."""
+    found = []
+    for family in ("sd1", "sd2", "sdxl"):
+        state = {name: torch.zeros(shape, dtype=torch.uint8) for name, shape in _checkpoint(family).items()}
+        found.append(_saved({"state_dict": state, "global_step": 5, "callbacks": {"x": None}}))
+        found.append(_saved(state, zipped=False))
+    spread = torch.zeros(1).expand(3_000_000_000)
+    tell = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+    found.append(_saved({**{name: torch.zeros(shape) for name, shape in _checkpoint("sd2").items()}, tell: spread}))
+    return tuple(found)
+
+
+MODEL_INFO = {
+    "path": "m.safetensors",
+    "name": "m",
+    "family": "sd1",
+    "dims": [8],
+    "resolution": 512,
+    "prediction_type": "epsilon",
+}
+UNET_CONFIG = {
+    "_class_name": "UNet2DConditionModel",
+    "sample_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "block_out_channels": [8, 8],
+    "cross_attention_dim": 8,
+    "attention_head_dim": 4,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}
+VAE_CONFIG = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [8, 8],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+    "scaling_factor": 0.18215,
+    "sample_size": 16,
+    "force_upcast": True,
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+}
+TEXT_CONFIG = {
+    "vocab_size": 6,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 8,
+    "model_type": "clip_text_model",
+    "bos_token_id": 4,
+    "eos_token_id": 5,
+}
+SCHEDULER_CONFIG = {
+    "_class_name": "PNDMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.42.1",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+}
+_COPY_CONFIGS = {"unet": UNET_CONFIG, "vae": VAE_CONFIG, "text_encoder": TEXT_CONFIG, "scheduler": SCHEDULER_CONFIG}
+COPY = Safetensors(
+    {"unet.conv_in.weight.data": ("I8", (2, 2)), "unet.conv_in.weight.scale": ("F32", (2,))},
+    {
+        "zoodip_quantized_copy": "1",
+        "weights": "int8",
+        "sha256": "ab" * 32,
+        "tokenizers": '[["", null]]',
+        "info": json.dumps(MODEL_INFO),
+        "configs": json.dumps(_COPY_CONFIGS),
+    },
+)
+WEIGHTS = Safetensors({f"{i}.weight": ("F16", (1,)) for i in range(30)})
+SHARDS = {"metadata": {"total_size": 8}, "weight_map": {"0.weight": "one.safetensors"}}
+_WORDS = {"<|startoftext|>": 4, "<|endoftext|>": 5, "a": 0, "c": 1, "a</w>": 2, "ca</w>": 3}
+MERGES = b"#version: 0.2\nc a</w>\n"
+TOKENIZER = {
+    "add_prefix_space": False,
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+    "errors": "replace",
+    "do_lower_case": True,
+    "model_max_length": 77,
+    "tokenizer_class": "CLIPTokenizer",
+    "clean_up_tokenization_spaces": False,
+}
+_SPECIAL = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": True}
+_ADDED = {str(number): {"content": word, **_SPECIAL} for word, number in list(_WORDS.items())[:2]}
+TOKENIZER_CONFIGS = (TOKENIZER, {**TOKENIZER, "added_tokens_decoder": _ADDED})
+SPECIAL_TOKENS = {"bos_token": "<|startoftext|>", "eos_token": {"content": "<|endoftext|>", "lstrip": False}}
+VOCABULARY = _WORDS
+TOKENIZER_FILE = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "normalizer": {"type": "NFC"},
+    "post_processor": None,
+    "decoder": None,
+    "added_tokens": [{"id": 5, "content": "<|endoftext|>", **_SPECIAL}],
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+    "model": {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": "<|endoftext|>",
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "</w>",
+        "fuse_unk": False,
+        "vocab": _WORDS,
+        "merges": ["c a</w>"],
+    },
+}
+PADDED = {
+    **TOKENIZER_FILE,
+    "truncation": {"max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+    "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_id": 5, "pad_type_id": 0, "pad_token": "a"},
+}
+
+# ---------------------------------------------------------------- settings, captions, pages
+
+_SETTINGS = {"images": ["images"], "token": "<pip>", "initializer": "cat"}
+CONFIG = json.loads(TrainConfig.from_dict({**_SETTINGS, "images": ["images"]}).to_json())
+CONFIG_WORDS = (
+    *("tiny", "int8", "none", "auto", "float32", "cpu", "cosine", "zosgd", "spsa", "snr", "uniform", "resize", "style"),
+    *(*CONFIG, "config_version", "<x>"),
+)
+CAPTIONS = (
+    {"01.png": "a photo of a {} on grass", "02.png": ["a {}", "the <pip> there"]},
+    {"captions": {"01.png": ["a {}"], "02.png": "<pip>"}},
+)
+CAPTION_WORDS = ("01.png", "02.png", "{}", "<pip>", "a {} b")
+TEXTS = (
+    b"a photo of a {} on grass",
+    "\ufeffa <pip> \u4f60\u597d\n\nb\r\n".encode(),
+    "a {}".encode("utf-16"),
+    b"\xe9 {}",
+)
+DRAFT = {
+    "version": 1,
+    "values": {"token": "<pip>", "initializer": "cat", "model": "tiny", "steps": 5, "flip": True, "lr": 0.1},
+}
+DRAFT_CAPTIONS = {"0001-a.png": ["a {}", "b {}"], "0002-b.jpg": ["a {}"]}
+TASK = {
+    "version": 1,
+    "kind": "train",
+    "folder": "x",
+    "pace": "fast",
+    "changes": {"steps": 9},
+    "settings": {**_SETTINGS, "model": "tiny", "weights": "int8", "steps": 5, "prediction_type": "auto"},
+}
+OUTCOME = {"version": 1, "state": "failed", "message": "no room", "ended": "2026-01-01T00:00:00+00:00"}
+TASK_WORDS = (*CONFIG_WORDS, "check", "resume", "show", "settings", "finished", "stopped", "failed")
+_PROGRESS = {"step": 1, "steps": 5, "loss": 0.1, "smoothed": 0.1, "rate": 2.0, "eta": 3.0, "memory": 1000}
+EVENTS = (
+    {"event": "started", "step": 0, "steps": 5, "losses": [0.1, 0.2]},
+    {"event": "progress", **_PROGRESS},
+    {"event": "message", "text": "loading", "warning": False},
+    {"event": "sampled", "step": 1, "path": "/x.png"},
+    {"event": "saved", "step": 1, "path": "/x.safetensors"},
+    {"event": "shown", "path": "/x.png"},
+    {"event": "checked", "settings": {"steps": 5}, "memory": 10**9, "warnings": []},
+    {"event": "ended", "state": "finished", "step": 5, "embedding": "/x.safetensors"},
+    {"event": "failed", "error": "no room", "fault": False},
+)
+EVENT_WORDS = tuple(str(event["event"]) for event in EVENTS)
+COMMANDS = ({"command": "stop"}, {"command": "save"}, {"command": "sample"})
+REQUEST = {
+    "model": "tiny",
+    "token": "<pip>",
+    "initializer": "cat",
+    "pace": "fast",
+    "steps": 5,
+    "overwrite": False,
+    "pictures": [{"name": "a.png", "data": "@picture@", "caption": "a {}"}],
+}
+STAMP = {"requirements": ["torch==2.13.0"], "torch": "2.13.0"}
+
+# ---------------------------------------------------------------- pictures
+
+
+def _image(mode: str = "RGB", side: int = 16) -> Image.Image:
+    ramp = np.arange(side * side * 3, dtype=np.uint8).reshape(side, side, 3)
+    picture = Image.fromarray(ramp)
+    if mode == "I;16":
+        return Image.fromarray(np.arange(side * side, dtype=np.uint16).reshape(side, side) * 200)
+    if mode == "P":
+        return picture.quantize(8)
+    return picture.convert(mode)
+
+
+def _written(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _exif() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x011A] = 6, "a picture", 72.0
+    exif.get_ifd(0x8769)[0x9003] = "2026:01:01 00:00:00"
+    return exif
+
+
+@cache
+def pngs() -> tuple[bytes, ...]:
+    """PNGs of every mode, with transparency, EXIF, text."""
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_text("parameters", "a cat" * 50, zip=True)
+    text.add_itxt("Raw profile type exif", "\nexif\n4\n4d4d002a\n")
+    found = [_written(_image(mode), "PNG") for mode in ("RGB", "RGBA", "LA", "L", "1", "I;16", "P")]
+    found.append(_written(_image("P"), "PNG", transparency=b"\0\x80\xff"))
+    found.append(_written(_image("RGB"), "PNG", transparency=(1, 2, 3), exif=_exif(), pnginfo=text))
+    found.append(_written(_image("RGB"), "PNG", save_all=True, append_images=[_image("RGB")]))
+    return tuple(found)
+
+
+@cache
+def jpegs() -> tuple[bytes, ...]:
+    """JPEGs of every mode, baseline and progressive, with EXIF."""
+    found = [_written(_image(mode), "JPEG") for mode in ("RGB", "L", "CMYK")]
+    found.append(_written(_image(), "JPEG", progressive=True, exif=_exif()))
+    found.append(_written(_image(), "JPEG", exif=_exif(), comment=b"x" * 50, icc_profile=b"p" * 200, subsampling=0))
+    return tuple(found)
+
+
+@cache
+def webps() -> tuple[bytes, ...]:
+    """WebPs: lossy, lossless, transparent, animated, with EXIF."""
+    found = [_written(_image(), "WEBP"), _written(_image("RGBA"), "WEBP", lossless=True)]
+    found.append(_written(_image("RGBA"), "WEBP", exif=_exif(), icc_profile=b"p" * 50))
+    found.append(_written(_image(), "WEBP", save_all=True, append_images=[_image("L")]))
+    return tuple(found)
