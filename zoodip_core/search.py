@@ -80,7 +80,7 @@ class ZerothOrderSearch:
 
         Raises:
             ValueError: not one loss a candidate.
-            NonFiniteLossError: a loss is NaN or infinite; nothing has moved.
+            NonFiniteLossError: a loss is NaN or infinite, or so large that the token would be; it has not moved.
         """
         losses = torch.as_tensor(losses).detach().to("cpu", torch.float64)
         if losses.shape != (self.estimator.num_candidates,):
@@ -93,9 +93,14 @@ class ZerothOrderSearch:
             gradient = self.estimator.gradient(losses, self._directions())
             if self.subspace:
                 gradient = self.subspace.project(gradient)
-            self._theta = self.optimizer.step(self._theta, gradient, lr_scale)
+            if not _moderate(gradient):
+                raise NonFiniteLossError(f"step {self.step + 1}: losses {losses.tolist()} are too far apart for mu")
+            theta = self.optimizer.step(self._theta, gradient, lr_scale)
+            if not _moderate(theta):
+                raise NonFiniteLossError(f"step {self.step + 1}: the token has run away")
+            self._theta = theta
             if self.subspace:
-                self.subspace.record(self._theta)
+                self.subspace.record(theta)
         self.loss = self.estimator.loss(losses)
         self.step += 1
 
@@ -136,6 +141,10 @@ class ZerothOrderSearch:
         self._theta = state["theta"].to(torch.float64, copy=True)
         self.step = int(state["step"])
         self.loss = None
+        for name, tensor in state.items():
+            numbers = tensor.dtype == torch.float64 and bool(torch.isfinite(tensor).all())
+            if not (numbers if tensor.ndim else tensor.dtype == torch.int64):
+                raise ValueError(f"{name} is of another kind")
         for name in ("optimizer.mean", "optimizer.square"):
             if name in state and state[name].shape != self._theta.shape:
                 raise ValueError(f"{name} is not of the token's shape")
@@ -145,6 +154,11 @@ class ZerothOrderSearch:
         self.optimizer.load_state_dict(_part(state, "optimizer."))
         if self.subspace:
             self.subspace.load_state_dict(_part(state, "subspace."))
+
+
+def _moderate(tensor: torch.Tensor) -> bool:
+    """Whether all is finite, its squares too."""
+    return bool(torch.isfinite(tensor.square().sum()))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,9 @@ import io
 import json
 import os
 import queue
+import re
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +22,14 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import torch
 from hypothesis import strategies as st
 
 from zoodip_core import environment, views
 from zoodip_core.config import TrainConfig
 from zoodip_core.draft import Draft
 from zoodip_core.embedding import describe, load_embedding
+from zoodip_core.errors import ConfigError
 from zoodip_core.form import filled
 from zoodip_core.history import list_runs, log_tail
 from zoodip_core.images import load_images, open_picture
@@ -33,6 +37,8 @@ from zoodip_core.jobs import RUNNING, Job, Worker
 from zoodip_core.model_cache import _name, cached_model, file_stamps
 from zoodip_core.models import empty_network, load_quantized, open_model
 from zoodip_core.prompts import captions_for
+from zoodip_core.replay import restore, rewind
+from zoodip_core.runs import RunFolder
 from zoodip_core.tasks import Job as JobFile
 from zoodip_core.trainer import Commands
 from zoodip_core.worker import obey
@@ -137,6 +143,16 @@ def _request(draw: Callable[[Any], Any]) -> Files:
     return {"request.json": draw(json_like([of.REQUEST], of.CONFIG_WORDS)).replace(b"@picture@", picture)}
 
 
+@st.composite
+def _journal(draw: Callable[[Any], Any]) -> bytes:
+    """A journal; in half of them whoever changed the lines gave them their checksums."""
+    lines: bytes = draw(st.one_of(damaged([of.journal()]), json_lines(of.RECORDS, ("-1", "1e999", "8"))))
+    if not draw(st.booleans()):
+        return lines
+    bodies = (re.sub(rb',"crc":"[^"]*"\}?$', b"", line).removesuffix(b"}") for line in lines.split(b"\n"))
+    return b"".join(b'%s,"crc":"%08x"}\n' % (body, zlib.crc32(body)) for body in bodies)
+
+
 # ---------------------------------------------------------------- reading
 
 
@@ -225,6 +241,16 @@ def _runs(folder: Path) -> None:
     for run in runs:
         _tellable(views.run_head(run), views.run_details(run), views.run_label(run), log_tail(run.folder))
         _tellable(api._told(run))
+
+
+def _run_folder(folder: Path) -> None:
+    """All that is read when a run goes on, and when it is rewound."""
+    run = RunFolder.open(folder / "pip")
+    _tellable(list_runs(folder)[0].step, run.step(), run.losses())
+    state, past = run.saved_state(), run.past()
+    with contextlib.suppress(ConfigError):  # another one's state
+        restore(run.config.make_search(torch.zeros(2, 8)), run.config, past.records, state.tensors if state else None)
+    _tellable(describe(load_embedding(rewind(run.path, min(run.step(), 6)).path)))
 
 
 def _job_file(folder: Path) -> None:
@@ -362,6 +388,19 @@ READERS: Mapping[str, Reader] = {
         _runs,
         share=1.5,
     ),
+    "run folder": Reader(
+        _any_of(
+            of.run_files(),
+            {
+                "pip/config.json": json_like([of.RUN_CONFIG], of.CONFIG_WORDS),
+                "pip/steps.jsonl": _journal(),
+                "pip/state.safetensors": safetensors([of.STATE], ("subspace.buffer", "optimizer.mean")),
+                "pip/snapshots/step-00000000.safetensors": safetensors(of.EMBEDDINGS, ("<x>", "clip_l", "clip_g")),
+            },
+        ),
+        _run_folder,
+        share=2,
+    ),
     # OSError: a model's name too long to be looked up, say.
     "job file": Reader(_one("task.json", json_like([of.TASK], of.TASK_WORDS)), _job_file, also=(OSError,)),
     "events of a worker": Reader(_one("lines", json_lines(of.EVENTS, of.EVENT_WORDS)), _events),
@@ -369,4 +408,4 @@ READERS: Mapping[str, Reader] = {
     "request of a script": Reader(_request(), _asked, share=0.5),
     "stamp of the trainer": Reader(_one("installed.json", json_like([of.STAMP])), _stamp, share=0.2),
 }
-"""By what is read. A run folder's own files: ``"state": Reader(_one("state.safetensors", ...), ...)``."""
+"""By what is read."""

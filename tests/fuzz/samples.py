@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from zoodip_core.config import TrainConfig
+from zoodip_core.journal import Record
 from zoodip_core.ldm import CLIP_PREFIXES, UNET, VAE
 
 from .mutations import Safetensors
@@ -269,6 +270,55 @@ CONFIG_WORDS = (
     *("tiny", "int8", "none", "auto", "float32", "cpu", "cosine", "zosgd", "spsa", "snr", "uniform", "resize", "style"),
     *(*CONFIG, "config_version", "<x>"),
 )
+RUN_CONFIG = {
+    **CONFIG,
+    "estimator": "rge",
+    "optimizer": "zoadam",
+    "n": 2,
+    "tau": 3,
+    "nu": 0.1,
+    "steps": 9,
+    "num_vectors": 2,
+}
+RUN_CONFIG |= {"subspace_gradient": True, "seed": 0, "token": "<pip>"}
+RECORDS = (
+    {"step": 7, "image": 0, "caption": 0, "t": 600, "batch": 3, "losses": [0.1, 0.2, 1e-9], "theta": None},
+    {"step": 1, "image": 0, "caption": 0, "t": 600, "losses": [0.1, 0.2, 0.3]},
+    {"step": 1, "image": 3, "caption": 1, "t": 1, "batch": 1, "losses": [1e300, -1e300, 0], "theta": "00000000"},
+)
+STATE = Safetensors(
+    {
+        **dict.fromkeys(("theta", "optimizer.mean", "optimizer.square"), ("F64", (2, 8))),
+        **dict.fromkeys(("step", "seed", "optimizer.steps", "subspace.turns", "subspace.kept"), ("I64", ())),
+        **dict.fromkeys(("subspace.buffer", "subspace.projection"), ("F64", (1, 16))),
+    },
+    {"about": '{"inputs": "x", "batch": 3}'},
+)
+
+
+@cache
+def journal() -> bytes:
+    """The journal of a run of nine steps, whose Subspace Gradient turned three times."""
+    search = TrainConfig.from_dict({k: v for k, v in RUN_CONFIG.items() if k != "config_version"}).make_search(
+        torch.zeros(2, 8)
+    )
+    lines = []
+    for _ in range(9):
+        losses = (search.ask().double() - 1).square().sum(dim=(1, 2))
+        search.tell(losses)
+        lines.append(Record(search.step, 0, 0, 600, tuple(losses.tolist()), 3, search.checksum).line())
+    return b"".join(lines)
+
+
+def run_files() -> dict[str, bytes]:
+    """That run's folder, without a saved state."""
+    return {
+        "pip/config.json": json.dumps(RUN_CONFIG).encode(),
+        "pip/steps.jsonl": journal(),
+        "pip/snapshots/step-00000000.safetensors": EMBEDDINGS[0].write(),
+    }
+
+
 CAPTIONS = (
     {"01.png": "a photo of a {} on grass", "02.png": ["a {}", "the <pip> there"]},
     {"captions": {"01.png": ["a {}"], "02.png": "<pip>"}},
