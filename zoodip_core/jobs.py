@@ -33,6 +33,7 @@ TASK_VERSION = 1
 MOST_WARNINGS = 100
 """The last ones that are kept of a job: a run may warn at each of its samples."""
 _LONGEST_LINE = 64_000_000
+_MOST = 10**15
 _LAST_SECONDS = 60.0
 """That a worker has to end once it has closed its pipe."""
 _LONGEST_QUESTION = 600.0
@@ -134,12 +135,12 @@ class Job:
         self.checked = checked
 
     def _on_started(self, event: Mapping[str, Any]) -> None:
-        step, steps, losses = int(event["step"]), int(event["steps"]), [float(loss) for loss in event["losses"]]
+        step, steps, losses = _count(event["step"]), _count(event["steps"]), [float(loss) for loss in event["losses"]]
         self.step, self.steps, self.losses[:] = step, steps, losses
 
     def _on_progress(self, event: Mapping[str, Any]) -> None:
-        step, steps, memory = int(event["step"]), int(event["steps"]), event["memory"]
-        peak = None if memory is None else int(memory)
+        step, steps, memory = _count(event["step"]), _count(event["steps"]), event["memory"]
+        peak = None if memory is None else _count(memory)
         loss, smoothed, rate, eta = (float(event[name]) for name in ("loss", "smoothed", "rate", "eta"))
         self.step, self.steps, self.memory = step, steps, peak
         self.loss, self.smoothed, self.rate, self.eta = loss, smoothed, rate, eta
@@ -148,7 +149,7 @@ class Job:
             self.message = "learning"
 
     def _on_sampled(self, event: Mapping[str, Any]) -> None:
-        self.sample, self.sampled_step = Path(event["path"]), int(event["step"])
+        self.sample, self.sampled_step = Path(event["path"]), _count(event["step"])
 
     def _on_saved(self, event: Mapping[str, Any]) -> None:
         self.embedding = Path(event["path"])
@@ -159,6 +160,18 @@ class Job:
     def _on_ended(self, event: Mapping[str, Any]) -> None:
         if event.get("embedding"):
             self.embedding = Path(event["embedding"])
+
+
+def _count(value: Any) -> int:
+    """A number of steps or bytes.
+
+    Raises:
+        ValueError: it is more than any.
+    """
+    number = int(value)
+    if abs(number) > _MOST:
+        raise ValueError(f"{value} is no count")
+    return number
 
 
 # ---------------------------------------------------------------- one worker process

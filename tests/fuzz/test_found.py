@@ -283,6 +283,10 @@ ACCEPTED: dict[str, tuple[str, Callable[[], Files]]] = {
         "draft",
         lambda: {"images/0001-a.png": of.pngs()[0], "captions.json": b'{"0001-a.png": ["a {} \\ud800"]}'},
     ),
+    "an event of a step of four hundred digits": (
+        "events of a worker",
+        lambda: {"lines": json_with(of.EVENTS[1], '"step": 1', '"step": 1' + "0" * 400)},
+    ),
     "an event that scripts could not be told": (
         "events of a worker",
         lambda: {
