@@ -283,7 +283,7 @@ def _check_copy(info: Any, configs: Any, tokenizers: Any, weights: str) -> None:
         and info["prediction_type"] in PREDICTION_TYPES[1:]
         and set(configs) == parts
         and all(isinstance(config, dict) for config in configs.values())
-        and len(tokenizers) == len(parts) - 3
+        and len(tokenizers) == len(info["dims"]) == len(parts) - 3
         and all(isinstance(pad, str | None) for _, pad in tokenizers)
         and weights in WEIGHTS
     )

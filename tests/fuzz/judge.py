@@ -10,6 +10,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -161,8 +162,6 @@ def _alarm() -> Iterator[None]:
 
 
 def _where() -> str:
-    import sys
-
     frames = traceback.extract_tb(sys.exc_info()[2])
     ours = [f"{Path(f.filename).name}:{f.lineno}" for f in frames if "zoodip_core" in f.filename]
     return f"{ours[-1] if ours else '?'}, {Path(frames[-2].filename).name}:{frames[-2].lineno}"

@@ -48,14 +48,6 @@ def laughs(depth: int = 12) -> Any:
     return value
 
 
-def nested(depth: int) -> Any:
-    """A list in a list, and so on."""
-    value: list[Any] = []
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
 @cache
 def embedding_pickles() -> tuple[bytes, ...]:
     """Files of A1111 (``.pt``), as they are and with odd tensors and notes."""
