@@ -198,7 +198,7 @@ def ours(job: Job) -> tuple[Callable[[], object], int]:
     """A step of our training and how many candidates it takes through the UNet."""
     from zoodip_core import TrainConfig
     from zoodip_core.models import TINY
-    from zoodip_core.trainer import Training
+    from zoodip_core.training import Training
 
     settings: dict[str, Any] = {}
     if "batch" in {spec.name for spec in dataclasses.fields(TrainConfig)}:

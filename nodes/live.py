@@ -11,7 +11,7 @@ from .host import Bar, Host
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..zoodip_core.trainer import Event
+    from ..zoodip_core.events import Event
 
 EVENT = "zoodip.step"
 POINTS = 240
@@ -84,7 +84,7 @@ class Live:
         self._tell()
 
     def __call__(self, event: Event) -> None:
-        from ..zoodip_core.trainer import Message, Progress, Sampled, Started
+        from ..zoodip_core.events import Message, Progress, Sampled, Started
 
         if isinstance(event, Message):
             if event.warning:

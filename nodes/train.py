@@ -358,8 +358,9 @@ def _train(
     live: Live,
 ) -> TrainResult:
     from ..zoodip_core.config import TrainConfig
+    from ..zoodip_core.events import Commands
     from ..zoodip_core.runs import CHANGEABLE
-    from ..zoodip_core.trainer import Commands, resume_training, train_token
+    from ..zoodip_core.trainer import resume_training, train_token
 
     run, commands = folder / "run", Commands(host().interrupted)
     try:

@@ -71,7 +71,7 @@ def output(tmp_path: Path) -> Path:
 @pytest.fixture
 def shared_model(monkeypatch: pytest.MonkeyPatch, tiny_model: QuantizedModel) -> QuantizedModel:
     """Spare a test the loading: its commands get the model that all tests share."""
-    for module in ("trainer", "cli"):
+    for module in ("training", "cli"):
         monkeypatch.setattr(f"zoodip_core.{module}.load_quantized", lambda *args, **kwargs: tiny_model)
     return tiny_model
 

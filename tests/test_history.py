@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from zoodip_core import Commands, TrainConfig, TrainResult, resume_training, train_token
 from zoodip_core.errors import RunFolderError, StorageError, TokenError, ZoodipError
+from zoodip_core.events import Event, Progress
 from zoodip_core.history import (
     Run,
     delete_run,
@@ -31,7 +32,6 @@ from zoodip_core.history import (
 from zoodip_core.jobs import write_task
 from zoodip_core.models import QuantizedModel
 from zoodip_core.tiny import concepts
-from zoodip_core.trainer import Event, Progress
 
 PIP = concepts.load("pip")
 STEPS = 3

@@ -309,7 +309,7 @@ def test_a_stop_between_two_candidates_throws_only_their_step_away(
     """On a device with room for one candidate at a time."""
     memory = importlib.import_module("zoodip_pack.zoodip_core.memory")
     use = memory.predict_memory(model.blueprint, "int8", torch.float32, model.device, 48, 1)
-    monkeypatch.setattr("zoodip_pack.zoodip_core.trainer.free_memory", lambda device: int(1.05 * use.total) + 1)
+    monkeypatch.setattr("zoodip_pack.zoodip_core.training.free_memory", lambda device: int(1.05 * use.total) + 1)
     passes: list[int] = []
     predict = type(model).predict
 
@@ -648,14 +648,14 @@ def test_a_curve_of_any_length_is_means_of_its_steps(pack: Any) -> None:
 def test_a_page_is_told_no_more_often_than_it_can_show(pack: Any, host: FakeHost, monkeypatch: Any) -> None:
     """But of the last step always; warnings stay on the chart."""
     live = importlib.import_module("zoodip_pack.nodes.live")
-    trainer = importlib.import_module("zoodip_pack.zoodip_core.trainer")
+    events = importlib.import_module("zoodip_pack.zoodip_core.events")
     monkeypatch.setattr(live, "_BETWEEN", 3600.0)
     tell = live.Live(host, NODE)
-    tell(trainer.Message("a warning", warning=True))
-    tell(trainer.Message("no warning"))
-    tell(trainer.Started(host.root, 0, 500, ()))
+    tell(events.Message("a warning", warning=True))
+    tell(events.Message("no warning"))
+    tell(events.Started(host.root, 0, 500, ()))
     for step in range(1, 501):
-        tell(trainer.Progress(step, 500, 0.25, 0.25, 10.0, 1.0, None))
+        tell(events.Progress(step, 500, 0.25, 0.25, 10.0, 1.0, None))
     assert told(host, "step") == [0, 500]
     assert told(host, "warnings")[1:] == [["a warning"]] * 4
     assert host.sent[-1][1]["curve"] == {"stride": 4, "raw": [0.25] * 125, "smoothed": [0.25] * 125}

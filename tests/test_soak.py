@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 from zoodip_core import TrainConfig, train_token
 from zoodip_core.building import give_back_freed
-from zoodip_core.trainer import Saved
+from zoodip_core.events import Saved
 
 this, taken = psutil.Process(), {}
 

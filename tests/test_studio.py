@@ -27,12 +27,12 @@ from zoodip_core.errors import (
     TokenError,
     ZoodipError,
 )
+from zoodip_core.events import Event, Progress
 from zoodip_core.history import UNFINISHED, task_of
 from zoodip_core.jobs import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Job
 from zoodip_core.models import QuantizedModel
 from zoodip_core.studio import LEFT_TO_PACE, TINY_LABEL, Studio
 from zoodip_core.tiny import concepts
-from zoodip_core.trainer import Event, Progress
 
 needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 

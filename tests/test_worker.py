@@ -26,13 +26,13 @@ from zoodip_core import Commands, TrainConfig, resume_training, tasks, train_tok
 from zoodip_core.building import build
 from zoodip_core.environment import ROOT
 from zoodip_core.errors import ImagesError
+from zoodip_core.events import Progress
 from zoodip_core.jobs import write_task
 from zoodip_core.models import QuantizedModel, load_quantized
 from zoodip_core.runs import RunFolder
 from zoodip_core.stopping import Stopped, check_stop
 from zoodip_core.tasks import Job, check, telling, work
 from zoodip_core.tiny import concepts
-from zoodip_core.trainer import Progress
 from zoodip_core.worker import Outbox, obey
 
 PIP = concepts.load("pip")
@@ -175,9 +175,9 @@ def started(*jobs: Path | tuple[Path, str]) -> Iterator[list[Process]]:
 
 PRINTING = """
 import os, subprocess, sys
-from zoodip_core import trainer, worker
+from zoodip_core import training, worker
 
-encode = trainer.encode_images
+encode = training.encode_images
 
 def printing(*arguments):
     print("a library prints")
@@ -187,7 +187,7 @@ def printing(*arguments):
     subprocess.run([sys.executable, "-S", "-c", "print('what its child prints')"])
     return encode(*arguments)
 
-trainer.encode_images = printing
+training.encode_images = printing
 sys.exit(worker.main())
 """
 GARBAGE = [

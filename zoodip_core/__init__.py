@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from .estimators import RGE as RGE
     from .estimators import SPSA as SPSA
     from .estimators import OnePoint as OnePoint
+    from .events import Commands as Commands
     from .generation import generate as generate
     from .models import load_quantized as load_quantized
     from .optimizers import ZOSGD as ZOSGD
     from .optimizers import ZOAdam as ZOAdam
+    from .replay import rewind as rewind
     from .search import ZerothOrderSearch as ZerothOrderSearch
     from .subspace import SubspaceGradient as SubspaceGradient
     from .timesteps import PUTS as PUTS
     from .timesteps import SNRTimesteps as SNRTimesteps
     from .timesteps import UniformTimesteps as UniformTimesteps
-    from .trainer import Commands as Commands
     from .trainer import TrainResult as TrainResult
     from .trainer import resume_training as resume_training
     from .trainer import train_token as train_token
@@ -39,13 +40,15 @@ _HOMES = {
     "embedding": ("Embedding", "load_embedding", "save_embedding"),
     "errors": ("ZoodipError",),
     "estimators": ("RGE", "SPSA", "OnePoint"),
+    "events": ("Commands",),
     "generation": ("generate",),
     "models": ("load_quantized",),
     "optimizers": ("ZOAdam", "ZOSGD"),
+    "replay": ("rewind",),
     "search": ("ZerothOrderSearch",),
     "subspace": ("SubspaceGradient",),
     "timesteps": ("PUTS", "SNRTimesteps", "UniformTimesteps"),
-    "trainer": ("Commands", "TrainResult", "resume_training", "train_token"),
+    "trainer": ("TrainResult", "resume_training", "train_token"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME_OF]

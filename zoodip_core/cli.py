@@ -25,6 +25,7 @@ from .config import (
 )
 from .embedding import MAX_BYTES, describe, load_embedding
 from .errors import ConfigError, for_user
+from .events import Commands, Event, Message, Progress, Sampled, Saved
 from .images import CROPS
 from .models import DTYPES, PREDICTION_TYPES, TINY, identify, load_quantized
 from .paths import plain, printable
@@ -33,7 +34,7 @@ from .quantize import WEIGHTS
 from .runs import CHANGEABLE, free_folder
 from .stopping import Stopped
 from .tokens import INITIALIZER_MODES
-from .trainer import Commands, Event, Message, Progress, Sampled, Saved, TrainResult, resume_training, train_token
+from .trainer import TrainResult, resume_training, train_token
 from .version import __version__
 
 PROGRAM = "python -m zoodip_core"

@@ -16,6 +16,7 @@ from typing import Any
 from .config import TrainConfig, preset_for
 from .embedding import load_embedding
 from .errors import ConfigError, for_user
+from .events import Commands, Event, Message, Progress, Sampled, Saved, Started
 from .files import is_newer, parse_json, storage_errors
 from .history import BEFORE_AFTER, RUN, newest
 from .jobs import TASK_VERSION
@@ -24,21 +25,8 @@ from .models import QuantizedModel, identify, load_quantized
 from .runs import RunFolder
 from .showing import before_after
 from .stopping import Stopped, stopped_by
-from .trainer import (
-    Commands,
-    Event,
-    Message,
-    Progress,
-    Sampled,
-    Saved,
-    Started,
-    TrainResult,
-    load_references,
-    noise_warning,
-    resume_training,
-    tokenised,
-    train_token,
-)
+from .trainer import TrainResult, resume_training, train_token
+from .training import load_references, noise_warning, tokenised
 from .worker import FAILED, FAULT, FINISHED, STOPPED, Outbox
 
 _SAMPLINGS = 10

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .trainer import Commands
+    from .events import Commands
 
 FINISHED, STOPPED, FAILED, FAULT = 0, 1, 2, 70
 """Exit codes: a user's error is 2, a fault of the program 70."""
@@ -71,8 +71,8 @@ def main() -> int:
         return FAILED
     out = Outbox.on_stdout()
     from .cli import quiet_libraries  # only now: what these import may print
+    from .events import Commands
     from .tasks import work
-    from .trainer import Commands
 
     commands = Commands()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -28,9 +28,9 @@ import torch
 
 from tests.faults.run import FILES, config_of, stopping
 from zoodip_core import trainer
+from zoodip_core.events import Commands
 from zoodip_core.models import QuantizedModel, load_quantized
 from zoodip_core.objective import DiffusionObjective, Draw
-from zoodip_core.trainer import Commands
 
 LOADING, STEPPING, SAVING = range(3)
 PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.faults.run import train
-from zoodip_core import memory, trainer
+from zoodip_core import memory, training
 from zoodip_core.models import QuantizedModel
 
 
@@ -36,5 +36,5 @@ def quick(model: QuantizedModel, tmp_path: Path) -> Iterator[None]:
                 known[key] = memory.plan(*arguments, **more)
             return known[key]
 
-        patch.setattr(trainer, "plan", plan)
+        patch.setattr(training, "plan", plan)
         yield

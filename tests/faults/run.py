@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from zoodip_core.config import TrainConfig
+from zoodip_core.events import Commands, Event, Progress
 from zoodip_core.models import QuantizedModel
 from zoodip_core.tiny import concepts
-from zoodip_core.trainer import Commands, Event, Progress, TrainResult, train_token
+from zoodip_core.trainer import TrainResult, train_token
 
 PICTURE = sorted(concepts.load("pip").images.iterdir())[0]
 FILES = ("pip.safetensors", "state.safetensors", "steps.jsonl")

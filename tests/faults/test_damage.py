@@ -14,10 +14,11 @@ from tests.faults.run import assert_same
 from zoodip_core import journal
 from zoodip_core.embedding import load_embedding
 from zoodip_core.errors import ConfigError, RunFolderError
+from zoodip_core.events import Event, Message
 from zoodip_core.models import QuantizedModel
 from zoodip_core.replay import restore
 from zoodip_core.runs import RunFolder
-from zoodip_core.trainer import Event, Message, resume_training
+from zoodip_core.trainer import resume_training
 
 STEPS = 12
 

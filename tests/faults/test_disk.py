@@ -13,9 +13,10 @@ from tests.faults.disk import Disk, Image, lay_out
 from tests.faults.run import assert_same, config_of, train
 from zoodip_core import journal
 from zoodip_core.errors import StorageError
+from zoodip_core.events import Event, Progress
 from zoodip_core.models import QuantizedModel
 from zoodip_core.runs import RunFolder
-from zoodip_core.trainer import Event, Progress, resume_training, train_token
+from zoodip_core.trainer import resume_training, train_token
 
 SHORT = {"steps": 5, "tau": 2, "save_every": 3}
 

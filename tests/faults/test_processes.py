@@ -17,10 +17,11 @@ import pytest
 from tests.faults.run import PICTURE, assert_same, config_of, train
 from zoodip_core import journal
 from zoodip_core.errors import RunFolderError
+from zoodip_core.events import Event, Started
 from zoodip_core.history import delete_run
 from zoodip_core.models import QuantizedModel
 from zoodip_core.runs import RunFolder, locked
-from zoodip_core.trainer import Event, Started, resume_training, train_token
+from zoodip_core.trainer import resume_training, train_token
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 120

@@ -30,6 +30,7 @@ from zoodip_core.config import TrainConfig
 from zoodip_core.draft import Draft
 from zoodip_core.embedding import describe, load_embedding
 from zoodip_core.errors import ConfigError
+from zoodip_core.events import Commands
 from zoodip_core.form import filled
 from zoodip_core.history import list_runs, log_tail
 from zoodip_core.images import load_images, open_picture
@@ -40,7 +41,6 @@ from zoodip_core.prompts import captions_for
 from zoodip_core.replay import restore, rewind
 from zoodip_core.runs import RunFolder
 from zoodip_core.tasks import Job as JobFile
-from zoodip_core.trainer import Commands
 from zoodip_core.worker import obey
 from zoodip_webui import api
 

@@ -1,0 +1,226 @@
+"""A prepared training: all that its settings need is checked and loaded, and it can take a step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from .config import TrainConfig
+from .embedding import Embedding
+from .errors import NonFiniteLossError, NoRoomError
+from .events import Event, Message
+from .images import ReferenceImage, load_images, with_flips
+from .journal import Record
+from .latents import encode_images
+from .memory import Plan, Watch, free_memory, plan
+from .models import ModelInfo, Prompt, QuantizedModel, identify, load_quantized
+from .objective import DiffusionObjective
+from .prompts import captions_for, with_slots
+from .runs import CHANGEABLE
+from .tokens import check_initializer, check_new, initial_vectors
+from .version import __version__
+
+
+class Training:
+    """A prepared run: everything a user could get wrong is checked by the constructor.
+
+    Args:
+        config: the settings.
+        model: a loaded model, to share one; loaded as the settings say if None.
+        tell: called with what the user should know while it is prepared.
+        batch: candidates in one forward so far, of a run that goes on: another number rounds differently.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: QuantizedModel | None = None,
+        tell: Callable[[Event], None] = lambda event: None,
+        batch: int = 0,
+    ) -> None:
+        self.config = config
+        self.tell = tell
+        info = model.info if model else identify(config.model, config.prediction_type)
+        self.images, skipped = load_references(config, info)
+        self.model = model or load_quantized(
+            config.model,
+            weights=config.weights,
+            dtype=config.dtype,
+            device=config.device,
+            prediction_type=config.prediction_type,
+            cache=config.cache,
+        )
+        self.warnings = skipped + noise_warning(config, self.model.dtype)
+        prompts = tokenised(config, self.model, self.images)
+        self.plan = self._plan(config.resolution or info.resolution, batch)
+        tell(Message(f"memory, predicted: {self.plan.use}"))
+        self.watch = Watch(self.model.device)
+        self._load(prompts)
+
+    def _plan(self, resolution: int, batch: int) -> Plan:
+        model, candidates = self.model, self.config.make_estimator().num_candidates
+        # What is loaded already, by a host that shares its model, is not free and not needed again.
+        free = free_memory(model.device) + model.loaded_bytes()
+
+        def laid_out(batch: int) -> Plan:
+            return plan(
+                model.blueprint, model.weights, model.dtype, model.device, resolution, candidates, batch, free=free
+            )
+
+        if not batch or self.config.batch:
+            return laid_out(self.config.batch)
+        try:
+            return laid_out(batch)
+        except NoRoomError:
+            found = laid_out(0)
+            self.warnings.append(
+                f"there is room for {found.batch} candidates in one forward, not {batch} as before: the last digits "
+                "will differ from a run that was not stopped"
+            )
+            return found
+
+    def _load(self, prompts: list[list[Prompt]]) -> None:
+        """The long part: encode the images while the device is empty, then load the rest."""
+        config, model = self.config, self.model
+        self.fingerprint = model.blueprint.fingerprint
+        self.inputs = _inputs_hash(model, self.images, prompts)
+        self.tell(Message(f"encoding {len(self.images)} images"))
+        posteriors = encode_images(model, self.images)
+        self.tell(Message(f"loading {model.info.name}, {model.weights} weights"))
+        if self.plan.text_apart:
+            model.keep_text_apart()
+        theta0 = initial_vectors(
+            model.tokenizers, model.text_encoders, config.initializer, config.num_vectors, config.initializer_mode
+        )
+        self.objective = DiffusionObjective(
+            model,
+            posteriors,
+            prompts,
+            config.make_timesteps(model.scheduler.alphas_cumprod),
+            self.plan.batch,
+            lambda batch: self.tell(
+                Message(f"the device ran out of memory: {batch} candidates in one forward from now on", warning=True)
+            ),
+        )
+        self.search = config.make_search(theta0)
+        _ = model.unet  # a damaged file shows here, before anything is written
+
+    @property
+    def batch(self) -> int:
+        """Candidates in one forward pass, as the losses so far were computed."""
+        return self.objective.batch
+
+    @property
+    def done(self) -> bool:
+        return self.search.step >= self.config.steps
+
+    def step(self) -> Record:
+        """One step of algorithm 1: draw, K losses in one forward, move. Returns what the journal keeps of it.
+
+        Raises:
+            NonFiniteLossError: a loss is not finite; the search stays where it was.
+        """
+        draw = self.objective.draw(self.config.seed, self.search.step)
+        losses = self.objective.losses(self.search.ask(), draw)
+        try:
+            self.search.tell(losses, self.config.lr_scale(self.search.step))
+        except NonFiniteLossError as error:
+            name = self.images[draw.image].path.name
+            raise NonFiniteLossError(
+                f"{error} (image {name}, timestep {draw.timestep}); the token is kept as of step {self.search.step}: "
+                "try a smaller lr, a larger mu, or dtype float32"
+            ) from error
+        return Record(
+            self.search.step,
+            draw.image,
+            draw.caption,
+            draw.timestep,
+            tuple(losses.tolist()),
+            self.batch or len(losses),
+            self.search.checksum,
+        )
+
+    def embedding(self) -> Embedding:
+        """The token as it is now. Nothing in it depends on the run's paths or clock."""
+        config = {
+            key: value
+            for key, value in self.config.to_dict().items()
+            if key == "steps" or key not in {*CHANGEABLE, "device", "batch", "token", "initializer"}
+        }
+        return Embedding(
+            self.config.token,
+            tuple(part.contiguous() for part in self.search.theta.split(self.model.info.dims, dim=1)),
+            {
+                "initializer": self.config.initializer,
+                "base_model": self.model.info.name,
+                "base_model_hash": self.fingerprint,
+                "family": self.model.info.family,
+                "steps": str(self.search.step),
+                "images": str(len(self.images)),
+                "config": json.dumps(config, sort_keys=True),
+                "zoodip_version": __version__,
+            },
+        )
+
+
+# ---------------------------------------------------------------- what can be checked without loading a model
+
+
+def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[ReferenceImage], list[str]]:
+    """The images that a run trains on, mirror images included, and a line for each that can not be used.
+
+    Raises:
+        ImagesError: none can be used.
+    """
+    resolution = config.resolution or info.resolution
+    images, skipped = load_images(config.images, resolution, crop=config.crop, background=config.background)
+    return with_flips(images) if config.flip else images, [f"skipped: {line}" for line in skipped]
+
+
+def tokenised(config: TrainConfig, model: QuantizedModel, images: Sequence[ReferenceImage]) -> list[list[Prompt]]:
+    """The captions of each image, as the model's text encoders read them. Needs tokenizers alone.
+
+    Raises:
+        CaptionError: one has no place for the token, or is too long; so for the samples' prompt.
+        TokenError: the model knows the token as a word, or no start can be made from the initializer.
+    """
+    texts = captions_for(
+        [image.path for image in images],
+        template=config.template,
+        token=config.token,
+        captions_file=Path(config.captions) if config.captions else None,
+    )
+    for tokenizer in model.tokenizers:
+        check_new(tokenizer, config.token)
+    check_initializer(model.tokenizers[0], config.initializer, config.num_vectors, config.initializer_mode)
+    sample_text = with_slots(config.sample_prompt, config.token)
+    model.prompt(sample_text, config.num_vectors, "sample_prompt: the prompt")
+    return [
+        [model.prompt(text, config.num_vectors, f"{image.path}: the caption") for text in each]
+        for image, each in zip(images, texts, strict=True)
+    ]
+
+
+def noise_warning(config: TrainConfig, dtype: torch.dtype) -> list[str]:
+    """A line for the user if mu is lost in the rounding of the activations."""
+    if dtype != torch.bfloat16 or config.mu >= 5e-3:
+        return []
+    return [
+        f"mu = {config.mu:g} is below the rounding noise of bfloat16: the estimated gradients will be noise. "
+        "Use mu 0.01 (the preset int4 does), or dtype float32 or float16"
+    ]
+
+
+def _inputs_hash(model: QuantizedModel, images: list[ReferenceImage], prompts: list[list[Prompt]]) -> str:
+    """What a run's losses depend on besides its settings: weights, noise schedule, pictures, texts as tokenised."""
+    digest = hashlib.sha256(model.blueprint.fingerprint.encode())
+    digest.update(json.dumps(model.blueprint.configs["scheduler"], sort_keys=True).encode())
+    for image, each in zip(images, prompts, strict=True):
+        digest.update(image.picture.tobytes())
+        for encoded in (encoded for prompt in each for encoded in prompt):
+            digest.update(encoded.ids.numpy().tobytes() + str(encoded.positions).encode())
+    return digest.hexdigest()
