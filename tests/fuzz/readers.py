@@ -26,6 +26,7 @@ import torch
 from hypothesis import strategies as st
 
 from zoodip_core import environment, views
+from zoodip_core.cli import quiet_libraries
 from zoodip_core.config import TrainConfig
 from zoodip_core.draft import Draft
 from zoodip_core.embedding import describe, load_embedding
@@ -291,6 +292,7 @@ def _stamp(folder: Path) -> None:
 
 def warm_up() -> None:
     """Read a sound model, so that what libraries do when they are first used is not laid to a case."""
+    quiet_libraries()
     with tempfile.TemporaryDirectory() as place:
         for name, content in FOLDER.items():
             (Path(place) / name).parent.mkdir(parents=True, exist_ok=True)
