@@ -19,6 +19,8 @@ from PIL import Image
 
 SPARSE = 1_000_000_000
 """Bytes of a file that takes no room on the disk."""
+LARGE = 1_500_000_000
+"""Bytes that a computer has, and that nobody should take unasked."""
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -55,7 +57,7 @@ def _calls(outside: Path) -> dict[str, Any]:
         "load": Runs(torch.load, str(outside / "secret.pt")),
         "import": Runs(__import__, "antigravity"),
         "getattr": Runs(getattr, Runs(__import__, "os"), "system"),
-        "memory": Runs(bytearray, 40_000_000_000),
+        "memory": Runs(bytearray, LARGE),
     }
 
 
@@ -69,7 +71,7 @@ def _opcodes(outside: Path) -> dict[str, bytes]:
         "stack-global": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c" + bytes([len(command)]) + command + b"\x85R.",
         "extension": b"\x80\x02\x82\x01.",
         "build": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}(X\x08\x00\x00\x00__code__K\x01ub.",
-        "memory": b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + struct.pack("<q", 40_000_000_000)[:5] + b"\x85R.",
+        "memory": b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + struct.pack("<q", LARGE)[:5] + b"\x85R.",
         "text": b"\x80\x02X\xff\xff\xff\x7fx.",
         "memo": b"\x80\x02]r\xff\xff\xff\xff.",
         "deep": b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".",
@@ -110,11 +112,12 @@ def pickles(folder: Path, outside: Path) -> Iterator[Path]:
 
 def _bombs(folder: Path) -> Iterator[Path]:
     """Small files that are large in memory."""
-    saved = io.BytesIO()
-    torch.save({"string_to_param": {"*": torch.zeros(60_000, 768)}, "name": "x"}, saved)
-    with zipfile.ZipFile(saved) as archive, zipfile.ZipFile(folder / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
-        for each in archive.infolist():
-            packed.writestr(each.filename, archive.read(each))
+    with zipfile.ZipFile(folder / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        with packed.open("archive/data.pkl", "w") as file:
+            file.write(pickle.dumps({}, 2))
+            for _ in range(600):  # what comes behind a pickle's end is read as well
+                file.write(bytes(1_000_000))
+        packed.writestr("archive/version", b"3\n")
     yield folder / "packed.pt"
     view = torch.zeros(1).expand(2**20, 2**20)
     torch.save({"string_to_param": {"*": view}, "name": "x"}, folder / "view.pt")
