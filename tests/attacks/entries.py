@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -114,6 +115,8 @@ def _command_line(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
     pictures = given / "pictures"
     pictures.mkdir()
     Image.new("RGB", (64, 64), "red").save(pictures / "one.png")
+    patch.setattr(cli, "_parser", functools.cache(cli._parser))  # to make it takes longer than what it is for
+    patch.setattr(cli, "quiet_libraries", lambda: None)
     patch.setattr(cli, "train_token", _trained)
     patch.setattr(cli, "resume_training", _resumed)
     patch.setattr(cli, "load_quantized", lambda *_given, **_named: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
@@ -188,9 +189,16 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _png(width: int, height: int, *chunks: bytes, rows: bytes = b"") -> bytes:
+@functools.cache
+def _bomb() -> bytes:
+    """Two hundred megabytes, packed."""
+    return zlib.compress(bytes(200_000_000))
+
+
+def _png(width: int, height: int, *chunks: bytes, packed: bytes = b"") -> bytes:
     head = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    body = _chunk(b"IDAT", zlib.compress(rows or bytes((width * 3 + 1) * height if width * height < 10**6 else 9)))
+    rows = bytes((width * 3 + 1) * height if width * height < 10**6 else 9)
+    body = _chunk(b"IDAT", packed or zlib.compress(rows))
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + body + _chunk(b"IEND", b"")
 
 
@@ -210,7 +218,7 @@ def _scanned(size: tuple[int, int], times: int) -> bytes:
 def pictures(folder: Path) -> Iterator[Path]:
     """Pictures that are none, or far larger than they look; all have the names of pictures."""
     small, frames = Image.new("RGB", (64, 64)), [Image.new("RGB", (64, 64), (i, 0, 0)) for i in range(60)]
-    bomb = zlib.compress(bytes(200_000_000), 9)
+    bomb = _bomb()
     files = {
         "ihdr.png": _png(100_000, 100_000),
         "ihdr-most.png": _png(2**31 - 1, 2**31 - 1),
@@ -220,7 +228,7 @@ def pictures(folder: Path) -> Iterator[Path]:
         "itxt.png": _png(64, 64, _chunk(b"iTXt", b"Comment\0\1\0\0\0" + bomb)),
         "iccp.png": _png(64, 64, _chunk(b"iCCP", b"icc\0\0" + bomb)),
         "texts.png": _png(64, 64, *[_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(900_000)))] * 200),
-        "idat.png": _png(64, 64, rows=bytes(200_000_000)),
+        "idat.png": _png(64, 64, packed=bomb),
         "chunk.png": _png(64, 64, struct.pack(">I", 2**31 - 1) + b"tEXt"),
         "cut.png": _png(2000, 2000)[:300],
         "scans.jpg": _scanned((4000, 4000), 20_000),

@@ -102,7 +102,7 @@ ROUTES += [("POST", "/gradio_api/run/predict"), ("GET", "/gradio_api/file=/etc/p
 
 def test_the_page_answers_its_own_computer(server: Server) -> None:
     for name in (f"127.0.0.1:{server.port}", f"localhost:{server.port}", f"[::1]:{server.port}"):
-        assert server.ask("GET", "/", Host=name)[0] == 200
+        assert server.ask("GET", "/config", Host=name)[0] == 200
         assert server.ask("GET", "/config", Host=name, Origin=f"http://{name}")[0] == 200
 
 
@@ -248,7 +248,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     made.end()
 
 
-def test_a_request_is_read_only_so_far(site: Site) -> None:
+def test_a_request_is_read_only_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert api.MAX_REQUEST == 200_000_000
+    monkeypatch.setattr(api, "MAX_REQUEST", 5_000_000)
+    site = Site(FakeWebui(A1111, tmp_path, monkeypatch))
     read = 0
 
     def endless() -> Iterator[bytes]:
