@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import math
 import time
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from .files import whole_text
@@ -64,6 +64,11 @@ _POINTS = 240
 _LONGEST = 200
 _ENDLESS = 1e100
 """From here on a loss is as good as infinite, and its square may be."""
+
+
+def escape(text: str) -> str:
+    """A text in HTML; what is no text in it, as in the name of a file that is none, is a question mark."""
+    return html.escape(text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def framed(inside: str) -> str:

@@ -237,6 +237,6 @@ def _plain(value: Any) -> Any:
     """In JSON, which has neither paths nor numbers that are not finite, and in UTF-8."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, dict):  # what a check found, with paths in it
+    if isinstance(value, dict | list):  # what a check found, with paths in it
         return json.loads(whole_text(json.dumps(value, ensure_ascii=False)))
     return whole_text(str(value)) if isinstance(value, str | Path) else value
