@@ -495,7 +495,7 @@ def done(
         ('{"version": 1, "kind": "train", "folder": 3}', "is no job file"),
         ('{"version": 1, "kind": "train", "folder": "x", "settings": 3}', "is no job file"),
         ('{"version": 1, "kind": ["train"], "folder": "x"}', "is no job file"),
-        ('{"version": 2, "kind": "train", "folder": "x"}', "of another version"),
+        ('{"version": 2, "kind": "train", "folder": "x"}', "newer ZOODiP; update"),
         ('{"version": 1, "kind": "dance", "folder": "x"}', "of another version"),
     ],
 )
