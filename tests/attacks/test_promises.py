@@ -23,6 +23,7 @@ def test_the_limits_are_the_code_s() -> None:
         "pictures of a page, a script or a node": f"{images.MAX_PICTURES}",
         "a picture's file": f"{images.MAX_FILE_BYTES // 10**6} MB",
         "a picture": f"{images.MAX_PIXELS // 10**6} million pixels",
+        "a WebP picture": f"{images.MAX_WEBP_PIXELS // 10**6} million pixels",
         "all pictures of a page": f"{draft.MAX_TOTAL_BYTES // 10**6} MB",
         "all pictures that a node loads": f"{in_nodes // 10**6} million pixels",
         "a request of a script, with its pictures": f"{api.MAX_REQUEST // 10**6} MB",
