@@ -36,7 +36,11 @@ def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.parametrize(
     ("weights", "dtype", "pixels"),
-    [("none", "float32", 256), ("int8", "bfloat16", 192), ("int4", "float32", 64)],
+    [
+        ("int8", "bfloat16", 192),
+        pytest.param("none", "float32", 256, marks=pytest.mark.slow),
+        pytest.param("int4", "float32", 64, marks=pytest.mark.slow),
+    ],
 )
 @torch.no_grad()
 def test_predicted_memory_is_what_a_step_takes(model_path: str | Path, weights: str, dtype: str, pixels: int) -> None:

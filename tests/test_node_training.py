@@ -666,6 +666,7 @@ def test_a_page_is_told_no_more_often_than_it_can_show(pack: Any, host: FakeHost
 
 
 @pytest.mark.usefixtures("one_preview")
+@pytest.mark.slow
 def test_ten_trainings_hold_no_more_than_one(pack: Any, model: Any, host: FakeHost) -> None:
     def held() -> tuple[int, int]:
         gc.collect()

@@ -138,6 +138,7 @@ def look_at_the_run(server: PageServer, visitor: Visitor, folder: Path) -> None:
     visitor.until("() => !document.querySelector('#zoodip_run_list label')")
 
 
+@pytest.mark.slow
 def test_a_second_training_waits_and_both_outlive_the_server(
     server: PageServer, visitor: Visitor, browser: Any
 ) -> None:

@@ -452,6 +452,7 @@ def test_each_weights_type_has_its_copy(file: Path, cache: Path) -> None:
     assert len(copies(cache)) == 2
 
 
+@pytest.mark.slow
 def test_a_copy_can_be_deleted_at_any_time(file: Path, cache: Path) -> None:
     expected = cached(file, cache)
     assert same(expected, expected)  # read before the copy goes

@@ -94,7 +94,7 @@ def test_the_file_tells_how_it_was_made(whole: TrainResult) -> None:
     assert str(Path.cwd()) not in str(read.metadata)  # nothing of the user's folders
 
 
-@pytest.mark.parametrize("stop", range(1, 14))
+@pytest.mark.parametrize("stop", [1, 4, 5, 11, 13])
 def test_stop_at_any_step_and_resume(stop: int, whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
     stopped = train(config_of(), tmp_path / "run", tiny_model, stop_after=stop)
     assert not stopped.finished

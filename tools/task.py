@@ -25,7 +25,7 @@ PACKAGE = VENV / "typed" / "zoodip_pack"
 """This folder under a name that Python can import, as which mypy sees the nodes' relative imports."""
 COMMANDS = {
     "demo": [["-m", "zoodip_core", "demo"]],
-    "test": [["-m", "pytest", "-n", "logical", "--maxprocesses", "8", "--dist", "loadfile"]],
+    "test": [["-m", "pytest", "-n", "logical", "--maxprocesses", "8", "--dist", "loadfile", "--no-loadscope-reorder"]],
     "lint": [
         ["-m", "ruff", "check", "."],
         ["-m", "ruff", "format", "--check", "."],

@@ -44,11 +44,12 @@ def finish(run: Path, model: QuantizedModel) -> None:
         pytest.param(errno.EIO, "", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_disk_that_fails_at_any_operation_costs_one_step(
-    error: int, advice: str, short: Path, model: QuantizedModel, tmp_path: Path
+    error: int, advice: str, stride: int, short: Path, model: QuantizedModel, tmp_path: Path
 ) -> None:
-    told, kept = 0, 0
-    for good in itertools.count():
+    tried, told, kept = 0, 0, 0
+    for good in itertools.count(step=stride):
         run = tmp_path / f"{good}" / "run"
         run.parent.mkdir()
         with pytest.MonkeyPatch.context() as patch:
@@ -66,9 +67,10 @@ def test_a_disk_that_fails_at_any_operation_costs_one_step(
         assert_same(run, short)
         if len(disk.operations) <= good:  # it had room for all
             break
-    print(f"\nfailed at each of {good} operations; {told} were told of, {kept} left a run to go on with")
+        tried += 1
+    print(f"\nfailed at {tried} of {good} operations; {told} were told of, {kept} left a run to go on with")
     assert good > 60
-    assert told > 60
+    assert told >= tried - 1  # that the last one did not reach the disk harms nothing
 
 
 def refused(run: Path, model: QuantizedModel) -> tuple[StorageError | None, int]:
@@ -97,7 +99,10 @@ class Clock:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("seconds", [(0.03,), (0.4,), (0.9, 0.2), (3.0,)])
+@pytest.mark.parametrize(
+    "seconds",
+    [(0.03,), (0.9, 0.2), *(pytest.param(each, marks=pytest.mark.slow) for each in ((0.4,), (3.0,)))],
+)
 def test_a_power_cut_at_any_operation_takes_a_second_or_a_step(
     seconds: tuple[float, ...], whole: Path, model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

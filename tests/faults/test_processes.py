@@ -39,7 +39,7 @@ def run_faults(*arguments: str) -> str:
 
 
 @on_posix
-@pytest.mark.parametrize("count", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(200, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_cost_one_step_each_at_most(count: int) -> None:
     assert "all went on and ended in the same bytes" in run_faults("kills", "--count", str(count))
 
