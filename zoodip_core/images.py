@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from .errors import ConfigError, ImagesError
 
@@ -132,8 +132,8 @@ def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> I
                 if file.format in ("JPEG", "MPO") and _scans(path) > MAX_SCANS:
                     raise ImagesError(f"{path} is made to take hours to open; save it anew as JPEG, PNG or WebP")
                 file.load()
-                ImageOps.exif_transpose(file, in_place=True)
-                return _on_background(file, background)
+                turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1  # else it would be a whole copy
+                return _on_background(ImageOps.exif_transpose(file) if turned else file, background)
     except ImagesError:
         raise
     except UnidentifiedImageError:
