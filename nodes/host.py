@@ -15,7 +15,17 @@ if TYPE_CHECKING:
 
     from ..zoodip_core.models import QuantizedModel
 
-NEEDED = ("torch", "diffusers", "transformers", "optimum.quanto", "safetensors", "matplotlib", "psutil", "tqdm")
+NEEDED = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "optimum.quanto",
+    "safetensors",
+    "filelock",
+    "matplotlib",
+    "psutil",
+    "tqdm",
+)
 _PREVIEW_SIDE = 512
 
 
