@@ -33,6 +33,7 @@ PACKAGES = {
     "transformers": "4.57.1",
     "optimum-quanto": "0.2.6",
     "safetensors": "0.6.0",
+    "filelock": "3.20.0",
     "matplotlib": "3.9.0",
     "numpy": "2.0.0",
     "Pillow": "11.0",
@@ -393,6 +394,7 @@ def test_what_was_cut_off_goes_on_without_a_second_download(again: Copy) -> None
     assert again.stamp.exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_environment_is_made_anew_and_stamped_only_when_it_runs(again: Copy) -> None:
     again.answer(1)
     failed = again.install()
@@ -415,6 +417,7 @@ def test_changed_requirements_are_brought_in(again: Copy) -> None:
     assert "newcomer>=1" in json.loads(again.stamp.read_text())["requirements"]
 
 
+@pytest.mark.slow
 def test_another_index_for_torch_makes_it_anew(again: Copy, tmp_path: Path) -> None:
     """Here in a folder on another disk, to which the user made a link."""
     again.trainer.rename(tmp_path / "elsewhere")

@@ -382,6 +382,7 @@ def test_without_resume_a_run_starts_anew_beside_the_other(pack: Any, model: Any
 
 
 @pytest.mark.usefixtures("one_preview")
+@pytest.mark.slow
 def test_of_several_runs_the_furthest_goes_on(pack: Any, model: Any, host: FakeHost) -> None:
     stopped(pack, model, host, at=2)
     stopped(pack, model, host, at=4, resume=False)
@@ -477,6 +478,7 @@ def test_more_steps_go_on_in_the_same_folder_and_fewer_do_not(pack: Any, model: 
     assert int(load_file(folder / "run" / "state.safetensors")["step"]) == STEPS
 
 
+@pytest.mark.slow
 def test_what_decides_a_run_has_a_folder_of_its_own(pack: Any, model: Any, host: FakeHost) -> None:
     other = [image.clone() for image in pictures()]
     other[2][0, 0, 0, 0] = 1 - other[2][0, 0, 0, 0]

@@ -177,6 +177,7 @@ def test_a_start_without_pictures_is_refused(server: PageServer, visitor: Visito
     assert not (server.runs / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_token_that_can_not_be_is_refused(visitor: Visitor) -> None:
     fill_in(visitor, "a/b")
     for button in ("start", "check"):
@@ -184,6 +185,7 @@ def test_a_token_that_can_not_be_is_refused(visitor: Visitor) -> None:
         assert "token 'a/b' holds parts of a path; choose a name" in visitor.notice("error")
 
 
+@pytest.mark.slow
 def test_an_initializer_that_is_no_word_is_told_of(visitor: Visitor) -> None:
     fill_in(visitor, "<steg>")
     visitor.write("initializer", "stegosaurus rex")
@@ -198,6 +200,7 @@ def test_a_video_is_not_taken(visitor: Visitor, tmp_path: Path) -> None:
     assert visitor.pictures.count() == 0
 
 
+@pytest.mark.slow
 def test_five_hundred_files_at_once_are_too_many(visitor: Visitor, tmp_path: Path) -> None:
     files = [tmp_path / f"{i}.png" for i in range(500)]
     for i, file in enumerate(files):
@@ -208,6 +211,7 @@ def test_five_hundred_files_at_once_are_too_many(visitor: Visitor, tmp_path: Pat
     assert visitor.pictures.count() == 0
 
 
+@pytest.mark.slow
 def test_a_token_that_is_there_is_not_replaced_unasked(server: PageServer, visitor: Visitor) -> None:
     there = server.embeddings / "fido.safetensors"
     there.write_bytes(b"another one")

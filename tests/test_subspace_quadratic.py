@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from benchmarks.subspace_gradient import HEADLINE, compare, ratio
 
 
+@pytest.mark.slow
 def test_subspace_gradient_needs_fewer_evaluations() -> None:
     """The benchmark's setting on two seeds; the benchmark shows where the opposite holds."""
     pairs = compare(HEADLINE, seeds=range(2))

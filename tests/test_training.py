@@ -229,6 +229,7 @@ def command(*arguments: object) -> list[str]:
 TRAIN = ("--images", PIP / "images", "--captions", PIP / "images.json", "--token", "<pip>", "--init", "monster")
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     runs = [tmp_path / "a", tmp_path / "b"]
     processes = [

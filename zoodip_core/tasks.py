@@ -63,7 +63,7 @@ class Job:
         try:
             data = parse_json(content)
             if is_newer(data["version"], TASK_VERSION):
-                raise ConfigError(f"{file} is a job of a newer ZOODiP; update ZOODiP")
+                raise ConfigError(f"{file} is a job of a newer ZOODiP; update ZOODiP, or start the job again")
             if data["version"] != TASK_VERSION or data["kind"] not in KINDS:
                 raise ConfigError(f"{file} is a job of another version of ZOODiP; start the job again")
             settings, changes = dict(data.get("settings", {})), dict(data.get("changes", {}))

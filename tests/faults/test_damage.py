@@ -70,7 +70,7 @@ def test_a_journal_cut_at_any_byte_keeps_its_whole_lines(run: Path, thetas: list
         past = journal.read(file)
         assert (sorted(past.records), past.damaged) == (list(range(1, lines + 1)), ())
         assert journal.last_step(file) == RunFolder.open(run).step() == lines
-        if length % 7 == 0 or content[length - 1 : length] == b"\n":
+        if length % 61 == 0 or content[length - 1 : length] == b"\n":
             assert restored(run, thetas, with_state=False) == lines
         journal.cut(file, lines)
         assert file.read_bytes() == content[: content[:length].rfind(b"\n") + 1]
