@@ -26,7 +26,7 @@ from .runs import RunFolder
 from .showing import before_after
 from .stopping import Stopped, stopped_by
 from .trainer import TrainResult, resume_training, train_token
-from .training import load_references, noise_warning, tokenised
+from .training import load_model, load_references, noise_warning, tokenised
 from .worker import FAILED, FAULT, FINISHED, STOPPED, Outbox
 
 _SAMPLINGS = 10
@@ -176,7 +176,7 @@ def _train(job: Job, out: Outbox, commands: Commands) -> int:
     with stopped_by(lambda: commands.stopping):
         config = job.config()
         out.send("checked", **check(config))
-        model = _load(config)
+        model = load_model(config)
     result = train_token(config, job.folder / RUN, model=model, on_event=telling(out), commands=commands)
     return _close(job, config, model, result, out, commands)
 
@@ -184,7 +184,7 @@ def _train(job: Job, out: Outbox, commands: Commands) -> int:
 def _resume(job: Job, out: Outbox, commands: Commands) -> int:
     config = RunFolder.open(job.run, job.changes).config
     with stopped_by(lambda: commands.stopping):
-        model = _load(config)
+        model = load_model(config)
     result = resume_training(job.run, job.changes, model=model, on_event=telling(out), commands=commands)
     return _close(job, config, model, result, out, commands)
 
@@ -213,21 +213,10 @@ def _show(job: Job, out: Outbox, commands: Commands) -> int:
     if token is None:
         raise ConfigError(f"{job.run} has no token to draw yet; go on with the run first")
     with stopped_by(lambda: commands.stopping):
-        model = _load(folder.config)
+        model = load_model(folder.config)
     _draw(job, folder.config, model, token, out, commands)
     out.send("ended", state="finished")
     return FINISHED
-
-
-def _load(config: TrainConfig) -> QuantizedModel:
-    return load_quantized(
-        config.model,
-        weights=config.weights,
-        dtype=config.dtype,
-        device=config.device,
-        prediction_type=config.prediction_type,
-        cache=config.cache,
-    )
 
 
 def _draw(job: Job, config: TrainConfig, model: QuantizedModel, token: Path, out: Outbox, commands: Commands) -> None:

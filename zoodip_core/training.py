@@ -25,6 +25,22 @@ from .tokens import check_initializer, check_new, initial_vectors
 from .version import __version__
 
 
+def load_model(config: TrainConfig) -> QuantizedModel:
+    """The model that a run's settings name.
+
+    Raises:
+        ModelError: it is missing, damaged, or of a family that is not supported.
+    """
+    return load_quantized(
+        config.model,
+        weights=config.weights,
+        dtype=config.dtype,
+        device=config.device,
+        prediction_type=config.prediction_type,
+        cache=config.cache,
+    )
+
+
 class Training:
     """A prepared run: everything a user could get wrong is checked by the constructor.
 
@@ -46,14 +62,7 @@ class Training:
         self.tell = tell
         info = model.info if model else identify(config.model, config.prediction_type)
         self.images, skipped = load_references(config, info)
-        self.model = model or load_quantized(
-            config.model,
-            weights=config.weights,
-            dtype=config.dtype,
-            device=config.device,
-            prediction_type=config.prediction_type,
-            cache=config.cache,
-        )
+        self.model = model or load_model(config)
         self.warnings = skipped + noise_warning(config, self.model.dtype)
         prompts = tokenised(config, self.model, self.images)
         self.plan = self._plan(config.resolution or info.resolution, batch)

@@ -355,38 +355,40 @@ def _run(home: Path, name: str, token: str, snapshot: bool = True) -> Path:
 
 
 def _page(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
+    patch.setattr(jobs.Jobs, "submit", _fake_submit)
     for name in ("home", "models", "embeddings"):
         canary.folder("page", name)
-    root = canary.root / "page"
-    host = FakePageHost(root, fake_worker(canary.temp))
-    home, embeddings = root / "home", root / "embeddings"
-    studio = Studio(host)
-    patch.setattr(jobs.Jobs, "submit", _fake_submit)
-    with gr.Blocks():
-        page = Page(studio)
-        page.build()
-    Image.new("RGB", (64, 64), "red").save(canary.temp / "red.png")
-    studio.draft.add([(canary.temp / "red.png", "red.png")])
-    canary.folder("runs", "home")
-    listed = FakePageHost(canary.root / "runs", host.python())
-    _run(listed.home(), "learned", "<learned>")
-    with gr.Blocks():
-        lists = Page(Studio(listed))
-        lists.build()
+    host = FakePageHost(canary.root / "page", fake_worker(canary.temp))
+    page = _built(host)
+    both = (host.home(), host.root / "embeddings")
+    return [*_form(canary, host, page, both), *_pictures(canary, page, both), *_runs(canary, host, page, both)]
 
-    def told(notice: Any, *more: Any) -> str:
-        text = _text(notice)
-        assert "fault of ZOODiP" not in text, text
-        if "zoodip-error" in text:
-            raise RefusedError(text)
-        return text + _text(more)
+
+def _built(host: FakePageHost) -> Page:
+    with gr.Blocks():
+        page = Page(Studio(host))
+        page.build()
+    return page
+
+
+def _told(notice: Any, *more: Any) -> str:
+    text = _text(notice)
+    assert "fault of ZOODiP" not in text, text
+    if "zoodip-error" in text:
+        raise RefusedError(text)
+    return text + _text(more)
+
+
+def _form(canary: Canary, host: FakePageHost, page: Page, both: tuple[Path, ...]) -> list[Entry]:
+    """What is typed into the form."""
+    home, studio = host.home(), page.studio
 
     def values(**changes: Any) -> list[Any]:
         given = {"token": "<rex>", "initializer": "dog", "model": TINY_LABEL, **changes}
         return [*form.filled(given), False]
 
     def start(token: str) -> str:
-        return told(*page._started(*values(token=token)))
+        return _told(*page._started(*values(token=token)))
 
     def model(label: str) -> str:
         host.alone = False
@@ -401,20 +403,22 @@ def _page(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
     def folder(name: str) -> str:
         host.alone = False
         try:
-            return told(*page._pictures._folder_added(name))
+            return _told(*page._pictures._folder_added(name))
         finally:
             host.alone = True
 
-    def run(name: str) -> str:
-        runs = lists._runs
-        shown = _text(runs._choose(name))
-        if "data-run" in shown:
-            return shown
-        done = [runs._continued(name), runs._shown(name), runs._deleted(name)[0], runs._used(name, True)[0]]
-        for each in done:
-            with pytest.raises(RefusedError):
-                told(each)
-        raise RefusedError(_text(done))
+    return [
+        Entry("page: token", home, start, allowed=both),
+        Entry("page: model, where others can reach it", host.root / "models", model, ALL, True, None, allowed=both),
+        Entry("page: folder of pictures, where others can reach it", home, folder, ALL, allowed=both),
+    ]
+
+
+def _pictures(canary: Canary, page: Page, both: tuple[Path, ...]) -> list[Entry]:
+    """The pictures' names."""
+    home, studio = both[0], page.studio
+    Image.new("RGB", (64, 64), "red").save(canary.temp / "red.png")
+    studio.draft.add([(canary.temp / "red.png", "red.png")])
 
     def picture(name: str) -> str:
         pictures = page._pictures
@@ -434,29 +438,48 @@ def _page(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
     def subject(name: str) -> str:
         return str(ours(lambda: page._pictures._add_concept(name)))
 
+    return [
+        Entry("page: name of a picture, to caption and remove", home, picture, ALL, allowed=both),
+        Entry("page: name of an upload", home, upload, NONE, allowed=both),
+        Entry("page: bundled subject", home, subject, ALL, allowed=both),
+    ]
+
+
+def _runs(canary: Canary, host: FakePageHost, page: Page, both: tuple[Path, ...]) -> list[Entry]:
+    """Runs by their names, and what a stranger's run says."""
+    home, embeddings = both
+    canary.folder("runs", "home")
+    listed = FakePageHost(canary.root / "runs", host.python())
+    _run(listed.home(), "learned", "<learned>")
+    lists = _built(listed)
+
+    def run(name: str) -> str:
+        runs = lists._runs
+        shown = _text(runs._choose(name))
+        if "data-run" in shown:
+            return shown
+        done = [runs._continued(name), runs._shown(name), runs._deleted(name)[0], runs._used(name, True)[0]]
+        for each in done:
+            with pytest.raises(RefusedError):
+                _told(each)
+        raise RefusedError(_text(done))
+
     def publish(token: str) -> str:
         _run(home, "stranger", token)
         shown = page._runs._describe("stranger")
         json.dumps(shown, ensure_ascii=False, default=str).encode()  # as it goes to the browser
-        return told(page._runs._used("stranger", True)[0], shown)
+        return _told(page._runs._used("stranger", True)[0], shown)
 
     def unfinished(cache: str) -> str:
         folder = _run(home, "cut-off", "<rex>")
         settings = {"images": ["x"], "token": "<rex>", "initializer": "dog", "cache": cache}
         jobs.write_task(folder, "train", folder, settings=settings)
-        told(page._runs._continued("cut-off"))
+        _told(page._runs._continued("cut-off"))
         kept = json.loads((folder / "task.json").read_text())["settings"]["cache"]
         return "" if kept is None else f"{MARK}: a copy would be written to {kept}"
 
-    both: dict[str, Any] = {"allowed": (home, embeddings)}
     return [
-        Entry("page: token", home, start, **both),
-        Entry("page: model, where others can reach it", root / "models", model, ALL, True, None, **both),
-        Entry("page: folder of pictures, where others can reach it", home, folder, ALL, **both),
         Entry("page: name of a run, to show, go on, draw, delete and use", listed.home(), run, ALL),
-        Entry("page: name of a picture, to caption and remove", home, picture, ALL, **both),
-        Entry("page: name of an upload", home, upload, NONE, **both),
-        Entry("page: bundled subject", home, subject, ALL, **both),
         Entry(
             "page: token of a stranger's run, to use",
             embeddings,
@@ -465,7 +488,7 @@ def _page(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
             link=".safetensors",
             allowed=(home, page._runs._downloads),
         ),
-        Entry("page: cache of a stranger's run, to go on", home, unfinished, NONE, **both),
+        Entry("page: cache of a stranger's run, to go on", home, unfinished, NONE, allowed=both),
     ]
 
 
