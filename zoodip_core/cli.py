@@ -1,4 +1,4 @@
-"""The command line: train, rewind, generate, inspect, ui, demo."""
+"""The command line: train, rewind, generate, evaluate, inspect, ui, demo."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from .benchmark_prompts import PROMPT_SETS, default_set, prompts_of
 from .config import (
     ESTIMATORS,
     LR_SCHEDULES,
@@ -26,13 +27,14 @@ from .config import (
 from .embedding import MAX_BYTES, describe, load_embedding
 from .errors import ConfigError, for_user
 from .events import Commands, Event, Message, Progress, Sampled, Saved
-from .images import CROPS
-from .models import DTYPES, PREDICTION_TYPES, TINY, identify, load_quantized
+from .features import CLIP_ID, DINO_ID
+from .images import CROPS, find_images
+from .models import DTYPES, PREDICTION_TYPES, TINY, QuantizedModel, identify, load_quantized
 from .paths import plain, printable
 from .prompts import TEMPLATES, with_slots
 from .quantize import WEIGHTS
 from .runs import CHANGEABLE, free_folder
-from .stopping import Stopped
+from .stopping import Stopped, stopped_by
 from .tokens import INITIALIZER_MODES
 from .trainer import TrainResult, resume_training, train_token
 from .version import __version__
@@ -91,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_rewind(commands)
     _add_generate(commands)
+    _add_evaluate(commands)
     _add_inspect(commands)
     _add_ui(commands)
     _add_demo(commands)
@@ -267,13 +270,7 @@ def _add_generate(commands: Any) -> None:
         metavar="SCALE",
         help="classifier-free guidance (default: 7.5; tiny: 5)",
     )
-    parser.add_argument("--weights", choices=WEIGHTS, default="int8", help="how weights are kept (default: int8)")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="activations (default: auto)")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument(
-        "--prediction-type", choices=PREDICTION_TYPES, default="auto", help="what the model predicts (default: auto)"
-    )
-    parser.add_argument("--cache", metavar="DIR", help=_CACHE)
+    _loading_options(parser)
     parser.add_argument(
         "--output",
         type=Path,
@@ -281,6 +278,68 @@ def _add_generate(commands: Any) -> None:
         metavar="DIR",
         help="folder for the images (default: generated)",
     )
+
+
+def _loading_options(parser: argparse.ArgumentParser) -> None:
+    """How a model that draws is loaded; see :func:`_load`."""
+    parser.add_argument("--weights", choices=WEIGHTS, default="int8", help="how weights are kept (default: int8)")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="activations (default: auto)")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument(
+        "--prediction-type", choices=PREDICTION_TYPES, default="auto", help="what the model predicts (default: auto)"
+    )
+    parser.add_argument("--cache", metavar="DIR", help=_CACHE)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "score a learned token with CLIP-T, CLIP-I, DINO and DINO_inter, beside the word it began as",
+        "evaluate --model models/sd15 --embedding runs/rex/rex.safetensors --images photos/rex --prompts living",
+    )
+    parser.add_argument("--model", default=TINY, metavar="PATH", help=_MODEL)
+    parser.add_argument("--embedding", type=Path, required=True, metavar="FILE", help="the learned token")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="folder of reference images, or image files",
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="SET",
+        help=f"{', '.join(PROMPT_SETS)}, or a text file with a prompt a line and {{}} for the subject (default: "
+        "object; tiny for the embedded model)",
+    )
+    parser.add_argument(
+        "--class",
+        dest="class_word",
+        default="",
+        metavar="WORD",
+        help="what kind of thing the subject is (default: the word that the token was learned from)",
+    )
+    parser.add_argument("--seeds", type=int, default=4, metavar="N", help="images of each prompt (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image of each (default: 0)")
+    parser.add_argument("--steps", type=int, default=25, metavar="N", help="denoising steps (default: 25)")
+    parser.add_argument(
+        "--guidance", type=float, metavar="SCALE", help="classifier-free guidance (default: 7.5; tiny: 5)"
+    )
+    for option, kind in (("--clip", CLIP_ID), ("--dino", DINO_ID)):
+        parser.add_argument(
+            option, metavar="PATH", help=f"folder of the model that scores (default: {kind} in Hugging Face's cache)"
+        )
+    _loading_options(parser)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for images and scores; the same command goes on in it (default: evaluations/NAME)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the scores as JSON, as in evaluation.json")
 
 
 def _add_inspect(commands: Any) -> None:
@@ -495,14 +554,7 @@ def _generate(args: argparse.Namespace) -> int:
         with_slots(text, embedding.token) != text for text in (*args.prompt, args.negative_prompt)
     ):
         raise ConfigError(f"no prompt holds the token {embedding.token}; write it where the subject should stand")
-    model = load_quantized(
-        args.model,
-        weights=args.weights,
-        dtype=args.dtype,
-        device=args.device,
-        prediction_type=args.prediction_type,
-        cache=args.cache,
-    )
+    model = _load(args)
     prompts = [prompt for prompt in args.prompt for _ in range(args.count)]
     seeds = [args.seed + i for _ in args.prompt for i in range(args.count)]
     images = generate(
@@ -521,6 +573,75 @@ def _generate(args: argparse.Namespace) -> int:
         save_png(image, path)
         print(path)
     return 0
+
+
+def _load(args: argparse.Namespace) -> QuantizedModel:
+    return load_quantized(
+        args.model,
+        weights=args.weights,
+        dtype=args.dtype,
+        device=args.device,
+        prediction_type=args.prediction_type,
+        cache=args.cache,
+    )
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from .evaluation import Plan, as_json, class_word_of, evaluate, find_judges
+    from .evaluation_report import as_text, write_report
+
+    embedding = load_embedding(args.embedding)
+    references = find_images(args.images)
+    judges = find_judges(args.clip, args.dino)
+    for why in judges.left_out:
+        print(f"warning: {why}", file=sys.stderr)
+    word = class_word_of(embedding, args.class_word)
+    # A token's name comes from inside a file, perhaps a stranger's: never a path.
+    folder = args.output or Path("evaluations") / (plain(embedding.token, 120) or "token")
+    model = _load(args)
+    prompts = prompts_of(args.prompts or default_set(model.info.family))
+    plan = Plan(prompts, word, args.seeds, args.seed, args.steps, args.guidance)
+    with _session() as (_, commands), stopped_by(lambda: commands.stopping), _Stages() as bar:
+        try:
+            evaluation = evaluate(model, embedding, references, plan, judges, folder, bar)
+        except Stopped:
+            bar.close()
+            print(f"stopped; what is drawn is kept in {folder}, and the same command goes on", file=sys.stderr)
+            return 1
+        sheet = write_report(evaluation, references, folder)
+    print(as_json(evaluation) if args.json else f"{as_text(evaluation)}\n{sheet}")
+    return 0
+
+
+class _Stages:
+    """A progress bar for each thing that is done, one after another."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if stage != self._stage:
+            self.close()
+            layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, ETA {remaining}"
+            # What an earlier call has drawn is no measure of how long the rest takes.
+            self._bar = tqdm(
+                total=total, initial=done, desc=stage, dynamic_ncols=True, mininterval=0.25, bar_format=layout
+            )
+            self._stage = stage
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> _Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _inspect(args: argparse.Namespace) -> int:

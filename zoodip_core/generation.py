@@ -61,7 +61,7 @@ def generate(
     """
     if guidance_scale is None:
         guidance_scale = 5.0 if model.info.family == "tiny" else 7.5
-    _check(prompts, seeds, num_inference_steps, guidance_scale)
+    check_settings(prompts, seeds, num_inference_steps, guidance_scale)
     check_resolution(resolution)
     if embedding:
         check_fits(embedding, model.info.dims, "generate")
@@ -101,12 +101,19 @@ def _after_each_step(on_step: Callable[[int, int], None] | None, total: int) -> 
     return told
 
 
-def _check(prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float) -> None:
+def check_settings(
+    prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float | None
+) -> None:
+    """Refuse what :func:`generate` could not draw; needs no model.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
     if len(prompts) != len(seeds) or not prompts:
         raise ConfigError(f"generate: {len(prompts)} prompts and {len(seeds)} seeds; give one seed a prompt")
     if not 1 <= num_inference_steps <= 999:  # the schedule starts at step 1 of 1000
         raise ConfigError(f"steps = {num_inference_steps}: must be from 1 to 999")
-    if not 0 <= guidance_scale <= 100:
+    if guidance_scale is not None and not 0 <= guidance_scale <= 100:
         raise ConfigError(f"guidance = {guidance_scale}: must be from 0 to 100")
 
 
