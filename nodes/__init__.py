@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .embeddings import ApplyEmbedding, LoadEmbedding, SaveEmbedding
+from .evaluate import EvaluateEmbedding
 from .generate import GeneratePreview
 from .models import LoadQuantizedSD
 from .pictures import LoadReferenceImages
@@ -24,6 +25,7 @@ NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "ZoodipSaveEmbedding": SaveEmbedding,
     "ZoodipLoadEmbedding": LoadEmbedding,
     "ZoodipGeneratePreview": GeneratePreview,
+    "ZoodipEvaluateEmbedding": EvaluateEmbedding,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "ZoodipLoadQuantizedSD": "Load Quantized SD",
@@ -35,4 +37,5 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "ZoodipSaveEmbedding": "Save Embedding",
     "ZoodipLoadEmbedding": "Load Embedding",
     "ZoodipGeneratePreview": "Generate Preview",
+    "ZoodipEvaluateEmbedding": "Evaluate Embedding",
 }

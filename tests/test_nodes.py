@@ -32,6 +32,7 @@ NODES = (
     "ZoodipSaveEmbedding",
     "ZoodipLoadEmbedding",
     "ZoodipGeneratePreview",
+    "ZoodipEvaluateEmbedding",
 )
 TINY = "tiny (embedded)"
 CHILD = """
@@ -92,7 +93,7 @@ def test_the_pack_loads_fast_and_alone(tmp_path: Path) -> None:
     assert not [each for each in ours if ".zoodip_core" in each]
 
 
-def test_the_pack_has_nine_nodes_with_names_and_a_web_folder(pack: Any) -> None:
+def test_the_pack_has_ten_nodes_with_names_and_a_web_folder(pack: Any) -> None:
     assert set(pack.NODE_CLASS_MAPPINGS) == set(pack.NODE_DISPLAY_NAME_MAPPINGS) == set(NODES)
     assert len(set(pack.NODE_DISPLAY_NAME_MAPPINGS.values())) == len(NODES)
     assert (ROOT / pack.WEB_DIRECTORY).is_dir()

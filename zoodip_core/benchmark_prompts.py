@@ -62,6 +62,8 @@ PROMPT_SETS: dict[str, tuple[str, ...]] = {
 }
 """By name. ``tiny`` has the places that the embedded model knows."""
 MAX_PROMPTS = 500
+MAX_SEEDS = 256
+"""Images of each prompt."""
 
 
 def default_set(family: str) -> str:

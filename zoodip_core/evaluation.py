@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from .benchmark_prompts import MAX_SEEDS
 from .embedding import Embedding, check_fits
 from .errors import ConfigError, ImagesError, RunFolderError
 from .features import ClipFeatures, DinoFeatures, MissingModelError, ModelFiles, Picture, find_clip, find_dino
@@ -35,7 +36,6 @@ from .runs import LOCK, locked
 SETTINGS = "settings.json"
 SETTINGS_VERSION = 1
 BEFORE, AFTER = "before", "after"
-MAX_SEEDS = 256
 _LONGEST_WORD = 200
 _AT_ONCE = 4
 """Images that are drawn, and kept, together."""

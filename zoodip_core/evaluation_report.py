@@ -114,7 +114,7 @@ def _write_sheet(evaluation: Evaluation, references: Sequence[Picture], folder: 
     plan = evaluation.plan
     shown = _columns(evaluation)
     rows: list[tuple[str, list[Image.Image]]] = [
-        ("the subject:\nreference images", [_tile(picture) for picture in references[: len(shown)]])
+        ("the subject:\nreference images", [_tile(picture) for picture in references[:_COLUMNS]])
     ]
     for when, label in (
         (BEFORE, f'before: the word\n"{plan.class_word}"'),

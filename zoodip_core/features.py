@@ -152,10 +152,11 @@ def _missing(kind: str, usual: str, given: str, lacking: Sequence[str]) -> str:
     else:
         place = f"{given}, which is no folder"
     files = f"{CONFIG} {PREPROCESSOR} {_WEIGHTS[usual]}"
-    option = "--clip" if kind == "clip" else "--dino"
+    option = "clip" if kind == "clip" else "dino"
     return (
         f"{usual} for the {'CLIP' if kind == 'clip' else 'DINO'} scores: {', '.join(lacking)} not found in {place}. "
-        f"Nothing is downloaded here; fetch it with\n  hf download {usual} {files}\nor give its folder ({option})"
+        f"Nothing is downloaded here; fetch it with\n  hf download {usual} {files}\n"
+        f"or give its folder (--{option}; in ComfyUI the input {option})"
     )
 
 

@@ -40,6 +40,7 @@ NODES = {
     "ZoodipSaveEmbedding": "Save Embedding",
     "ZoodipLoadEmbedding": "Load Embedding",
     "ZoodipGeneratePreview": "Generate Preview",
+    "ZoodipEvaluateEmbedding": "Evaluate Embedding",
 }
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 TINY = "tiny (embedded)"

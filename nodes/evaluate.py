@@ -1,0 +1,224 @@
+"""Scoring a learned token: the paper's four figures, beside those of the word it began as."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from .generate import seed_input
+from .host import host, on_the_device
+from .pictures import thumbnails, to_image, to_pictures
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+    from ..zoodip_core.embedding import Embedding
+    from ..zoodip_core.evaluation import Evaluation, Judges, Plan
+    from ..zoodip_core.models import QuantizedModel
+
+FOLDER = "zoodip/evaluations"
+"""In ComfyUI's output folder: a folder for each evaluation."""
+_AUTO = "auto"
+
+
+class EvaluateEmbedding:
+    """CLIP-T, CLIP-I, DINO and DINO_inter of images drawn with a token, and with its class word."""
+
+    CATEGORY = "ZOODiP"
+    DESCRIPTION = (
+        "Draws the same prompts and seeds with the word the token began as and with the token, and scores both with "
+        "CLIP and DINOv2. Cancel keeps what is drawn; queue again to go on."
+    )
+    RETURN_TYPES = ("IMAGE", "STRING", "FLOAT", "FLOAT", "FLOAT", "FLOAT")
+    RETURN_NAMES = ("sheet", "table", "CLIP_T", "CLIP_I", "DINO", "DINO_inter")
+    OUTPUT_TOOLTIPS = (
+        "Reference images, before and after, for a few of the prompts.",
+        "All figures, before and after.",
+        "Of the token: do images show what their prompts say? Higher is better. NaN without CLIP.",
+        "Of the token: is it the subject, by CLIP? Higher is better. NaN without CLIP.",
+        "Of the token: is it the subject, by DINOv2? Higher is better. NaN without DINOv2.",
+        "Of the token: how alike are images of one prompt? Lower is more diverse. NaN without DINOv2 or with one seed.",
+    )
+    FUNCTION = "evaluate"
+    INPUT_IS_LIST = True
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        return {"required": {**_what(), **_how()}, "optional": _optional()}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, clip: Any, dino: Any) -> bool | str:  # noqa: N802
+        # The token may be trained for hours before this node has its turn.
+        try:
+            if isinstance(_one(clip), str) and isinstance(_one(dino), str):  # else they come from other nodes
+                _judges(_one(clip), _one(dino))
+        except (ValueError, OSError) as error:
+            return str(error)
+        return True
+
+    def evaluate(self, **inputs: Any) -> dict[str, Any]:
+        model: QuantizedModel = _one(inputs.pop("model"))
+        embedding: Embedding = _one(inputs.pop("embedding"))
+        pictures = to_pictures(inputs.pop("images"), "images")
+        given = {name: _one(value) for name, value in inputs.items()}
+        judges = _judges(given["clip"], given["dino"])
+        found, folder = _evaluate(model, embedding, pictures, _plan(model, embedding, given), judges)
+        return _shown(found, pictures, folder)
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def _what() -> dict[str, Any]:
+    from ..zoodip_core.benchmark_prompts import PROMPT_SETS
+
+    return {
+        "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD, of the family that the token was learned on."}),
+        "embedding": ("ZOODIP_EMBEDDING", {"tooltip": "The token, from ZO Train Token or Load Embedding."}),
+        "images": ("IMAGE", {"tooltip": "The subject's reference images: a batch, or a list of any sizes."}),
+        "prompt_set": (
+            [_AUTO, *PROMPT_SETS],
+            {
+                "default": _AUTO,
+                "tooltip": "The DreamBooth dataset's 25 prompts for animals (living) or things (object), a single one "
+                "(photo), or the embedded model's (tiny). auto: object, or tiny on the embedded model.",
+            },
+        ),
+        "class_word": (
+            "STRING",
+            {
+                "default": "",
+                "tooltip": "What kind of thing the subject is, like dog; empty: the word that the token was learned "
+                "from.",
+            },
+        ),
+    }
+
+
+def _how() -> dict[str, Any]:
+    from ..zoodip_core.benchmark_prompts import MAX_SEEDS
+    from ..zoodip_core.features import CLIP_ID, DINO_ID
+
+    place = (
+        "its folder in ComfyUI's models folder, or as it stands the paper's in Hugging Face's cache; not downloaded."
+    )
+    return {
+        "seeds": ("INT", {"default": 4, "min": 1, "max": MAX_SEEDS, "tooltip": "Images of each prompt."}),
+        "seed": seed_input("Of the first image of each prompt; the next ones count on."),
+        "steps": ("INT", {"default": 25, "min": 1, "max": 999, "tooltip": "Denoising steps."}),
+        "guidance": (
+            "FLOAT",
+            {
+                "default": 0.0,
+                "min": 0.0,
+                "max": 100.0,
+                "step": 0.5,
+                "tooltip": "Classifier-free guidance; 0 is the model's own: 7.5, or 5 for the embedded one.",
+            },
+        ),
+        "clip": ("STRING", {"default": CLIP_ID, "tooltip": f"CLIP, for CLIP-T and CLIP-I: {place}"}),
+        "dino": ("STRING", {"default": DINO_ID, "tooltip": f"DINOv2, for DINO and DINO_inter: {place}"}),
+    }
+
+
+def _optional() -> dict[str, Any]:
+    return {
+        "prompts": (
+            "STRING",
+            {
+                "default": "",
+                "multiline": True,
+                "tooltip": "Prompts of your own in place of the set, one a line, with {} for the subject.",
+            },
+        ),
+    }
+
+
+def _one(value: Any) -> Any:
+    """A single input's value, which arrives in a list."""
+    return value[0] if isinstance(value, list | tuple) and value else value
+
+
+def _plan(model: QuantizedModel, embedding: Embedding, given: dict[str, Any]) -> Plan:
+    from ..zoodip_core.benchmark_prompts import PROMPT_SETS, checked_prompts, default_set
+    from ..zoodip_core.errors import ConfigError
+    from ..zoodip_core.evaluation import Plan, class_word_of
+
+    own = str(given.get("prompts") or "")
+    name = default_set(model.info.family) if given["prompt_set"] == _AUTO else given["prompt_set"]
+    if name not in PROMPT_SETS:
+        raise ConfigError(f"prompt_set: there is no {str(name)[:60]!r}; choose one of {', '.join(PROMPT_SETS)}")
+    return Plan(
+        checked_prompts(own.splitlines(), "prompts") if own.strip() else PROMPT_SETS[name],
+        class_word_of(embedding, given["class_word"]),
+        given["seeds"],
+        given["seed"],
+        given["steps"],
+        given["guidance"] or None,
+    )
+
+
+def _judges(clip: str, dino: str) -> Judges:
+    """The models that score, by what stands in the inputs.
+
+    Raises:
+        MissingModelError: none is there, or one that was named.
+        ModelError: a folder holds another kind of model.
+        PathError: a name leads out of ComfyUI's models folder.
+    """
+    from ..zoodip_core.evaluation import find_judges
+    from ..zoodip_core.features import CLIP_ID, DINO_ID
+
+    return find_judges(_place(clip, CLIP_ID, "clip"), _place(dino, DINO_ID, "dino"))
+
+
+def _place(name: str, usual: str, called: str) -> Path | None:
+    """A folder in ComfyUI's models folder, None for the usual model, which is looked up in Hugging Face's cache."""
+    from ..zoodip_core.errors import PathError
+    from ..zoodip_core.features import MissingModelError
+    from ..zoodip_core.paths import inside
+
+    if name.strip() in ("", usual):
+        return None
+    try:
+        folder = inside(host().models_folder(), name.strip(), "ComfyUI's models folder")
+    except PathError as error:
+        raise PathError(f"{called}: {error}, or {usual}") from None
+    if not folder.is_dir():
+        raise MissingModelError(f"{called}: ComfyUI's models folder has no folder {name.strip()[:80]!r}; give {usual}")
+    return folder
+
+
+# ---------------------------------------------------------------- work
+
+
+def _evaluate(
+    model: QuantizedModel, embedding: Embedding, pictures: list[Image], plan: Plan, judges: Judges
+) -> tuple[Evaluation, Path]:
+    """The scores, and the folder that keeps the images; the models leave the device afterwards."""
+    from ..zoodip_core.evaluation import evaluate, key_of
+    from ..zoodip_core.paths import plain
+
+    # A token's name comes from inside a file, perhaps a stranger's: never a path.
+    stem = plain(embedding.token, 120) or "token"
+    folder = host().output_folder() / FOLDER / f"{stem}-{key_of(model, embedding, plan)}"
+    bar = host().bar()
+    with on_the_device(model):
+        told = lambda _stage, done, total: bar.update(done, total)  # noqa: E731
+        return evaluate(model, embedding, pictures, plan, judges, folder, told), folder
+
+
+def _shown(found: Evaluation, pictures: list[Image], folder: Path) -> dict[str, Any]:
+    from PIL import Image
+
+    from ..zoodip_core.evaluation_report import as_text, write_report
+
+    with Image.open(write_report(found, pictures, folder), formats=("PNG",)) as file:
+        sheet = file.convert("RGB")
+    table = "\n".join((as_text(found), *found.left_out))
+    after = (found.after.clip_t, found.after.clip_i, found.after.dino, found.after.dino_inter)
+    figures = tuple(math.nan if value is None else value for value in after)
+    return {"ui": {**thumbnails([sheet]), "text": [table]}, "result": (to_image([sheet]), table, *figures)}
