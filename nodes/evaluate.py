@@ -103,7 +103,7 @@ def _how() -> dict[str, Any]:
     from ..zoodip_core.features import CLIP_ID, DINO_ID
 
     place = (
-        "its folder in ComfyUI's models folder, or as it stands the paper's in Hugging Face's cache; not downloaded."
+        "its folder in ComfyUI's models folder; as it stands, the paper's in Hugging Face's cache."
     )
     return {
         "seeds": ("INT", {"default": 4, "min": 1, "max": MAX_SEEDS, "tooltip": "Images of each prompt."}),
