@@ -102,9 +102,7 @@ def _how() -> dict[str, Any]:
     from ..zoodip_core.benchmark_prompts import MAX_SEEDS
     from ..zoodip_core.features import CLIP_ID, DINO_ID
 
-    place = (
-        "its folder in ComfyUI's models folder; as it stands, the paper's in Hugging Face's cache."
-    )
+    place = "its folder in ComfyUI's models folder; as it stands, the paper's in Hugging Face's cache."
     return {
         "seeds": ("INT", {"default": 4, "min": 1, "max": MAX_SEEDS, "tooltip": "Images of each prompt."}),
         "seed": seed_input("Of the first image of each prompt; the next ones count on."),
@@ -199,12 +197,9 @@ def _evaluate(
     model: QuantizedModel, embedding: Embedding, pictures: list[Image], plan: Plan, judges: Judges
 ) -> tuple[Evaluation, Path]:
     """The scores, and the folder that keeps the images; the models leave the device afterwards."""
-    from ..zoodip_core.evaluation import evaluate, key_of
-    from ..zoodip_core.paths import plain
+    from ..zoodip_core.evaluation import evaluate, folder_for, key_of
 
-    # A token's name comes from inside a file, perhaps a stranger's: never a path.
-    stem = plain(embedding.token, 120) or "token"
-    folder = host().output_folder() / FOLDER / f"{stem}-{key_of(model, embedding, plan)}"
+    folder = folder_for(host().output_folder() / FOLDER, embedding, key_of(model, embedding, plan))
     bar = host().bar()
     with on_the_device(model):
         told = lambda _stage, done, total: bar.update(done, total)  # noqa: E731

@@ -28,6 +28,7 @@ from zoodip_core.errors import (
     EmbeddingFileError,
     ImagesError,
     ModelError,
+    PathError,
     RunFolderError,
 )
 from zoodip_core.evaluation import AFTER, BEFORE, Evaluation, Judges, Plan, as_json, evaluate, find_judges, image_path
@@ -42,6 +43,7 @@ from zoodip_core.features import (
     find_clip,
     find_dino,
 )
+from zoodip_core.generation import generate
 from zoodip_core.images import find_images, open_picture
 from zoodip_core.metrics import image_alignment, mutual_similarity, text_alignment
 from zoodip_core.models import CLIP_PATH, QuantizedModel
@@ -190,8 +192,6 @@ def test_an_evaluation_is_what_plain_calls_give(
 
 def test_before_is_the_word_and_after_the_token(done: tuple[Evaluation, Path], tiny_model: QuantizedModel) -> None:
     """With the same prompts and seeds, as the core draws them."""
-    from zoodip_core.generation import generate
-
     for when, text, embedding in ((BEFORE, "a monster at the beach", None), (AFTER, "a {} at the beach", token())):
         made = generate(tiny_model, [text] * 2, [0, 1], embedding=embedding, num_inference_steps=2)
         for seed, image in enumerate(made):
@@ -243,7 +243,7 @@ def test_a_strip_is_seen_by_its_middle_and_fills_no_memory(judges: Judges) -> No
 def count_drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The (prompt, seed) of all that is drawn from now on."""
     asked: list[tuple[str, int]] = []
-    draw = evaluation.generate
+    draw = generate
 
     def counted(model: Any, prompts: list[str], seeds: list[int], **settings: Any) -> Any:
         asked.extend(zip(prompts, seeds, strict=True))
@@ -261,7 +261,8 @@ def test_an_evaluation_that_was_stopped_goes_on_to_the_same_scores(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder, steps = tmp_path / "out", []
+    folder = tmp_path / "out"
+    steps: list[tuple[str, int, int]] = []
     with pytest.raises(Stopped), stopped_by(lambda: len(steps) >= 8):
         evaluate(tiny_model, token(), references, PLAN, judges, folder, lambda *told: steps.append(told))
     kept = {path.relative_to(folder): path.read_bytes() for path in folder.glob("*/*.png")}
@@ -611,6 +612,21 @@ def test_bad_inputs_are_found_before_anything_is_drawn(
         with pytest.raises((EmbeddingFileError, ImagesError), match=told):
             evaluate(tiny_model, embedding, pictures, PLAN, judges, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_called_like_the_token_but_never_leads_out(tmp_path: Path) -> None:
+    for name, called in (
+        ("<rex>", "rex"),
+        ("../../x", "x"),
+        ("<con>", "token"),
+        ("/", "token"),
+        ("y" * 500, "y" * 120),
+    ):
+        assert evaluation.folder_for(tmp_path, token(name)) == tmp_path / called
+        assert evaluation.folder_for(tmp_path, token(name), "12ab") == tmp_path / f"{called}-12ab"
+    (tmp_path / "rex").symlink_to(tmp_path.parent, target_is_directory=True)
+    with pytest.raises(PathError, match="is a link"):
+        evaluation.folder_for(tmp_path, token("<rex>"))
 
 
 # ---------------------------------------------------------------- the report

@@ -587,7 +587,7 @@ def _load(args: argparse.Namespace) -> QuantizedModel:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from .evaluation import Plan, as_json, class_word_of, evaluate, find_judges
+    from .evaluation import Plan, as_json, class_word_of, evaluate, find_judges, folder_for
     from .evaluation_report import as_text, write_report
 
     embedding = load_embedding(args.embedding)
@@ -596,8 +596,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     for why in judges.left_out:
         print(f"warning: {why}", file=sys.stderr)
     word = class_word_of(embedding, args.class_word)
-    # A token's name comes from inside a file, perhaps a stranger's: never a path.
-    folder = args.output or Path("evaluations") / (plain(embedding.token, 120) or "token")
+    folder = args.output or folder_for(Path("evaluations"), embedding)
     model = _load(args)
     prompts = prompts_of(args.prompts or default_set(model.info.family))
     plan = Plan(prompts, word, args.seeds, args.seed, args.steps, args.guidance)

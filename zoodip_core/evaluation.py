@@ -28,7 +28,7 @@ from .generation import check_settings, generate
 from .images import open_picture
 from .metrics import Scores, image_alignment, mutual_similarity, text_alignment
 from .models import QuantizedModel
-from .paths import link_out
+from .paths import fault, inside, link_out, plain
 from .pictures import save_png
 from .prompts import SLOT
 from .runs import LOCK, locked
@@ -203,6 +203,20 @@ def evaluate(
         _draw(model, embedding, plan, folder, on_progress)
         model.unload()
         return _score(model, embedding, references, plan, judges, folder, on_progress)
+
+
+def folder_for(parent: Path, embedding: Embedding, key: str = "") -> Path:
+    """A folder in ``parent`` that is called like the token, with a key behind it if there is one.
+
+    A token's name comes from inside a file, perhaps a stranger's: what of it could not be a name is left out.
+
+    Raises:
+        PathError: there is a link of that name, and it leads out of ``parent``.
+    """
+    stem = plain(embedding.token, 120)
+    name = "-".join(filter(None, ("token" if fault(stem) else stem, key)))
+    inside(parent, name, str(parent))
+    return parent / name
 
 
 def image_path(folder: Path, when: str, prompt: int, seed: int) -> Path:

@@ -32,7 +32,7 @@ from tests.attacks.hostile import LINK
 from tests.fake_host import FakeHost
 from tests.fake_page_host import FakePageHost, fake_worker
 from tests.fake_webui import A1111, FakeWebui
-from zoodip_core import cli, form, generation, jobs
+from zoodip_core import cli, evaluation, form, generation, jobs
 from zoodip_core.config import TrainConfig
 from zoodip_core.embedding import Embedding, load_embedding, save_embedding
 from zoodip_core.errors import ZoodipError
@@ -109,7 +109,7 @@ def ours(work: Callable[[], Any], kind: type[Exception] = ZoodipError) -> Any:
 
 def _command_line(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
     runs, here = canary.folder("cli", "runs"), canary.root / "cli"
-    drawn = canary.folder("cli", "generated")
+    drawn, scored = canary.folder("cli", "generated"), canary.folder("cli", "evaluations")
     given = canary.temp / "given"
     given.mkdir()
     pictures = given / "pictures"
@@ -123,6 +123,8 @@ def _command_line(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
     patch.setattr(
         generation, "generate", lambda _model, prompts, *_rest, **_named: [Image.new("RGB", (8, 8))] * len(prompts)
     )
+    patch.setattr(evaluation, "evaluate", _scoring("zoodip_core", patch))
+    patch.setattr(evaluation, "find_judges", lambda *_given: evaluation.Judges(None, None))
     settings = {"images": [str(pictures)], "token": "<rex>", "initializer": "dog"}
 
     def run(*arguments: str) -> str:
@@ -161,6 +163,10 @@ def _command_line(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
     def generate(token: str) -> str:
         return run("generate", "--embedding", str(embedding(token)), f"--prompt={token or 'x'}")
 
+    def evaluate(token: str) -> str:
+        given = ("--embedding", str(embedding(token)), "--images", str(pictures), "--prompts", "photo", "--class", "x")
+        return run("evaluate", *given, "--seeds", "1")
+
     def resume(**changes: Any) -> str:
         folder = runs / "stranger"
         folder.mkdir(exist_ok=True)
@@ -174,10 +180,30 @@ def _command_line(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
         Entry("command line: the cache of train --config", runs, lambda name: configured(cache=name), ALL),
         Entry("command line: a name in train --captions", runs, captioned, NONE),
         Entry("command line: the token of generate --embedding", drawn, generate, NONE),
+        Entry("command line: the token of evaluate --embedding", scored, evaluate, NONE),
         Entry("command line: the token of inspect", drawn, lambda name: run("inspect", str(embedding(name))), NONE),
         Entry("command line: the token of train --resume", attempt=lambda name: resume(token=name), **written),
         Entry("command line: the cache of train --resume", runs, lambda name: resume(cache=name), NONE),
     ]
+
+
+def _scoring(core: str, patch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """What stands in the place of an evaluation, of that core: it writes where that would."""
+    names = ("evaluation", "evaluation_report", "metrics", "pictures")
+    module, report, metrics, pictures = (importlib.import_module(f"{core}.{name}") for name in names)
+    small = Image.new("RGB", (8, 8))
+    patch.setattr(report, "contact_sheet", lambda _rows, path, _columns: pictures.save_png(small, path))
+
+    def scored(
+        _model: Any, embedding: Any, _references: Any, plan: Any, _judges: Any, folder: Path, *_rest: Any
+    ) -> Any:
+        none = metrics.Scores()
+        for when in (module.BEFORE, module.AFTER):
+            pictures.save_png(small, module.image_path(folder, when, 0, 0))
+        by_prompt = ((none, none),) * len(plan.prompts)
+        return module.Evaluation(embedding.token, "small", plan, 1, none, none, none, by_prompt, {}, ())
+
+    return scored
 
 
 @contextlib.contextmanager
@@ -223,7 +249,8 @@ def _nodes(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
         canary.folder("comfyui", name)
     host = FakeHost(canary.root / "comfyui")
     patch.setattr(f"{node_pack.NAME}.nodes.host._host", host)
-    core = {name: importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}") for name in ("embedding", "errors")}
+    parts = ("embedding", "errors", "evaluation")
+    core = {name: importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}") for name in parts}
     nodes = pack.NODE_CLASS_MAPPINGS
     temp = (host.root / "temp",)
     patch.setattr(f"{node_pack.NAME}.nodes.host.gc", SimpleNamespace(collect=lambda: None))  # it takes its time
@@ -268,6 +295,24 @@ def _nodes(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
     def train(token: str) -> str:
         return ask("ZoodipTrainToken", {"token": [token]}, lambda kind: _train_node(kind, token))
 
+    def judge(name: str) -> str:
+        given = {"clip": [name], "dino": [""]}
+        return ask("ZoodipEvaluateEmbedding", given, lambda _kind: scoring_node._judges(name, ""))
+
+    def evaluate(token: str) -> str:
+        embedding = core["embedding"].Embedding(token, VECTOR)
+        plan = core["evaluation"].Plan(("a {}",), "dog", seeds=1)
+
+        def work(_kind: Any) -> Any:
+            pictures = [Image.new("RGB", (64, 64))]
+            found, folder = scoring_node._evaluate(_small_model(), embedding, pictures, plan, None)
+            return scoring_node._shown(found, pictures, folder)
+
+        return ask("ZoodipEvaluateEmbedding", {"clip": None, "dino": None}, lambda kind: work(kind)["ui"])
+
+    scoring_node = importlib.import_module(f"{node_pack.NAME}.nodes.evaluate")
+    patch.setattr(core["evaluation"], "evaluate", _scoring(f"{node_pack.NAME}.zoodip_core", patch))
+    patch.setattr(core["evaluation"], "key_of", lambda *_given: "0")
     patch.setattr(f"{node_pack.NAME}.nodes.train._train", _train_in_node)
     return [
         Entry("nodes: file of Load Embedding", host.root / "embeddings", load, ALL, allowed=temp),
@@ -276,17 +321,22 @@ def _nodes(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
         Entry("nodes: folder of Load Reference Images", host.root / "input", pictures, ALL, link=".png", allowed=temp),
         Entry("nodes: checkpoint of Load Quantized SD", host.root / "models", model, ALL, link=None, allowed=temp),
         Entry("nodes: token of ZO Train Token", host.root / "output", train, allowed=temp),
+        Entry("nodes: clip of Evaluate Embedding", host.root / "models", judge, ALL, True, link=None, allowed=temp),
+        Entry("nodes: token in Evaluate Embedding", host.root / "output", evaluate, NONE, allowed=temp),
     ]
 
 
-def _train_node(kind: Any, token: str) -> Any:
+def _small_model() -> Any:
     info = SimpleNamespace(path=Path("model.safetensors"), family="sd1", prediction_type="epsilon")
     blueprint = SimpleNamespace(fingerprint="0", configs={"scheduler": {}})
-    model = SimpleNamespace(
+    return SimpleNamespace(
         info=info, blueprint=blueprint, dtype=torch.float32, device="cpu", weights="int8", unload=lambda: None
     )
+
+
+def _train_node(kind: Any, token: str) -> Any:
     given = {
-        "model": model,
+        "model": _small_model(),
         "images": torch.zeros(1, 16, 16, 3),
         "captions": "",
         "token": token,
