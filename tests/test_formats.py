@@ -14,19 +14,22 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from zoodip_core.cli import main
 from zoodip_core.config import TrainConfig
 from zoodip_core.draft import Draft
-from zoodip_core.embedding import load_embedding
+from zoodip_core.embedding import Embedding, load_embedding
 from zoodip_core.errors import ConfigError, EmbeddingFileError, ModelError, RunFolderError
+from zoodip_core.evaluation import Judges, Plan, evaluate
 from zoodip_core.history import FAILED, UNFINISHED, find_run, list_runs, task_of
-from zoodip_core.models import QuantizedModel, open_copy, open_model
+from zoodip_core.models import QuantizedModel, load_quantized, open_copy, open_model
 from zoodip_core.prompts import read_listed
 from zoodip_core.replay import rewind
 from zoodip_core.runs import RunFolder
+from zoodip_core.stopping import Stopped, stopped_by
 from zoodip_core.tasks import Job
 from zoodip_core.tiny import concepts
 from zoodip_core.trainer import resume_training
@@ -288,3 +291,20 @@ def test_a_quantised_copy_of_a_later_version_is_refused(tmp_path: Path) -> None:
     for read in (open_model, open_copy):
         with pytest.raises(ModelError, match="a newer ZOODiP made; update ZOODiP, or give the model itself"):
             read(later)
+
+
+# ---------------------------------------------------------------- an evaluation's settings
+
+
+def test_an_evaluation_of_version_1_goes_on(tmp_path: Path) -> None:
+    model = load_quantized(device="cpu")
+    plan = Plan(("a {} in the snow", "a {}"), "monster", seeds=2, num_inference_steps=7, guidance_scale=2.5)
+    learned = Embedding("<rex>", (thousandths(1, 128),))
+    pictures, folder = [Image.new("RGB", (64, 64))], tmp_path / "evaluation"
+    file = NOW / "evaluation" / "settings.json"
+    changed(file, folder / "settings.json", model=model.blueprint.fingerprint)
+    with pytest.raises(Stopped), stopped_by(lambda: True):
+        evaluate(model, learned, pictures, plan, Judges(None, None), folder)
+    changed(file, folder / "settings.json", evaluation_version=2)
+    with pytest.raises(RunFolderError, match="written by a newer ZOODiP; update"):
+        evaluate(model, learned, pictures, plan, Judges(None, None), folder)

@@ -25,13 +25,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import random_models  # noqa: E402
 
+from zoodip_core import evaluation  # noqa: E402
 from zoodip_core.config import TrainConfig  # noqa: E402
 from zoodip_core.draft import Draft  # noqa: E402
 from zoodip_core.embedding import Embedding, save_embedding  # noqa: E402
 from zoodip_core.history import write_outcome  # noqa: E402
 from zoodip_core.jobs import write_task  # noqa: E402
 from zoodip_core.model_cache import write_copy  # noqa: E402
-from zoodip_core.models import open_model  # noqa: E402
+from zoodip_core.models import load_quantized, open_model  # noqa: E402
 from zoodip_core.runs import RunFolder  # noqa: E402
 
 KEPT = ("unet.conv_in.", "unet.time_embedding.linear_1.")
@@ -85,6 +86,14 @@ def copy(file: Path) -> None:
     file.chmod(0o644)
 
 
+def evaluated(folder: Path) -> None:
+    """The settings of an evaluation, without its images."""
+    folder.mkdir()
+    plan = evaluation.Plan(("a {} in the snow", "a {}"), "monster", seeds=2, num_inference_steps=7, guidance_scale=2.5)
+    settings = evaluation._settings(load_quantized(device="cpu"), Embedding("<rex>", (rows(1, 128),)), plan)
+    (folder / evaluation.SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+
+
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
@@ -94,6 +103,7 @@ def main() -> None:
     run(folder / "page")
     draft(folder / "draft")
     copy(folder / "small-int8.safetensors")
+    evaluated(folder / "evaluation")
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             print(f"{path.stat().st_size:>8} {path.relative_to(folder)}")
