@@ -469,6 +469,8 @@ def test_weights_may_be_of_another_revision(judges_at: Path, tmp_path: Path, ref
     assert find_clip().weights == (other / "model.safetensors",)
     (main / "pytorch_model.bin").write_bytes(b"not looked at")
     assert find_clip().weights == (other / "model.safetensors",)
+    shutil.rmtree(folder / "refs")  # as where a revision was asked for by its name
+    assert find_clip().config == main / "config.json"
 
 
 def seen(files: ModelFiles, references: list[Path]) -> torch.Tensor:

@@ -7,6 +7,7 @@ are taken by the settings known here, as the rest may name code for the library 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,26 +70,25 @@ class MissingModelError(ModelError):
 
 
 def find_clip(where: str | Path | None = None) -> ModelFiles:
-    """The files of CLIP, the paper's unless another is given; see :func:`_find`."""
-    return _find("clip", CLIP_ID, where)
-
-
-def find_dino(where: str | Path | None = None) -> ModelFiles:
-    """The files of DINOv2, the paper's unless another is given; see :func:`_find`."""
-    return _find("dinov2", DINO_ID, where)
-
-
-def _find(kind: str, usual: str, where: str | Path | None) -> ModelFiles:
-    """A model's files in a folder, or in the cache of Hugging Face's programs. The network is not asked.
+    """The files of CLIP, which are not read yet. The network is not asked.
 
     Args:
-        where: a folder, or a name like ``openai/clip-vit-base-patch32``; None for the usual name.
+        where: a folder, or a name in the cache of Hugging Face's programs; None for :data:`CLIP_ID`, the paper's.
 
     Raises:
         MissingModelError: they are not there; the message says what is missing, where it was looked for, and the
             command that fetches it.
         ModelError: the folder holds another kind of model.
     """
+    return _find("clip", CLIP_ID, where)
+
+
+def find_dino(where: str | Path | None = None) -> ModelFiles:
+    """The files of DINOv2, :data:`DINO_ID` unless another is given; as :func:`find_clip`."""
+    return _find("dinov2", DINO_ID, where)
+
+
+def _find(kind: str, usual: str, where: str | Path | None) -> ModelFiles:
     given = str(where or usual)
     folders = [Path(given)] if Path(given).is_dir() else _cached(given)
     config, preprocessor, weights = _first(folders, CONFIG), _first(folders, PREPROCESSOR), _weights(folders)
@@ -112,11 +112,10 @@ def _cached(name: str) -> list[Path]:
     folder = _cache_folder(name)
     if folder is None:
         return []
-    try:
-        main = (folder / "refs" / "main").read_text(encoding="utf-8", errors="replace").strip()
+    snapshots, main = [], ""
+    with contextlib.suppress(OSError):
         snapshots = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
-    except OSError:
-        return []
+        main = (folder / "refs" / "main").read_text(encoding="utf-8", errors="replace").strip()
     return sorted(snapshots, key=lambda path: path.name != main)
 
 
@@ -313,7 +312,7 @@ def _known(config: Mapping[str, Any], keys: Sequence[str], files: ModelFiles) ->
     Raises:
         ModelError: one is.
     """
-    settings = {key: config[key] for key in keys if key in config}
+    settings = {key: config[key] for key in keys if config.get(key) is not None}
     for key, value in settings.items():
         most = {"num_hidden_layers": _MOST_LAYERS, "image_size": _LARGEST_SIDE}.get(key, _LARGEST_NUMBER)
         if not isinstance(value, str | bool | int | float) or (not isinstance(value, str) and not 0 <= value <= most):
