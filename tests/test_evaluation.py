@@ -372,6 +372,15 @@ def test_another_token_or_a_later_version_wants_another_folder(
         evaluate(tiny_model, token(), references, PLAN, judges, drawn)
 
 
+def test_a_token_of_any_name_goes_on_as_well(
+    tiny_model: QuantizedModel, judges: Judges, references: list[Path], tmp_path: Path
+) -> None:
+    plan, odd = Plan(("a {}",), "monster", seeds=1, num_inference_steps=1), token("\udc80" + "y" * 5 * 10**6)
+    found = [evaluate(tiny_model, odd, references, plan, judges, tmp_path / "out") for _ in range(2)]
+    write_report(found[1], references, tmp_path / "out")
+    assert as_json(found[0]) == as_json(found[1])
+
+
 def test_a_folder_with_something_else_is_left_alone(
     tiny_model: QuantizedModel, judges: Judges, references: list[Path], tmp_path: Path
 ) -> None:
@@ -657,12 +666,15 @@ def test_the_report_has_the_table_the_figures_and_a_sheet(
     assert lines[3].split()[-4:] == ["-", f"{found.ceiling.clip_i:.3f}", f"{found.ceiling.dino:.3f}", "-"]
 
 
-def test_a_strangers_words_do_not_command_the_screen_or_the_page(done: tuple[Evaluation, Path]) -> None:
+def test_a_strangers_words_do_not_command_the_screen_or_the_page(
+    done: tuple[Evaluation, Path], references: list[Path], drawn: Path
+) -> None:
     plan = replace(PLAN, class_word="a | b `c` <img>", prompts=("x \x1b[2J {}", "|{}"))
     odd = replace(done[0], token="<\x1b]0;x\x07" + "y" * 100_000, plan=plan)
     assert "\x1b" not in as_text(odd) + as_markdown(odd)
     assert "before: the word `a / b 'c' <img>`" in as_markdown(odd)
     assert len(as_text(odd)) < 2000
+    write_report(replace(odd, token="<\udc80" + "\n" * 900 + "猫>"), references, drawn)
 
 
 def test_the_sheet_shows_eight_prompts_of_all_parts_or_seeds_of_one(done: tuple[Evaluation, Path]) -> None:

@@ -117,15 +117,23 @@ def test_the_device_is_its_own_and_a_stop_keeps_what_is_drawn(
     assert len(list(host.root.glob("output/zoodip/evaluations/*/*/*.png"))) == 8
 
 
-def test_other_settings_get_a_folder_of_their_own(pack: Any, host: FakeHost, model: Any, models: Path) -> None:
-    few = {"prompts": "a {}", "seeds": 1, "steps": 1}
-    for inputs in ({}, {"class_word": "ghost"}, {"guidance": 2.0}, {"seed": 3}, {"embedding": token("../x", note="")}):
-        run(pack, model, **{**few, **inputs})
-    folders = sorted(path.name for path in (host.root / "output" / "zoodip" / "evaluations").iterdir())
-    assert len(folders) == 5
-    assert folders[-1].startswith("x-")
-    run(pack, model, **{**few, "seeds": 2})
-    assert len(list((host.root / "output" / "zoodip" / "evaluations").iterdir())) == 5
+def test_other_settings_get_a_folder_of_their_own(
+    pack: Any, host: FakeHost, model: Any, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[Path] = []
+
+    def noted(*given: Any) -> Any:
+        folders.append(given[5])
+        raise core("errors").ConfigError("enough")
+
+    monkeypatch.setattr(core("evaluation"), "evaluate", noted)
+    for inputs in ({}, {"seeds": 9}, {"class_word": "x"}, {"guidance": 2.0}, {"seed": 3}, {"embedding": token("../x")}):
+        with pytest.raises(ValueError, match="enough"):
+            run(pack, model, **inputs)
+    assert folders[0] == folders[1]  # more seeds go on
+    assert len(set(folders)) == 5
+    assert {folder.parent for folder in folders} == {host.root / "output" / "zoodip" / "evaluations"}
+    assert folders[-1].name.startswith("x-")
 
 
 def test_a_missing_model_is_left_out_and_said(pack: Any, host: FakeHost, model: Any, models: Path) -> None:

@@ -199,7 +199,7 @@ def evaluate(
     _check_folder(folder, settings)  # before anything is written there
     with locked(folder):
         _check_folder(folder, settings)
-        write_atomically(folder / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
         _draw(model, embedding, plan, folder, on_progress)
         model.unload()
         return _score(model, embedding, references, plan, judges, folder, on_progress)
@@ -236,7 +236,7 @@ def _settings(model: QuantizedModel, embedding: Embedding, plan: Plan) -> dict[s
         "weights": model.weights,
         "dtype": str(model.dtype).removeprefix("torch."),
         "prediction_type": model.prediction_type,
-        "token": embedding.token,
+        "token": embedding.token[:_LONGEST_WORD],
         "embedding": digest,
         "class_word": plan.class_word,
         "prompts": list(plan.prompts),

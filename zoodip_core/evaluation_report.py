@@ -122,7 +122,8 @@ def _write_sheet(evaluation: Evaluation, references: Sequence[Picture], folder: 
     ):
         rows.append((_label(label), [_tile(image_path(folder, when, prompt, seed)) for prompt, seed in shown]))
     columns = [
-        textwrap.shorten(plan.prompts[prompt].replace(SLOT, "..."), 24, placeholder=" ...") for prompt, _ in shown
+        textwrap.shorten(printable(plan.prompts[prompt]).replace(SLOT, "..."), 24, placeholder=" ...")
+        for prompt, _ in shown
     ]
     contact_sheet(rows, folder / SHEET, columns)
     return folder / SHEET
@@ -137,7 +138,8 @@ def _columns(evaluation: Evaluation) -> list[tuple[int, int]]:
 
 
 def _label(text: str) -> str:
-    return "\n".join(line if len(line) <= 22 else f"{line[:19]}..." for line in text.splitlines())
+    lines = [printable(line) for line in text.splitlines()[:3]]
+    return "\n".join(line if len(line) <= 22 else f"{line[:19]}..." for line in lines)
 
 
 def _tile(picture: Picture) -> Image.Image:
