@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FOLDER = "zoodip"
 """In ComfyUI's output folder: a folder for each run."""
 _SAMPLES = 4
-_BY_MODEL = "0: the paper's for the model"
+_BY_PRESET = "0: by preset and model"
 
 
 class ZOTrainToken:
@@ -146,9 +146,9 @@ def _how_to_search() -> dict[str, Any]:
 
     return {
         "steps": _number(
-            "INT", 10_000_000, f"Optimisation steps; {_BY_MODEL} (SD1.5 and SD2.1 30000, SDXL 20000, tiny 1500)."
+            "INT", 10_000_000, f"Optimisation steps; {_BY_PRESET} (SD1.5 and SD2.1 3000, SDXL 2000, tiny 500)."
         ),
-        "lr": _number("FLOAT", 10.0, f"Learning rate; {_BY_MODEL} (0.005; SD2.1 0.01; tiny 0.02)."),
+        "lr": _number("FLOAT", 10.0, f"Learning rate; {_BY_PRESET}."),
         "lr_schedule": (
             ["auto", *LR_SCHEDULES],
             {
@@ -159,12 +159,13 @@ def _how_to_search() -> dict[str, Any]:
         "n": _number(
             "INT",
             1024,
-            f"Random directions a step, which takes n + 1 forward passes (spsa: 2n); {_BY_MODEL} (2; tiny 8).",
+            f"Random directions a step, which takes n + 1 forward passes (spsa: 2n); {_BY_PRESET} (8).",
         ),
         "mu": _number(
             "FLOAT",
             10.0,
-            f"How far each candidate is from the token; {_BY_MODEL} (0.001; SD2.1, SDXL, int4, bfloat16 0.01).",
+            f"How far each candidate is from the token; {_BY_PRESET}. Of vocabulary directions, 1 is as far as words "
+            "are from their mean.",
         ),
         "estimator": (
             list(ESTIMATORS),
@@ -175,14 +176,20 @@ def _how_to_search() -> dict[str, Any]:
             },
         ),
         "optimizer": (
-            list(OPTIMIZERS),
-            {"default": "zoadam", "tooltip": "zoadam: the paper's Adam. zosgd: plain descent, which needs another lr."},
+            ["auto", *OPTIMIZERS],
+            {
+                "default": "auto",
+                "tooltip": "zoadam: the paper's Adam. zosgd: plain descent. normalized-sgd: steps whose size does not "
+                "depend on the losses'. Each needs an lr of its own. auto: by preset.",
+            },
         ),
         "seed": seed_input("Of every random draw: the same seed learns the same token."),
     }
 
 
 def _while_it_runs() -> dict[str, Any]:
+    from ..zoodip_core.config import PACES
+
     return {
         "preview_prompt": (
             "STRING",
@@ -199,6 +206,14 @@ def _while_it_runs() -> dict[str, Any]:
                 "default": True,
                 "tooltip": "Go on with a stopped run of the same inputs, or to more steps with a finished one where "
                 "lr_schedule is constant. Off: start anew.",
+            },
+        ),
+        "preset": (
+            list(PACES),
+            {
+                "default": "default",
+                "tooltip": "What inputs left at 0 or auto stand for. fast: a third of default's steps. careful: three "
+                "times as many. paper: the paper's settings for the model.",
             },
         ),
     }
@@ -266,7 +281,7 @@ def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list
 
 
 def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the inputs stand for: where an input is 0 or auto, the paper's for the model."""
+    """The settings that the inputs stand for: where an input is 0 or auto, the preset's for the model."""
     from ..zoodip_core.config import preset_for
     from ..zoodip_core.models import TINY, TINY_PATH
 
@@ -281,8 +296,9 @@ def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     }
     del named["preview_prompt"], named["preview_every"]
     dtype = str(model.dtype).removeprefix("torch.")
-    by_model = preset_for(model.info.family, model.weights, dtype)
-    for name, left in (("steps", 0), ("lr", 0), ("n", 0), ("mu", 0), ("lr_schedule", "auto")):
+    by_model = preset_for(model.info.family, model.weights, dtype, named.pop("preset"))
+    left_out = {"steps": 0, "lr": 0, "n": 0, "mu": 0, "lr_schedule": "auto", "optimizer": "auto"}
+    for name, left in left_out.items():
         if named[name] == left:
             del named[name]
     path = model.info.path

@@ -196,8 +196,8 @@ def embedded() -> list[list[Node]]:
     """Learn and generate on the embedded model."""
     model = Node("ZoodipLoadQuantizedSD")
     images = Node("ZoodipLoadReferenceImages", {"folder": "bundled: boo"}, size=(300, 300))
-    subspace, sampler = search_parts(tau=21)
-    training = trainer(model, images, subspace, sampler, **BOO, preview_every=250)
+    _, sampler = search_parts()
+    training = trainer(model, images, None, sampler, **BOO, preview_every=100)
     before = Node(
         "ZoodipGeneratePreview",
         {"prompts": "\n".join(f"a monster in the {place}" for place in PLACES), "guidance": 5.0},
@@ -220,7 +220,7 @@ def embedded() -> list[list[Node]]:
         "passes only. Watch its loss and previews; then compare what the model draws for *monster* and for `<boo>`.\n\n"
         "Other subjects: choose another **bundled** folder."
     )
-    return [[note(text), model, images], [subspace, sampler], [training], [before, after], [curve]]
+    return [[note(text), model, images], [sampler], [training], [before, after], [curve]]
 
 
 def standard(
@@ -246,9 +246,9 @@ def full_size(title: str, checkpoint: str, side: int, t_lower: int, memory: str,
     """Learn on a real model with int8 weights, then use the token in a standard graph."""
     model = Node("ZoodipLoadQuantizedSD", {"checkpoint": checkpoint, "weights": "int8"})
     images = Node("ZoodipLoadReferenceImages", {"folder": "bundled: boo"}, size=(300, 300))
-    subspace, sampler = search_parts(t_lower=t_lower)
+    _, sampler = search_parts(t_lower=t_lower)
     training = trainer(
-        model, images, subspace, sampler, token="<my-subject>", initializer="toy", preview_every=1000, **values
+        model, images, None, sampler, token="<my-subject>", initializer="toy", preview_every=300, **values
     )
     curve = Node("PreviewImage", {}, {"images": (training, 2)}, title="Loss curve", size=(340, 300))
     saved = Node("ZoodipSaveEmbedding", {}, {"embedding": (training, 0)}, size=(340, 260))
@@ -263,7 +263,7 @@ def full_size(title: str, checkpoint: str, side: int, t_lower: int, memory: str,
     )
     return [
         [note(text, 330), model, images],
-        [subspace, sampler],
+        [sampler],
         [training],
         [curve, saved],
         *standard(checkpoint, side, training),
@@ -283,15 +283,15 @@ def ablation() -> list[list[Node]]:
     ]
     text = (
         "### What do Subspace Gradient and PUTS bring?\n\n"
-        "Four trainings of the same subject from the same seed differ in one thing each: which parts are wired in. "
-        "An unconnected **subspace_gradient** means gradients as estimated, an unconnected **timestep_sampler** all "
-        "timesteps alike.\n\nCompare the pictures, not the losses: an arm without PUTS is asked at other timesteps, "
+        "Four trainings of the same subject from the same seed, by the paper's search (preset **paper**), differ in "
+        "one thing each: which parts are wired in. An unconnected **subspace_gradient** means gradients as estimated, "
+        "an unconnected **timestep_sampler** all timesteps alike.\n\nCompare the pictures, not the losses: an arm without PUTS is asked at other timesteps, "
         "where the loss is another."
     )
     columns: list[list[Node]] = [[note(text), model, images, subspace, sampler]]
     prompts = "\n".join(f"a {{}} in the {place}" for place in PLACES[:4])
     for title, with_subspace, with_sampler in arms:
-        training = trainer(model, images, with_subspace, with_sampler, **BOO, steps=1000)
+        training = trainer(model, images, with_subspace, with_sampler, **BOO, steps=1000, preset="paper")
         training.title = title
         drawn = Node(
             "ZoodipGeneratePreview",
@@ -308,7 +308,7 @@ def examples() -> dict[str, list[list[Node]]]:
     """Every example workflow by its file's name."""
     return {
         "learn_on_the_embedded_model": embedded(),
-        "sd15_int8_subspace_gradient_puts": full_size(
+        "sd15_int8": full_size(
             "Stable Diffusion 1.5, int8 weights", "v1-5-pruned-emaonly-fp16.safetensors", 512, 500, "1.5 GB"
         ),
         "sdxl_int8": full_size("Stable Diffusion XL, int8 weights", "sd_xl_base_1.0.safetensors", 1024, 700, "4 GB"),

@@ -9,16 +9,18 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from .benchmark_prompts import PROMPT_SETS, default_set, prompts_of
 from .config import (
+    DIRECTIONS,
     ESTIMATORS,
     LR_SCHEDULES,
     OPTIMIZERS,
+    PACES,
     PRESETS,
     TIMESTEP_SAMPLERS,
     TrainConfig,
@@ -40,6 +42,7 @@ from .trainer import TrainResult, resume_training, train_token
 from .version import __version__
 
 PROGRAM = "python -m zoodip_core"
+SWITCH = argparse.BooleanOptionalAction
 _MODEL = "checkpoint file, diffusers folder, or tiny for the embedded model (default: tiny)"
 _CACHE = "keep a quantised copy of the model here: the next load takes seconds (default: none)"
 
@@ -187,8 +190,9 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search", "defaults come from the preset")
     group.add_argument(
         "--preset",
-        choices=tuple(PRESETS),
-        help="the paper's settings for a model family, or tiny (default: by the model)",
+        choices=(*PACES, *PRESETS),
+        help="default; fast, a third of its steps; careful, three times as many; paper, the paper's settings for the "
+        "model; or the paper's for another kind of model",
     )
     _option(group, "--steps", "steps", "N", "optimisation steps", type=int)
     _option(group, "--lr", "lr", "RATE", "learning rate", type=float)
@@ -197,8 +201,16 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
     _option(group, "--estimator", "estimator", None, "how losses become a gradient", choices=tuple(ESTIMATORS))
     _option(group, "--n", "n", "N", "random directions a step", type=int)
     _option(group, "--mu", "mu", "SIZE", "perturbation size", type=float)
+    _option(group, "--mu-end", "mu_end", "SIZE", "what mu falls to over the run, 0: it stays", type=float)
+    _option(group, "--adapt-mu", "adapt_mu", None, "double mu until losses differ by more than rounding", action=SWITCH)
+    _option(group, "--directions", "directions", None, "random directions' shape", choices=DIRECTIONS)
     _option(
-        group, "--no-subspace-gradient", "subspace_gradient", None, "use gradients as estimated", action="store_false"
+        group,
+        "--subspace-gradient",
+        "subspace_gradient",
+        None,
+        "drop from gradients what the token's path shows to be noise",
+        action=SWITCH,
     )
     _option(group, "--tau", "tau", "STEPS", "Subspace Gradient's buffer", type=int)
     _option(group, "--nu", "nu", "SHARE", "share of variance that Subspace Gradient drops", type=float)
@@ -206,6 +218,8 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
     _option(group, "--t-lower", "t_lower", "T", "PUTS: T_L, the lowest timestep", type=int)
     _option(group, "--t-upper", "t_upper", "T", "PUTS: T_U, the timestep to stay below", type=int)
     _option(group, "--optimizer", "optimizer", None, "how a gradient becomes a step", choices=tuple(OPTIMIZERS))
+    _option(group, "--checks", "checks", "N", "looks at the loss on fixed draws over the run, 0 for none", type=int)
+    _option(group, "--patience", "patience", "N", "checks without progress after which it ends, 0 for never", type=int)
 
 
 def _output_options(parser: argparse.ArgumentParser) -> None:
@@ -427,15 +441,20 @@ def _config(args: argparse.Namespace) -> TrainConfig:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ConfigError(f"config file {args.config} can not be read: {why}") from error
         cache = {} if "cache" in settings else {"cache": _known_cache(base.get("cache"))}
-        return TrainConfig.from_dict({**base, **PRESETS.get(args.preset, {}), **cache, **settings})
+        preset = _preset(args.preset, {**base, **settings}) if args.preset else {}
+        return TrainConfig.from_dict({**base, **preset, **cache, **settings})
     for flag, key in (("--images", "images"), ("--token", "token"), ("--init", "initializer")):
         if key not in settings:
             raise ConfigError(f"{flag} is missing; see {PROGRAM} train --help")
+    return TrainConfig.from_dict({**_preset(args.preset or "default", settings), **settings})
+
+
+def _preset(name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a preset's name stands for, with the model of some settings."""
+    if name in PRESETS:
+        return PRESETS[name]
     family = identify(settings.get("model", TINY), settings.get("prediction_type", "auto")).family
-    if args.preset:
-        return TrainConfig.from_preset(args.preset, **settings)
-    by_model = preset_for(family, settings.get("weights", "int8"), settings.get("dtype", "auto"))
-    return TrainConfig.from_dict({**by_model, **settings})
+    return preset_for(family, settings.get("weights", "int8"), settings.get("dtype", "auto"), name)
 
 
 def _known_cache(folder: Any) -> Any:

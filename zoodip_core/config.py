@@ -1,4 +1,4 @@
-"""The settings of a training run: checked, saved as JSON, and the paper's presets."""
+"""The settings of a training run: checked, saved as JSON, the paper's presets and ours."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from torch import Tensor
 from .errors import ConfigError, TokenError
 from .estimators import RGE, SPSA, Estimator, OnePoint
 from .files import parse_json
+from .guard import Guard
 from .images import CROPS
 from .models import DTYPES, PREDICTION_TYPES, TINY
-from .optimizers import ZOSGD, Optimizer, ZOAdam
+from .optimizers import ZOSGD, NormalizedSGD, Optimizer, ZOAdam
 from .prompts import SLOT, TEMPLATES, with_slots
 from .quantize import WEIGHTS
 from .search import ZerothOrderSearch
 from .subspace import SubspaceGradient
 from .timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
 from .tokens import INITIALIZER_MODES, check_name, file_stem
+from .vocabulary import Spread
 
 CONFIG_VERSION = 1
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {"rge": RGE, "spsa": SPSA, "one-point": OnePoint}
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"zoadam": ZOAdam, "zosgd": ZOSGD}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"zoadam": ZOAdam, "zosgd": ZOSGD, "normalized-sgd": NormalizedSGD}
+DIRECTIONS = ("normal", "vocabulary")
 LR_SCHEDULES = ("constant", "cosine")
 TIMESTEP_SAMPLERS = ("puts", "uniform", "snr")
 
@@ -45,8 +48,25 @@ PRESETS: dict[str, dict[str, Any]] = {
     # batch of nine candidates costs little more than one of three.
     "tiny": {"steps": 1500, "n": 8, "tau": 21, "lr": 2e-2, "lr_schedule": "cosine"},
 }
-PACES = ("fast", "paper", "careful")
-"""How long a run takes its time: see :func:`preset_for`."""
+"""The paper's settings, by the kind of model."""
+RECIPE: dict[str, Any] = {
+    "steps": 3000,
+    "n": 8,
+    "mu": 2.6,
+    "mu_end": 0.26,
+    "directions": "vocabulary",
+    "adapt_mu": True,
+    "subspace_gradient": False,
+    "optimizer": "normalized-sgd",
+    "lr": 0.5,
+    "lr_schedule": "cosine",
+    "checks": 20,
+    "patience": 6,
+}
+"""Ours: a third of the paper's forward passes. What each part brings stands in benchmarks/RESULTS.md."""
+_STEPS = {"sdxl": 2000, "tiny": 500}
+PACES = ("fast", "default", "careful", "paper")
+"""How a run takes its time: see :func:`preset_for`."""
 _PRESET_OF_FAMILY = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl", "tiny": "tiny"}
 _CHOICES = {
     "weights": WEIGHTS,
@@ -55,6 +75,7 @@ _CHOICES = {
     "crop": CROPS,
     "template": tuple(TEMPLATES),
     "initializer_mode": INITIALIZER_MODES,
+    "directions": DIRECTIONS,
     "estimator": tuple(ESTIMATORS),
     "optimizer": tuple(OPTIMIZERS),
     "lr_schedule": LR_SCHEDULES,
@@ -68,6 +89,8 @@ _RANGES = {
     "seed": (0, 2**63 - 1),
     "resolution": (0, 4096),
     "batch": (0, 1024),
+    "checks": (0, 10_000),
+    "patience": (0, 10_000),
 }
 
 
@@ -81,11 +104,12 @@ def check_resolution(resolution: int) -> None:
         raise ConfigError(f"resolution = {resolution}: must be a multiple of 8, at least 32, or 0 for the model's own")
 
 
-def preset_for(family: str, weights: str = "int8", dtype: str = "auto", pace: str = "paper") -> dict[str, Any]:
-    """The paper's settings for a model family, its weights' storage and its activations.
+def preset_for(family: str, weights: str = "int8", dtype: str = "auto", pace: str = "default") -> dict[str, Any]:
+    """The settings for a model family, its weights' storage and its activations.
 
     Args:
-        pace: ``paper``; ``fast`` for a fifth of its steps, their size falling to 0; ``careful`` for twice as many.
+        pace: ``default`` for :data:`RECIPE`, ``fast`` for a third of its steps, ``careful`` for three times as many;
+            ``paper`` for the paper's settings.
 
     Raises:
         ConfigError: an unknown pace.
@@ -93,13 +117,12 @@ def preset_for(family: str, weights: str = "int8", dtype: str = "auto", pace: st
     if pace not in PACES:
         raise ConfigError(f"pace = {pace!r}: choose one of {', '.join(PACES)}")
     coarse = {"mu": PRESETS["int4"]["mu"]} if weights == "int4" or dtype == "bfloat16" else {}
-    preset = {**PRESETS[_PRESET_OF_FAMILY.get(family, "sd15")], **coarse}
-    steps = preset.get("steps", TrainConfig.steps)
-    if pace == "fast":
-        preset |= {"steps": steps // 5, "lr_schedule": "cosine"}
-    elif pace == "careful":
-        preset["steps"] = steps * 2
-    return preset
+    paper = PRESETS[_PRESET_OF_FAMILY.get(family, "sd15")]
+    if pace == "paper":
+        return {**paper, **coarse}
+    steps = _STEPS.get(family, RECIPE["steps"])
+    bounds: dict[str, Any] = {name: paper[name] for name in ("t_lower", "t_upper") if name in paper}
+    return {**RECIPE, **bounds, "steps": {"fast": steps // 3, "default": steps, "careful": steps * 3}[pace]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,16 +152,22 @@ class TrainConfig:
         seed: of every random draw.
         estimator: rge, spsa, one-point.
         n: random directions a step.
-        mu: perturbation size.
+        mu: perturbation size; of vocabulary directions in the distance of words from their mean.
+        mu_end: what mu falls to over the run, as a cosine; 0: it stays.
+        directions: random directions: normal (the paper's), or shaped as the model's vocabulary.
         subspace_gradient: whether to use Subspace Gradient.
         tau: its buffer, in steps.
         nu: the share of variance it drops.
         timesteps: puts, uniform, snr.
         t_lower: T_L of PUTS.
         t_upper: T_U of PUTS.
-        optimizer: zoadam, zosgd.
-        lr: learning rate.
+        optimizer: zoadam, zosgd, normalized-sgd.
+        lr: learning rate, in the units of mu.
         lr_schedule: constant, or cosine (falls to 0 over the run).
+        adapt_mu: whether mu is doubled until losses differ by more than rounding. A run's folder has the result.
+        checks: how often in a run the token's loss is looked at on draws that stay the same, 0 for never. Where it
+            shows that the search diverged, the token goes back to its best.
+        patience: checks without progress after which the run ends early, with its best token; 0 for never.
         save_every: steps between saved states.
         sample_every: steps between sample images, 0 for none.
         sample_prompt: the samples' prompt, ``{}`` for the token.
@@ -171,6 +200,8 @@ class TrainConfig:
     estimator: str = "rge"
     n: int = 2
     mu: float = 1e-3
+    mu_end: float = 0.0
+    directions: str = "normal"
     subspace_gradient: bool = True
     tau: int = 128
     nu: float = 1e-3
@@ -180,6 +211,9 @@ class TrainConfig:
     optimizer: str = "zoadam"
     lr: float = 5e-3
     lr_schedule: str = "constant"
+    adapt_mu: bool = False
+    checks: int = 0
+    patience: int = 0
     save_every: int = 500
     sample_every: int = 0
     sample_prompt: str = "a photo of a {}"
@@ -207,6 +241,8 @@ class TrainConfig:
             )
         if file_stem(self.token).lower() == "state":
             raise TokenError(f"token {self.token!r} names a file of every run; choose a name of letters, like <my-cat>")
+        if not 0 <= self.mu_end <= self.mu:
+            raise ConfigError(f"mu_end = {self.mu_end}: must be from 0 to mu = {self.mu}")
         for name, value in self.to_dict().items():
             if re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
                 raise ConfigError(f"{name} = {value!r}: holds half a character, which no file can keep; write it anew")
@@ -221,15 +257,39 @@ class TrainConfig:
     def make_optimizer(self) -> Optimizer:
         return OPTIMIZERS[self.optimizer](lr=self.lr)
 
-    def make_search(self, theta0: Tensor) -> ZerothOrderSearch:
-        """The search from a starting token ``[num_vectors, dim]`` on."""
-        return ZerothOrderSearch(theta0, self.make_estimator(), self.make_subspace(), self.make_optimizer(), self.seed)
+    def make_search(self, theta0: Tensor, spread: Spread | None = None) -> ZerothOrderSearch:
+        """The search from a starting token ``[num_vectors, dim]`` on.
+
+        Args:
+            spread: the vocabulary's, if the directions have its shape.
+        """
+        assert (spread is not None) == (self.directions == "vocabulary")
+        return ZerothOrderSearch(
+            theta0,
+            self.make_estimator(),
+            self.make_subspace(),
+            self.make_optimizer(),
+            self.seed,
+            spread,
+            Guard(self.patience),
+        )
+
+    def mu_scale(self, step: int) -> float:
+        """The schedule's factor for mu after so many completed steps."""
+        if not self.mu_end:
+            return 1.0
+        end = self.mu_end / self.mu
+        return end + (1 - end) * _cosine(step / self.steps)
+
+    def checked(self, step: int) -> bool:
+        """Whether the loss on draws that stay the same is looked at before the step after so many completed ones."""
+        return self.checks > 0 and step % math.ceil(self.steps / self.checks) == 0
 
     def lr_scale(self, step: int) -> float:
         """The schedule's factor for the learning rate after so many completed steps."""
         if self.lr_schedule == "constant":
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return _cosine(step / self.steps)
 
     def make_timesteps(self, alphas_cumprod: Any = None) -> TimestepSampler:
         if self.timesteps == "puts":
@@ -238,7 +298,7 @@ class TrainConfig:
 
     @classmethod
     def from_preset(cls, preset: str, **settings: Any) -> TrainConfig:
-        """The settings of a named preset, with yours on top."""
+        """The paper's settings for a named kind of model, with yours on top."""
         if preset not in PRESETS:
             raise ConfigError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
         return cls.from_dict({**PRESETS[preset], **settings})
@@ -286,6 +346,11 @@ class TrainConfig:
                 "update ZOODiP, or start a new run"
             )
         return data
+
+
+def _cosine(share: float) -> float:
+    """From 1 at the start to 0 at the end."""
+    return 0.5 * (1 + math.cos(math.pi * share))
 
 
 def _typed(name: str, annotation: str, value: Any) -> Any:

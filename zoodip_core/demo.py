@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .config import TrainConfig
+from .config import TrainConfig, preset_for
 from .embedding import Embedding
 from .generation import generate
 from .heldout import heldout_losses
@@ -38,15 +38,14 @@ class DemoResult:
 
 def demo_config(concept: concepts.Concept, *, seed: int = 0, **settings: object) -> TrainConfig:
     """The demo's settings for one concept."""
-    return TrainConfig.from_preset(
-        "tiny",
-        images=(str(concept.images),),
-        captions=str(concept.captions),
-        token=concept.token,
-        initializer=concept.initializer,
-        seed=seed,
-        **settings,
-    )
+    given = {
+        "images": (str(concept.images),),
+        "captions": str(concept.captions),
+        "token": concept.token,
+        "initializer": concept.initializer,
+        "seed": seed,
+    }
+    return TrainConfig.from_dict({**preset_for("tiny"), **given, **settings})
 
 
 def show(concept: concepts.Concept, model: QuantizedModel, trained: TrainResult, output: Path) -> DemoResult:

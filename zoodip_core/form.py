@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .config import ESTIMATORS, LR_SCHEDULES, OPTIMIZERS, PACES, TIMESTEP_SAMPLERS
+from .config import DIRECTIONS, ESTIMATORS, LR_SCHEDULES, OPTIMIZERS, PACES, TIMESTEP_SAMPLERS
 from .images import CROPS
 from .models import DTYPES, PREDICTION_TYPES
 from .prompts import TEMPLATES
@@ -15,6 +15,8 @@ from .tokens import INITIALIZER_MODES
 
 TEXT, WHOLE, NUMBER, CHOICE, TICK, MODEL = "text", "whole", "number", "choice", "tick", "model"
 _BY_PACE = "0: by the pace and the model."
+SWITCH = ("auto", "on", "off")
+"""What is on or off, or left to the pace."""
 _MOST = 2**53
 """The largest whole number that browsers tell from its neighbours."""
 _LONGEST = 4000
@@ -64,8 +66,8 @@ PACE_FIELDS = (
         "pace",
         CHOICE,
         "Pace",
-        "paper: its settings for the model. fast: a fifth of the steps, ever smaller ones. careful: twice the steps.",
-        "paper",
+        "fast: a third of default's steps. careful: three times as many. paper: the paper's own search.",
+        "default",
         PACES,
     ),
 )
@@ -76,19 +78,30 @@ ADVANCED: Mapping[str, tuple[Field, ...]] = {
         Field("lr_schedule", CHOICE, "Schedule", "cosine falls to 0 over the run.", "auto", ("auto", *LR_SCHEDULES)),
         Field("n", WHOLE, "Directions (n)", f"Tried in each step: n + 1 forward passes. {_BY_PACE}", 0),
         Field("mu", NUMBER, "Perturbation (mu)", f"How far a direction is tried out. {_BY_PACE}", 0),
+        Field("mu_end", NUMBER, "At the end", "What mu falls to; 0: it stays. -1: by the pace.", -1),
         Field(
             "estimator", CHOICE, "Estimator", "How losses become a gradient; the paper's is rge.", "rge", [*ESTIMATORS]
         ),
-        Field("optimizer", CHOICE, "Optimizer", "The paper's is zoadam.", "zoadam", [*OPTIMIZERS]),
+        Field("optimizer", CHOICE, "Optimizer", "The paper's is zoadam.", "auto", ["auto", *OPTIMIZERS]),
+        Field(
+            "directions",
+            CHOICE,
+            "Directions",
+            "vocabulary: as the model's words differ. normal: alike in all numbers, as the paper's.",
+            "auto",
+            ["auto", *DIRECTIONS],
+        ),
+        Field("adapt_mu", CHOICE, "Adapt mu", "Doubles mu until losses differ by more than rounding.", "auto", SWITCH),
         Field("seed", WHOLE, "Seed", "Of every random number: the same seed gives the same token.", 0),
     ),
     "Subspace Gradient": (
         Field(
             "subspace_gradient",
-            TICK,
+            CHOICE,
             "Use it",
             "Drops the directions that the token's own path shows to be noise.",
-            True,
+            "auto",
+            SWITCH,
         ),
         Field("tau", WHOLE, "Buffer (tau)", f"Steps that are looked at together. {_BY_PACE}", 0),
         Field("nu", NUMBER, "Share dropped (nu)", "Of the path's variance.", 1e-3),
@@ -121,6 +134,16 @@ ADVANCED: Mapping[str, tuple[Field, ...]] = {
         ),
     ),
     "While it runs": (
+        Field(
+            "checks",
+            WHOLE,
+            "Checks",
+            "How often the loss on fixed draws is looked at: where it rises, the token goes back. -1: by the pace.",
+            -1,
+        ),
+        Field(
+            "patience", WHOLE, "Patience", "Checks without progress that end it early; 0: never. -1: by the pace.", -1
+        ),
         Field("sample_prompt", TEXT, "Sample prompt", "{} is the token's place.", "a photo of a {}"),
         Field(
             "sample_every", WHOLE, "Samples every", "Steps; 0: ten times over the run. For none: more than it has.", 0

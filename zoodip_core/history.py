@@ -183,7 +183,7 @@ def _run_of(folder: Path) -> Run | None:
     asked, run = task_of(folder), folder / RUN
     if _is_run_folder(folder):
         run = folder
-    config, step, damage = _progress(run)
+    config, step, complete, damage = _progress(run)
     if not asked and not _is_run_folder(run):
         if not is_newer(read_object(folder / TASK).get("version"), VERSION):
             return None
@@ -195,7 +195,7 @@ def _run_of(folder: Path) -> Run | None:
     finished = RunFolder(run, config).embedding_path if config else None
     token = finished if finished and finished.is_file() else None
     outcome = _outcome(folder, asked)
-    state = FAILED if damage else _state(outcome, config is not None and step >= config.steps, token is not None)
+    state = FAILED if damage else _state(outcome, complete, token is not None)
     message = damage or (_text(outcome.get("message"))[:_MOST_MESSAGE] if state == FAILED else "")
     return Run(
         name=folder.name,
@@ -240,18 +240,18 @@ def _is_run_folder(path: Path) -> bool:
     return "config_version" in read_object(path / CONFIG) or (path / STATE).is_file() or (path / JOURNAL).is_file()
 
 
-def _progress(run: Path) -> tuple[TrainConfig | None, int, str]:
-    """Settings, completed steps, and what is damaged, if anything."""
+def _progress(run: Path) -> tuple[TrainConfig | None, int, bool, str]:
+    """Settings, completed steps, whether that is all, and what is damaged, if anything."""
     file, config = run / CONFIG, None
     if not file.is_file():  # it was cut off, or failed, before it began
-        return None, 0, ""
+        return None, 0, False, ""
     try:
         with file.open("rb") as opened:
             text = opened.read(_MOST_CONFIG).decode("utf-8", "replace")
         config = TrainConfig.from_json(text, str(file))
-        return config, RunFolder(run, config).step(), ""
+        return config, *RunFolder(run, config).progress(), ""
     except Exception as error:  # a damaged file may raise anything, and must not hide the other runs
-        return config, 0, (for_user(error) or f"{run} is damaged ({error})")[:_MOST_MESSAGE]
+        return config, 0, False, (for_user(error) or f"{run} is damaged ({error})")[:_MOST_MESSAGE]
 
 
 def _outcome(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,7 +342,7 @@ def losses_of(run: Path) -> list[float]:
 
     None are given for a run that has not begun, or whose settings are damaged.
     """
-    config, _, _ = _progress(run)
+    config, *_ = _progress(run)
     if config is None:
         return []
     try:

@@ -43,6 +43,7 @@ class Record:
         losses: of each candidate, in the search's order.
         batch: candidates in one forward pass.
         theta: checksum of the token after the step, :attr:`ZerothOrderSearch.checksum`.
+        held: the token's loss before the step on draws that are the same each time, of steps that looked at it.
     """
 
     step: int
@@ -52,10 +53,11 @@ class Record:
     losses: tuple[float, ...]
     batch: int | None = None
     theta: str | None = None
+    held: float | None = None
 
     def line(self) -> bytes:
         """As it stands in the file."""
-        fields = {
+        fields: dict[str, Any] = {
             "step": self.step,
             "image": self.image,
             "caption": self.caption,
@@ -64,6 +66,8 @@ class Record:
             "losses": self.losses,
             "theta": self.theta,
         }
+        if self.held is not None:
+            fields["held"] = self.held
         body = json.dumps(fields, separators=(",", ":")).encode()[:-1]
         return b'%s,"crc":"%08x"}\n' % (body, zlib.crc32(body))
 
@@ -85,6 +89,7 @@ class Record:
                 tuple(map(_finite, fields["losses"])),
                 None if fields.get("batch") is None else _whole(fields["batch"]),
                 None if fields.get("theta") is None else str(fields["theta"]),
+                None if fields.get("held") is None else _finite(fields["held"]),
             )
         except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError):
             return None

@@ -110,6 +110,10 @@ class DiffusionObjective:
         return list(error.square().mean(dim=(1, 2, 3)))
 
 
+_HELD_APART = 2_000_000_000
+"""No run takes as many steps: the noise of its steps is other than that of the draws that stay the same."""
+
+
 def fixed_draws(seed: int, images: int, timesteps: Sequence[int], repeats: int = 1) -> list[Draw]:
     """Draws for measuring: every image at every timestep, ``repeats`` noises each; the first caption."""
     return [
@@ -117,6 +121,14 @@ def fixed_draws(seed: int, images: int, timesteps: Sequence[int], repeats: int =
         for image in range(images)
         for i, t in enumerate(timesteps)
         for repeat in range(repeats)
+    ]
+
+
+def spread_draws(seed: int, images: int, t_lower: int, t_upper: int, count: int) -> list[Draw]:
+    """Draws that stay the same through a run: the images in turn, timesteps at equal distances, the first caption."""
+    return [
+        Draw(seed, _HELD_APART + i, i % images, 0, t_lower + (2 * i + 1) * (t_upper - t_lower) // (2 * count))
+        for i in range(count)
     ]
 
 

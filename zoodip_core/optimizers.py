@@ -88,3 +88,40 @@ class ZOAdam:
         self._steps = int(state["steps"])
         self._mean = state["mean"].clone() if "mean" in state else None
         self._square = state["square"].clone() if "square" in state else None
+
+
+class NormalizedSGD:
+    """Descent along the running mean of gradients that are first scaled to a root mean square of 1.
+
+    The size of one step's gradient tells of its timestep, noise and image; only its direction tells of the token.
+    Adam, which divides by the size that gradients have on average, lets the few large ones decide.
+
+    Args:
+        lr: learning rate.
+        momentum: decay of the running mean, in [0, 1); its bias towards 0 is corrected.
+    """
+
+    def __init__(self, lr: float = 0.5, momentum: float = 0.9) -> None:
+        _check_lr(lr)
+        if not 0 <= momentum < 1:
+            raise ConfigError(f"momentum = {momentum}: must be at least 0 and below 1")
+        self.lr = lr
+        self.momentum = momentum
+        self._steps = 0
+        self._mean: torch.Tensor | None = None
+
+    def step(self, theta: torch.Tensor, gradient: torch.Tensor, lr_scale: float = 1.0) -> torch.Tensor:
+        size = gradient.square().mean().sqrt()
+        unit = gradient / size if size > 0 else gradient
+        mean = torch.zeros_like(theta) if self._mean is None else self._mean
+        self._steps += 1
+        self._mean = self.momentum * mean + (1 - self.momentum) * unit
+        return theta - self.lr * lr_scale * self._mean / (1 - self.momentum**self._steps)
+
+    def state_dict(self) -> State:
+        state = {"steps": torch.tensor(self._steps)}
+        return state if self._mean is None else {**state, "mean": self._mean.clone()}
+
+    def load_state_dict(self, state: State) -> None:
+        self._steps = int(state["steps"])
+        self._mean = state["mean"].clone() if "mean" in state else None

@@ -44,8 +44,10 @@ def replay(search: ZerothOrderSearch, config: TrainConfig, records: Records, upt
     """Take the recorded steps from where a search stands on; returns the first that came out other than it was."""
     differs = None
     for step in range(search.step + 1, upto + 1):
-        search.tell(torch.tensor(records[step].losses, dtype=torch.float64), config.lr_scale(step - 1))
-        if differs is None and records[step].theta not in (None, search.checksum):
+        record = records[step]
+        losses = torch.tensor(record.losses, dtype=torch.float64)
+        search.tell(losses, config.lr_scale(step - 1), record.held, config.mu_scale(step - 1))
+        if differs is None and record.theta not in (None, search.checksum):
             differs = step
     return differs
 
@@ -106,7 +108,7 @@ def rewind(path: str | Path, step: int, output: str | Path | None = None) -> Rew
     if not 0 <= step <= last:
         raise RunFolderError(f"{folder.path} has no step {step}; choose one from 0 to {last}")
     first = _first_token(folder)
-    search = folder.config.make_search(first.vectors)
+    search = folder.config.make_search(first.vectors, folder.spread())
     way = _way(search, records, folder.sound_state(), step)
     if way.reach < step:
         raise RunFolderError(

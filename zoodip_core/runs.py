@@ -23,10 +23,13 @@ from .config import TrainConfig
 from .embedding import Embedding, save_embedding
 from .errors import RunFolderError
 from .files import make_folder, storage_errors, write_atomically
+from .headers import open_safetensors
 from .paths import link_out
 from .tokens import file_stem
+from .vocabulary import Spread
 
 CONFIG, JOURNAL, STATE, LOCK = "config.json", "steps.jsonl", "state.safetensors", ".lock"
+DIRECTIONS = "directions.safetensors"
 STATE_VERSION = 2
 """Of the saved state; the first had no checksum."""
 CHANGEABLE = ("steps", "save_every", "sample_every", "sample_prompt", "images", "captions", "model", "cache")
@@ -165,8 +168,14 @@ class RunFolder:
 
     def step(self) -> int:
         """Completed steps, as far as the journal's end and the saved state tell."""
-        saved = self.sound_state()
-        return max(journal.last_step(self.journal_path), int(saved["step"]) if saved else 0)
+        return self.progress()[0]
+
+    def progress(self) -> tuple[int, bool]:
+        """Completed steps, and whether the run is over: it has taken all, or its token had settled."""
+        saved = self.sound_state() or {"step": torch.tensor(0)}
+        step = max(journal.last_step(self.journal_path), int(saved["step"]))
+        settled = "guard.idle" in saved and 0 < self.config.patience <= int(saved["guard.idle"])
+        return step, settled or step >= self.config.steps
 
     def save_state(self, state: dict[str, torch.Tensor], inputs: str, batch: int) -> None:
         """Write the search's state.
@@ -209,6 +218,39 @@ class RunFolder:
         except RunFolderError:
             return None
         return saved.tensors if saved else None
+
+    @property
+    def spread_path(self) -> Path:
+        """Where the shape of the random directions is kept, of a run whose directions have one."""
+        return self.path / DIRECTIONS
+
+    def save_spread(self, spread: Spread) -> None:
+        """Keep the shape of the random directions: worked out anew, it might differ in its last digits."""
+        tensors = {"basis": spread.basis, "reach": spread.reach, "rest": torch.tensor(spread.rest, dtype=torch.float64)}
+        write_atomically(self.spread_path, save(tensors))
+
+    def spread(self) -> Spread | None:
+        """The shape of the random directions, None if the run's have none.
+
+        Raises:
+            RunFolderError: the file is missing or damaged.
+        """
+        if self.config.directions == "normal":
+            return None
+        try:
+            with open_safetensors(self.spread_path) as stored:
+                basis, reach, rest = (stored.get_tensor(name).clone() for name in ("basis", "reach", "rest"))
+            spread = Spread(basis, reach, float(rest))
+            if not (basis.dtype == torch.float32 == reach.dtype and basis.shape[:1] == reach.shape and basis.ndim == 2):
+                raise ValueError("its tensors are of another kind")
+            if not torch.isfinite(spread.stretch(torch.ones(basis.shape[1]))).all():
+                raise ValueError("it holds NaN or infinity")
+        except Exception as error:  # a damaged file may raise anything
+            raise RunFolderError(
+                f"{self.spread_path} is missing or damaged ({error}); put back a copy of it. Going on with the run "
+                "writes it again, as long as there are steps left"
+            ) from error
+        return spread
 
     def snapshot_path(self, step: int) -> Path:
         """Where the token of a step goes."""

@@ -14,8 +14,10 @@ import torch
 
 from .errors import ConfigError, NonFiniteLossError
 from .estimators import RGE, Estimator
+from .guard import Guard
 from .optimizers import Optimizer, ZOAdam
 from .subspace import SubspaceGradient
+from .vocabulary import Spread
 
 State = dict[str, torch.Tensor]
 
@@ -29,9 +31,11 @@ class ZerothOrderSearch:
         subspace: Subspace Gradient, or None to use gradients as estimated.
         optimizer: how a gradient becomes a step; ``ZOAdam()`` by default.
         seed: every direction is a function of (seed, step).
+        spread: the shape of the random directions, of theta0's width; without one they are alike in all numbers.
+        guard: looks after the search by the losses that :meth:`tell` is given as ``held``.
 
     Raises:
-        ConfigError: theta0 is not a finite float matrix.
+        ConfigError: theta0 is not a finite float matrix, or the spread not of its width.
     """
 
     def __init__(
@@ -41,6 +45,8 @@ class ZerothOrderSearch:
         subspace: SubspaceGradient | None = None,
         optimizer: Optimizer | None = None,
         seed: int = 0,
+        spread: Spread | None = None,
+        guard: Guard | None = None,
     ) -> None:
         if theta0.ndim != 2 or 0 in theta0.shape or not theta0.is_floating_point():
             raise ConfigError(
@@ -48,15 +54,25 @@ class ZerothOrderSearch:
             )
         if not torch.isfinite(theta0).all():
             raise ConfigError("theta0 holds NaN or infinity; start from a finite token")
+        if spread and spread.basis.shape[1] != theta0.shape[1]:
+            raise ConfigError(
+                f"the shape of the directions is for tokens of {spread.basis.shape[1]} numbers, theta0 has "
+                f"{theta0.shape[1]}; it belongs to another model"
+            )
         self.estimator = estimator or RGE()
         self.subspace = subspace
         self.optimizer = optimizer or ZOAdam()
         self.seed = seed
+        self.spread = spread
+        self.guard = guard or Guard()
         self.step = 0
         """Number of completed steps."""
         self.loss: float | None = None
         """The last step's loss at theta, before the step moved it."""
         self._theta = theta0.detach().to("cpu", torch.float64, copy=True)
+        self._theta0 = self._theta
+        # What the optimizer moves: theta itself, or w of theta = theta0 + A w.
+        self._point = torch.zeros_like(self._theta) if spread else self._theta
 
     @property
     def theta(self) -> torch.Tensor:
@@ -68,15 +84,35 @@ class ZerothOrderSearch:
         """Of the current token in full precision: what a replay must come to as well."""
         return f"{zlib.crc32(self._theta.numpy().tobytes()):08x}"
 
-    def ask(self) -> torch.Tensor:
+    def ask(self, mu_scale: float = 1.0) -> torch.Tensor:
         """The candidates to evaluate on one draw, float32 ``[K, num_vectors, dim]``.
 
         Asking again before :meth:`tell` gives the same candidates.
-        """
-        return self.estimator.candidates(self._theta, self._directions()).float()
 
-    def tell(self, losses: torch.Tensor, lr_scale: float = 1.0) -> None:
+        Args:
+            mu_scale: multiplies the perturbation size (a schedule's value).
+        """
+        directions = mu_scale * self._directions()
+        if self.spread:
+            directions = self.spread.stretch(directions)
+        return self.estimator.candidates(self._theta, directions).float()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the guard has seen no progress for long, and taken theta to where it was best."""
+        return self.guard.settled
+
+    def tell(
+        self, losses: torch.Tensor, lr_scale: float = 1.0, held: float | None = None, mu_scale: float = 1.0
+    ) -> None:
         """Move theta by the candidates' losses ``[K]``, in the order of :meth:`ask`.
+
+        Args:
+            losses: of this step's draw.
+            lr_scale: multiplies the learning rate (a schedule's value).
+            held: theta's loss, before this step, on draws that are the same each time; not known if None.
+                Where the guard sees by it that the search diverged or has settled, theta goes back to its best.
+            mu_scale: that of :meth:`ask`.
 
         Raises:
             ValueError: not one loss a candidate.
@@ -90,19 +126,35 @@ class ZerothOrderSearch:
         if not torch.isfinite(losses).all():
             raise NonFiniteLossError(f"step {self.step + 1}: losses {losses.tolist()} are not all finite")
         with _one_thread():
-            gradient = self.estimator.gradient(losses, self._directions())
-            if self.subspace:
-                gradient = self.subspace.project(gradient)
-            if not _moderate(gradient):
-                raise NonFiniteLossError(f"step {self.step + 1}: losses {losses.tolist()} are too far apart for mu")
-            theta = self.optimizer.step(self._theta, gradient, lr_scale)
-            if not _moderate(theta):
-                raise NonFiniteLossError(f"step {self.step + 1}: the token has run away")
-            self._theta = theta
-            if self.subspace:
-                self.subspace.record(theta)
+            if held is not None and (not self.guard.check(held, self._point) or self.guard.settled):
+                self._go_back()
+            else:
+                self._move(losses, lr_scale * self.guard.scale, mu_scale)
         self.loss = self.estimator.loss(losses)
         self.step += 1
+
+    def _go_back(self) -> None:
+        assert self.guard.point is not None
+        self._point = self.guard.point.clone()
+        self._theta = self._token(self._point)
+        self.optimizer.load_state_dict({"steps": torch.tensor(0)})  # its running means led astray
+
+    def _move(self, losses: torch.Tensor, lr_scale: float, mu_scale: float) -> None:
+        gradient = self.estimator.gradient(losses, self._directions()) / mu_scale
+        if self.subspace:
+            gradient = self.subspace.project(gradient)
+        if not _moderate(gradient):
+            raise NonFiniteLossError(f"step {self.step + 1}: losses {losses.tolist()} are too far apart for mu")
+        point = self.optimizer.step(self._point, gradient, lr_scale)
+        theta = self._token(point)
+        if not _moderate(theta):
+            raise NonFiniteLossError(f"step {self.step + 1}: the token has run away")
+        self._theta, self._point = theta, point
+        if self.subspace:
+            self.subspace.record(point)
+
+    def _token(self, point: torch.Tensor) -> torch.Tensor:
+        return self._theta0 + self.spread.stretch(point) if self.spread else point
 
     def _directions(self) -> torch.Tensor:
         return self.estimator.directions(self.seed, self.step, self._theta.shape)
@@ -110,6 +162,10 @@ class ZerothOrderSearch:
     def state_dict(self) -> State:
         """Tensors that, given to a search of the same settings, continue it bit for bit."""
         state = {"theta": self._theta.clone(), "step": torch.tensor(self.step), "seed": torch.tensor(self.seed)}
+        if self.spread:
+            state["point"] = self._point.clone()
+        if self.guard.point is not None:
+            state |= {f"guard.{key}": value for key, value in self.guard.state_dict().items()}
         state |= {f"optimizer.{key}": value for key, value in self.optimizer.state_dict().items()}
         if self.subspace:
             state |= {f"subspace.{key}": value for key, value in self.subspace.state_dict().items()}
@@ -138,20 +194,26 @@ class ZerothOrderSearch:
             raise ConfigError(
                 "the saved search and this one differ in the use of Subspace Gradient; use the saved run's settings"
             )
+        if ("point" in state) != (self.spread is not None):
+            raise ConfigError("the saved search and this one differ in their directions; use the saved run's settings")
         self._theta = state["theta"].to(torch.float64, copy=True)
+        self._point = state["point"].to(torch.float64, copy=True) if self.spread else self._theta
         self.step = int(state["step"])
         self.loss = None
         for name, tensor in state.items():
             numbers = tensor.dtype == torch.float64 and bool(torch.isfinite(tensor).all())
             if not (numbers if tensor.ndim else tensor.dtype == torch.int64):
                 raise ValueError(f"{name} is of another kind")
-        for name in ("optimizer.mean", "optimizer.square"):
+        for name in ("point", "guard.point", "optimizer.mean", "optimizer.square"):
             if name in state and state[name].shape != self._theta.shape:
                 raise ValueError(f"{name} is not of the token's shape")
         for name in ("subspace.buffer", "subspace.projection"):
             if name in state and state[name].shape[1:] != (self._theta.numel(),):
                 raise ValueError(f"{name} is not of the token's width")
         self.optimizer.load_state_dict(_part(state, "optimizer."))
+        self.guard = Guard(self.guard.patience)
+        if "guard.point" in state:
+            self.guard.load_state_dict(_part(state, "guard."))
         if self.subspace:
             self.subspace.load_state_dict(_part(state, "subspace."))
 

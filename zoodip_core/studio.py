@@ -24,8 +24,10 @@ from .shelf import Shelf
 from .tokens import check_name
 
 TINY_LABEL = "the embedded tiny model"
-LEFT_TO_PACE = dict.fromkeys(("steps", "n", "mu", "lr", "tau", "t_lower", "t_upper", "sample_every"), 0) | {
-    "lr_schedule": "auto"
+LEFT_TO_PACE = {
+    **dict.fromkeys(("steps", "n", "mu", "lr", "tau", "t_lower", "t_upper", "sample_every"), 0),
+    **dict.fromkeys(("mu_end", "checks", "patience"), -1),
+    **dict.fromkeys(("lr_schedule", "optimizer", "directions", "subspace_gradient", "adapt_mu"), "auto"),
 }
 """Settings that the form may leave to the pace and the model, and how it says so."""
 
@@ -103,7 +105,10 @@ class Studio:
         """
         named = {key: value for key, value in form.items() if key not in ("pace", "overwrite", "keep_copy")}
         named = {key: value for key, value in named.items() if value is not None and value != LEFT_TO_PACE.get(key)}
-        if form.get("pace", "paper") not in PACES:
+        for name in ("subspace_gradient", "adapt_mu"):
+            if named.get(name) in ("on", "off"):
+                named[name] = named[name] == "on"
+        if form.get("pace", "default") not in PACES:
             raise ConfigError(f"pace = {form['pace']!r}: choose one of {', '.join(PACES)}")
         label = str(named.get("model") or TINY_LABEL).strip()
         named["model"] = TINY if label in (TINY, TINY_LABEL) else str(self._model_path(label))
@@ -155,7 +160,7 @@ class Studio:
         if self.shelf:
             self.shelf.check_free(settings["token"], bool(form.get("overwrite")))
         references = (draft or self.draft).references()
-        return jobs.ask(python, "check", settings={**settings, **references}, pace=form.get("pace", "paper"))
+        return jobs.ask(python, "check", settings={**settings, **references}, pace=form.get("pace", "default"))
 
     # ------------------------------------------------------------ jobs
 
@@ -175,7 +180,7 @@ class Studio:
         try:
             settings |= draft.write_references(folder)
             return self.jobs.submit(
-                "train", folder, token, settings=settings, pace=form.get("pace", "paper"), replace=replace
+                "train", folder, token, settings=settings, pace=form.get("pace", "default"), replace=replace
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -201,7 +206,7 @@ class Studio:
         if run.settings.get("cache") not in (None, self._cache):  # a run's files do not say what else is written
             changes["cache"] = None
         if not (run.run / CONFIG).is_file():  # it had to wait, and the program ended before it had begun
-            settings, pace = {**task.get("settings", {}), **changes}, task.get("pace", "paper")
+            settings, pace = {**task.get("settings", {}), **changes}, task.get("pace", "default")
             return self.jobs.submit("train", run.folder, run.token, settings=settings, pace=pace, replace=replace)
         RunFolder.open(run.run, changes)  # what it can not do is said now
         return self.jobs.submit("resume", run.folder, run.token, changes=changes, replace=replace)

@@ -67,7 +67,7 @@ class Job:
             if data["version"] != TASK_VERSION or data["kind"] not in KINDS:
                 raise ConfigError(f"{file} is a job of another version of ZOODiP; start the job again")
             settings, changes = dict(data.get("settings", {})), dict(data.get("changes", {}))
-            return cls(data["kind"], Path(data["folder"]), settings, str(data.get("pace", "paper")), changes)
+            return cls(data["kind"], Path(data["folder"]), settings, str(data.get("pace", "default")), changes)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise

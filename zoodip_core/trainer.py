@@ -23,6 +23,7 @@ from .replay import restore
 from .runs import RunFolder, SavedState, check_free, locked
 from .stopping import Stopped, stopped_by
 from .training import Training
+from .vocabulary import Spread
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def train_token(
     with stopped_by(lambda: commands.stopping):
         training = Training(config, model, on_event)
         with locked(path):
-            folder = RunFolder.create(path, config)
+            folder = RunFolder.create(path, training.config)
+            if training.search.spread:
+                folder.save_spread(training.search.spread)
             _save(training, folder)
             return _run(training, folder, on_event, commands)
 
@@ -104,8 +107,10 @@ def resume_training(
         past = folder.past()
         state, damage = _state(folder, past)
         last = past.records.get(past.last)
-        training = Training(folder.config, model, on_event, (last and last.batch) or (state.batch if state else 0))
-        training.warnings += damage
+        batch = (last and last.batch) or (state.batch if state else 0)
+        spread, lost = _spread(folder)
+        training = Training(folder.config, model, on_event, batch, spread)
+        training.warnings += damage + lost
         if state and state.inputs != training.inputs:
             raise RunFolderError(
                 f"{folder.path}: the model, images or captions are not those of this run any more; put "
@@ -113,6 +118,8 @@ def resume_training(
             )
         if not folder.snapshot_path(0).exists():  # the first version kept none
             folder.save_snapshot(training.embedding(), 0)
+        if training.search.spread is not spread and training.search.spread:
+            folder.save_spread(training.search.spread)
         _restore(training, past, state)
         cut(folder.journal_path, training.search.step)
         folder.save_config()
@@ -135,6 +142,14 @@ def _state(folder: RunFolder, past: Past) -> tuple[SavedState | None, list[str]]
         if not past.records:
             raise
         return None, [*damage, f"{folder.state_path} is damaged or of a newer ZOODiP; the journal does without it"]
+
+
+def _spread(folder: RunFolder) -> tuple[Spread | None, list[str]]:
+    """The shape of the run's directions, and a line for the user if it has to be worked out anew."""
+    try:
+        return folder.spread(), []
+    except RunFolderError:
+        return None, [f"{folder.spread_path} is missing or damaged, and is made anew"]
 
 
 def _restore(training: Training, past: Past, state: SavedState | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from . import rng
 from .config import TrainConfig
 from .embedding import Embedding
 from .errors import NonFiniteLossError, NoRoomError
@@ -18,11 +20,16 @@ from .journal import Record
 from .latents import encode_images
 from .memory import Plan, Watch, free_memory, plan
 from .models import ModelInfo, Prompt, QuantizedModel, identify, load_quantized
-from .objective import DiffusionObjective
+from .noise import SIGNAL, least_mu, line, noise_of
+from .objective import DiffusionObjective, Draw, mean_losses, spread_draws
 from .prompts import captions_for, with_slots
 from .runs import CHANGEABLE
 from .tokens import check_initializer, check_new, initial_vectors
 from .version import __version__
+from .vocabulary import Spread, vocabulary_spread
+
+_HELD = 8
+"""Draws that the token is looked at on now and then."""
 
 
 def load_model(config: TrainConfig) -> QuantizedModel:
@@ -49,6 +56,7 @@ class Training:
         model: a loaded model, to share one; loaded as the settings say if None.
         tell: called with what the user should know while it is prepared.
         batch: candidates in one forward so far, of a run that goes on: another number rounds differently.
+        spread: that of the vocabulary, of a run that goes on; worked out if it is wanted and None.
     """
 
     def __init__(
@@ -57,6 +65,7 @@ class Training:
         model: QuantizedModel | None = None,
         tell: Callable[[Event], None] = lambda event: None,
         batch: int = 0,
+        spread: Spread | None = None,
     ) -> None:
         self.config = config
         self.tell = tell
@@ -68,7 +77,7 @@ class Training:
         self.plan = self._plan(config.resolution or info.resolution, batch)
         tell(Message(f"memory, predicted: {self.plan.use}"))
         self.watch = Watch(self.model.device)
-        self._load(prompts)
+        self._load(prompts, spread)
 
     def _plan(self, resolution: int, batch: int) -> Plan:
         model, candidates = self.model, self.config.make_estimator().num_candidates
@@ -92,7 +101,7 @@ class Training:
             )
             return found
 
-    def _load(self, prompts: list[list[Prompt]]) -> None:
+    def _load(self, prompts: list[list[Prompt]], spread: Spread | None) -> None:
         """The long part: encode the images while the device is empty, then load the rest."""
         config, model = self.config, self.model
         self.fingerprint = model.blueprint.fingerprint
@@ -115,8 +124,44 @@ class Training:
                 Message(f"the device ran out of memory: {batch} candidates in one forward from now on", warning=True)
             ),
         )
-        self.search = config.make_search(theta0)
+        if config.directions == "vocabulary":
+            spread = spread or vocabulary_spread(model.tokenizers, model.text_encoders)
+        if config.adapt_mu:
+            self._adapt_mu(theta0, spread)
+        self.search = self.config.make_search(theta0, spread)
         _ = model.unet  # a damaged file shows here, before anything is written
+
+    def _adapt_mu(self, theta0: torch.Tensor, spread: Spread | None) -> None:
+        """Settle on a mu at which losses differ by more than rounding, whatever the model's types are."""
+        config, draws = self.config, self._fixed_draws(2)
+        directions = rng.normal(config.seed, 0, "noise", (4, *theta0.shape)).double()
+        if spread:
+            directions = spread.stretch(directions)
+
+        def losses(candidates: torch.Tensor) -> torch.Tensor:
+            return torch.stack([self.objective.losses(candidates, draw) for draw in draws])
+
+        def signal(mu: float) -> float:
+            found = losses(torch.cat([theta0[None], (theta0 + mu * directions).float()]))
+            return float((found[:, 1:] - found[:, :1]).square().mean().sqrt())
+
+        noise = noise_of(losses(line(theta0, directions)))
+        least, found = least_mu(config.mu_end or config.mu, noise, signal)
+        self.config = dataclasses.replace(
+            config, mu=max(config.mu, least), mu_end=least if config.mu_end else 0.0, adapt_mu=False
+        )
+        said, enough = (
+            f"at mu = {least:g} losses differ by {found:.1e}, by rounding {noise:.1e}",
+            found > SIGNAL * noise,
+        )
+        if not enough:
+            said += "; what is learned from them will be noise. Use dtype float32, or other weights"
+        self.tell(Message(said, warning=not enough))
+
+    def _fixed_draws(self, count: int) -> list[Draw]:
+        config = self.config
+        t_lower, t_upper = (config.t_lower, config.t_upper) if config.timesteps == "puts" else (0, 1000)
+        return spread_draws(config.seed, len(self.images), t_lower, t_upper, count)
 
     @property
     def batch(self) -> int:
@@ -125,7 +170,7 @@ class Training:
 
     @property
     def done(self) -> bool:
-        return self.search.step >= self.config.steps
+        return self.search.step >= self.config.steps or self.search.settled
 
     def step(self) -> Record:
         """One step of algorithm 1: draw, K losses in one forward, move. Returns what the journal keeps of it.
@@ -133,16 +178,24 @@ class Training:
         Raises:
             NonFiniteLossError: a loss is not finite; the search stays where it was.
         """
-        draw = self.objective.draw(self.config.seed, self.search.step)
-        losses = self.objective.losses(self.search.ask(), draw)
+        guard = self.search.guard
+        draw, scale = self.objective.draw(self.config.seed, self.search.step), guard.scale
+        held = self._held() if self.config.checked(self.search.step) else None
+        lr_scale, mu_scale = self.config.lr_scale(self.search.step), self.config.mu_scale(self.search.step)
+        losses = self.objective.losses(self.search.ask(mu_scale), draw)
         try:
-            self.search.tell(losses, self.config.lr_scale(self.search.step))
+            self.search.tell(losses, lr_scale, held, mu_scale)
         except NonFiniteLossError as error:
             name = self.images[draw.image].path.name
             raise NonFiniteLossError(
                 f"{error} (image {name}, timestep {draw.timestep}); the token is kept as of step {self.search.step}: "
                 "try a smaller lr, a larger mu, or dtype float32"
             ) from error
+        if guard.settled:
+            self.tell(Message(f"no progress in the last {guard.patience} checks: the best token so far is the result"))
+        elif guard.scale < scale:
+            said = f"step {self.search.step}: the loss rose to {held:.4g}; back to the best token, and smaller steps"
+            self.tell(Message(said, warning=True))
         return Record(
             self.search.step,
             draw.image,
@@ -151,7 +204,12 @@ class Training:
             tuple(losses.tolist()),
             self.batch or len(losses),
             self.search.checksum,
+            held,
         )
+
+    def _held(self) -> float:
+        """The token's loss on draws that stay the same."""
+        return float(mean_losses(self.objective, self.search.theta[None], self._fixed_draws(_HELD)))
 
     def embedding(self) -> Embedding:
         """The token as it is now. Nothing in it depends on the run's paths or clock."""
@@ -216,7 +274,7 @@ def tokenised(config: TrainConfig, model: QuantizedModel, images: Sequence[Refer
 
 def noise_warning(config: TrainConfig, dtype: torch.dtype) -> list[str]:
     """A line for the user if mu is lost in the rounding of the activations."""
-    if dtype != torch.bfloat16 or config.mu >= 5e-3:
+    if dtype != torch.bfloat16 or config.mu >= 5e-3 or config.adapt_mu:
         return []
     return [
         f"mu = {config.mu:g} is below the rounding noise of bfloat16: the estimated gradients will be noise. "

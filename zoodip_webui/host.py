@@ -68,7 +68,7 @@ class Webui:
 
     def defaults(self) -> dict[str, Any]:
         return {
-            "pace": value("pace", "paper"),
+            "pace": value("pace", "default"),
             "weights": value("weights", "int8"),
             "keep_copy": value("keep_copy", False),
         }

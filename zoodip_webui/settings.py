@@ -25,7 +25,7 @@ def add() -> None:
     if "restrict_api" in inspect.signature(shared.OptionInfo).parameters:
         path["restrict_api"] = True
     option("folder", "zoodip", "Folder of the runs; where it is not a full path, in the webui's data folder", **path)
-    option("pace", "paper", "Pace", gr.Radio, {"choices": list(PACES)})
+    option("pace", "default", "Pace", gr.Radio, {"choices": list(PACES)})
     option("weights", "int8", "Weights", gr.Radio, {"choices": list(WEIGHTS)})
     option(
         "keep_copy", False, "Keep quantised copies of models, 1 to 4 GB each, so that the next training starts sooner"

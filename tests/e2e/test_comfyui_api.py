@@ -512,7 +512,7 @@ def test_example_lacks_only_the_checkpoint(comfy: ComfyUI, path: Path) -> None:
 
 
 def test_sd15_example_draws_the_token(comfy: ComfyUI, sd15: str) -> None:
-    prompt = example(comfy, ROOT / "example_workflows" / "sd15_int8_subspace_gradient_puts.json")
+    prompt = example(comfy, ROOT / "example_workflows" / "sd15_int8.json")
     (train,) = of_kind(prompt, "ZoodipTrainToken").values()
     (positive,) = (text for text in of_kind(prompt, "CLIPTextEncode").values() if train["token"] in text["text"])
     ((image, _),) = of_kind(prompt, "SaveImage").items()

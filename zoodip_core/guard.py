@@ -1,0 +1,66 @@
+"""Looks after a search by the loss on draws that stay the same: goes back when it diverges, and tells when to end."""
+
+from __future__ import annotations
+
+import torch
+
+State = dict[str, torch.Tensor]
+
+LOST = 0.5
+"""Of what was gained, the share whose loss is divergence ..."""
+WORSE = 0.2
+"""... if the loss is also higher than the best one by this share of the starting loss."""
+PROGRESS = 0.01
+"""Of what was gained in all: less is no progress."""
+
+
+class Guard:
+    """Told the held-out loss now and then, together with the point it is of.
+
+    Args:
+        patience: checks without progress after which the search has settled; 0 for never.
+    """
+
+    def __init__(self, patience: int = 0) -> None:
+        self.patience = patience
+        self.scale = 1.0
+        """The factor of the learning rate, halved each time that the search went back."""
+        self.point: torch.Tensor | None = None
+        """The best point so far."""
+        self._first = self._best = self._mark = 0.0  # the losses at first, at best, and at the last progress
+        self._idle = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the search should end, at the best point."""
+        return 0 < self.patience <= self._idle
+
+    def check(self, loss: float, point: torch.Tensor) -> bool:
+        """Whether a point can be gone on from; else the search should go back to the best one, with smaller steps."""
+        if self.point is None:
+            self._first = self._best = self._mark = loss
+            self.point = point.clone()
+            return True
+        if loss < self._best:
+            self._best, self.point = loss, point.clone()
+        gained = self._first - self._best
+        if self._mark - self._best > PROGRESS * gained:
+            self._mark, self._idle = self._best, 0
+        elif gained > 0:  # nothing gained at all yet is no reason to end
+            self._idle += 1
+        if loss > self._best + max(LOST * gained, WORSE * self._first):
+            self.scale /= 2
+            return False
+        return True
+
+    def state_dict(self) -> State:
+        state = {
+            "losses": torch.tensor([self._first, self._best, self._mark, self.scale], dtype=torch.float64),
+            "idle": torch.tensor(self._idle),
+        }
+        return state if self.point is None else {**state, "point": self.point.clone()}
+
+    def load_state_dict(self, state: State) -> None:
+        self._first, self._best, self._mark, self.scale = state["losses"].tolist()
+        self._idle = int(state["idle"])
+        self.point = state["point"].clone() if "point" in state else None

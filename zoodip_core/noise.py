@@ -1,0 +1,54 @@
+"""How far candidates must lie from the token, so that their losses differ by more than rounding.
+
+The estimate of rounding is that of Moré and Wild ("Estimating computational noise", 2011): of losses at equal
+distances on a short line, differences of high order leave nothing but noise, for there a loss is smooth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+SIGNAL = 3.0
+"""A candidate's loss shall differ from the token's by as many times the noise."""
+DISTANCE = 0.02
+"""Between neighbours on the line, as a share of the token's size: less, and bfloat16 would take some for the same."""
+LARGEST = 10.0
+"""A mu beyond this is not tried."""
+_POINTS, _ORDER = 7, 4
+
+
+def line(theta: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Points ``[lines * points, num_vectors, dim]`` at equal distances on short lines through theta.
+
+    Args:
+        theta: ``[num_vectors, dim]``.
+        directions: ``[lines, num_vectors, dim]``, of any length.
+    """
+    size = theta.double().square().mean().sqrt()
+    units = directions / directions.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    distances = DISTANCE * size * torch.arange(_POINTS, dtype=torch.float64)
+    return (theta.double() + distances[:, None, None] * units[:, None]).flatten(0, 1).float()
+
+
+def noise_of(losses: torch.Tensor) -> float:
+    """The standard deviation of a loss's rounding, from the losses of :func:`line`'s points."""
+    differences = losses.double().view(-1, _POINTS).diff(n=_ORDER, dim=1)
+    # Of independent noise of variance 1, the k-th difference has the variance (2k)! / (k!)^2: 70 for the fourth.
+    return float((differences.square().mean() / 70).sqrt())
+
+
+def least_mu(mu: float, noise: float, signal: Callable[[float], float]) -> tuple[float, float]:
+    """The first of mu, 2 mu, 4 mu, ... whose signal stands out of the noise, else the last, and its signal.
+
+    Args:
+        mu: the perturbation size to begin with.
+        noise: from :func:`noise_of`.
+        signal: by how much losses at a perturbation size differ from that at theta, on the root mean square.
+    """
+    found = signal(mu)
+    while not found > SIGNAL * noise and 2 * mu <= LARGEST:
+        mu *= 2
+        found = signal(mu)
+    return mu, found
