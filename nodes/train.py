@@ -153,7 +153,7 @@ def _how_to_search() -> dict[str, Any]:
             ["auto", *LR_SCHEDULES],
             {
                 "default": "auto",
-                "tooltip": "Learning rate over the run: constant, or falling to 0. auto: by the model.",
+                "tooltip": "Learning rate over the run: constant, or falling to 0. auto: by preset.",
             },
         ),
         "n": _number(

@@ -318,16 +318,34 @@ def settings_of(pack: Any, family: str, weights: str = "int8", dtype: str = "flo
         ("tiny", "int8", "float32", 1500, 2e-2, 1e-3, 8),
     ],
 )
-def test_zero_means_the_papers_number_for_the_model(
+def test_zero_means_the_papers_number_for_the_model_if_the_preset_is_the_papers(
     family: str, weights: str, dtype: str, steps: int, lr: float, mu: float, n: int, pack: Any, host: FakeHost
 ) -> None:
     """The paper, section 4 and supplement S3.2, S3.4; the embedded model's own search."""
-    config = settings_of(pack, family, weights, dtype)
+    config = settings_of(pack, family, weights, dtype, preset="paper")
     assert (config.steps, config.lr, config.mu, config.n) == (steps, lr, mu, n)
+    assert (config.estimator, config.optimizer, config.directions) == ("rge", "zoadam", "normal")
+    assert (config.adapt_mu, config.mu_end, config.checks) == (False, 1, 0)
     assert config.lr_schedule == ("cosine" if family == "tiny" else "constant")
     assert (config.weights, config.dtype, config.device) == (weights, dtype, "cpu")
     # Nothing wired: neither of the paper's two parts.
     assert (config.subspace_gradient, config.timesteps) == (False, "uniform")
+
+
+@pytest.mark.parametrize(
+    ("family", "forwards", "t_lower"),
+    [("sd1", 30_000 * 3, 500), ("sd2", 30_000 * 3, 500), ("sdxl", 20_000 * 3, 700), ("tiny", 1500 * 9, 500)],
+)
+def test_zero_means_a_third_of_the_papers_forwards_by_default(
+    family: str, forwards: int, t_lower: int, pack: Any, host: FakeHost
+) -> None:
+    (puts,) = node(pack, "ZoodipPUTSSampler").settings("puts", t_lower, 900)
+    config = settings_of(pack, family, timestep_sampler=puts)
+    assert 0.25 < config.steps * (config.n + 1) / forwards <= 1 / 3
+    assert (config.directions, config.adapt_mu, config.lr_schedule) == ("vocabulary", True, "cosine")
+    fast, careful = (settings_of(pack, family, preset=name).steps for name in ("fast", "careful"))
+    assert (fast, careful) == (config.steps // 3, config.steps * 3)
+    assert config.t_lower == t_lower
 
 
 def test_numbers_of_the_users_stand(pack: Any, host: FakeHost) -> None:

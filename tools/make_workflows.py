@@ -285,8 +285,8 @@ def ablation() -> list[list[Node]]:
         "### What do Subspace Gradient and PUTS bring?\n\n"
         "Four trainings of the same subject from the same seed, by the paper's search (preset **paper**), differ in "
         "one thing each: which parts are wired in. An unconnected **subspace_gradient** means gradients as estimated, "
-        "an unconnected **timestep_sampler** all timesteps alike.\n\nCompare the pictures, not the losses: an arm without PUTS is asked at other timesteps, "
-        "where the loss is another."
+        "an unconnected **timestep_sampler** all timesteps alike.\n\nCompare the pictures, not the losses: an arm "
+        "without PUTS is asked at other timesteps, where the loss is another."
     )
     columns: list[list[Node]] = [[note(text), model, images, subspace, sampler]]
     prompts = "\n".join(f"a {{}} in the {place}" for place in PLACES[:4])

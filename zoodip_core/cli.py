@@ -201,7 +201,7 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
     _option(group, "--estimator", "estimator", None, "how losses become a gradient", choices=tuple(ESTIMATORS))
     _option(group, "--n", "n", "N", "random directions a step", type=int)
     _option(group, "--mu", "mu", "SIZE", "perturbation size", type=float)
-    _option(group, "--mu-end", "mu_end", "SIZE", "what mu falls to over the run, 0: it stays", type=float)
+    _option(group, "--mu-end", "mu_end", "SHARE", "of mu, to which it falls over the run; 1: it stays", type=float)
     _option(group, "--adapt-mu", "adapt_mu", None, "double mu until losses differ by more than rounding", action=SWITCH)
     _option(group, "--directions", "directions", None, "random directions' shape", choices=DIRECTIONS)
     _option(

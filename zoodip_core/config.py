@@ -53,7 +53,7 @@ RECIPE: dict[str, Any] = {
     "steps": 3000,
     "n": 8,
     "mu": 2.6,
-    "mu_end": 0.26,
+    "mu_end": 0.1,
     "directions": "vocabulary",
     "adapt_mu": True,
     "subspace_gradient": False,
@@ -153,7 +153,7 @@ class TrainConfig:
         estimator: rge, spsa, one-point.
         n: random directions a step.
         mu: perturbation size; of vocabulary directions in the distance of words from their mean.
-        mu_end: what mu falls to over the run, as a cosine; 0: it stays.
+        mu_end: the share of mu to which it falls over the run, as a cosine; 1: it stays.
         directions: random directions: normal (the paper's), or shaped as the model's vocabulary.
         subspace_gradient: whether to use Subspace Gradient.
         tau: its buffer, in steps.
@@ -200,7 +200,7 @@ class TrainConfig:
     estimator: str = "rge"
     n: int = 2
     mu: float = 1e-3
-    mu_end: float = 0.0
+    mu_end: float = 1.0
     directions: str = "normal"
     subspace_gradient: bool = True
     tau: int = 128
@@ -241,8 +241,8 @@ class TrainConfig:
             )
         if file_stem(self.token).lower() == "state":
             raise TokenError(f"token {self.token!r} names a file of every run; choose a name of letters, like <my-cat>")
-        if not 0 <= self.mu_end <= self.mu:
-            raise ConfigError(f"mu_end = {self.mu_end}: must be from 0 to mu = {self.mu}")
+        if not 0 < self.mu_end <= 1:
+            raise ConfigError(f"mu_end = {self.mu_end}: the share of mu at the end must be above 0 and at most 1")
         for name, value in self.to_dict().items():
             if re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
                 raise ConfigError(f"{name} = {value!r}: holds half a character, which no file can keep; write it anew")
@@ -276,10 +276,7 @@ class TrainConfig:
 
     def mu_scale(self, step: int) -> float:
         """The schedule's factor for mu after so many completed steps."""
-        if not self.mu_end:
-            return 1.0
-        end = self.mu_end / self.mu
-        return end + (1 - end) * _cosine(step / self.steps)
+        return 1.0 if self.mu_end == 1 else self.mu_end + (1 - self.mu_end) * _cosine(step / self.steps)
 
     def checked(self, step: int) -> bool:
         """Whether the loss on draws that stay the same is looked at before the step after so many completed ones."""

@@ -78,7 +78,7 @@ ADVANCED: Mapping[str, tuple[Field, ...]] = {
         Field("lr_schedule", CHOICE, "Schedule", "cosine falls to 0 over the run.", "auto", ("auto", *LR_SCHEDULES)),
         Field("n", WHOLE, "Directions (n)", f"Tried in each step: n + 1 forward passes. {_BY_PACE}", 0),
         Field("mu", NUMBER, "Perturbation (mu)", f"How far a direction is tried out. {_BY_PACE}", 0),
-        Field("mu_end", NUMBER, "At the end", "What mu falls to; 0: it stays. -1: by the pace.", -1),
+        Field("mu_end", NUMBER, "Share of mu at the end", f"To which it falls; 1: it stays. {_BY_PACE}", 0),
         Field(
             "estimator", CHOICE, "Estimator", "How losses become a gradient; the paper's is rge.", "rge", [*ESTIMATORS]
         ),

@@ -8,7 +8,7 @@ State = dict[str, torch.Tensor]
 
 LOST = 0.5
 """Of what was gained, the share whose loss is divergence ..."""
-WORSE = 0.2
+WORSE = 0.01
 """... if the loss is also higher than the best one by this share of the starting loss."""
 PROGRESS = 0.01
 """Of what was gained in all: less is no progress."""

@@ -146,10 +146,9 @@ class Training:
             return float((found[:, 1:] - found[:, :1]).square().mean().sqrt())
 
         noise = noise_of(losses(line(theta0, directions)))
-        least, found = least_mu(config.mu_end or config.mu, noise, signal)
-        self.config = dataclasses.replace(
-            config, mu=max(config.mu, least), mu_end=least if config.mu_end else 0.0, adapt_mu=False
-        )
+        least, found = least_mu(config.mu * config.mu_end, noise, signal)
+        mu = max(config.mu, least)
+        self.config = dataclasses.replace(config, mu=mu, mu_end=least / mu, adapt_mu=False)
         said, enough = (
             f"at mu = {least:g} losses differ by {found:.1e}, by rounding {noise:.1e}",
             found > SIGNAL * noise,

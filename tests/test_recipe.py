@@ -1,0 +1,421 @@
+"""The default search's parts against NumPy float64 worked independently, and whole runs of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.reference import Array
+from zoodip_core import RGE, Commands, TrainConfig, ZerothOrderSearch, load_embedding, resume_training, rewind
+from zoodip_core.config import OPTIMIZERS, RECIPE, preset_for
+from zoodip_core.demo import demo_config
+from zoodip_core.errors import ConfigError, ModelError, RunFolderError
+from zoodip_core.events import Event, Message, Progress
+from zoodip_core.guard import Guard
+from zoodip_core.models import QuantizedModel
+from zoodip_core.noise import least_mu, line, noise_of
+from zoodip_core.optimizers import NormalizedSGD
+from zoodip_core.tiny import concepts
+from zoodip_core.trainer import TrainResult, train_token
+from zoodip_core.training import Training
+from zoodip_core.vocabulary import Spread, spread_of, vocabulary_spread, word_ids
+
+DIM, VECTORS, STEPS, SEED = 12, 2, 40, 7
+
+
+def words(count: int = 400, dim: int = DIM) -> Array:
+    """Rows of very different variance along hidden axes."""
+    rng = np.random.default_rng(3)
+    axes = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    return np.asarray(rng.normal(size=(count, dim)) * np.logspace(0, -2, dim) @ axes.T + rng.normal(size=dim))
+
+
+def worked(rows: Array, rank: int, power: float, floor: float) -> Array:
+    """The matrix A, from the definition: principal axes by SVD, the small ones alike."""
+    centred = rows - rows.mean(axis=0)
+    _, sigma, axes = np.linalg.svd(centred, full_matrices=False)
+    variance = sigma**2 / len(rows)
+    reach = np.sqrt((variance / variance.mean()) ** power + floor**2)
+    reach *= math.sqrt(variance.sum()) / np.linalg.norm(reach)
+    if rank < len(reach):
+        reach[rank:] = math.sqrt(np.mean(reach[rank:] ** 2))
+    return np.asarray(axes.T * reach @ axes)
+
+
+# ---------------------------------------------------------------- the vocabulary's shape
+
+
+@pytest.mark.parametrize(("rank", "power", "floor"), [(DIM, 1.0, 0.3), (5, 1.0, 0.3), (5, 2.0, 0.1), (64, 1.0, 0.0)])
+def test_the_shape_is_that_of_the_words(rank: int, power: float, floor: float) -> None:
+    rows = words()
+    pieces = torch.from_numpy(rows).split(97)
+    spread = spread_of(pieces, rank=rank, power=power, floor=floor)
+    a = worked(rows, rank, power, floor)
+    vectors = np.random.default_rng(1).normal(size=(3, VECTORS, DIM))
+    np.testing.assert_allclose(spread.stretch(torch.from_numpy(vectors)).numpy(), vectors @ a, rtol=1e-4, atol=1e-5)
+
+
+def test_stretched_directions_are_as_long_as_words_are_far_from_their_mean() -> None:
+    rows = words()
+    spread = spread_of([torch.from_numpy(rows)], rank=5)
+    directions = torch.randn(20_000, DIM, generator=torch.Generator().manual_seed(0))
+    length = spread.stretch(directions).square().sum(dim=1).mean().sqrt()
+    distance = np.sqrt(((rows - rows.mean(axis=0)) ** 2).sum(axis=1).mean())
+    assert float(length) == pytest.approx(distance, rel=0.03)
+
+
+def test_words_that_are_all_alike_have_no_shape() -> None:
+    with pytest.raises(ModelError, match="choose directions normal"):
+        spread_of([torch.ones(50, DIM)])
+
+
+def test_whole_words_count() -> None:
+    vocabulary = {"a</w>": 0, "do": 1, "dog</w>": 2, "<|endoftext|>": 3}
+    few = SimpleNamespace(get_vocab=lambda: vocabulary)
+    assert word_ids(few) == [0, 1, 2, 3]  # too few words to tell anything
+    many = SimpleNamespace(get_vocab=lambda: vocabulary | {f"w{i}</w>": i for i in range(100, 200)})
+    assert word_ids(many) == [2, *range(100, 200)]
+
+
+def test_the_embedded_models_shape_points_where_its_words_differ(tiny_model: QuantizedModel) -> None:
+    spread = vocabulary_spread(tiny_model.tokenizers, tiny_model.text_encoders)
+    assert spread.basis.shape == (64, 128)
+    torch.testing.assert_close(spread.basis @ spread.basis.T, torch.eye(64), atol=1e-5, rtol=0)
+    assert spread.reach.max() > 3 * spread.rest > 0
+
+
+@pytest.mark.parametrize("dim", [768, 2048])
+def test_a_shape_takes_little_memory(dim: int) -> None:
+    spread = spread_of([torch.randn(3000, dim, generator=torch.Generator().manual_seed(1))])
+    assert spread.basis.nbytes + spread.reach.nbytes < 16e6
+
+
+# ---------------------------------------------------------------- the whole search, worked again
+
+
+def bowl(step: int) -> Callable[[Array], float]:
+    centre = np.random.default_rng(99).normal(size=VECTORS * DIM)
+    shift = 0.3 * np.random.default_rng(step).normal(size=VECTORS * DIM)
+
+    def loss(theta: Array) -> float:
+        away = theta.astype(np.float32).astype(np.float64) - centre - shift
+        return float(away @ away)
+
+    return loss
+
+
+def held_at(theta: Array) -> float:
+    return bowl(10**6)(theta)
+
+
+def test_the_search_agrees_with_its_description() -> None:
+    """theta = theta0 + A w; gradients in w scaled to a root mean square of 1, their running mean, falling mu and lr."""
+    rows, start = words(), torch.randn(VECTORS, DIM, generator=torch.Generator().manual_seed(3))
+    estimator, lr, momentum = RGE(3, 0.7), 0.2, 0.9
+    search = ZerothOrderSearch(
+        start, estimator, None, NormalizedSGD(lr, momentum), SEED, spread_of([torch.from_numpy(rows)], rank=5)
+    )
+    a = worked(rows, 5, *defaults())
+    theta0 = start.double().numpy()
+    w, mean = np.zeros((VECTORS, DIM)), np.zeros((VECTORS, DIM))
+    for step in range(STEPS):
+        lr_scale, mu_scale = 0.5 * (1 + math.cos(math.pi * step / STEPS)), 1 - 0.9 * step / STEPS
+        candidates = search.ask(mu_scale)
+        losses = torch.tensor([bowl(step)(c.double().numpy().ravel()) for c in candidates], dtype=torch.float64)
+        search.tell(losses, lr_scale, None, mu_scale)
+
+        e = estimator.directions(SEED, step, start.shape).numpy()
+        theta = theta0 + w @ a
+        base = bowl(step)(theta.ravel())
+        slopes = [(bowl(step)((theta + 0.7 * mu_scale * x @ a).ravel()) - base) / (0.7 * mu_scale) for x in e]
+        g = sum(s * x for s, x in zip(slopes, e, strict=True)) / len(e)
+        mean = momentum * mean + (1 - momentum) * g / np.sqrt((g**2).mean())
+        w = w - lr * lr_scale * mean / (1 - momentum ** (step + 1))
+    np.testing.assert_allclose(search.theta.numpy(), theta0 + w @ a, rtol=1e-3, atol=1e-3)
+    assert held_at(search.theta.double().numpy().ravel()) < held_at(theta0.ravel())
+
+
+def defaults() -> tuple[float, float]:
+    from zoodip_core.vocabulary import FLOOR, POWER
+
+    return POWER, FLOOR
+
+
+def test_a_state_continues_bit_for_bit() -> None:
+    def steps(search: ZerothOrderSearch, first: int, last: int) -> None:
+        for step in range(first, last):
+            losses = [bowl(step)(c.double().numpy().ravel()) for c in search.ask(0.5)]
+            held = held_at(search.theta.double().numpy().ravel()) if step % 3 == 0 else None
+            search.tell(torch.tensor(losses), 1.0, held, 0.5)
+
+    def new() -> ZerothOrderSearch:
+        spread = spread_of([torch.from_numpy(words())])
+        return ZerothOrderSearch(torch.zeros(VECTORS, DIM), RGE(2, 0.5), None, NormalizedSGD(0.1), 1, spread, Guard(50))
+
+    whole, first, second = new(), new(), new()
+    steps(whole, 0, 20)
+    steps(first, 0, 11)
+    second.load_state_dict(first.state_dict())
+    steps(second, 11, 20)
+    assert second.checksum == whole.checksum
+    again, state = whole.state_dict(), second.state_dict()
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[key], state[key]) for key in again)
+
+
+def test_a_shape_of_another_width_is_refused() -> None:
+    with pytest.raises(ConfigError, match="another model"):
+        ZerothOrderSearch(torch.zeros(1, DIM + 1), spread=spread_of([torch.from_numpy(words())]))
+
+
+def test_a_state_without_a_shape_does_not_fit_one_with() -> None:
+    plain = ZerothOrderSearch(torch.zeros(1, DIM))
+    with pytest.raises(ConfigError, match="differ in their directions"):
+        plain.load_state_dict(
+            ZerothOrderSearch(torch.zeros(1, DIM), spread=spread_of([torch.from_numpy(words())])).state_dict()
+        )
+
+
+def test_equal_gradients_of_any_size_make_the_same_step() -> None:
+    g = torch.randn(1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    moved = [NormalizedSGD(0.5).step(torch.zeros(1, 5, dtype=torch.float64), size * g) for size in (1e-9, 1.0, 1e9)]
+    for each in moved:
+        torch.testing.assert_close(each, -0.5 * g / g.square().mean().sqrt())
+    none = torch.zeros(1, 5, dtype=torch.float64)
+    assert torch.equal(NormalizedSGD(0.5).step(none, none), none)
+
+
+# ---------------------------------------------------------------- the guard
+
+
+def told(guard: Guard, *losses: float) -> list[bool]:
+    return [guard.check(loss, torch.full((1, 2), float(i))) for i, loss in enumerate(losses)]
+
+
+def test_a_guard_goes_back_when_what_was_gained_is_lost() -> None:
+    guard = Guard()
+    assert told(guard, 1.0, 0.6, 0.79, 0.81) == [True, True, True, False]
+    assert guard.scale == 0.5
+    assert guard.point is not None
+    assert float(guard.point[0, 0]) == 1  # where it was 0.6
+    assert told(guard, 3.0) == [False]
+    assert guard.scale == 0.25
+
+
+def test_a_little_worse_is_no_divergence_while_little_was_gained() -> None:
+    assert told(Guard(), 1.0, 0.999, 1.005, 1.008) == [True] * 4
+    assert told(Guard(), 1.0, 1.009, 1.011) == [True, True, False]
+
+
+def test_a_guard_settles_after_checks_without_progress() -> None:
+    guard = Guard(patience=3)
+    told(guard, 1.0, 0.8, 0.6, 0.6, 0.5999)
+    assert not guard.settled
+    told(guard, 0.601)
+    assert guard.settled
+    patient = Guard()
+    told(patient, 1.0, 0.5, *[0.5] * 100)
+    assert not patient.settled
+
+
+def test_a_search_that_has_gained_nothing_does_not_settle() -> None:
+    guard = Guard(patience=2)
+    told(guard, *[1.0] * 20)
+    assert not guard.settled
+
+
+def test_a_search_goes_back_to_its_best_and_steps_half_as_far() -> None:
+    search = ZerothOrderSearch(torch.zeros(1, 3), RGE(1, 0.1), optimizer=NormalizedSGD(1.0), guard=Guard())
+    search.tell(torch.tensor([1.0, 2.0]), held=1.0)
+    best = search.theta
+    search.tell(torch.tensor([1.0, 2.0]), held=0.5)
+    moved = search.theta
+    assert not torch.equal(moved, best)
+    search.tell(torch.tensor([1.0, 2.0]), held=5.0)
+    torch.testing.assert_close(search.theta, best)
+    before = search.theta
+    search.tell(torch.tensor([1.0, 2.0]))
+    assert float((search.theta - before).square().mean().sqrt()) == pytest.approx(0.5, rel=1e-5)
+
+
+# ---------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize("noise", [1e-8, 1e-4])
+def test_rounding_is_measured(noise: float) -> None:
+    """On a smooth loss with noise of a known size, which does not depend on how steep or bent the loss is."""
+    rng = np.random.default_rng(0)
+    theta = torch.from_numpy(rng.normal(size=(1, 64)) * 0.1).float()
+    points = line(theta, torch.from_numpy(rng.normal(size=(60, 1, 64))))
+    assert points.shape == (60 * 7, 1, 64)
+    exact = torch.sin(points.double().sum(dim=(1, 2))) + 3 * points.double().square().sum(dim=(1, 2))
+    found = noise_of(exact + noise * torch.from_numpy(rng.normal(size=len(points))))
+    assert found == pytest.approx(noise, rel=0.25 if noise > 1e-6 else 9)
+
+
+def test_mu_is_doubled_until_losses_stand_out() -> None:
+    assert least_mu(0.1, 1.0, lambda mu: 10 * mu) == (pytest.approx(0.4), pytest.approx(4.0))
+    assert least_mu(0.1, 0.0, lambda mu: mu)[0] == 0.1
+    mu, found = least_mu(1.0, 1.0, lambda mu: 0.0)
+    assert (mu, found) == (8.0, 0.0)  # nothing stands out: the last one tried
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def config_of(**settings: Any) -> TrainConfig:
+    return demo_config(concepts.load("pip"), **{"steps": 12, "n": 3, "checks": 4, "save_every": 5, **settings})
+
+
+def train(config: TrainConfig, path: Path, model: QuantizedModel, stop_after: int | None = None) -> TrainResult:
+    commands = Commands()
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Progress) and event.step == stop_after:
+            commands.stop()
+
+    return train_token(config, path, model=model, on_event=on_event, commands=commands)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    return train(config_of(), tmp_path_factory.mktemp("recipe") / "run", tiny_model)
+
+
+def test_the_default_is_the_recipe() -> None:
+    for name, value in RECIPE.items():
+        if name != "steps":
+            assert preset_for("sd1")[name] == preset_for("sdxl")[name] == value
+    assert RECIPE["optimizer"] in OPTIMIZERS
+
+
+def test_a_run_keeps_what_it_measured(whole: TrainResult) -> None:
+    folder = whole.path.parent
+    config = json.loads((folder / "config.json").read_text())
+    assert config["adapt_mu"] is False
+    assert config["mu"] == RECIPE["mu"]  # float32 rounds far below
+    assert (folder / "directions.safetensors").is_file()
+    held = [json.loads(line).get("held") for line in (folder / "steps.jsonl").read_text().splitlines()]
+    assert [step for step, value in enumerate(held) if value is not None] == [0, 3, 6, 9]
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 10])
+def test_stop_at_any_step_and_resume(stop: int, whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
+    assert train(config_of(), tmp_path / "run", tiny_model, stop_after=stop).step == stop
+    assert resume_training(tmp_path / "run", model=tiny_model).finished
+    for name in ("pip.safetensors", "state.safetensors", "steps.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole.path.parent / name).read_bytes(), name
+
+
+def test_the_journal_alone_leads_to_any_step(whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
+    stopped = train(config_of(), tmp_path / "run", tiny_model, stop_after=7)
+    (tmp_path / "run" / "state.safetensors").unlink()
+    rewound = rewind(tmp_path / "run", 7, tmp_path / "seven.safetensors")
+    assert rewound.differs is None
+    assert torch.equal(load_embedding(rewound.path).vectors, stopped.embedding.vectors)
+    assert resume_training(tmp_path / "run", model=tiny_model).path.read_bytes() == whole.path.read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["gone", "torn", "of another kind", "endless numbers"])
+def test_lost_directions_are_made_anew(
+    damage: str, whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    train(config_of(), tmp_path / "run", tiny_model, stop_after=7)
+    file = tmp_path / "run" / "directions.safetensors"
+    if damage == "gone":
+        file.unlink()
+    elif damage == "torn":
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        tensors = load_file(file)
+        tensors["reach"] = tensors["reach"].half() if damage == "of another kind" else tensors["reach"] * torch.inf
+        save_file(tensors, file)
+    with pytest.raises(RunFolderError, match=r"directions\.safetensors is missing or damaged"):
+        rewind(tmp_path / "run", 3, tmp_path / "three.safetensors")
+    messages: list[str] = []
+    done = resume_training(
+        tmp_path / "run",
+        model=tiny_model,
+        on_event=lambda event: messages.append(event.text) if isinstance(event, Message) else None,
+    )
+    assert any("made anew" in message for message in messages)
+    assert done.path.read_bytes() == whole.path.read_bytes()  # worked out by the same machine
+
+
+def test_a_settled_run_ends_early_with_its_best_token(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+    messages: list[str] = []
+    config = config_of(lr=1e-7, patience=2, checks=12, steps=12)
+    done = train_token(
+        config,
+        tmp_path / "run",
+        model=tiny_model,
+        on_event=lambda event: messages.append(event.text) if isinstance(event, Message) else None,
+    )
+    assert done.finished
+    assert done.step < 12
+    assert any("no progress in the last 2 checks" in message for message in messages)
+    assert done.path.name == "pip.safetensors"
+    again = resume_training(tmp_path / "run", model=tiny_model)
+    assert again.finished
+    assert again.step == done.step
+
+
+def test_divergence_is_undone(tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses on fixed draws are given: a token that knows nothing is hardly worse than the word it starts from."""
+    held = iter([1.0, 0.7, 0.9, 0.7, 0.6])
+    monkeypatch.setattr(Training, "_held", lambda self: next(held))
+    warnings: list[str] = []
+    done = train_token(
+        config_of(steps=10, checks=5),
+        tmp_path / "run",
+        model=tiny_model,
+        on_event=lambda event: warnings.append(event.text) if isinstance(event, Message) and event.warning else None,
+    )
+    assert done.finished
+    assert warnings == ["step 5: the loss rose to 0.9; back to the best token, and smaller steps"]
+    tokens = [
+        load_embedding(rewind(tmp_path / "run", k, tmp_path / f"{k}.safetensors").path).vectors for k in (2, 4, 5)
+    ]
+    assert torch.equal(tokens[0], tokens[2])  # the one whose loss was 0.7
+    assert not torch.equal(tokens[0], tokens[1])
+    assert rewind(tmp_path / "run", 10, tmp_path / "x.safetensors").differs is None
+
+
+@pytest.mark.parametrize(("weights", "dtype"), [("int8", "bfloat16"), ("int4", "bfloat16"), ("int4", "float32")])
+def test_mu_is_raised_above_the_rounding_of_any_type(weights: str, dtype: str, tmp_path: Path) -> None:
+    """From the paper's mu, which drowns in bfloat16."""
+    config = config_of(weights=weights, dtype=dtype, mu=1e-3, mu_end=1.0, steps=1)
+    train_token(config, tmp_path / "run")
+    mu = json.loads((tmp_path / "run" / "config.json").read_text())["mu"]
+    assert (mu > 0.1) if dtype == "bfloat16" else (mu < 0.1)
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for wrong in ({"mu_end": 0.0}, {"mu_end": 1.5}, {"checks": -1}, {"patience": -1}, {"directions": "sideways"}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            dataclasses.replace(config_of(), **wrong)
+
+
+def test_a_shape_survives_its_file(tmp_path: Path, whole: TrainResult) -> None:
+    from zoodip_core.runs import RunFolder
+
+    folder = RunFolder.open(whole.path.parent)
+    spread = folder.spread()
+    assert isinstance(spread, Spread)
+    again = RunFolder(tmp_path, folder.config)
+    again.save_spread(spread)
+    read = again.spread()
+    assert read is not None
+    assert torch.equal(read.basis, spread.basis)
+    assert (read.reach.tolist(), read.rest) == (spread.reach.tolist(), spread.rest)
