@@ -71,9 +71,18 @@ class DiffusionObjective:
         caption = rng.integer(seed, step, "caption", 0, len(self.captions[image]))
         return Draw(seed, step, image, caption, self.timesteps.sample(seed, step))
 
+    def noised(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy latents ``[1, ...]`` and what the model should predict of them, float32 on the CPU."""
+        scheduler, shape = self.model.scheduler, self.posteriors.mean.shape[1:]
+        latents = self.posteriors.sample(draw.image, rng.normal(draw.seed, draw.step, "posterior", shape))[None]
+        noise = rng.normal(draw.seed, draw.step, "noise", shape)[None]
+        t = torch.tensor([draw.timestep])
+        target = noise if self.model.prediction_type == "epsilon" else scheduler.get_velocity(latents, noise, t)
+        return scheduler.add_noise(latents, noise, t), target
+
     @torch.no_grad()
     def losses(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
-        noisy, target = self._noised(draw)
+        noisy, target = self.noised(draw)
         losses: list[torch.Tensor] = []
         while len(losses) < len(candidates):
             check_stop()
@@ -89,15 +98,6 @@ class DiffusionObjective:
             self.batch = size // 2
             self.on_smaller_batch(self.batch)
         return torch.stack(losses)
-
-    def _noised(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noisy latents ``[1, ...]`` and what the model should predict of them, float32 on the CPU."""
-        scheduler, shape = self.model.scheduler, self.posteriors.mean.shape[1:]
-        latents = self.posteriors.sample(draw.image, rng.normal(draw.seed, draw.step, "posterior", shape))[None]
-        noise = rng.normal(draw.seed, draw.step, "noise", shape)[None]
-        t = torch.tensor([draw.timestep])
-        target = noise if self.model.prediction_type == "epsilon" else scheduler.get_velocity(latents, noise, t)
-        return scheduler.add_noise(latents, noise, t), target
 
     def _errors(
         self, candidates: torch.Tensor, draw: Draw, noisy: torch.Tensor, target: torch.Tensor
