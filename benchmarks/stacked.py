@@ -1,0 +1,317 @@
+"""Many trainings of the embedded model side by side: one forward pass of the UNet carries the candidates of all.
+
+A forward of the tiny model over three rows costs almost as much as one over thirty, so trainings that each ask for
+a few candidates share their batches here. Nothing else is shared: every training has its own draws, and its losses
+are those of :class:`DiffusionObjective` row for row, up to rounding. All counts are forward passes of one candidate.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from zoodip_core.heldout import TIMESTEPS
+from zoodip_core.images import load_images
+from zoodip_core.latents import CachedPosteriors, encode_images
+from zoodip_core.models import Prompt, QuantizedModel
+from zoodip_core.objective import DiffusionObjective, Draw, fixed_draws
+from zoodip_core.prompts import captions_for
+from zoodip_core.timesteps import PUTS, TimestepSampler
+from zoodip_core.tiny.concepts import Concept
+from zoodip_core.tokens import EncodedPrompt, initial_vectors, table_of
+
+ROWS = 128
+"""Candidates in one forward; more gain nothing on a CPU."""
+BACKWARD = 2.0
+"""What a backward costs, in forwards: for the estimate of the time alone."""
+
+
+class Subject:
+    """A bundled concept as the model sees it, encoded once for all of its trainings.
+
+    Args:
+        model: text encoder, tokenizer and VAE.
+        concept: whose pictures and captions to read.
+    """
+
+    def __init__(self, model: QuantizedModel, concept: Concept) -> None:
+        self.concept = concept
+        self.theta0 = initial_vectors(model.tokenizers, model.text_encoders, concept.initializer, 1)
+        """Its initializer's embedding, ``[1, dim]``."""
+        self.model = model
+        self._training = self._read(concept.images, concept.captions)
+        self._heldout = self._read(concept.heldout, concept.heldout_captions)
+        self.heldout = DiffusionObjective(model, *self._heldout, PUTS())
+        """The objective of the pictures that are never trained on."""
+
+    def _read(self, images: Path, captions: Path) -> tuple[CachedPosteriors, list[list[Prompt]]]:
+        pictures, _ = load_images([images], self.model.info.resolution)
+        texts = captions_for([picture.path for picture in pictures], captions_file=captions, token="{}")
+        prompts = [[self.model.prompt(text, 1) for text in each] for each in texts]
+        return encode_images(self.model, pictures), prompts
+
+    def training(self, timesteps: TimestepSampler) -> DiffusionObjective:
+        """The objective of the reference pictures."""
+        return DiffusionObjective(self.model, *self._training, timesteps)
+
+
+class Request(NamedTuple):
+    """Candidates ``[K, num_vectors, dim]`` to evaluate on one draw of an objective."""
+
+    objective: DiffusionObjective
+    draw: Draw
+    candidates: torch.Tensor
+
+
+Evaluate = Callable[[Sequence[Request]], list[torch.Tensor]]
+
+
+class Stack:
+    """Evaluates the requests of many trainings in shared batches.
+
+    Args:
+        model: with one text encoder, as the embedded one has.
+        rows: the most candidates in one forward.
+        on_cost: told after each batch what it cost, in forwards of one candidate.
+    """
+
+    def __init__(
+        self, model: QuantizedModel, rows: int = ROWS, on_cost: Callable[[float], None] = lambda cost: None
+    ) -> None:
+        self.model = model
+        self.rows = rows
+        self.on_cost = on_cost
+        self.forwards = 0
+        """Forward passes of one candidate so far."""
+
+    @torch.no_grad()
+    def losses(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+        """For each request its losses ``[K]``, float64 on the CPU, in the requests' order."""
+        return self._losses(requests)
+
+    def gradients(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+        """For each request the gradient of each candidate's loss, of its candidates' shape."""
+        found: list[torch.Tensor] = []
+        for some in _together(requests, self.rows):  # a batch at a time: each keeps its activations
+            leaves = [request.candidates.detach().clone().requires_grad_() for request in some]
+            with torch.enable_grad():
+                moved = [request._replace(candidates=leaf) for request, leaf in zip(some, leaves, strict=True)]
+                found += torch.autograd.grad(torch.cat(self._losses(moved)).sum(), leaves)
+            self.on_cost(BACKWARD * sum(len(leaf) for leaf in leaves))
+        return found
+
+    def _losses(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+        prompts: list[EncodedPrompt] = []
+        noisy, targets, timesteps = [], [], []
+        for objective, draw, candidates in requests:
+            count = len(candidates)
+            x, target = objective.noised(draw)
+            noisy.append(x.expand(count, -1, -1, -1))
+            targets.append(target.expand(count, -1, -1, -1))
+            timesteps += [draw.timestep] * count
+            (prompt,) = objective.captions[draw.image][draw.caption]
+            prompts += [prompt] * count
+        candidates, x, target = torch.cat([each.candidates for each in requests]), torch.cat(noisy), torch.cat(targets)
+        batches = math.ceil(len(prompts) / self.rows)
+        losses = []
+        for rows in torch.arange(len(prompts)).chunk(batches):  # of equal size: a short last one would be wasteful
+            batch = slice(int(rows[0]), int(rows[-1]) + 1)
+            hidden = self._encode(prompts[batch], candidates[batch])
+            t = torch.tensor(timesteps[batch], device=self.model.device)
+            losses.append(_errors(self._predict(x[batch], t, hidden), target[batch]))
+            self.forwards += len(rows)
+            self.on_cost(len(rows))
+        return list(torch.cat(losses).split([len(request.candidates) for request in requests]))
+
+    def _encode(self, prompts: Sequence[EncodedPrompt], candidates: torch.Tensor) -> torch.Tensor:
+        """Text ``[N, length, width]`` of one prompt and one candidate a row; :func:`tokens.placed` has one prompt."""
+        (encoder,) = self.model.text_encoders
+        table = table_of(encoder)
+        ids = torch.cat([prompt.ids for prompt in prompts])
+        table.keep(ids.unique().tolist())
+        places = [
+            (row, place, i % prompt.num_vectors)
+            for row, prompt in enumerate(prompts)
+            for i, place in enumerate(prompt.positions)
+        ]
+        rows, columns, vectors = (torch.tensor(each) for each in zip(*places, strict=True))
+
+        def fill(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+            values = candidates[rows, vectors].to(output.device, output.dtype)
+            return output.index_put((rows.to(output.device), columns.to(output.device)), values)
+
+        hook = table.register_forward_hook(fill)
+        try:
+            hidden: torch.Tensor = encoder(ids.to(self.model.text_device)).last_hidden_state
+            return hidden.to(self.model.device, self.model.dtype)
+        finally:
+            hook.remove()
+
+    def _predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        x = noisy.to(self.model.device, self.model.dtype).contiguous(memory_format=torch.channels_last)
+        predicted: torch.Tensor = self.model.unet(x, timesteps, hidden).sample
+        return predicted
+
+
+def _errors(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """In float64 on the CPU, as the objective has them."""
+    return (predicted.float().cpu().double() - target.double()).square().mean(dim=(1, 2, 3))
+
+
+def _together(requests: Sequence[Request], rows: int) -> Iterable[list[Request]]:
+    """The requests in groups of at most ``rows`` candidates; a larger request is a group of its own."""
+    group: list[Request] = []
+    for request in requests:
+        if group and sum(len(each.candidates) for each in (*group, request)) > rows:
+            yield group
+            group = []
+        group.append(request)
+    if group:
+        yield group
+
+
+def heldout_draws(subject: Subject, repeats: int = 2, seed: int = 2025) -> list[Draw]:
+    """The fixed draws of :func:`zoodip_core.heldout.heldout_losses`."""
+    return fixed_draws(seed, len(subject.heldout.posteriors), TIMESTEPS, repeats)
+
+
+def heldout(evaluate: Evaluate, tokens: Sequence[tuple[Subject, torch.Tensor]]) -> list[float]:
+    """The held-out loss of each token ``[num_vectors, dim]``, as ``zoodip_core.heldout`` defines it.
+
+    All tokens of a subject see the same images, timesteps and noise (common random numbers).
+    """
+    found = [math.nan] * len(tokens)
+    for subject in {id(each): each for each, _ in tokens}.values():
+        places = [i for i, (each, _) in enumerate(tokens) if each is subject]
+        candidates = torch.stack([tokens[i][1] for i in places])
+        draws = heldout_draws(subject)
+        losses = evaluate([Request(subject.heldout, draw, candidates) for draw in draws])
+        for i, loss in zip(places, torch.stack(losses).mean(dim=0).tolist(), strict=True):
+            found[i] = loss
+    return found
+
+
+class Search(Protocol):
+    """What :func:`run` needs of a search; :class:`zoodip_core.ZerothOrderSearch` has it."""
+
+    @property
+    def theta(self) -> torch.Tensor:
+        """The current token ``[num_vectors, dim]``."""
+        ...
+
+    def ask(self) -> torch.Tensor:
+        """Candidates ``[K, num_vectors, dim]``, the same until they are told of."""
+        ...
+
+    def tell(self, losses: torch.Tensor, lr_scale: float = 1.0) -> None:
+        """Move by the candidates' losses ``[K]``."""
+        ...
+
+
+@dataclass
+class Lane:
+    """One training among many.
+
+    Args:
+        subject: what is learned.
+        objective: of the subject's reference pictures.
+        search: which candidates, and what follows from their losses.
+        seed: of the draws.
+        lr_scale: the learning rate's factor after so many steps.
+    """
+
+    subject: Subject
+    objective: DiffusionObjective
+    search: Search
+    seed: int
+    lr_scale: Callable[[int], float] = lambda step: 1.0
+    steps: int = 0
+    """Completed steps."""
+    spent: int = 0
+    """Forward passes of one candidate so far."""
+
+
+OnMark = Callable[[int, int, torch.Tensor], None]
+"""Called with a training's place in the list, a mark, and the token it has at that many forwards."""
+
+
+def run(
+    evaluate: Evaluate,
+    lanes: Sequence[Lane],
+    budget: int,
+    marks: Sequence[int],
+    on_mark: OnMark,
+    on_step: Callable[[Lane], None] = lambda lane: None,
+) -> None:
+    """Train all lanes, each for at most ``budget`` forwards of one candidate.
+
+    A training has at a mark the token of its last step that was paid by then: a step whose K candidates do not fit
+    into the budget is not taken.
+    """
+    waiting = {i: sorted(mark for mark in marks if mark <= budget) for i in range(len(lanes))}
+    active = list(range(len(lanes)))
+    while active:
+        going, requests = [], []
+        for i in active:
+            lane = lanes[i]
+            candidates = lane.search.ask()
+            after = lane.spent + len(candidates)
+            while waiting[i] and after > waiting[i][0]:
+                on_mark(i, waiting[i].pop(0), lane.search.theta)
+            if after <= budget:
+                going.append(i)
+                requests.append(Request(lane.objective, lane.objective.draw(lane.seed, lane.steps), candidates))
+        for i, request, losses in zip(going, requests, evaluate(requests) if requests else [], strict=True):
+            lane = lanes[i]
+            lane.search.tell(losses, lane.lr_scale(lane.steps))
+            lane.steps += 1
+            lane.spent += len(request.candidates)
+            on_step(lane)
+        active = going
+
+
+def descend(
+    stack: Stack,
+    trainings: Sequence[tuple[Subject, DiffusionObjective, int]],
+    budget: int,
+    marks: Sequence[int],
+    on_mark: OnMark,
+    lr: float = 3e-2,
+    batch: int = 8,
+) -> None:
+    """Textual inversion with gradients: Adam on the token, ``batch`` draws a step, the learning rate's cosine to 0.
+
+    Args:
+        trainings: subject, objective and seed of each.
+        budget: forward passes; the backward passes come on top, uncounted.
+    """
+    thetas = [subject.theta0.clone().requires_grad_() for subject, _, _ in trainings]
+    optimizer = torch.optim.Adam(thetas, lr=lr)
+    waiting = sorted(mark for mark in marks if mark <= budget)
+    steps = budget // batch
+    for step in range(steps + 1):
+        while waiting and (step + 1) * batch > waiting[0]:
+            mark = waiting.pop(0)
+            for i, theta in enumerate(thetas):
+                on_mark(i, mark, theta.detach().clone())
+        if step == steps:
+            break
+        requests = [
+            Request(objective, objective.draw(seed, step * batch + i), theta.detach()[None])
+            for theta, (_, objective, seed) in zip(thetas, trainings, strict=True)
+            for i in range(batch)
+        ]
+        gradients = stack.gradients(requests)
+        for i, theta in enumerate(thetas):
+            theta.grad = torch.cat(gradients[i * batch : (i + 1) * batch]).mean(dim=0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.step()
