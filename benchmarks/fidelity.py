@@ -571,12 +571,16 @@ def tables(figures: Figures) -> str:
         return "No gains without the method gradient.\n"
     common = [mark for mark in MARKS if any(mark in figures.marks(name) for name in names)]
     rows = [
-        [name, *(with_spread(figures.mean_gains(name, m)) if m in figures.marks(name) else "" for m in common)]
+        [
+            name,
+            *(with_spread(figures.mean_gains(name, mark)) if mark in figures.marks(name) else "" for mark in common),
+            f"{with_spread(figures.mean_gains(name))} ({figures.marks(name)[-1]:,})",
+        ]
         for name in names
     ]
     parts = [
         "Gain, percent, mean over concepts ± standard deviation over seeds, at so many forward passes:\n",
-        table(["method", *(f"{mark:,}" for mark in common)], rows),
+        table(["method", *(f"{mark:,}" for mark in common), "at its end"], rows),
         "Final gain by concept ± standard deviation over seeds, and held-out losses x 1,000:\n",
         table(
             ["method", *figures.names],
@@ -666,7 +670,7 @@ def draw_figure(figures: Figures, path: Path) -> None:
     lowest = 0.0
     for i, name in enumerate(figures.results):
         colour, width, dashes = STYLES.get(name, (f"C{i % 10}", 1.4, "-"))
-        marks = figures.marks(name)
+        marks = [mark for mark in figures.marks(name) if mark >= MARKS[0]]
         each = [figures.mean_gains(name, mark) for mark in marks]
         means = [statistics.fmean(values) for values in each]
         axes.plot(marks, means, color=colour, linewidth=width, linestyle=dashes, label=name, zorder=width)

@@ -1,0 +1,352 @@
+"""The fidelity bench: stacked trainings are what single ones are, forwards are counted, the arithmetic is right."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import fidelity, paper_figures
+from benchmarks.fidelity import Figures, Method, Plan, Recipe, forwards_to_reach, gain
+from benchmarks.stacked import Lane, Request, Stack, Subject, descend, heldout, run
+from zoodip_core import PUTS
+from zoodip_core.heldout import heldout_losses
+from zoodip_core.models import QuantizedModel, load_quantized
+from zoodip_core.tiny import concepts
+from zoodip_core.training import Training
+
+PLAN = Plan(("boo", "pip"), (0, 1), 600)
+
+
+@pytest.fixture(scope="module")
+def model() -> QuantizedModel:
+    return load_quantized("tiny", weights="int8", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def subjects(model: QuantizedModel) -> list[Subject]:
+    return [Subject(model, concepts.load(name)) for name in ("boo", "blueprint")]
+
+
+def around(subject: Subject, count: int, seed: int = 0) -> torch.Tensor:
+    return subject.theta0 + 0.1 * torch.randn(count, 1, 128, generator=torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------- the stack
+
+
+def test_stacked_losses_are_the_objectives(model: QuantizedModel, subjects: list[Subject]) -> None:
+    """Row for row, for requests of several subjects, sizes, captions and timesteps, cut into several batches."""
+    requests = []
+    for i, count in enumerate((3, 1, 4, 2)):
+        objective = subjects[i % 2].training(PUTS())
+        requests.append(Request(objective, objective.draw(5, i), around(subjects[i % 2], count, i)))
+    stack = Stack(model, rows=4)
+    found = stack.losses(requests)
+    assert stack.forwards == 10
+    for (objective, draw, candidates), losses in zip(requests, found, strict=True):
+        assert losses.dtype == torch.float64
+        assert torch.allclose(losses, objective.losses(candidates, draw), rtol=0, atol=1e-6)
+
+
+def test_stacked_gradients_are_slopes(model: QuantizedModel, subjects: list[Subject]) -> None:
+    objective = subjects[0].training(PUTS())
+    draw, candidates = objective.draw(0, 0), around(subjects[0], 2)
+    stack = Stack(model)
+    (gradient,) = stack.gradients([Request(objective, draw, candidates)])
+    direction = torch.nn.functional.normalize(gradient.flatten(1), dim=1).view_as(gradient)
+    above, below = (stack.losses([Request(objective, draw, candidates + way * direction)])[0] for way in (0.02, -0.02))
+    slopes = (above - below) / 0.04
+    assert torch.allclose(slopes, gradient.flatten(1).norm(dim=1).double(), rtol=0.05)
+
+
+def test_the_held_out_loss_is_the_cores(model: QuantizedModel, subjects: list[Subject]) -> None:
+    tokens = [(subject, token) for subject in subjects for token in around(subject, 2)]
+    found = heldout(Stack(model).losses, [tokens[i] for i in (0, 2, 1, 3)])
+    for subject, places in ((subjects[0], (0, 2)), (subjects[1], (1, 3))):
+        concept = subject.concept
+        losses = heldout_losses(model, around(subject, 2), concept.heldout, concept.heldout_captions)
+        assert [found[i] for i in places] == pytest.approx(losses.tolist(), abs=1e-6)
+
+
+# ---------------------------------------------------------------- trainings side by side
+
+
+class FakeObjective:
+    def draw(self, seed: int, step: int) -> tuple[int, int]:
+        return seed, step
+
+
+class FakeSearch:
+    """K candidates a step; its token counts the steps."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.theta = count, torch.zeros(1)
+
+    def ask(self) -> torch.Tensor:
+        return torch.zeros(self.count, 1, 1)
+
+    def tell(self, losses: torch.Tensor, lr_scale: float = 1.0) -> None:
+        assert losses.shape == (self.count,)
+        self.theta = self.theta + 1
+
+
+def test_the_budget_is_counted_in_candidates() -> None:
+    rows = 0
+
+    def evaluate(requests: Any) -> list[torch.Tensor]:
+        nonlocal rows
+        rows += sum(len(request.candidates) for request in requests)
+        return [torch.zeros(len(request.candidates)) for request in requests]
+
+    lanes = [
+        Lane(cast(Subject, None), cast(Any, FakeObjective()), FakeSearch(count), seed=0) for count in (3, 4, 5, 20)
+    ]
+    told: dict[tuple[int, int], float] = {}
+    steps: list[Lane] = []
+
+    def on_mark(place: int, mark: int, theta: torch.Tensor) -> None:
+        told[place, mark] = float(theta)
+
+    run(evaluate, lanes, 13, [5, 12, 13, 14], on_mark, steps.append)
+    assert [lane.spent for lane in lanes] == [12, 12, 10, 0]
+    assert rows == 34
+    assert len(steps) == 4 + 3 + 2
+    # 5 forwards pay one step of 3, 4 or 5 candidates; a mark beyond the budget is never told.
+    assert [told[place, 5] for place in range(4)] == [1, 1, 1, 0]
+    assert [told[place, 12] for place in range(4)] == [4, 3, 2, 0]
+    assert [told[place, 13] for place in range(4)] == [4, 3, 2, 0]
+    assert len(told) == 12
+
+
+def trained(model: QuantizedModel, lanes: list[Lane], budget: int = 15) -> list[torch.Tensor]:
+    found: dict[int, torch.Tensor] = {}
+
+    def on_mark(place: int, _mark: int, theta: torch.Tensor) -> None:
+        found[place] = theta
+
+    run(Stack(model, rows=7).losses, lanes, budget, [budget], on_mark)
+    return [found[place] for place in range(len(lanes))]
+
+
+def test_a_training_does_not_depend_on_its_neighbours(model: QuantizedModel, subjects: list[Subject]) -> None:
+    recipe = Recipe(mu=1e-2, lr=1e-3, tau=2)
+    together, again = (
+        trained(model, [recipe.lane(subject, seed) for subject in subjects for seed in (0, 1)]) for _ in range(2)
+    )
+    alone = trained(model, [recipe.lane(subjects[1], 0)])
+    assert all(torch.equal(one, other) for one, other in zip(together, again, strict=True))
+    assert torch.allclose(alone[0], together[2], rtol=0, atol=1e-5)
+    assert not torch.allclose(together[2], together[3], rtol=0, atol=1e-4)
+
+
+def test_ours_is_what_the_product_does(model: QuantizedModel, subjects: list[Subject]) -> None:
+    config = fidelity.ours(subjects[0].concept, PLAN, 600, 3)
+    candidates = config.make_estimator().num_candidates
+    assert config.steps == 600 // candidates
+    product = Training(config, model)
+    for _ in range(2):
+        product.step()
+    (token,) = trained(model, [fidelity.our_lane(config, subjects[0])], 2 * candidates)
+    learned = product.search.theta  # rounding, divided by mu, moves the token a little
+    assert (token - learned).norm() < 0.05 * (learned - subjects[0].theta0).norm()
+
+
+def test_gradients_learn_and_only_forwards_count(model: QuantizedModel, subjects: list[Subject]) -> None:
+    subject, stack = subjects[1], Stack(model)
+    tokens: dict[int, torch.Tensor] = {}
+
+    def on_mark(_place: int, mark: int, theta: torch.Tensor) -> None:
+        tokens[mark] = theta
+
+    descend(stack, [(subject, subject.training(PUTS()), 0)], 34, [3, 8, 34], on_mark, batch=4)
+    assert stack.forwards == 32
+    assert torch.equal(tokens[3], subject.theta0)
+    losses = heldout(stack.losses, [(subject, tokens[mark]) for mark in (3, 8, 34)])
+    assert losses[2] < losses[0]
+
+
+def test_gradient_free_inversion_has_draws_of_its_own(subjects: list[Subject]) -> None:
+    pytest.importorskip("cma", reason="the bench extra is not installed: pip install -e .[bench]")
+    target = subjects[0].theta0 + 0.1
+
+    def learned(seed: int) -> torch.Tensor:
+        search = fidelity.GradientFree(subjects[0].theta0, 0.05, seed, dims=8)
+        for _ in range(20):
+            asked = search.ask()
+            assert torch.equal(asked, search.ask())
+            search.tell((asked - target).square().sum(dim=(1, 2)))
+        return search.theta
+
+    np.random.seed(1)
+    before = str(np.random.get_state())
+    first, second, other = learned(0), learned(0), learned(1)
+    assert str(np.random.get_state()) == before
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert (first - target).norm() < (subjects[0].theta0 - target).norm()
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def test_gain() -> None:
+    assert gain(0.5, 0.5, 0.3) == 0
+    assert gain(0.5, 0.3, 0.3) == pytest.approx(100)
+    assert gain(0.5, 0.45, 0.3) == pytest.approx(25)
+    assert gain(0.5, 0.6, 0.3) == pytest.approx(-50)
+
+
+@pytest.mark.parametrize(
+    ("target", "forwards"), [(10.0, 0), (9.0, 50), (8.0, 100), (7.0, 150), (5.0, 350), (4.0, 400), (3.9, None)]
+)
+def test_forwards_to_reach(target: float, forwards: float | None) -> None:
+    """Straight between marks; a loss that rises meanwhile does not count."""
+    curve = {100: 8.0, 200: 6.0, 300: 6.0, 400: 4.0}
+    assert forwards_to_reach(curve, 10.0, target) == forwards
+
+
+def figures(**curves: dict[str, list[dict[int, float]]]) -> Figures:
+    """Of curves by method and concept, one a seed; every concept starts at a loss of 10."""
+    return Figures(
+        {
+            "start": {name: {"loss": 10.0} for name in next(iter(curves.values()))},
+            "methods": {
+                method: {
+                    "runs": [
+                        {"concept": name, "seed": seed, "losses": {str(m): x for m, x in curve.items()}, "scores": {}}
+                        for name, each in by_concept.items()
+                        for seed, curve in enumerate(each)
+                    ]
+                }
+                for method, by_concept in curves.items()
+            },
+        }
+    )
+
+
+def test_what_the_tables_say() -> None:
+    """The ceiling is the gradient's mean over seeds, 5: a loss of 5 is a gain of 100."""
+    found = figures(
+        gradient={"a": [{600: 4.0}, {600: 6.0}], "b": [{600: 5.0}, {600: 5.0}]},
+        ours={"a": [{300: 8.0, 600: 6.0}] * 2, "b": [{300: 6.0, 600: 6.0}] * 2},
+        paper={"a": [{600: 8.0}, {600: 8.0}], "b": [{600: 7.0}, {600: 5.0}]},
+        naive={"a": [{600: 9.0}, {600: 9.0}], "b": [{600: 9.0}, {600: 6.0}]},
+    )
+    assert found.gains("gradient", "a") == pytest.approx([120, 80])
+    assert found.mean_gains("paper") == pytest.approx([50, 70])
+    assert found.mean_gains("naive") == pytest.approx([20, 50])
+    assert found.reach("ours", "paper") == {
+        "a": {"forwards": 300, "ratio": 2},
+        "b": {"forwards": 300, "ratio": 2},
+    }
+    assert found.worst("ours", "paper") == {"concept": "b", "lead": pytest.approx(0), "forwards": 600}
+    first, second = found.order()
+    assert (first["better"], first["worse"], first["overlap"], first["concepts"]) == ("gradient", "paper", False, 2)
+    assert (second["better"], second["worse"], second["overlap"]) == ("paper", "naive", True)
+    text = fidelity.tables(found)
+    assert "| paper |  | 60 ± 14 |" in text
+    assert "| geometric mean of 2 |  | 2.00 |" in text
+    assert fidelity.derived(found)["worst"]["concept"] == "b"
+
+
+def test_geometric_mean() -> None:
+    assert fidelity.geometric_mean([2, 8]) == pytest.approx(4)
+
+
+def test_a_curve_that_never_gets_there_is_said_to() -> None:
+    found = figures(gradient={"a": [{600: 5.0}]}, ours={"a": [{600: 9.0}]}, paper={"a": [{600: 8.0}]})
+    assert found.reach("ours", "paper") == {"a": {"forwards": None, "ratio": None}}
+    assert "not reached" in fidelity.tables(found)
+
+
+def test_the_curves_can_be_drawn(tmp_path: Path) -> None:
+    found = figures(
+        gradient={"a": [{300: 6.0, 600: 5.0}] * 2}, **{"a row without a style": {"a": [{300: 9.0, 600: 8.0}] * 2}}
+    )
+    fidelity.draw_figure(found, tmp_path / "new" / "gains.png")
+    assert (tmp_path / "new" / "gains.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---------------------------------------------------------------- what is run
+
+
+def test_the_papers_searches_are_the_papers() -> None:
+    """Whatever the product's defaults become."""
+    chosen = fidelity.methods(PLAN)
+    paper = {
+        "estimator": "rge",
+        "n": 2,
+        "mu": 1e-3,
+        "tau": 21,
+        "nu": 1e-3,
+        "lr": fidelity.LR,
+        "timesteps": "puts",
+        "t_lower": 500,
+        "t_upper": 900,
+    }
+    assert chosen["paper"].settings == paper
+    assert chosen["naive"].settings == {**paper, "tau": 0, "timesteps": "uniform"}
+    assert fidelity.methods(Plan(("pip",), (0,), 600, dtype="bfloat16"))["paper"].settings["mu"] == 1e-2
+    assert chosen["gradient"].marks == [300, 600, 1200, 2000, 2400]
+    assert chosen["ours"].marks == [150, 300, 450, 600]
+    assert set(fidelity.QUICK) | set(fidelity.ORDER) <= chosen.keys()
+
+
+def test_ablations_and_tunings_are_runs() -> None:
+    assert list(fidelity.ablations(PLAN)) == ["gradient", "ours", *fidelity.ABLATIONS]
+    rows = fidelity.tunings(PLAN)
+    assert rows["naive, lr 0.005"].settings == {**fidelity.methods(PLAN)["naive"].settings, "lr": 5e-3}
+    assert rows["gf-ti, sigma 3"].settings["sigma"] == 3
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the file is not run again, unless its settings have changed; another plan's file is refused."""
+    ran: list[str] = []
+
+    class FakeBench:
+        def __init__(self, plan: Plan, *_: Any) -> None:
+            self.plan = plan
+
+        def start(self) -> dict[str, Any]:
+            return {name: {"loss": 1.0} for name in self.plan.concepts}
+
+        def method(self, name: str, method: Method) -> dict[str, Any]:
+            if name == "cut":
+                raise KeyboardInterrupt
+            ran.append(name)
+            losses = {str(mark): 0.5 for mark in method.marks}
+            runs = [{"concept": c, "seed": s, "losses": losses, "scores": {}} for c in PLAN.concepts for s in (0, 1)]
+            return {"settings": method.settings, "forwards": 1, "seconds": 1.0, "runs": runs}
+
+    monkeypatch.setattr(fidelity, "Bench", FakeBench)
+    file = tmp_path / "figures.json"
+    chosen = {name: Method({"lr": (0.1, 0.2)}, 600, None) for name in ("gradient", "ours", "cut")}
+    with pytest.raises(KeyboardInterrupt):
+        fidelity.measure(PLAN, chosen, file)
+    chosen["ours"] = Method({"lr": (0.3, 0.2)}, 600, None)
+    del chosen["cut"]
+    found = fidelity.measure(PLAN, chosen, file)
+    assert ran == ["gradient", "ours", "ours"]
+    assert found.mean_gains("ours") == pytest.approx([100, 100])
+    with pytest.raises(ValueError, match="other settings"):
+        fidelity.measure(Plan(("boo",), (0,), 600), chosen, file)
+
+
+def test_the_map_has_every_range_of_its_grid() -> None:
+    assert len(paper_figures.cells(100)) == 55
+    assert paper_figures.cells(200)[:2] == [(0, 200), (0, 400)]
+    rows = [{"t_lower": low, "t_upper": high, "loss": 0.01} for low, high in paper_figures.cells(500)]
+    assert paper_figures.map_table(rows, "loss").splitlines()[2:] == ["| 0 | 10.0 | 10.0 |", "| 500 |  | 10.0 |"]
+
+
+def test_the_kept_share_is_of_tau() -> None:
+    rows = [{"concept": "pip", "tau": 20, "kept": [4, 6, 8]}, {"concept": "pip", "tau": 128, "kept": []}]
+    first, second = paper_figures.histogram_table(rows).splitlines()[2:]
+    assert first == "| pip | 20 | 3 | 6 | 70% | 67% |"
+    assert second == "| pip | 128 | 0 |  |  |  |"
+    assert math.isclose(paper_figures.cost(paper_figures.QUICK, ["sg"]), 4_800)
