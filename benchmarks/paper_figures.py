@@ -40,7 +40,7 @@ SG_CONCEPTS = ("kiwi", "pip")
 MAP_CONCEPT = "pip"
 LAST_T = 1000
 PANELS = {
-    "loss": ("held-out loss at t 500-899", "viridis_r"),
+    "loss": ("held-out loss at t 500-899 x 1,000", "viridis_r"),
     "attributes": ("image alignment: attributes", "viridis"),
     "features": ("image alignment: features", "viridis"),
     "text": ("text alignment", "viridis"),
@@ -153,12 +153,13 @@ def draw_histogram(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(8.4, 3.2), dpi=150, layout="constrained", facecolor="white")
     panels = figure.subplots(1, len(TAUS), sharey=True)
-    edges = [i / 20 for i in range(21)]
+    edges = [(i - 0.5) / min(TAUS) for i in range(min(TAUS) + 2)]  # around what a small tau's i* can be
     for axes, tau in zip(panels, TAUS, strict=True):
-        for row, colour in zip((row for row in rows if row["tau"] == tau), ("#1f5fb4", "#d62728"), strict=True):
-            shares = [kept / tau for kept in row["kept"]]
-            weights = [1 / len(shares)] * len(shares)
-            axes.hist(shares, edges, weights=weights, color=colour, alpha=0.55, label=row["concept"])
+        known = [row for row in rows if row["tau"] == tau and row["kept"]]
+        shares = [[kept / tau for kept in row["kept"]] for row in known]
+        weights = [[1 / len(each)] * len(each) for each in shares]
+        colours = ["#1f5fb4", "#e08a00"][: len(known)]
+        axes.hist(shares, edges, weights=weights, color=colours, label=[row["concept"] for row in known])
         axes.set(title=f"tau = {tau}", xlabel="i*/tau, share of directions kept", xlim=(0, 1))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("share of full buffers")
@@ -176,8 +177,12 @@ def draw_map(rows: Sequence[dict[str, Any]], step: int, path: Path) -> None:
         values = torch.full((len(grid) - 1, len(grid) - 1), torch.nan)
         for row in rows:
             values[row["t_lower"] // step, row["t_upper"] // step - 1] = row[key]
-        shown = axes.imshow(values.numpy(), cmap=colours)
-        figure.colorbar(shown, ax=axes, shrink=0.85)
+        scale = 1e3 if key == "loss" else 1.0
+        known = (scale * values[~values.isnan()]).tolist()
+        least = 0.05 * max(known) if key == "loss" else 0.05  # no colours for differences that are none
+        low, high = min(min(known), max(known) - least), max(known)
+        shown = axes.imshow(scale * values.numpy(), cmap=colours, vmin=low, vmax=high)
+        figure.colorbar(shown, ax=axes, shrink=0.8, format="%.1f" if key == "loss" else "%.2f")
         axes.set(title=title, xlabel="T_U", ylabel="T_L")
         axes.set_xticks(range(len(grid) - 1), [str(t) for t in grid[1:]], fontsize=8)
         axes.set_yticks(range(len(grid) - 1), [str(t) for t in grid[:-1]], fontsize=8)
@@ -210,7 +215,7 @@ def make(folder: Path, size: Size, figures: Sequence[str], map_concept: str) -> 
         draw_map(rows, size.step, folder / "puts_map.png")
         print(f"PUTS's range (figure 7), {map_concept}, {size.map_budget:,} forwards, {size.map_seeds} seeds:\n")
         for key, (title, _) in PANELS.items():
-            print(f"{title}{' x 1,000' if key == 'loss' else ''}:\n\n{map_table(rows, key)}")
+            print(f"{title}:\n\n{map_table(rows, key)}")
     write_atomically(folder / "paper_figures.json", json.dumps(found, indent=1) + "\n")
 
 

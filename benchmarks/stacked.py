@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -109,27 +109,27 @@ class Stack:
         return found
 
     def _losses(self, requests: Sequence[Request]) -> list[torch.Tensor]:
-        prompts: list[EncodedPrompt] = []
-        noisy, targets, timesteps = [], [], []
-        for objective, draw, candidates in requests:
-            count = len(candidates)
-            x, target = objective.noised(draw)
-            noisy.append(x.expand(count, -1, -1, -1))
-            targets.append(target.expand(count, -1, -1, -1))
-            timesteps += [draw.timestep] * count
-            (prompt,) = objective.captions[draw.image][draw.caption]
-            prompts += [prompt] * count
-        candidates, x, target = torch.cat([each.candidates for each in requests]), torch.cat(noisy), torch.cat(targets)
-        batches = math.ceil(len(prompts) / self.rows)
+        noised = [objective.noised(draw) for objective, draw, _ in requests]
+        noisy, targets = (torch.cat(each) for each in zip(*noised, strict=True))
+        timesteps = torch.tensor([draw.timestep for _, draw, _ in requests])
+        candidates = torch.cat([each.candidates for each in requests])
+        counts = [len(each.candidates) for each in requests]
+        owners = torch.arange(len(requests)).repeat_interleave(torch.tensor(counts))
         losses = []
-        for rows in torch.arange(len(prompts)).chunk(batches):  # of equal size: a short last one would be wasteful
-            batch = slice(int(rows[0]), int(rows[-1]) + 1)
-            hidden = self._encode(prompts[batch], candidates[batch])
-            t = torch.tensor(timesteps[batch], device=self.model.device)
-            losses.append(_errors(self._predict(x[batch], t, hidden), target[batch]))
+        for rows in torch.arange(len(owners)).chunk(math.ceil(len(owners) / self.rows)):  # of equal size
+            draws, groups = owners[rows].unique(return_inverse=True)
+            prompts = [self._prompt(requests[i]) for i in owners[rows].tolist()]
+            hidden = self._encode(prompts, candidates[rows])
+            predicted = self._predict(noisy[draws], timesteps[draws], hidden, groups)
+            losses.append(_errors(predicted, targets[owners[rows]]))
             self.forwards += len(rows)
             self.on_cost(len(rows))
-        return list(torch.cat(losses).split([len(request.candidates) for request in requests]))
+        return list(torch.cat(losses).split(counts))
+
+    @staticmethod
+    def _prompt(request: Request) -> EncodedPrompt:
+        (prompt,) = request.objective.captions[request.draw.image][request.draw.caption]
+        return prompt
 
     def _encode(self, prompts: Sequence[EncodedPrompt], candidates: torch.Tensor) -> torch.Tensor:
         """Text ``[N, length, width]`` of one prompt and one candidate a row; :func:`tokens.placed` has one prompt."""
@@ -155,10 +155,62 @@ class Stack:
         finally:
             hook.remove()
 
-    def _predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        x = noisy.to(self.model.device, self.model.dtype).contiguous(memory_format=torch.channels_last)
-        predicted: torch.Tensor = self.model.unet(x, timesteps, hidden).sample
+    def _predict(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, hidden: torch.Tensor, groups: torch.Tensor
+    ) -> torch.Tensor:
+        """The UNet's output for N texts over G latents: ``zoodip_core.unet.predict`` with a latents for each group.
+
+        What comes before the first cross-attention is computed once a latents, not once a candidate.
+
+        Args:
+            noisy: ``[G, channels, height, width]``.
+            timesteps: ``[G]``.
+            hidden: ``[N, length, width]``.
+            groups: ``[N]``, which latents a text belongs to, in order: with G = N, 0 to N - 1.
+        """
+        unet, device = self.model.unet, self.model.device
+        groups = groups.to(device)
+
+        def rows(x: torch.Tensor, count: int) -> torch.Tensor:
+            return x if len(x) == count else x[groups].contiguous(memory_format=_layout(x))
+
+        x = noisy.to(device, self.model.dtype).contiguous(memory_format=torch.channels_last)
+        embedded = unet.time_embedding(unet.time_proj(timesteps.to(device)).to(x.dtype))
+
+        def attend(block: torch.nn.Module, index: int, x: torch.Tensor) -> torch.Tensor:
+            attentions: Any = getattr(block, "attentions", None)
+            if attentions is None:
+                return x
+            y: torch.Tensor = attentions[index](rows(x, len(hidden)), encoder_hidden_states=hidden, return_dict=False)[
+                0
+            ]
+            return y
+
+        x = unet.conv_in(x)
+        skips = [x]
+        for block in unet.down_blocks:
+            for i, resnet in enumerate(block.resnets):
+                x = attend(block, i, resnet(x, rows(embedded, len(x))))
+                skips.append(x)
+            for downsampler in block.downsamplers or ():
+                x = downsampler(x)
+                skips.append(x)
+        x = unet.mid_block.resnets[0](x, rows(embedded, len(x)))
+        for i, resnet in enumerate(unet.mid_block.resnets[1:]):
+            x = attend(unet.mid_block, i, x)
+            x = resnet(x, rows(embedded, len(x)))
+        for block in unet.up_blocks:
+            for i, resnet in enumerate(block.resnets):
+                x = torch.cat([x, rows(skips.pop(), len(x))], dim=1)
+                x = attend(block, i, resnet(x, rows(embedded, len(x))))
+            for upsampler in block.upsamplers or ():
+                x = upsampler(x, skips[-1].shape[2:])
+        predicted: torch.Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
         return predicted
+
+
+def _layout(x: torch.Tensor) -> torch.memory_format:
+    return torch.channels_last if x.ndim == 4 else torch.contiguous_format
 
 
 def _errors(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
