@@ -23,7 +23,8 @@ the table does not use.
     python benchmarks/fidelity.py --json FILE --figure FILE
     python benchmarks/fidelity.py --quick
 
-FILE is written after every method; the same command goes on with what is missing.
+The JSON file is written after every method; the same command goes on with what is missing, and runs a method again
+whose settings have changed. Adding ``--ablation`` or ``--tune`` prints those tables in place of the first.
 """
 
 from __future__ import annotations
@@ -561,7 +562,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def with_spread(values: Sequence[float], digits: int = 0) -> str:
-    return f"{statistics.fmean(values):.{digits}f} ± {spread(values):.{digits}f}" if values else ""
+    if not values:
+        return ""
+    mean = round(statistics.fmean(values), digits) + 0.0  # no -0
+    return f"{mean:.{digits}f} ± {spread(values):.{digits}f}"
 
 
 def tables(figures: Figures) -> str:
@@ -602,7 +606,7 @@ def tables(figures: Figures) -> str:
         parts.append("Order by gain, and whether the methods' seeds overlap (mean over concepts, min to max):\n")
         total = len(figures.names)
         parts += [
-            f"- {each['better']} is {each['lead']:+.0f} points from {each['worse']}, ahead in {each['concepts']} of "
+            f"- {each['better']} over {each['worse']}: {each['lead']:+.0f} points, ahead in {each['concepts']} of "
             f"{total} concepts; seeds {'overlap' if each['overlap'] else 'do not overlap'}"
             for each in order
         ]
@@ -670,6 +674,8 @@ def draw_figure(figures: Figures, path: Path) -> None:
     lowest = 0.0
     for i, name in enumerate(figures.results):
         colour, width, dashes = STYLES.get(name, (f"C{i % 10}", 1.4, "-"))
+        if name.startswith("ours@"):
+            colour, width, dashes = STYLES["ours"][0], 1.4, ":"
         marks = [mark for mark in figures.marks(name) if mark >= MARKS[0]]
         each = [figures.mean_gains(name, mark) for mark in marks]
         means = [statistics.fmean(values) for values in each]
@@ -752,7 +758,7 @@ def measure(plan: Plan, chosen: dict[str, Method], path: Path | None, images: in
     missing = {name: method for name, method in chosen.items() if name not in known["methods"]}
     forwards, total = cost(plan, missing, images)
     trainings = len(plan.concepts) * len(plan.seeds)
-    print(f"{len(missing)} methods of {trainings} trainings each, {plan.weights} weights, {plan.dtype} activations")
+    print(f"{trainings} trainings for each of {len(missing)} methods, {plan.weights} weights, {plan.dtype} activations")
     print(
         f"{forwards:,} forward passes of training, {total:,.0f} with gradients' backward passes, held-out losses "
         f"and images; {total * 2.2e-3 / 60:.0f} min at 2.2 ms each\n",
