@@ -50,16 +50,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.stacked import BACKWARD, Lane, Stack, Subject, descend, heldout, run
 from zoodip_core import SubspaceGradient, TrainConfig, ZerothOrderSearch, ZOAdam, generate, rng
-from zoodip_core.config import ESTIMATORS, PRESETS, preset_for
+from zoodip_core.config import ESTIMATORS, HELD_DRAWS, PRESETS, preset_for
 from zoodip_core.demo import demo_config
 from zoodip_core.embedding import Embedding
 from zoodip_core.files import read_object, write_atomically
 from zoodip_core.models import QuantizedModel, load_quantized
+from zoodip_core.noise import adapted
+from zoodip_core.objective import Draw
 from zoodip_core.timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge, to_tensor
 from zoodip_core.tiny.scores import JUDGE, score
 from zoodip_core.tokens import table_of
+from zoodip_core.vocabulary import vocabulary_spread
 
 BUDGET = 6_000
 MARKS = (300, 600, 1200, 2000, 3000, 4500, 6000)
@@ -76,10 +79,15 @@ FAR = 100.0
 """The error of a colour or tone, in RGB, that counts as not learned at all."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "without Subspace Gradient": {"subspace_gradient": False},
-    "uniform timesteps": {"timesteps": "uniform"},
-    "n = 2": {"n": 2},
+    "normal directions": {"directions": "normal", "mu": 0.09, "lr": 0.034},
+    "ZOAdam": {"optimizer": "zoadam"},
+    "mu stays": {"mu_end": 1.0},
+    "a tenth of mu": {"mu": 0.26},
     "constant learning rate": {"lr_schedule": "constant"},
+    "n = 2": {"n": 2},
+    "uniform timesteps": {"timesteps": "uniform"},
+    "with Subspace Gradient": {"subspace_gradient": True, "tau": 21},
+    "without checks": {"checks": 0, "patience": 0},
 }
 """What ``--ablation`` takes from ours: settings of ``TrainConfig``, one row each."""
 
@@ -106,7 +114,7 @@ class Plan:
     @property
     def coarse(self) -> dict[str, Any]:
         """What the presets change for int4 weights or bfloat16 activations (supplement S3.2)."""
-        preset = preset_for("tiny", self.weights, self.dtype)
+        preset = preset_for("tiny", self.weights, self.dtype, "paper")
         return {key: value for key, value in preset.items() if PRESETS["tiny"].get(key) != value}
 
 
@@ -200,12 +208,14 @@ class GradientFree:
         """The distribution's mean: under noise better than the best candidate seen."""
         return self._token(np.asarray(self._cma.mean))
 
-    def ask(self) -> torch.Tensor:
+    def ask(self, mu_scale: float = 1.0) -> torch.Tensor:
         if not self._asked:
             self._asked = self._cma.ask()
         return torch.stack([self._token(z) for z in self._asked])
 
-    def tell(self, losses: torch.Tensor, lr_scale: float = 1.0) -> None:
+    def tell(
+        self, losses: torch.Tensor, lr_scale: float = 1.0, held: float | None = None, mu_scale: float = 1.0
+    ) -> None:
         self._cma.tell(self._asked, losses.tolist())
         self._asked = []
 
@@ -225,15 +235,32 @@ def gradient_free(budget: int, **settings: Any) -> Method:
 
 def ours(concept: concepts.Concept, plan: Plan, budget: int, seed: int, **changes: Any) -> TrainConfig:
     """The product's own settings for a run of so many forwards; ``changes`` are an ablation's."""
-    settings = {"weights": plan.weights, "dtype": plan.dtype, **plan.coarse, **changes}
-    config = demo_config(concept, seed=seed, **settings)
-    return replace(config, steps=max(1, budget // config.make_estimator().num_candidates))
+    config = demo_config(concept, seed=seed, weights=plan.weights, dtype=plan.dtype, **changes)
+    steps = budget // config.make_estimator().num_candidates
+    while steps > 1 and forwards_of(replace(config, steps=steps)) > budget:
+        steps -= 1
+    return replace(config, steps=steps)
+
+
+def forwards_of(config: TrainConfig) -> int:
+    """All forward passes of one candidate that a run takes."""
+    looks = sum(map(config.checked, range(config.steps)))
+    return config.steps * config.make_estimator().num_candidates + looks * HELD_DRAWS
 
 
 def our_lane(config: TrainConfig, subject: Subject) -> Lane:
     """A training as the product would run it."""
-    objective = subject.training(config.make_timesteps(subject.model.scheduler.alphas_cumprod))
-    return Lane(subject, objective, config.make_search(subject.theta0), config.seed, config.lr_scale)
+    model = subject.model
+    objective = subject.training(config.make_timesteps(model.scheduler.alphas_cumprod))
+    spread = vocabulary_spread(model.tokenizers, model.text_encoders) if config.directions == "vocabulary" else None
+    if config.adapt_mu:  # its forwards, 60 or so, are not counted
+        config, _ = adapted(config, objective, subject.theta0, spread)
+
+    def held(step: int) -> list[Draw]:
+        return config.fixed_draws(len(objective.posteriors)) if config.checked(step) else []
+
+    search = config.make_search(subject.theta0, spread)
+    return Lane(subject, objective, search, config.seed, config.lr_scale, config.mu_scale, held)
 
 
 def our_method(plan: Plan, budget: int, fine: bool = False, **changes: Any) -> Method:

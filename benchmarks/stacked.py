@@ -259,11 +259,13 @@ class Search(Protocol):
         """The current token ``[num_vectors, dim]``."""
         ...
 
-    def ask(self) -> torch.Tensor:
+    def ask(self, mu_scale: float = 1.0) -> torch.Tensor:
         """Candidates ``[K, num_vectors, dim]``, the same until they are told of."""
         ...
 
-    def tell(self, losses: torch.Tensor, lr_scale: float = 1.0) -> None:
+    def tell(
+        self, losses: torch.Tensor, lr_scale: float = 1.0, held: float | None = None, mu_scale: float = 1.0
+    ) -> None:
         """Move by the candidates' losses ``[K]``."""
         ...
 
@@ -278,6 +280,8 @@ class Lane:
         search: which candidates, and what follows from their losses.
         seed: of the draws.
         lr_scale: the learning rate's factor after so many steps.
+        mu_scale: the perturbation size's.
+        held: draws that the token is looked at on before the step after so many, as a run of the product does.
     """
 
     subject: Subject
@@ -285,6 +289,8 @@ class Lane:
     search: Search
     seed: int
     lr_scale: Callable[[int], float] = lambda step: 1.0
+    mu_scale: Callable[[int], float] = lambda step: 1.0
+    held: Callable[[int], Sequence[Draw]] = lambda step: ()
     steps: int = 0
     """Completed steps."""
     spent: int = 0
@@ -311,23 +317,39 @@ def run(
     waiting = {i: sorted(mark for mark in marks if mark <= budget) for i in range(len(lanes))}
     active = list(range(len(lanes)))
     while active:
-        going, requests = [], []
+        going = []
         for i in active:
-            lane = lanes[i]
-            candidates = lane.search.ask()
-            after = lane.spent + len(candidates)
-            while waiting[i] and after > waiting[i][0]:
-                on_mark(i, waiting[i].pop(0), lane.search.theta)
-            if after <= budget:
-                going.append(i)
-                requests.append(Request(lane.objective, lane.objective.draw(lane.seed, lane.steps), candidates))
-        for i, request, losses in zip(going, requests, evaluate(requests) if requests else [], strict=True):
-            lane = lanes[i]
-            lane.search.tell(losses, lane.lr_scale(lane.steps))
-            lane.steps += 1
-            lane.spent += len(request.candidates)
-            on_step(lane)
-        active = going
+            requests = _requests(lanes[i])
+            after = lanes[i].spent + sum(len(request.candidates) for request in requests)
+            while waiting[i] and (after > waiting[i][0] or _settled(lanes[i])):
+                on_mark(i, waiting[i].pop(0), lanes[i].search.theta)
+            if after <= budget and not _settled(lanes[i]):
+                going.append((i, requests))
+        found = evaluate([request for _, requests in going for request in requests]) if going else []
+        for i, requests in going:
+            losses, found = found[: len(requests)], found[len(requests) :]
+            _tell(lanes[i], losses)
+            on_step(lanes[i])
+        active = [i for i, _ in going]
+
+
+def _requests(lane: Lane) -> list[Request]:
+    """A step's candidates, and before them the token on the draws that it is looked at on."""
+    candidates = lane.search.ask(lane.mu_scale(lane.steps))
+    looks = [Request(lane.objective, draw, lane.search.theta[None]) for draw in lane.held(lane.steps)]
+    return [*looks, Request(lane.objective, lane.objective.draw(lane.seed, lane.steps), candidates)]
+
+
+def _tell(lane: Lane, losses: Sequence[torch.Tensor]) -> None:
+    *looks, own = losses
+    held = float(torch.stack(looks).mean()) if looks else None
+    lane.search.tell(own, lane.lr_scale(lane.steps), held, lane.mu_scale(lane.steps))
+    lane.steps += 1
+    lane.spent += len(looks) + len(own)
+
+
+def _settled(lane: Lane) -> bool:
+    return bool(getattr(lane.search, "settled", False))
 
 
 def descend(

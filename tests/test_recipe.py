@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from tests.reference import Array
 from zoodip_core import RGE, Commands, TrainConfig, ZerothOrderSearch, load_embedding, resume_training, rewind
+from zoodip_core import config as config_module
 from zoodip_core.config import OPTIMIZERS, RECIPE, preset_for
 from zoodip_core.demo import demo_config
 from zoodip_core.errors import ConfigError, ModelError, RunFolderError
@@ -272,6 +273,14 @@ def test_mu_is_doubled_until_losses_stand_out() -> None:
 # ---------------------------------------------------------------- whole runs
 
 
+@pytest.fixture(scope="module", autouse=True)
+def checks_at_any_cost() -> Iterator[None]:
+    """Short runs are looked at as often as long ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config_module, "HELD_SHARE", 100)
+        yield
+
+
 def config_of(**settings: Any) -> TrainConfig:
     return demo_config(concepts.load("pip"), **{"steps": 12, "n": 3, "checks": 4, "save_every": 5, **settings})
 
@@ -399,6 +408,17 @@ def test_mu_is_raised_above_the_rounding_of_any_type(weights: str, dtype: str, t
     train_token(config, tmp_path / "run")
     mu = json.loads((tmp_path / "run" / "config.json").read_text())["mu"]
     assert (mu > 0.1) if dtype == "bfloat16" else (mu < 0.1)
+
+
+def test_checks_take_a_twentieth_of_the_forwards_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_module, "HELD_SHARE", 0.05)
+    for steps, n, checks in ((500, 8, 20), (3000, 8, 20), (100, 8, 20), (30, 8, 20), (500, 2, 20), (500, 8, 500)):
+        config = config_of(steps=steps, n=n, checks=checks)
+        at = [step for step in range(steps) if config.checked(step)]
+        assert at[0] == 0
+        assert 1 <= len(at) <= checks
+        assert 8 * (len(at) - 1) <= 0.05 * steps * (n + 1)
+    assert len([step for step in range(500) if config_of(steps=500, n=8, checks=20).checked(step)]) == 20
 
 
 def test_settings_out_of_range_are_refused() -> None:

@@ -20,6 +20,7 @@ from .files import parse_json
 from .guard import Guard
 from .images import CROPS
 from .models import DTYPES, PREDICTION_TYPES, TINY
+from .objective import Draw, spread_draws
 from .optimizers import ZOSGD, NormalizedSGD, Optimizer, ZOAdam
 from .prompts import SLOT, TEMPLATES, with_slots
 from .quantize import WEIGHTS
@@ -34,6 +35,8 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {"rge": RGE, "spsa": SPSA, "on
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"zoadam": ZOAdam, "zosgd": ZOSGD, "normalized-sgd": NormalizedSGD}
 DIRECTIONS = ("normal", "vocabulary")
 LR_SCHEDULES = ("constant", "cosine")
+HELD_DRAWS, HELD_SHARE = 8, 0.05
+"""Draws on which the token's loss is looked at now and then, and the share of forward passes that they may take."""
 TIMESTEP_SAMPLERS = ("puts", "uniform", "snr")
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -58,7 +61,7 @@ RECIPE: dict[str, Any] = {
     "adapt_mu": True,
     "subspace_gradient": False,
     "optimizer": "normalized-sgd",
-    "lr": 0.5,
+    "lr": 1.0,
     "lr_schedule": "cosine",
     "checks": 20,
     "patience": 6,
@@ -165,8 +168,8 @@ class TrainConfig:
         lr: learning rate, in the units of mu.
         lr_schedule: constant, or cosine (falls to 0 over the run).
         adapt_mu: whether mu is doubled until losses differ by more than rounding. A run's folder has the result.
-        checks: how often in a run the token's loss is looked at on draws that stay the same, 0 for never. Where it
-            shows that the search diverged, the token goes back to its best.
+        checks: how often in a run, at most, the token's loss is looked at on draws that stay the same, 0 for never.
+            Where it shows that the search diverged, the token goes back to its best.
         patience: checks without progress after which the run ends early, with its best token; 0 for never.
         save_every: steps between saved states.
         sample_every: steps between sample images, 0 for none.
@@ -278,9 +281,17 @@ class TrainConfig:
         """The schedule's factor for mu after so many completed steps."""
         return 1.0 if self.mu_end == 1 else self.mu_end + (1 - self.mu_end) * _cosine(step / self.steps)
 
+    def fixed_draws(self, images: int, count: int = HELD_DRAWS) -> list[Draw]:
+        """The draws on which the token's loss is looked at now and then; the same all through a run."""
+        t_lower, t_upper = (self.t_lower, self.t_upper) if self.timesteps == "puts" else (0, 1000)
+        return spread_draws(self.seed, images, t_lower, t_upper, count)
+
     def checked(self, step: int) -> bool:
         """Whether the loss on draws that stay the same is looked at before the step after so many completed ones."""
-        return self.checks > 0 and step % math.ceil(self.steps / self.checks) == 0
+        if not self.checks:
+            return False
+        least = HELD_DRAWS / (HELD_SHARE * self.make_estimator().num_candidates)
+        return step % math.ceil(max(self.steps / self.checks, least)) == 0
 
     def lr_scale(self, step: int) -> float:
         """The schedule's factor for the learning rate after so many completed steps."""

@@ -6,9 +6,16 @@ distances on a short line, differences of high order leave nothing but noise, fo
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
+
+from . import rng
+from .config import TrainConfig
+from .events import Message
+from .objective import DiffusionObjective
+from .vocabulary import Spread
 
 SIGNAL = 3.0
 """A candidate's loss shall differ from the token's by as many times the noise."""
@@ -52,3 +59,39 @@ def least_mu(mu: float, noise: float, signal: Callable[[float], float]) -> tuple
         mu *= 2
         found = signal(mu)
     return mu, found
+
+
+def adapted(
+    config: TrainConfig, objective: DiffusionObjective, theta0: torch.Tensor, spread: Spread | None
+) -> tuple[TrainConfig, Message]:
+    """Settings whose mu stands out of the rounding from a run's start to its end, whatever the model's types are.
+
+    Args:
+        config: the settings as given.
+        objective: of the reference images.
+        theta0: the starting token ``[num_vectors, dim]``.
+        spread: the shape of the random directions, if they have one.
+
+    Returns:
+        The settings, with nothing left to adapt, and what the user should know.
+    """
+    draws = config.fixed_draws(len(objective.posteriors), 2)
+    directions = rng.normal(config.seed, 0, "noise", (4, *theta0.shape)).double()
+    if spread:
+        directions = spread.stretch(directions)
+
+    def losses(candidates: torch.Tensor) -> torch.Tensor:
+        return torch.stack([objective.losses(candidates, draw) for draw in draws])
+
+    def signal(mu: float) -> float:
+        found = losses(torch.cat([theta0[None], (theta0 + mu * directions).float()]))
+        return float((found[:, 1:] - found[:, :1]).square().mean().sqrt())
+
+    noise = noise_of(losses(line(theta0, directions)))
+    least, found = least_mu(config.mu * config.mu_end, noise, signal)
+    mu = max(config.mu, least)
+    enough = found > SIGNAL * noise
+    said = f"at mu = {least:g} losses differ by {found:.1e}, by rounding {noise:.1e}"
+    if not enough:
+        said += "; what is learned from them will be noise. Use dtype float32, or other weights"
+    return dataclasses.replace(config, mu=mu, mu_end=least / mu, adapt_mu=False), Message(said, warning=not enough)

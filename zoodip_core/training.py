@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from . import rng
 from .config import TrainConfig
 from .embedding import Embedding
 from .errors import NonFiniteLossError, NoRoomError
@@ -20,16 +18,13 @@ from .journal import Record
 from .latents import encode_images
 from .memory import Plan, Watch, free_memory, plan
 from .models import ModelInfo, Prompt, QuantizedModel, identify, load_quantized
-from .noise import SIGNAL, least_mu, line, noise_of
-from .objective import DiffusionObjective, Draw, mean_losses, spread_draws
+from .noise import adapted
+from .objective import DiffusionObjective, mean_losses
 from .prompts import captions_for, with_slots
 from .runs import CHANGEABLE
 from .tokens import check_initializer, check_new, initial_vectors
 from .version import __version__
 from .vocabulary import Spread, vocabulary_spread
-
-_HELD = 8
-"""Draws that the token is looked at on now and then."""
 
 
 def load_model(config: TrainConfig) -> QuantizedModel:
@@ -127,40 +122,10 @@ class Training:
         if config.directions == "vocabulary":
             spread = spread or vocabulary_spread(model.tokenizers, model.text_encoders)
         if config.adapt_mu:
-            self._adapt_mu(theta0, spread)
+            self.config, said = adapted(config, self.objective, theta0, spread)
+            self.tell(said)
         self.search = self.config.make_search(theta0, spread)
         _ = model.unet  # a damaged file shows here, before anything is written
-
-    def _adapt_mu(self, theta0: torch.Tensor, spread: Spread | None) -> None:
-        """Settle on a mu at which losses differ by more than rounding, whatever the model's types are."""
-        config, draws = self.config, self._fixed_draws(2)
-        directions = rng.normal(config.seed, 0, "noise", (4, *theta0.shape)).double()
-        if spread:
-            directions = spread.stretch(directions)
-
-        def losses(candidates: torch.Tensor) -> torch.Tensor:
-            return torch.stack([self.objective.losses(candidates, draw) for draw in draws])
-
-        def signal(mu: float) -> float:
-            found = losses(torch.cat([theta0[None], (theta0 + mu * directions).float()]))
-            return float((found[:, 1:] - found[:, :1]).square().mean().sqrt())
-
-        noise = noise_of(losses(line(theta0, directions)))
-        least, found = least_mu(config.mu * config.mu_end, noise, signal)
-        mu = max(config.mu, least)
-        self.config = dataclasses.replace(config, mu=mu, mu_end=least / mu, adapt_mu=False)
-        said, enough = (
-            f"at mu = {least:g} losses differ by {found:.1e}, by rounding {noise:.1e}",
-            found > SIGNAL * noise,
-        )
-        if not enough:
-            said += "; what is learned from them will be noise. Use dtype float32, or other weights"
-        self.tell(Message(said, warning=not enough))
-
-    def _fixed_draws(self, count: int) -> list[Draw]:
-        config = self.config
-        t_lower, t_upper = (config.t_lower, config.t_upper) if config.timesteps == "puts" else (0, 1000)
-        return spread_draws(config.seed, len(self.images), t_lower, t_upper, count)
 
     @property
     def batch(self) -> int:
@@ -208,7 +173,8 @@ class Training:
 
     def _held(self) -> float:
         """The token's loss on draws that stay the same."""
-        return float(mean_losses(self.objective, self.search.theta[None], self._fixed_draws(_HELD)))
+        draws = self.config.fixed_draws(len(self.images))
+        return float(mean_losses(self.objective, self.search.theta[None], draws))
 
     def embedding(self) -> Embedding:
         """The token as it is now. Nothing in it depends on the run's paths or clock."""
