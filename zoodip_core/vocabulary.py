@@ -19,11 +19,9 @@ from .stopping import check_stop
 from .tokens import table_of
 
 RANK = 64
-"""Directions whose reach differs; all others have that of the floor. At 2048 numbers they take half a megabyte."""
-POWER = 2.0
-"""The reach of a direction grows with the words' variance along it, not with its root: see benchmarks/RESULTS.md."""
+"""Directions whose reach differs; all others share one. At 2048 numbers they take half a megabyte."""
 FLOOR = 0.3
-"""What is added to it everywhere, as a share of that of the mean variance."""
+"""What is added to a direction's reach, as a share of the words' mean standard deviation."""
 _ROWS = 2048
 _FEWEST = 32
 
@@ -77,13 +75,11 @@ def word_ids(tokenizer: Any) -> list[int]:
     return sorted(words if len(words) >= _FEWEST else vocabulary.values())
 
 
-def spread_of(
-    pieces: Iterable[torch.Tensor], *, rank: int = RANK, power: float = POWER, floor: float = FLOOR
-) -> Spread:
+def spread_of(pieces: Iterable[torch.Tensor], *, rank: int = RANK, floor: float = FLOOR) -> Spread:
     """The spread of the rows of all pieces ``[N, dim]``.
 
-    With the variances v of their principal axes and the mean variance m, axes reach ``(v / m)^(power / 2)``, to
-    which the floor is added in squares; all scaled so that the squares sum to the rows' whole variance.
+    With the variances v of their principal axes and the mean variance m, axes reach ``sqrt(v / m + floor^2)``; all
+    scaled so that the squares sum to the rows' whole variance.
 
     Raises:
         ModelError: the rows are all alike, or hold NaN or infinity.
@@ -97,7 +93,7 @@ def spread_of(
     whole = variances.clamp(min=0).sum()
     if not whole > 0:
         raise ModelError("model: its words are all alike, so they give directions no shape; choose directions normal")
-    reach = ((variances.clamp(min=0) / (whole / len(mean))) ** power + floor**2).sqrt()
+    reach = (variances.clamp(min=0) / (whole / len(mean)) + floor**2).sqrt()
     reach *= whole.sqrt() / reach.norm()
     rank = min(rank, len(mean))
     # The axes left out share what they have, so that the squares' sum stays what it was.
