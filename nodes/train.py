@@ -205,7 +205,7 @@ def _while_it_runs() -> dict[str, Any]:
             {
                 "default": True,
                 "tooltip": "Go on with a stopped run of the same inputs, or to more steps with a finished one where "
-                "lr_schedule is constant. Off: start anew.",
+                "learning rate and mu stay, as with the preset paper. Off: start anew.",
             },
         ),
         "preset": (

@@ -62,7 +62,7 @@ def settings_of(**settings: Any) -> dict[str, Any]:
 def job_in(folder: Path, kind: str = "train", changes: dict[str, Any] | None = None, **settings: Any) -> Path:
     """The file of a job on a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    return write_task(folder, kind, folder, settings=settings_of(**settings), changes=changes or {})
+    return write_task(folder, kind, folder, settings=settings_of(**settings), pace="paper", changes=changes or {})
 
 
 def uninterrupted(folder: Path, model: QuantizedModel, **settings: Any) -> bytes:
@@ -329,7 +329,7 @@ from zoodip_core.environment import Trainer
 from zoodip_core.jobs import Jobs
 
 jobs = Jobs(FakePageHost(Path(sys.argv[1])), lambda: Trainer(Path(sys.executable), False, ""), lambda job: "")
-jobs.submit("train", Path(sys.argv[1]), "<pip>", settings=json.loads(sys.argv[2]))
+jobs.submit("train", Path(sys.argv[1]), "<pip>", settings=json.loads(sys.argv[2]), pace="paper")
 threading.Event().wait()
 """
 

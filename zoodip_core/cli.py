@@ -446,7 +446,10 @@ def _config(args: argparse.Namespace) -> TrainConfig:
     for flag, key in (("--images", "images"), ("--token", "token"), ("--init", "initializer")):
         if key not in settings:
             raise ConfigError(f"{flag} is missing; see {PROGRAM} train --help")
-    return TrainConfig.from_dict({**_preset(args.preset or "default", settings), **settings})
+    config = TrainConfig.from_dict({**_preset(args.preset or "default", settings), **settings})
+    if not config.subspace_gradient and settings.keys() & {"tau", "nu"}:
+        raise ConfigError("--tau and --nu are Subspace Gradient's, which is not in use; add --subspace-gradient")
+    return config
 
 
 def _preset(name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -249,7 +249,8 @@ class TrainConfig:
         for name, value in self.to_dict().items():
             if re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
                 raise ConfigError(f"{name} = {value!r}: holds half a character, which no file can keep; write it anew")
-        self.make_estimator(), self.make_subspace(), self.make_timesteps(), self.make_optimizer()  # check their ranges
+        # To check their ranges, in use or not.
+        self.make_estimator(), self.make_timesteps(), self.make_optimizer(), SubspaceGradient(self.tau, self.nu)
 
     def make_estimator(self) -> Estimator:
         return ESTIMATORS[self.estimator](n=self.n, mu=self.mu)
