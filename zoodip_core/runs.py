@@ -116,8 +116,8 @@ class RunFolder:
         if before.lr_schedule != "constant" or before.mu_end != 1:
             what = "learning rate" if before.lr_schedule != "constant" else "perturbation size"
             raise RunFolderError(
-                f"{self.path}: the run's {what} follows its {before.steps} steps, so their number can not change; start "
-                "a new run"
+                f"{self.path}: the run's {what} follows its {before.steps} steps, so their number can not change; "
+                "start a new run"
             )
         if self.config.steps < self.step():
             raise RunFolderError(f"{self.path}: the run is at step {self.step()} already, beyond {self.config.steps}")
