@@ -224,7 +224,7 @@ def test_a_guard_settles_after_checks_without_progress() -> None:
 
 def test_a_search_that_has_gained_nothing_does_not_settle() -> None:
     guard = Guard(patience=2)
-    told(guard, *[1.0] * 20)
+    told(guard, 1.0, 0.995, *[0.995] * 20)
     assert not guard.settled
 
 
@@ -356,9 +356,13 @@ def test_lost_directions_are_made_anew(
     assert done.path.read_bytes() == whole.path.read_bytes()  # worked out by the same machine
 
 
-def test_a_settled_run_ends_early_with_its_best_token(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_a_settled_run_ends_early_with_its_best_token(
+    tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = iter([1.0, 0.9, 0.6, 0.61, 0.61])
+    monkeypatch.setattr(Training, "_held", lambda self: next(held))
     messages: list[str] = []
-    config = config_of(lr=1e-7, patience=2, checks=12, steps=12)
+    config = config_of(patience=2, checks=12, steps=12)
     done = train_token(
         config,
         tmp_path / "run",
@@ -366,7 +370,9 @@ def test_a_settled_run_ends_early_with_its_best_token(tiny_model: QuantizedModel
         on_event=lambda event: messages.append(event.text) if isinstance(event, Message) else None,
     )
     assert done.finished
-    assert done.step < 12
+    assert done.step == 5
+    best = load_embedding(rewind(tmp_path / "run", 2, tmp_path / "two.safetensors").path)
+    assert torch.equal(done.embedding.vectors, best.vectors)  # before its third step, where the loss was 0.6
     assert any("no progress in the last 2 checks" in message for message in messages)
     assert done.path.name == "pip.safetensors"
     again = resume_training(tmp_path / "run", model=tiny_model)

@@ -7,11 +7,11 @@ import torch
 State = dict[str, torch.Tensor]
 
 LOST = 0.5
-"""Of what was gained, the share whose loss is divergence ..."""
-WORSE = 0.01
-"""... if the loss is also higher than the best one by this share of the starting loss."""
+"""Of what was gained, the share whose loss is divergence."""
 PROGRESS = 0.01
 """Of what was gained in all: less is no progress."""
+NOTICEABLE = 0.01
+"""Of the starting loss: less is neither a gain after which a search could settle, nor a loss that is divergence."""
 
 
 class Guard:
@@ -46,9 +46,9 @@ class Guard:
         gained = self._first - self._best
         if self._mark - self._best > PROGRESS * gained:
             self._mark, self._idle = self._best, 0
-        elif gained > 0:  # nothing gained at all yet is no reason to end
+        elif gained > NOTICEABLE * self._first:  # before that it may still be looking for the way
             self._idle += 1
-        if loss > self._best + max(LOST * gained, WORSE * self._first):
+        if loss > self._best + max(LOST * gained, NOTICEABLE * self._first):
             self.scale /= 2
             return False
         return True
