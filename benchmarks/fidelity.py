@@ -50,13 +50,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.stacked import BACKWARD, Lane, Stack, Subject, descend, heldout, run
 from zoodip_core import SubspaceGradient, TrainConfig, ZerothOrderSearch, ZOAdam, generate, rng
-from zoodip_core.config import ESTIMATORS, HELD_DRAWS, PRESETS, preset_for
+from zoodip_core.config import ESTIMATORS, HELD_DRAWS
 from zoodip_core.demo import demo_config
 from zoodip_core.embedding import Embedding
 from zoodip_core.files import read_object, write_atomically
 from zoodip_core.models import QuantizedModel, load_quantized
 from zoodip_core.noise import adapted
 from zoodip_core.objective import Draw
+from zoodip_core.presets import PRESETS, preset_for
 from zoodip_core.timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge, to_tensor
@@ -85,6 +86,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "a tenth of mu": {"mu": 0.26},
     "constant learning rate": {"lr_schedule": "constant"},
     "n = 2": {"n": 2},
+    "n = 8": {"n": 8},
     "uniform timesteps": {"timesteps": "uniform"},
     "with Subspace Gradient": {"subspace_gradient": True, "tau": 21},
     "without checks": {"checks": 0, "patience": 0},
@@ -215,7 +217,7 @@ class GradientFree:
         return torch.stack([self._token(z) for z in self._asked])
 
     def tell(
-        self, losses: torch.Tensor, lr_scale: float = 1.0, held: float | None = None, mu_scale: float = 1.0
+        self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
     ) -> None:
         self._cma.tell(self._asked, losses.tolist())
         self._asked = []

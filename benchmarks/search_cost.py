@@ -22,8 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from zoodip_core import TrainConfig, rng
-from zoodip_core.config import RECIPE
 from zoodip_core.demo import demo_config
+from zoodip_core.presets import RECIPE
 from zoodip_core.search import ZerothOrderSearch
 from zoodip_core.tiny import concepts
 from zoodip_core.training import Training
@@ -51,7 +51,8 @@ def cost(dim: int, steps: int) -> dict[str, float]:
     for step in range(steps):
         began = time.perf_counter()
         search.ask(config.mu_scale(step))
-        search.tell(losses, config.lr_scale(step), 1.0 if step % 20 == 0 else None, config.mu_scale(step))
+        held = 1.0 if step % 20 == 0 else None
+        search.tell(losses, config.lr_scale(step), held=held, mu_scale=config.mu_scale(step))
         times.append(time.perf_counter() - began)
     return {"dim": dim, "ms": 1e3 * statistics.median(times), "mb": held_bytes(search) / 1e6, "start_s": shape}
 

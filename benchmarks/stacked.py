@@ -264,7 +264,7 @@ class Search(Protocol):
         ...
 
     def tell(
-        self, losses: torch.Tensor, lr_scale: float = 1.0, held: float | None = None, mu_scale: float = 1.0
+        self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
     ) -> None:
         """Move by the candidates' losses ``[K]``."""
         ...
@@ -343,7 +343,7 @@ def _requests(lane: Lane) -> list[Request]:
 def _tell(lane: Lane, losses: Sequence[torch.Tensor]) -> None:
     *looks, own = losses
     held = float(torch.stack(looks).mean()) if looks else None
-    lane.search.tell(own, lane.lr_scale(lane.steps), held, lane.mu_scale(lane.steps))
+    lane.search.tell(own, lane.lr_scale(lane.steps), held=held, mu_scale=lane.mu_scale(lane.steps))
     lane.steps += 1
     lane.spent += len(looks) + len(own)
 

@@ -146,7 +146,7 @@ def _how_to_search() -> dict[str, Any]:
 
     return {
         "steps": _number(
-            "INT", 10_000_000, f"Optimisation steps; {_BY_PRESET} (SD1.5 and SD2.1 3000, SDXL 2000, tiny 500)."
+            "INT", 10_000_000, f"Optimisation steps; {_BY_PRESET} (SD1.5 and SD2.1 6000, SDXL 4000, tiny 900)."
         ),
         "lr": _number("FLOAT", 10.0, f"Learning rate; {_BY_PRESET}."),
         "lr_schedule": (
@@ -159,7 +159,7 @@ def _how_to_search() -> dict[str, Any]:
         "n": _number(
             "INT",
             1024,
-            f"Random directions a step, which takes n + 1 forward passes (spsa: 2n); {_BY_PRESET} (8).",
+            f"Random directions a step, which takes n + 1 forward passes (spsa: 2n); {_BY_PRESET} (4).",
         ),
         "mu": _number(
             "FLOAT",
@@ -188,8 +188,6 @@ def _how_to_search() -> dict[str, Any]:
 
 
 def _while_it_runs() -> dict[str, Any]:
-    from ..zoodip_core.config import PACES
-
     return {
         "preview_prompt": (
             "STRING",
@@ -208,14 +206,6 @@ def _while_it_runs() -> dict[str, Any]:
                 "learning rate and mu stay, as with the preset paper. Off: start anew.",
             },
         ),
-        "preset": (
-            list(PACES),
-            {
-                "default": "default",
-                "tooltip": "What inputs left at 0 or auto stand for. fast: a third of default's steps. careful: three "
-                "times as many. paper: the paper's settings for the model.",
-            },
-        ),
     }
 
 
@@ -226,6 +216,8 @@ def _number(kind: str, largest: float, tooltip: str) -> tuple[str, dict[str, Any
 
 
 def _optional() -> dict[str, Any]:
+    from ..zoodip_core.presets import PACES
+
     return {
         "captions": (
             "STRING",
@@ -240,6 +232,15 @@ def _optional() -> dict[str, Any]:
             {"tooltip": "From Subspace Gradient. Unconnected: gradients are used as estimated."},
         ),
         "timestep_sampler": ("TIMESTEP_SAMPLER", {"tooltip": "From PUTS Sampler. Unconnected: all timesteps alike."}),
+        "preset": (  # optional, so that graphs without it are still run
+            list(PACES),
+            {
+                "default": "default",
+                "tooltip": "What inputs left at 0 or auto stand for. fast: a third of default's steps. careful: three "
+                "times as many. paper: the paper's settings for the model, where its two parts are wired as well: "
+                "what is unconnected is left out.",
+            },
+        ),
     }
 
 
@@ -282,8 +283,8 @@ def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list
 
 def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     """The settings that the inputs stand for: where an input is 0 or auto, the preset's for the model."""
-    from ..zoodip_core.config import preset_for
     from ..zoodip_core.models import TINY, TINY_PATH
+    from ..zoodip_core.presets import preset_for
 
     sampler = inputs.pop("timestep_sampler", None) or {"timesteps": "uniform"}
     subspace = inputs.pop("subspace_gradient", None) or {"subspace_gradient": False}
@@ -296,7 +297,7 @@ def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     }
     del named["preview_prompt"], named["preview_every"]
     dtype = str(model.dtype).removeprefix("torch.")
-    by_model = preset_for(model.info.family, model.weights, dtype, named.pop("preset"))
+    by_model = preset_for(model.info.family, model.weights, dtype, named.pop("preset", "default"))
     left_out = {"steps": 0, "lr": 0, "n": 0, "mu": 0, "lr_schedule": "auto", "optimizer": "auto"}
     for name, left in left_out.items():
         if named[name] == left:
@@ -328,7 +329,7 @@ def _key(config: TrainConfig, model: QuantizedModel, pictures: Sequence[Image], 
     from ..zoodip_core.runs import CHANGEABLE
 
     free = {*CHANGEABLE, "device", "batch"}
-    if config.lr_schedule != "constant":
+    if not config.can_grow:
         free.remove("steps")
     decides = {name: value for name, value in config.to_dict().items() if name not in free}
     schedule = model.blueprint.configs["scheduler"]

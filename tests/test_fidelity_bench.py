@@ -96,7 +96,7 @@ class FakeSearch:
         return torch.zeros(self.count, 1, 1)
 
     def tell(
-        self, losses: torch.Tensor, lr_scale: float = 1.0, held: float | None = None, mu_scale: float = 1.0
+        self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
     ) -> None:
         assert losses.shape == (self.count,)
         self.theta = self.theta + 1

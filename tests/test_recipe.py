@@ -17,14 +17,15 @@ import torch
 from tests.reference import Array
 from zoodip_core import RGE, Commands, TrainConfig, ZerothOrderSearch, load_embedding, resume_training, rewind
 from zoodip_core import config as config_module
-from zoodip_core.config import OPTIMIZERS, RECIPE, preset_for
+from zoodip_core.config import OPTIMIZERS
 from zoodip_core.demo import demo_config
-from zoodip_core.errors import ConfigError, ModelError, RunFolderError
+from zoodip_core.errors import ConfigError, ModelError, NonFiniteLossError, RunFolderError
 from zoodip_core.events import Event, Message, Progress
 from zoodip_core.guard import Guard
 from zoodip_core.models import QuantizedModel
 from zoodip_core.noise import least_mu, line, noise_of
 from zoodip_core.optimizers import NormalizedSGD
+from zoodip_core.presets import RECIPE, preset_for, preset_of
 from zoodip_core.tiny import concepts
 from zoodip_core.trainer import TrainResult, train_token
 from zoodip_core.training import Training
@@ -132,7 +133,7 @@ def test_the_search_agrees_with_its_description() -> None:
         lr_scale, mu_scale = 0.5 * (1 + math.cos(math.pi * step / STEPS)), 1 - 0.9 * step / STEPS
         candidates = search.ask(mu_scale)
         losses = torch.tensor([bowl(step)(c.double().numpy().ravel()) for c in candidates], dtype=torch.float64)
-        search.tell(losses, lr_scale, None, mu_scale)
+        search.tell(losses, lr_scale, mu_scale=mu_scale)
 
         e = estimator.directions(SEED, step, start.shape).numpy()
         theta = theta0 + w @ a
@@ -150,7 +151,7 @@ def test_a_state_continues_bit_for_bit() -> None:
         for step in range(first, last):
             losses = [bowl(step)(c.double().numpy().ravel()) for c in search.ask(0.5)]
             held = held_at(search.theta.double().numpy().ravel()) if step % 3 == 0 else None
-            search.tell(torch.tensor(losses), 1.0, held, 0.5)
+            search.tell(torch.tensor(losses), held=held, mu_scale=0.5)
 
     def new() -> ZerothOrderSearch:
         spread = spread_of([torch.from_numpy(words())])
@@ -296,8 +297,9 @@ def whole(tiny_model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_the_default_is_the_recipe() -> None:
     for name, value in RECIPE.items():
-        if name != "steps":
+        if name not in ("steps", "t_lower"):
             assert preset_for("sd1")[name] == preset_for("sdxl")[name] == value
+    assert (preset_for("sd1")["t_lower"], preset_for("sdxl")["t_lower"]) == (500, 700)
     assert RECIPE["optimizer"] in OPTIMIZERS
 
 
@@ -439,3 +441,67 @@ def test_a_shape_survives_its_file(tmp_path: Path, whole: TrainResult) -> None:
     assert read is not None
     assert torch.equal(read.basis, spread.basis)
     assert (read.reach.tolist(), read.rest) == (spread.reach.tolist(), spread.rest)
+
+
+# ---------------------------------------------------------------- presets
+
+
+def test_a_preset_lies_over_any_settings(tmp_path: Path) -> None:
+    """Of a run of the default, the paper's preset leaves nothing of the search."""
+    base = demo_config(concepts.load("pip")).to_dict()
+    paper = TrainConfig.from_dict({**base, **preset_of(base, "paper")})
+    assert paper == dataclasses.replace(
+        paper, directions="normal", optimizer="zoadam", mu=1e-3, mu_end=1.0, adapt_mu=False, checks=0, patience=0
+    )
+    assert paper.subspace_gradient
+    back = TrainConfig.from_dict({**paper.to_dict(), **preset_of(base, "default")})
+    assert back.to_dict() == base
+
+
+@pytest.mark.parametrize(
+    ("preset", "given", "says"),
+    [
+        ("default", {"tau": 64}, "tau = 64 is a setting of Subspace Gradient, which is not in use"),
+        ("paper", {"subspace_gradient": False, "nu": 0.1}, "Subspace Gradient"),
+        ("default", {"timesteps": "uniform", "t_lower": 400}, "set timesteps to puts"),
+        ("paper", {"patience": 3}, "set checks"),
+        ("default", {"directions": "normal"}, "give both mu and lr"),
+        ("default", {"directions": "normal", "mu": 0.1}, "give both mu and lr"),
+        ("paper", {"directions": "vocabulary", "lr": 0.1}, "give both mu and lr"),
+        ("default", {"weights": 4}, "weights = 4: expected a text"),
+        ("swift", {}, "choose one of fast, default, careful, paper"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(preset: str, given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        TrainConfig.with_preset(preset, {"images": ["x"], "token": "<x>", "initializer": "monster", **given})
+
+
+def test_what_fits_is_taken() -> None:
+    given = {"images": ["x"], "token": "<x>", "initializer": "monster"}
+    own = {"directions": "normal", "mu": 0.1, "lr": 0.01, "subspace_gradient": True, "tau": 9, "patience": 2}
+    config = TrainConfig.with_preset("default", {**given, **own})
+    assert (config.directions, config.mu, config.lr, config.tau, config.patience) == ("normal", 0.1, 0.01, 9, 2)
+
+
+def test_a_loss_that_is_not_finite_moves_nothing() -> None:
+    search = ZerothOrderSearch(torch.zeros(1, 3), RGE(1, 0.1), guard=Guard(3))
+    search.tell(torch.tensor([1.0, 2.0]), held=1.0)
+    before = search.state_dict()
+    for held, losses in ((math.nan, [1.0, 2.0]), (math.inf, [1.0, 2.0]), (0.5, [1.0, 1e308])):
+        with pytest.raises(NonFiniteLossError):
+            search.tell(torch.tensor(losses, dtype=torch.float64), held=held)
+        after = search.state_dict()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_words_that_are_not_finite_are_told_of() -> None:
+    rows = torch.ones(50, DIM)
+    rows[3, 4] = torch.nan
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        spread_of([rows])
+
+
+def test_a_run_with_checks_can_not_be_made_longer(whole: TrainResult) -> None:
+    with pytest.raises(RunFolderError, match="follow its 12 steps"):
+        resume_training(whole.path.parent, {"steps": 20})

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 
 from zoodip_core import Commands, TrainConfig, load_embedding, resume_training, train_token
 from zoodip_core.cli import main
-from zoodip_core.config import PRESETS
 from zoodip_core.errors import RunFolderError
 from zoodip_core.events import Event, Message, Progress, Sampled, Saved
 from zoodip_core.models import QuantizedModel
+from zoodip_core.presets import PRESETS
 from zoodip_core.trainer import TrainResult
 
 PIP = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip"

@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,19 +20,17 @@ from .config import (
     ESTIMATORS,
     LR_SCHEDULES,
     OPTIMIZERS,
-    PACES,
-    PRESETS,
     TIMESTEP_SAMPLERS,
     TrainConfig,
-    preset_for,
 )
 from .embedding import MAX_BYTES, describe, load_embedding
 from .errors import ConfigError, for_user
 from .events import Commands, Event, Message, Progress, Sampled, Saved
 from .features import CLIP_ID, DINO_ID
 from .images import CROPS, find_images
-from .models import DTYPES, PREDICTION_TYPES, TINY, QuantizedModel, identify, load_quantized
+from .models import DTYPES, PREDICTION_TYPES, TINY, QuantizedModel, load_quantized
 from .paths import plain, printable
+from .presets import PACES, PRESETS, preset_of
 from .prompts import TEMPLATES, with_slots
 from .quantize import WEIGHTS
 from .runs import CHANGEABLE, free_folder
@@ -195,12 +193,13 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
         "model; or the paper's for another kind of model",
     )
     _option(group, "--steps", "steps", "N", "optimisation steps", type=int)
-    _option(group, "--lr", "lr", "RATE", "learning rate", type=float)
+    _option(group, "--lr", "lr", "RATE", "learning rate, in the units of --mu", type=float)
     _option(group, "--lr-schedule", "lr_schedule", None, "over the run", choices=LR_SCHEDULES)
     _option(group, "--seed", "seed", "N", "of every random draw (default: 0)", type=int)
     _option(group, "--estimator", "estimator", None, "how losses become a gradient", choices=tuple(ESTIMATORS))
     _option(group, "--n", "n", "N", "random directions a step", type=int)
-    _option(group, "--mu", "mu", "SIZE", "perturbation size", type=float)
+    far = "perturbation size; 1 is as far as words are from their mean, for directions in the shape of the vocabulary"
+    _option(group, "--mu", "mu", "SIZE", far, type=float)
     _option(group, "--mu-end", "mu_end", "SHARE", "of mu, to which it falls over the run; 1: it stays", type=float)
     _option(group, "--adapt-mu", "adapt_mu", None, "double mu until losses differ by more than rounding", action=SWITCH)
     _option(group, "--directions", "directions", None, "random directions' shape", choices=DIRECTIONS)
@@ -441,23 +440,12 @@ def _config(args: argparse.Namespace) -> TrainConfig:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ConfigError(f"config file {args.config} can not be read: {why}") from error
         cache = {} if "cache" in settings else {"cache": _known_cache(base.get("cache"))}
-        preset = _preset(args.preset, {**base, **settings}) if args.preset else {}
+        preset = preset_of({**base, **settings}, args.preset) if args.preset else {}
         return TrainConfig.from_dict({**base, **preset, **cache, **settings})
     for flag, key in (("--images", "images"), ("--token", "token"), ("--init", "initializer")):
         if key not in settings:
             raise ConfigError(f"{flag} is missing; see {PROGRAM} train --help")
-    config = TrainConfig.from_dict({**_preset(args.preset or "default", settings), **settings})
-    if not config.subspace_gradient and settings.keys() & {"tau", "nu"}:
-        raise ConfigError("--tau and --nu are Subspace Gradient's, which is not in use; add --subspace-gradient")
-    return config
-
-
-def _preset(name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a preset's name stands for, with the model of some settings."""
-    if name in PRESETS:
-        return PRESETS[name]
-    family = identify(settings.get("model", TINY), settings.get("prediction_type", "auto")).family
-    return preset_for(family, settings.get("weights", "int8"), settings.get("dtype", "auto"), name)
+    return TrainConfig.with_preset(args.preset or "default", settings)
 
 
 def _known_cache(folder: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The settings of a training run: checked, saved as JSON, the paper's presets and ours."""
+"""The settings of a training run: checked, and saved as JSON."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from .images import CROPS
 from .models import DTYPES, PREDICTION_TYPES, TINY
 from .objective import Draw, spread_draws
 from .optimizers import ZOSGD, NormalizedSGD, Optimizer, ZOAdam
+from .presets import PRESETS, check_given, preset_of
 from .prompts import SLOT, TEMPLATES, with_slots
 from .quantize import WEIGHTS
 from .search import ZerothOrderSearch
@@ -39,38 +40,6 @@ HELD_DRAWS, HELD_SHARE = 8, 0.05
 """Draws on which the token's loss is looked at now and then, and the share of forward passes that they may take."""
 TIMESTEP_SAMPLERS = ("puts", "uniform", "snr")
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # The paper, section 4.
-    "sd15": {},
-    # Supplement S3.4.
-    "sd21": {"mu": 1e-2, "lr": 1e-2},
-    "sdxl": {"mu": 1e-2, "t_lower": 700, "steps": 20_000},
-    # Supplement S3.2.
-    "int4": {"weights": "int4", "dtype": "bfloat16", "mu": 1e-2},
-    # The paper's search for the embedded model: its token has 128 numbers in place of 768, and on a CPU a
-    # batch of nine candidates costs little more than one of three.
-    "tiny": {"steps": 1500, "n": 8, "tau": 21, "lr": 2e-2, "lr_schedule": "cosine"},
-}
-"""The paper's settings, by the kind of model."""
-RECIPE: dict[str, Any] = {
-    "steps": 3000,
-    "n": 8,
-    "mu": 2.6,
-    "mu_end": 0.1,
-    "directions": "vocabulary",
-    "adapt_mu": True,
-    "subspace_gradient": False,
-    "optimizer": "normalized-sgd",
-    "lr": 1.0,
-    "lr_schedule": "cosine",
-    "checks": 20,
-    "patience": 6,
-}
-"""Ours: a third of the paper's forward passes. What each part brings stands in benchmarks/RESULTS.md."""
-_STEPS = {"sdxl": 2000, "tiny": 500}
-PACES = ("fast", "default", "careful", "paper")
-"""How a run takes its time: see :func:`preset_for`."""
-_PRESET_OF_FAMILY = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl", "tiny": "tiny"}
 _CHOICES = {
     "weights": WEIGHTS,
     "dtype": ("auto", *DTYPES),
@@ -105,27 +74,6 @@ def check_resolution(resolution: int) -> None:
     """
     if resolution and (resolution < 32 or resolution % 8):
         raise ConfigError(f"resolution = {resolution}: must be a multiple of 8, at least 32, or 0 for the model's own")
-
-
-def preset_for(family: str, weights: str = "int8", dtype: str = "auto", pace: str = "default") -> dict[str, Any]:
-    """The settings for a model family, its weights' storage and its activations.
-
-    Args:
-        pace: ``default`` for :data:`RECIPE`, ``fast`` for a third of its steps, ``careful`` for three times as many;
-            ``paper`` for the paper's settings.
-
-    Raises:
-        ConfigError: an unknown pace.
-    """
-    if pace not in PACES:
-        raise ConfigError(f"pace = {pace!r}: choose one of {', '.join(PACES)}")
-    coarse = {"mu": PRESETS["int4"]["mu"]} if weights == "int4" or dtype == "bfloat16" else {}
-    paper = PRESETS[_PRESET_OF_FAMILY.get(family, "sd15")]
-    if pace == "paper":
-        return {**paper, **coarse}
-    steps = _STEPS.get(family, RECIPE["steps"])
-    bounds: dict[str, Any] = {name: paper[name] for name in ("t_lower", "t_upper") if name in paper}
-    return {**RECIPE, **bounds, "steps": {"fast": steps // 3, "default": steps, "careful": steps * 3}[pace]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +248,11 @@ class TrainConfig:
             return 1.0
         return _cosine(step / self.steps)
 
+    @property
+    def can_grow(self) -> bool:
+        """Whether the number of steps decides nothing but where the run ends, so that it can be made longer."""
+        return self.lr_schedule == "constant" and self.mu_end == 1 and not self.checks
+
     def make_timesteps(self, alphas_cumprod: Any = None) -> TimestepSampler:
         if self.timesteps == "puts":
             return PUTS(self.t_lower, self.t_upper)
@@ -311,6 +264,22 @@ class TrainConfig:
         if preset not in PRESETS:
             raise ConfigError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}")
         return cls.from_dict({**PRESETS[preset], **settings})
+
+    @classmethod
+    def with_preset(cls, preset: str, given: dict[str, Any]) -> TrainConfig:
+        """The settings of a preset for the model that ``given`` names, with what is given on top.
+
+        Args:
+            preset: of :data:`presets.PACES` or :data:`presets.PRESETS`.
+            given: settings by name.
+
+        Raises:
+            ZoodipError: of the kind that tells what is wrong with them.
+        """
+        base = preset_of(given, preset)
+        config = cls.from_dict({**base, **given})
+        check_given(config.to_dict(), base, given)
+        return config
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> TrainConfig:

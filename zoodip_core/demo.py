@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .config import TrainConfig, preset_for
+from .config import TrainConfig
 from .embedding import Embedding
 from .generation import generate
 from .heldout import heldout_losses
 from .models import QuantizedModel
 from .pictures import contact_sheet
+from .presets import preset_for
 from .tiny import concepts
 from .tiny.scores import score
 from .tokens import initial_vectors

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .config import DIRECTIONS, ESTIMATORS, LR_SCHEDULES, OPTIMIZERS, PACES, TIMESTEP_SAMPLERS
+from .config import DIRECTIONS, ESTIMATORS, LR_SCHEDULES, OPTIMIZERS, TIMESTEP_SAMPLERS
 from .images import CROPS
 from .models import DTYPES, PREDICTION_TYPES
+from .presets import PACES
 from .prompts import TEMPLATES
 from .quantize import WEIGHTS
 from .tokens import INITIALIZER_MODES

@@ -7,12 +7,14 @@ distances on a short line, differences of high order leave nothing but noise, fo
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import torch
 
 from . import rng
 from .config import TrainConfig
+from .errors import NonFiniteLossError
 from .events import Message
 from .objective import DiffusionObjective
 from .vocabulary import Spread
@@ -74,6 +76,9 @@ def adapted(
 
     Returns:
         The settings, with nothing left to adapt, and what the user should know.
+
+    Raises:
+        NonFiniteLossError: the model gives no finite losses.
     """
     draws = config.fixed_draws(len(objective.posteriors), 2)
     directions = rng.normal(config.seed, 0, "noise", (4, *theta0.shape)).double()
@@ -88,6 +93,8 @@ def adapted(
         return float((found[:, 1:] - found[:, :1]).square().mean().sqrt())
 
     noise = noise_of(losses(line(theta0, directions)))
+    if not math.isfinite(noise):
+        raise NonFiniteLossError("the losses at the starting token are not all finite: try dtype float32")
     least, found = least_mu(config.mu * config.mu_end, noise, signal)
     mu = max(config.mu, least)
     enough = found > SIGNAL * noise

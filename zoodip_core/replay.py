@@ -46,7 +46,7 @@ def replay(search: ZerothOrderSearch, config: TrainConfig, records: Records, upt
     for step in range(search.step + 1, upto + 1):
         record = records[step]
         losses = torch.tensor(record.losses, dtype=torch.float64)
-        search.tell(losses, config.lr_scale(step - 1), record.held, config.mu_scale(step - 1))
+        search.tell(losses, config.lr_scale(step - 1), held=record.held, mu_scale=config.mu_scale(step - 1))
         if differs is None and record.theta not in (None, search.checksum):
             differs = step
     return differs

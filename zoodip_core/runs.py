@@ -113,11 +113,10 @@ class RunFolder:
         return folder
 
     def _check_steps(self, before: TrainConfig) -> None:
-        if before.lr_schedule != "constant" or before.mu_end != 1:
-            what = "learning rate" if before.lr_schedule != "constant" else "perturbation size"
+        if not before.can_grow:
             raise RunFolderError(
-                f"{self.path}: the run's {what} follows its {before.steps} steps, so their number can not change; "
-                "start a new run"
+                f"{self.path}: the run's schedules and checks follow its {before.steps} steps, so their number can not "
+                "change; start a new run"
             )
         if self.config.steps < self.step():
             raise RunFolderError(f"{self.path}: the run is at step {self.step()} already, beyond {self.config.steps}")
@@ -204,7 +203,8 @@ class RunFolder:
                 tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118
                 about = json.loads((stored.metadata() or {}).get("about", "{}"))
             version, batch = int(about.get("version", 1)), int(about.get("batch", 0))
-            if int(tensors["step"]) < 0 or (version == STATE_VERSION and about["checksum"] != _checksum(tensors)):
+            counts = int(tensors["step"]), int(tensors.get("guard.idle", 0))
+            if min(counts) < 0 or (version == STATE_VERSION and about["checksum"] != _checksum(tensors)):
                 raise ValueError("its content does not match its checksum")
         except Exception as error:  # a damaged file may raise anything
             raise RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it") from error

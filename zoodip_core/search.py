@@ -7,6 +7,8 @@ this costs nothing, and its path is the same whatever device evaluates the candi
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 import zlib
 from collections.abc import Iterator
 
@@ -103,7 +105,7 @@ class ZerothOrderSearch:
         return self.guard.settled
 
     def tell(
-        self, losses: torch.Tensor, lr_scale: float = 1.0, held: float | None = None, mu_scale: float = 1.0
+        self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
     ) -> None:
         """Move theta by the candidates' losses ``[K]``, in the order of :meth:`ask`.
 
@@ -125,17 +127,22 @@ class ZerothOrderSearch:
             )
         if not torch.isfinite(losses).all():
             raise NonFiniteLossError(f"step {self.step + 1}: losses {losses.tolist()} are not all finite")
+        if held is not None and not math.isfinite(held):
+            raise NonFiniteLossError(f"step {self.step + 1}: the loss on fixed draws is {held}")
+        guard = copy.deepcopy(self.guard)  # which stays as it was if the step fails
+        fine = held is None or guard.check(held, self._point)
         with _one_thread():
-            if held is not None and (not self.guard.check(held, self._point) or self.guard.settled):
-                self._go_back()
+            if fine and not guard.settled:
+                self._move(losses, lr_scale * guard.scale, mu_scale)
             else:
-                self._move(losses, lr_scale * self.guard.scale, mu_scale)
+                self._go_back(guard)
+        self.guard = guard
         self.loss = self.estimator.loss(losses)
         self.step += 1
 
-    def _go_back(self) -> None:
-        assert self.guard.point is not None
-        self._point = self.guard.point.clone()
+    def _go_back(self, guard: Guard) -> None:
+        assert guard.point is not None
+        self._point = guard.point.clone()
         self._theta = self._token(self._point)
         self.optimizer.load_state_dict({"steps": torch.tensor(0)})  # its running means led astray
 

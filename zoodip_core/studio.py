@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import jobs
-from .config import PACES, TrainConfig
+from .config import TrainConfig
 from .draft import Draft
 from .environment import Trainer, find_trainer
 from .errors import ConfigError, EmbeddingFileError, PathError, RunFolderError, TokenError
@@ -19,6 +19,7 @@ from .history import RUN, Run, delete_run, find_run, list_runs, new_folder, task
 from .jobs import FAILED, FINISHED, Job, Jobs, python_of
 from .models import TINY
 from .paths import typed
+from .presets import PACES
 from .runs import CONFIG, RunFolder
 from .shelf import Shelf
 from .tokens import check_name

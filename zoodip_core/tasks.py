@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import TrainConfig, preset_for
+from .config import TrainConfig
 from .embedding import load_embedding
 from .errors import ConfigError, for_user
 from .events import Commands, Event, Message, Progress, Sampled, Saved, Started
@@ -85,12 +85,7 @@ class Job:
             ZoodipError: of the kind that tells what is wrong with them.
         """
         given = dict(self.settings)
-        for name in ("model", "prediction_type", "weights", "dtype"):
-            if not isinstance(given.get(name, ""), str):
-                raise ConfigError(f"{name} = {given[name]!r}: expected a text")
-        family = identify(given.get("model", TrainConfig.model), given.get("prediction_type", "auto")).family
-        weights, dtype = given.get("weights", TrainConfig.weights), given.get("dtype", TrainConfig.dtype)
-        config = TrainConfig.from_dict({**preset_for(family, weights, dtype, self.pace), **given})
+        config = TrainConfig.with_preset(self.pace, given)
         if "sample_every" in given:
             return config
         return dataclasses.replace(config, sample_every=max(1, config.steps // _SAMPLINGS))

@@ -119,9 +119,11 @@ class Training:
                 Message(f"the device ran out of memory: {batch} candidates in one forward from now on", warning=True)
             ),
         )
-        if config.directions == "vocabulary":
-            spread = spread or vocabulary_spread(model.tokenizers, model.text_encoders)
+        if config.directions == "vocabulary" and not spread:
+            self.tell(Message("looking at the vocabulary"))
+            spread = vocabulary_spread(model.tokenizers, model.text_encoders)
         if config.adapt_mu:
+            self.tell(Message("measuring how losses are rounded"))
             self.config, said = adapted(config, self.objective, theta0, spread)
             self.tell(said)
         self.search = self.config.make_search(theta0, spread)
@@ -142,19 +144,19 @@ class Training:
         Raises:
             NonFiniteLossError: a loss is not finite; the search stays where it was.
         """
-        guard = self.search.guard
-        draw, scale = self.objective.draw(self.config.seed, self.search.step), guard.scale
+        draw, scale = self.objective.draw(self.config.seed, self.search.step), self.search.guard.scale
         held = self._held() if self.config.checked(self.search.step) else None
         lr_scale, mu_scale = self.config.lr_scale(self.search.step), self.config.mu_scale(self.search.step)
         losses = self.objective.losses(self.search.ask(mu_scale), draw)
         try:
-            self.search.tell(losses, lr_scale, held, mu_scale)
+            self.search.tell(losses, lr_scale, held=held, mu_scale=mu_scale)
         except NonFiniteLossError as error:
             name = self.images[draw.image].path.name
             raise NonFiniteLossError(
                 f"{error} (image {name}, timestep {draw.timestep}); the token is kept as of step {self.search.step}: "
                 "try a smaller lr, a larger mu, or dtype float32"
             ) from error
+        guard = self.search.guard
         if guard.settled:
             self.tell(Message(f"no progress in the last {guard.patience} checks: the best token so far is the result"))
         elif guard.scale < scale:

@@ -22,8 +22,11 @@ RANK = 64
 """Directions whose reach differs; all others share one. At 2048 numbers they take half a megabyte."""
 FLOOR = 0.3
 """What is added to a direction's reach, as a share of the words' mean standard deviation."""
-_ROWS = 2048
+_ROWS = 16_384
+"""Read at a time: of some files each reading is one of the whole table."""
 _FEWEST = 32
+_ALIKE = 1e-6
+"""Of the words' mean square: less variance is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +93,11 @@ def spread_of(pieces: Iterable[torch.Tensor], *, rank: int = RANK, floor: float 
         count, total = count + len(rows), total + rows.double().sum(dim=0)
         products = products + (rows.T @ rows).double()  # in float32, which is twice as fast; the sum in float64
     mean = total / count
+    if not torch.isfinite(products).all():
+        raise ModelError("model: its words hold NaN or infinity, so it can not be trained on")
     variances, axes = torch.linalg.eigh(products / count - torch.outer(mean, mean))
     whole = variances.clamp(min=0).sum()
-    if not whole > 0:
+    if not whole > _ALIKE * mean.square().sum():
         raise ModelError("model: its words are all alike, so they give directions no shape; choose directions normal")
     reach = (variances.clamp(min=0) / (whole / len(mean)) + floor**2).sqrt()
     reach *= whole.sqrt() / reach.norm()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from zoodip_core.config import PACES
 from zoodip_core.environment import SETTING
+from zoodip_core.presets import PACES
 from zoodip_core.quantize import WEIGHTS
 
 _SECTION = ("zoodip", "ZOODiP")
