@@ -300,7 +300,7 @@ def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     by_model = preset_for(model.info.family, model.weights, dtype, named.pop("preset", "default"))
     left_out = {"steps": 0, "lr": 0, "n": 0, "mu": 0, "lr_schedule": "auto", "optimizer": "auto"}
     for name, left in left_out.items():
-        if named[name] == left:
+        if named.get(name) == left:
             del named[name]
     path = model.info.path
     return {

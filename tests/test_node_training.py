@@ -79,6 +79,7 @@ def train(pack: Any, model: Any, **changes: Any) -> Any:
         "preview_every": 0,
         "save_every": 2,
         "resume": True,
+        "preset": "paper",
         "captions": captions(),
         "subspace_gradient": {"subspace_gradient": True, "tau": 3, "nu": 1e-3},
         "timestep_sampler": {"timesteps": "puts", "t_lower": 500, "t_upper": 900},

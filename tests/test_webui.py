@@ -326,7 +326,7 @@ def test_models_are_the_webui_s_that_can_be_read(fake: FakeWebui) -> None:
 def test_settings_before_the_webui_has_made_them(fake: FakeWebui) -> None:
     host = Webui()
     assert host.home() == fake.folder / "zoodip"
-    assert host.defaults() == {"pace": "paper", "weights": "int8", "keep_copy": False}
+    assert host.defaults() == {"pace": "default", "weights": "int8", "keep_copy": False}
     assert host.python() == ""
     fake.options.data["zoodip_python"] = "/opt/python"  # saved by the webui's last start
     assert host.python() == "/opt/python"
@@ -337,7 +337,7 @@ def test_settings_in_the_webui(fake: FakeWebui, monkeypatch: pytest.MonkeyPatch)
     made = fake.options.data_labels
     assert {name: info.default for name, info in made.items()} == {
         "zoodip_folder": "zoodip",
-        "zoodip_pace": "paper",
+        "zoodip_pace": "default",
         "zoodip_weights": "int8",
         "zoodip_keep_copy": False,
         "zoodip_python": "",

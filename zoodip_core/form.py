@@ -105,7 +105,7 @@ ADVANCED: Mapping[str, tuple[Field, ...]] = {
             SWITCH,
         ),
         Field("tau", WHOLE, "Buffer (tau)", f"Steps that are looked at together. {_BY_PACE}", 0),
-        Field("nu", NUMBER, "Share dropped (nu)", "Of the path's variance.", 1e-3),
+        Field("nu", NUMBER, "Share dropped (nu)", f"Of the path's variance. {_BY_PACE}", 0),
     ),
     "Timesteps": (
         Field("timesteps", CHOICE, "Sampling", "puts: uniform between the two bounds.", "puts", TIMESTEP_SAMPLERS),

@@ -59,7 +59,20 @@ def test_a_run_goes_on_after_every_step_in_another_process(arguments: tuple[str,
 
 # ---------------------------------------------------------------- the command line
 
-SETTINGS = ["--token", "<pip>", "--init", "monster", "--resolution", "32", "--n", "2", "--tau", "4"]
+SETTINGS = [
+    "--token",
+    "<pip>",
+    "--init",
+    "monster",
+    "--resolution",
+    "32",
+    "--n",
+    "2",
+    "--preset",
+    "paper",
+    "--tau",
+    "4",
+]
 
 
 @contextlib.contextmanager
