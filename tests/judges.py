@@ -16,6 +16,13 @@ _SMALL: dict[str, Any] = {
 }
 
 
+def write_judges(folder: Path) -> Path:
+    """A folder with ``clip`` and ``dino``."""
+    write_clip(folder / "clip")
+    write_dino(folder / "dino")
+    return folder
+
+
 def write_clip(folder: Path) -> Path:
     """A CLIP with the vocabulary of the real one, which looks at 64 pixels a side."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel

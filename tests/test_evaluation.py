@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.judges import write_clip, write_dino
+from tests.judges import write_judges
 from zoodip_core import cli, evaluation
 from zoodip_core.benchmark_prompts import LIVING, OBJECT, PROMPT_SETS, default_set, prompts_of
 from zoodip_core.embedding import Embedding, save_embedding
@@ -57,11 +57,7 @@ PLAN = Plan(PROMPTS, "monster", seeds=2, num_inference_steps=2)
 
 @pytest.fixture(scope="module")
 def judges_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``clip`` and ``dino``."""
-    folder = tmp_path_factory.mktemp("judges")
-    write_clip(folder / "clip")
-    write_dino(folder / "dino")
-    return folder
+    return write_judges(tmp_path_factory.mktemp("judges"))
 
 
 @pytest.fixture(scope="module")

@@ -15,17 +15,14 @@ import torch
 from PIL import Image
 
 from tests.fake_host import FakeHost, Interrupted
-from tests.judges import write_clip, write_dino
+from tests.judges import write_judges
 
 PROMPTS = "a {} in the snow\n\na {} at the beach"
 
 
 @pytest.fixture(scope="module")
 def judges_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("judges")
-    write_clip(folder / "clip")
-    write_dino(folder / "dino")
-    return folder
+    return write_judges(tmp_path_factory.mktemp("judges"))
 
 
 @pytest.fixture

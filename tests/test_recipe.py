@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from tests.reference import Array
-from zoodip_core import RGE, Commands, TrainConfig, ZerothOrderSearch, load_embedding, resume_training, rewind
+from tests.test_training import train
+from zoodip_core import RGE, TrainConfig, ZerothOrderSearch, load_embedding, resume_training, rewind
 from zoodip_core import config as config_module
 from zoodip_core.config import OPTIMIZERS
 from zoodip_core.demo import demo_config
 from zoodip_core.errors import ConfigError, ModelError, NonFiniteLossError, RunFolderError
-from zoodip_core.events import Event, Message, Progress
+from zoodip_core.events import Message
 from zoodip_core.guard import Guard
 from zoodip_core.models import QuantizedModel
 from zoodip_core.noise import least_mu, line, noise_of
@@ -278,16 +279,6 @@ def checks_at_any_cost() -> Iterator[None]:
 
 def config_of(**settings: Any) -> TrainConfig:
     return demo_config(concepts.load("pip"), **{"steps": 12, "n": 3, "checks": 4, "save_every": 5, **settings})
-
-
-def train(config: TrainConfig, path: Path, model: QuantizedModel, stop_after: int | None = None) -> TrainResult:
-    commands = Commands()
-
-    def on_event(event: Event) -> None:
-        if isinstance(event, Progress) and event.step == stop_after:
-            commands.stop()
-
-    return train_token(config, path, model=model, on_event=on_event, commands=commands)
 
 
 @pytest.fixture(scope="module")

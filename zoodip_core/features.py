@@ -178,7 +178,31 @@ _DINO_KEYS = (
 )
 
 
-class ClipFeatures:
+class _ImageFeatures:
+    """Pictures through a model's processor and the model, a batch at a time."""
+
+    _model: Any
+    _processor: Any
+
+    def _images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Features ``[N, dim]`` of a batch as the processor makes it."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def of_images(self, pictures: Sequence[Picture], on_step: OnStep | None = None) -> torch.Tensor:
+        """Features ``[N, dim]`` of pictures of any size, on the CPU.
+
+        Args:
+            on_step: called with (done, of) after each batch.
+
+        Raises:
+            ImagesError: a file can not be read.
+            Stopped: a stop was asked for.
+        """
+        return _in_batches(pictures, self._processor, self._images, self._model.device, on_step)
+
+
+class ClipFeatures(_ImageFeatures):
     """CLIP's projected features of images and texts, in float32, not normalised.
 
     Args:
@@ -206,19 +230,6 @@ class ClipFeatures:
         self._model = _load(lambda: CLIPModel(CLIPConfig(**settings)), files, device)
         self._processor = _processor("CLIPImageProcessor", files)
         self._length = int(self._model.config.text_config.max_position_embeddings)
-
-    @torch.no_grad()
-    def of_images(self, pictures: Sequence[Picture], on_step: OnStep | None = None) -> torch.Tensor:
-        """Features ``[N, dim]`` of pictures of any size, on the CPU.
-
-        Args:
-            on_step: called with (done, of) after each batch.
-
-        Raises:
-            ImagesError: a file can not be read.
-            Stopped: a stop was asked for.
-        """
-        return _in_batches(pictures, self._processor, self._images, self._model.device, on_step)
 
     def _images(self, pixels: torch.Tensor) -> torch.Tensor:
         # What get_image_features gives is a tensor in transformers 4, an output object in 5.
@@ -258,7 +269,7 @@ def _tokenizer() -> Any:
 # ---------------------------------------------------------------- DINOv2
 
 
-class DinoFeatures:
+class DinoFeatures(_ImageFeatures):
     """DINOv2's embedding of an image: the class token of its last layer after the layer norm, in float32.
 
     The paper says "DINOv2 embeddings" (supplement S1.2). The class token is what DINOv2's authors use to compare whole
@@ -278,19 +289,6 @@ class DinoFeatures:
         settings = _known(read_json(files.config), _DINO_KEYS, files)
         self._model = _load(lambda: Dinov2Model(Dinov2Config(**settings)), files, device)
         self._processor = _processor("BitImageProcessor", files)
-
-    @torch.no_grad()
-    def of_images(self, pictures: Sequence[Picture], on_step: OnStep | None = None) -> torch.Tensor:
-        """Features ``[N, dim]`` of pictures of any size, on the CPU.
-
-        Args:
-            on_step: called with (done, of) after each batch.
-
-        Raises:
-            ImagesError: a file can not be read.
-            Stopped: a stop was asked for.
-        """
-        return _in_batches(pictures, self._processor, self._images, self._model.device, on_step)
 
     def _images(self, pixels: torch.Tensor) -> torch.Tensor:
         return self._model(pixel_values=pixels).pooler_output
