@@ -34,10 +34,13 @@ import importlib.util
 import itertools
 import json
 import math
+import multiprocessing
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +51,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.stacked import BACKWARD, Lane, Stack, Subject, descend, heldout, run
+from benchmarks.gains import MARKS, Figures, derived, draw_figure, tables
+from benchmarks.stacked import BACKWARD, Lane, Search, Stack, Subject, descend, heldout, run
 from zoodip_core import SubspaceGradient, TrainConfig, ZerothOrderSearch, ZOAdam, generate, rng
 from zoodip_core.config import ESTIMATORS, HELD_DRAWS
 from zoodip_core.demo import demo_config
@@ -65,8 +69,7 @@ from zoodip_core.tiny.scores import JUDGE, score
 from zoodip_core.tokens import table_of
 from zoodip_core.vocabulary import vocabulary_spread
 
-BUDGET = 6_000
-MARKS = (300, 600, 1200, 2000, 3000, 4500, 6000)
+BUDGET = 4_500
 FINE_STEP, FINE_END = 150, 3_000
 """Ours is measured on this grid as well, for the forwards it needs to come to a loss."""
 LR = 2e-2
@@ -94,14 +97,18 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 """What ``--ablation`` takes from ours: settings of ``TrainConfig``, one row each. Normal directions know no vocabulary:
 their mu and learning rate are ours times 0.068, the standard deviation of the embedded model's words in one number."""
 
+AVERAGED = 0.98
+"""Share of the running mean that a step keeps: a mean over some 50 steps."""
+ABLATION_SEEDS, ABLATION_BUDGET = 3, 2_000
+
 TUNE_LR = (5e-3, 1e-2, 2e-2, 4e-2)
 TUNE_SIGMA = (0.3, 1.0, 3.0)
 TUNED = ("naive", "paper", "spsa", "one-point")
 TUNE_CONCEPTS, TUNE_SEEDS, TUNE_FIRST_SEED = ("boo", "pip", "zig"), 2, 100
 QUICK = ("gradient", "naive", "paper", "ours")
 QUICK_CONCEPTS, QUICK_SEEDS, QUICK_BUDGET = ("boo", "pip"), 2, 600
-ORDER = ("gradient", "paper", "naive", "gf-ti")
-"""The order that the paper's table 1 would have, by gain."""
+FORKS = multiprocessing.get_context("fork")
+WORKERS = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,12 @@ class Plan:
     budget: int
     weights: str = "int8"
     dtype: str = "float32"
+    num_vectors: int = 1
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of a run of the product."""
+        return {"weights": self.weights, "dtype": self.dtype, "num_vectors": self.num_vectors}
 
     @property
     def coarse(self) -> dict[str, Any]:
@@ -238,7 +251,7 @@ def gradient_free(budget: int, **settings: Any) -> Method:
 
 def ours(concept: concepts.Concept, plan: Plan, budget: int, seed: int, **changes: Any) -> TrainConfig:
     """The product's own settings for a run of so many forwards; ``changes`` are an ablation's."""
-    config = demo_config(concept, seed=seed, weights=plan.weights, dtype=plan.dtype, **changes)
+    config = demo_config(concept, seed=seed, **plan.settings, **changes)
     steps = budget // config.make_estimator().num_candidates
     while steps > 1 and forwards_of(replace(config, steps=steps)) > budget:
         steps -= 1
@@ -279,6 +292,39 @@ def our_method(plan: Plan, budget: int, fine: bool = False, **changes: Any) -> M
     )
 
 
+@dataclass
+class Averaged:
+    """A search that goes its way, and whose token is the running mean of its tokens."""
+
+    search: Search
+    theta: torch.Tensor
+
+    def ask(self, mu_scale: float = 1.0) -> torch.Tensor:
+        return self.search.ask(mu_scale)
+
+    def tell(
+        self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
+    ) -> None:
+        self.search.tell(losses, lr_scale, held=held, mu_scale=mu_scale)
+        self.theta = AVERAGED * self.theta + (1 - AVERAGED) * self.search.theta
+
+    @property
+    def settled(self) -> bool:
+        return bool(getattr(self.search, "settled", False))
+
+
+def averaged(method: Method) -> Method:
+    """With the token's running mean, which is only looked at, not searched from."""
+    start = method.lane
+    assert start
+
+    def lane(subject: Subject, seed: int) -> Lane:
+        one = start(subject, seed)
+        return replace(one, search=Averaged(one.search, subject.theta0))
+
+    return replace(method, settings={**method.settings, "averaged": AVERAGED}, lane=lane)
+
+
 def methods(plan: Plan) -> dict[str, Method]:
     """All methods of the table, by name."""
     paper = Recipe(mu=plan.coarse.get("mu", Recipe.mu))
@@ -296,6 +342,7 @@ def methods(plan: Plan) -> dict[str, Method]:
         **{name: recipe.method(plan.budget) for name, recipe in recipes.items()},
         "gf-ti": gradient_free(plan.budget),
         "ours": our_method(plan, plan.budget, fine=True),
+        f"ours@{plan.budget // 3}": our_method(plan, plan.budget // 3),
     }
 
 
@@ -303,7 +350,13 @@ def ablations(plan: Plan) -> dict[str, Method]:
     """The gradient for a ceiling, ours, and ours without one part each."""
     whole = methods(plan)
     rows = {label: our_method(plan, plan.budget, **changes) for label, changes in ABLATIONS.items()}
-    return {"gradient": whole["gradient"], "ours": whole["ours"], **rows}
+    constant = rows["constant learning rate"]
+    return {
+        "gradient": whole["gradient"],
+        "ours": our_method(plan, plan.budget),
+        **rows,
+        "constant learning rate, averaged": averaged(constant),
+    }
 
 
 def tunings(plan: Plan) -> dict[str, Method]:
@@ -374,34 +427,41 @@ def draw(subject: Subject, judge: Judge, theta: torch.Tensor, count: int = IMAGE
 
 
 class Clock:
-    """Says now and then how far the work is, by its cost in forwards."""
+    """Says now and then how far the work of all processes is, by its cost in forwards."""
 
     def __init__(self, planned: float, every: float = 60.0) -> None:
-        self.planned, self.every, self.done = planned, every, 0.0
-        self.label = ""
-        self._began = self._said = time.monotonic()
+        self.planned, self.every, self.label = planned, every, ""
+        self._began = time.monotonic()
+        self._done, self._said = FORKS.Value("d", 0.0), FORKS.Value("d", self._began)
 
     def add(self, cost: float) -> None:
         """Note finished work."""
-        self.done += cost
         now = time.monotonic()
-        if now - self._said >= self.every:
-            self._said = now
-            each = (now - self._began) / self.done
-            left = max(0.0, self.planned - self.done) * each / 60
-            share = min(1.0, self.done / self.planned)
-            print(f"  {self.label}: {share:.0%} done, {each * 1e3:.2f} ms a forward, {left:.0f} min left", flush=True)
+        with self._done.get_lock():
+            self._done.value += cost
+            done = self._done.value
+            silent = now - self._said.value < self.every
+            if not silent:
+                self._said.value = now
+        if silent:
+            return
+        each = (now - self._began) / done
+        left, share = max(0.0, self.planned - done) * each / 60, min(1.0, done / self.planned)
+        print(f"  {self.label}: {share:.0%} done, {each * 1e3:.2f} ms a forward, {left:.0f} min left", flush=True)
 
 
 class Bench:
-    """The model, its subjects and the judge; runs one method after another."""
+    """The model, its subjects and the judge; runs one method after another.
 
-    def __init__(self, plan: Plan, clock: Clock, images: int = IMAGES) -> None:
-        self.plan, self.clock, self.images = plan, clock, images
+    Its trainings are dealt to processes of one thread each, which get more done than one process of many threads.
+    """
+
+    def __init__(self, plan: Plan, clock: Clock, images: int = IMAGES, workers: int = WORKERS) -> None:
+        self.plan, self.clock, self.images, self.workers = plan, clock, images, workers
         self.model = load_quantized("tiny", weights=plan.weights, dtype=plan.dtype)
         self.stack = Stack(self.model, on_cost=clock.add)
         self.judge = Judge.load(JUDGE)
-        self.subjects = [Subject(self.model, concepts.load(name)) for name in plan.concepts]
+        self.subjects = [Subject(self.model, concepts.load(name), plan.num_vectors) for name in plan.concepts]
         self.keys = [(subject, seed) for subject in self.subjects for seed in plan.seeds]
 
     def start(self) -> dict[str, Any]:
@@ -418,40 +478,69 @@ class Bench:
 
     def method(self, name: str, method: Method) -> dict[str, Any]:
         """Train every concept with every seed, and measure."""
-        self.clock.label, began, before = name, time.monotonic(), self.stack.forwards
+        self.clock.label, began = name, time.monotonic()
+        places = range(len(self.keys))
+        parts = [list(places[i :: self.workers]) for i in range(min(self.workers, len(places)))]
+        with ProcessPoolExecutor(len(parts), FORKS, _take, (self, method)) as pool:
+            found = list(pool.map(_runs, parts))
+        runs = dict(pair for part, (some, _) in zip(parts, found, strict=True) for pair in zip(part, some, strict=True))
+        return {
+            "settings": method.settings,
+            "forwards": sum(forwards for _, forwards in found),
+            "seconds": round(time.monotonic() - began, 1),
+            "runs": [runs[place] for place in places],
+        }
+
+    def runs(self, method: Method, places: Sequence[int]) -> tuple[list[dict[str, Any]], int]:
+        """The figures of some of the trainings, by their places in ``keys``, and the forward passes they took."""
+        keys = [self.keys[place] for place in places]
         tokens: dict[tuple[int, int], torch.Tensor] = {}
 
-        def on_mark(place: int, mark: int, theta: torch.Tensor) -> None:
-            tokens[place, mark] = theta
+        def on_mark(i: int, mark: int, theta: torch.Tensor) -> None:
+            tokens[i, mark] = theta
 
         if method.lane is None:
-            trainings = [(subject, subject.training(PUTS()), seed) for subject, seed in self.keys]
+            trainings = [(subject, subject.training(PUTS()), seed) for subject, seed in keys]
             lr, batch = float(GRADIENT["lr"]), int(GRADIENT["batch"])
             descend(self.stack, trainings, method.budget, method.marks, on_mark, lr, batch)
         else:
-            lanes = [method.lane(subject, seed) for subject, seed in self.keys]
+            lanes = [method.lane(subject, seed) for subject, seed in keys]
             run(self.stack.losses, lanes, method.budget, method.marks, on_mark)
-        forwards = self.stack.forwards - before
-        losses = heldout(self.stack.losses, [(self.keys[place][0], theta) for (place, _), theta in tokens.items()])
-        curves: dict[int, dict[str, float]] = {place: {} for place in range(len(self.keys))}
-        for (place, mark), loss in zip(tokens, losses, strict=True):
-            curves[place][str(mark)] = loss
-        runs = [
+        forwards = self.stack.forwards
+        losses = heldout(self.stack.losses, [(keys[i][0], theta) for (i, _), theta in tokens.items()])
+        curves: list[dict[str, float]] = [{} for _ in keys]
+        for (i, mark), loss in zip(tokens, losses, strict=True):
+            curves[i][str(mark)] = loss
+        return [
             {
                 "concept": subject.concept.name,
                 "seed": seed,
-                "losses": curves[place],
-                "scores": self._draw(subject, tokens[place, method.budget]) if self.images else {},
+                "losses": curves[i],
+                "scores": self._draw(subject, tokens[i, method.budget]) if self.images else {},
             }
-            for place, (subject, seed) in enumerate(self.keys)
-        ]
-        seconds = time.monotonic() - began
-        return {"settings": method.settings, "forwards": forwards, "seconds": round(seconds, 1), "runs": runs}
+            for i, (subject, seed) in enumerate(keys)
+        ], forwards
 
     def _draw(self, subject: Subject, theta: torch.Tensor) -> dict[str, float]:
         figures = draw(subject, self.judge, theta, self.images)
         self.clock.add(2 * self.images * DDIM_STEPS)  # with and without the text, for guidance
         return figures
+
+
+_work: tuple[Bench, Method]
+"""What a process was forked for."""
+
+
+def _take(bench: Bench, method: Method) -> None:
+    global _work
+    torch.set_num_threads(1)
+    bench.stack.forwards = 0
+    _work = bench, method
+
+
+def _runs(places: Sequence[int]) -> tuple[list[dict[str, Any]], int]:
+    bench, method = _work
+    return bench.runs(method, places)
 
 
 def cost(plan: Plan, chosen: dict[str, Method], images: int = IMAGES) -> tuple[int, float]:
@@ -466,297 +555,7 @@ def cost(plan: Plan, chosen: dict[str, Method], images: int = IMAGES) -> tuple[i
     return forwards, total
 
 
-# ---------------------------------------------------------------- what follows from the figures
-
-
-def gain(start: float, loss: float, ceiling: float) -> float:
-    """Share of the ceiling's improvement over the start, in percent."""
-    return 100 * (start - loss) / (start - ceiling)
-
-
-def forwards_to_reach(curve: dict[int, float], start: float, target: float) -> float | None:
-    """Forward passes at which a curve of losses, straight between its marks, first comes to the target.
-
-    Args:
-        curve: loss at each mark.
-        start: loss at 0 forwards.
-
-    Returns:
-        None where it never does.
-    """
-    before, above = 0, start
-    if start <= target:
-        return 0.0
-    for mark, loss in sorted(curve.items()):
-        if loss <= target:
-            return before + (mark - before) * (above - target) / (above - loss)
-        before, above = mark, loss
-    return None
-
-
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation over seeds, 0 of one."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(statistics.fmean(math.log(value) for value in values))
-
-
-class Figures:
-    """Results by name, with the questions that the tables ask. ``data`` is the file's content."""
-
-    def __init__(self, data: dict[str, Any]) -> None:
-        self.data = data
-        self.results: dict[str, Any] = data["methods"]
-        self.start = {name: float(each["loss"]) for name, each in data["start"].items()}
-        self.names = list(self.start)
-
-    def marks(self, name: str) -> list[int]:
-        return sorted(int(mark) for mark in self.results[name]["runs"][0]["losses"])
-
-    def losses(self, name: str, concept: str, mark: int) -> list[float]:
-        """One a seed."""
-        return [run["losses"][str(mark)] for run in self.results[name]["runs"] if run["concept"] == concept]
-
-    def loss(self, name: str, concept: str, mark: int = 0) -> float:
-        """Mean over seeds, at the end if no mark is given."""
-        return statistics.fmean(self.losses(name, concept, mark or self.marks(name)[-1]))
-
-    def gains(self, name: str, concept: str, mark: int = 0) -> list[float]:
-        """One a seed; the ceiling is the gradient's mean over seeds."""
-        ceiling = self.loss("gradient", concept)
-        losses = self.losses(name, concept, mark or self.marks(name)[-1])
-        return [gain(self.start[concept], loss, ceiling) for loss in losses]
-
-    def mean_gains(self, name: str, mark: int = 0) -> list[float]:
-        """One a seed, the mean over concepts."""
-        each = zip(*(self.gains(name, concept, mark) for concept in self.names), strict=True)
-        return [statistics.fmean(gains) for gains in each]
-
-    def scores(self, name: str, figure: str) -> list[float]:
-        """One a seed, the mean over concepts."""
-        found: dict[int, list[float]] = {}
-        for each in self.results[name]["runs"]:
-            if figure in each["scores"]:
-                found.setdefault(each["seed"], []).append(each["scores"][figure])
-        return [statistics.fmean(values) for values in found.values()]
-
-    def reach(self, name: str, rival: str) -> dict[str, dict[str, float | None]]:
-        """For each concept the forwards that ``name`` needs to come to the rival's final loss, and their ratio."""
-        found: dict[str, dict[str, float | None]] = {}
-        total = self.marks(rival)[-1]
-        for concept in self.names:
-            curve = {mark: self.loss(name, concept, mark) for mark in self.marks(name)}
-            needed = forwards_to_reach(curve, self.start[concept], self.loss(rival, concept))
-            found[concept] = {"forwards": needed, "ratio": total / needed if needed else None}
-        return found
-
-    def worst(self, name: str, rival: str) -> dict[str, Any]:
-        """The concept in which ``name`` is least ahead of the rival at the same forwards, and by how much."""
-        mark = min(self.marks(name)[-1], self.marks(rival)[-1])
-        leads = {
-            concept: statistics.fmean(self.gains(name, concept, mark))
-            - statistics.fmean(self.gains(rival, concept, mark))
-            for concept in self.names
-        }
-        concept = min(leads, key=lambda each: leads[each])
-        return {"concept": concept, "lead": leads[concept], "forwards": mark}
-
-    def order(self) -> list[dict[str, Any]]:
-        """For neighbours in ORDER: whether the first is ahead, in how many concepts, and whether seeds overlap."""
-        known = [name for name in ORDER if name in self.results]
-        found = []
-        for better, worse in itertools.pairwise(known):
-            high, low = self.mean_gains(better), self.mean_gains(worse)
-            ahead = [
-                statistics.fmean(self.gains(better, each)) > statistics.fmean(self.gains(worse, each))
-                for each in self.names
-            ]
-            found.append(
-                {
-                    "better": better,
-                    "worse": worse,
-                    "lead": statistics.fmean(high) - statistics.fmean(low),
-                    "concepts": sum(ahead),
-                    "overlap": min(high) <= max(low),
-                }
-            )
-        return found
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def with_spread(values: Sequence[float], digits: int = 0) -> str:
-    if not values:
-        return ""
-    mean = round(statistics.fmean(values), digits) + 0.0  # no -0
-    return f"{mean:.{digits}f} ± {spread(values):.{digits}f}"
-
-
-def tables(figures: Figures) -> str:
-    """All tables as Markdown; those that need a method which is not there are left out."""
-    names = list(figures.results)
-    if "gradient" not in figures.results:
-        return "No gains without the method gradient.\n"
-    common = [mark for mark in MARKS if any(mark in figures.marks(name) for name in names)]
-    rows = [
-        [
-            name,
-            *(with_spread(figures.mean_gains(name, mark)) if mark in figures.marks(name) else "" for mark in common),
-            f"{with_spread(figures.mean_gains(name))} ({figures.marks(name)[-1]:,})",
-        ]
-        for name in names
-    ]
-    parts = [
-        "Gain, percent, mean over concepts ± standard deviation over seeds, at so many forward passes:\n",
-        table(["method", *(f"{mark:,}" for mark in common), "at its end"], rows),
-        "Final gain by concept ± standard deviation over seeds, and held-out losses x 1,000:\n",
-        table(
-            ["method", *figures.names],
-            [
-                ["loss of the word", *(f"{1e3 * figures.start[concept]:.1f}" for concept in figures.names)],
-                [
-                    "loss of the gradient",
-                    *(f"{1e3 * figures.loss('gradient', concept):.1f}" for concept in figures.names),
-                ],
-                *([name, *(with_spread(figures.gains(name, concept)) for concept in figures.names)] for name in names),
-            ],
-        ),
-    ]
-    if any(figures.scores(name, "text") for name in names):
-        parts += _score_table(figures)
-    if {"ours", "paper"} <= figures.results.keys():
-        parts += _reach_table(figures)
-    if order := figures.order():
-        parts.append("Order by gain, and whether the methods' seeds overlap (mean over concepts, min to max):\n")
-        total = len(figures.names)
-        parts += [
-            f"- {each['better']} over {each['worse']}: {each['lead']:+.0f} points, ahead in {each['concepts']} of "
-            f"{total} concepts; seeds {'overlap' if each['overlap'] else 'do not overlap'}"
-            for each in order
-        ]
-    return "\n".join(parts) + "\n"
-
-
-def _score_table(figures: Figures) -> list[str]:
-    kinds = ("attributes", "features", "text")
-    started = figures.data["start"].values()
-    rows = []
-    for label in ("word", "pictures"):
-        known = [[each[label][kind] for each in started if kind in each[label]] for kind in kinds]
-        rows.append(
-            [f"the {label}", *(f"{statistics.fmean(values):.3f}" if values else "" for values in known)],
-        )
-    rows += [[name, *(with_spread(figures.scores(name, kind), 3) for kind in kinds)] for name in figures.results]
-    head = ["", "image alignment: attributes", "image alignment: features", "text alignment"]
-    return ["What the final tokens draw (1 is best):\n", table(head, rows)]
-
-
-def _reach_table(figures: Figures) -> list[str]:
-    reach, total = figures.reach("ours", "paper"), figures.marks("paper")[-1]
-    ratios = [each["ratio"] for each in reach.values() if each["ratio"]]
-    rows = [
-        [
-            concept,
-            f"{each['forwards']:,.0f}" if each["forwards"] is not None else "not reached",
-            f"{each['ratio']:.1f}" if each["ratio"] else "",
-        ]
-        for concept, each in reach.items()
-    ]
-    overall = f"{geometric_mean(ratios):.2f}" if ratios else ""
-    rows.append([f"geometric mean of {len(ratios)}", "", overall])
-    worst = figures.worst("ours", "paper")
-    return [
-        f"Forward passes that ours needs to come to the paper's loss at {total:,}:\n",
-        table(["concept", "forwards", "times fewer"], rows),
-        f"Least ahead at {worst['forwards']:,} forwards: {worst['concept']}, by {worst['lead']:+.0f} points of gain.\n",
-    ]
-
-
-STYLES: dict[str, tuple[str, float, str]] = {
-    "gradient": ("#000000", 1.6, "--"),
-    "ours": ("#d62728", 2.6, "-"),
-    "paper": ("#1f5fb4", 2.2, "-"),
-    "naive": ("#6b6b6b", 2.0, "-"),
-    "naive+PUTS": ("#7a9bd1", 1.2, "-"),
-    "naive+SG": ("#a7a7a7", 1.2, "-"),
-    "spsa": ("#2a9d8f", 1.2, "-"),
-    "one-point": ("#8c6d31", 1.2, "-"),
-    "snr": ("#9467bd", 1.2, "-"),
-    "gf-ti": ("#e08a00", 1.8, "-"),
-}
-"""Colour, width and dashes; what has no style here gets one of matplotlib's."""
-
-
-def draw_figure(figures: Figures, path: Path) -> None:
-    """Mean gain over forwards, with a band of one standard deviation over seeds around the main methods."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    figure = Figure(figsize=(8.4, 4.4), dpi=150, layout="constrained", facecolor="white")
-    axes = figure.subplots()
-    ends: list[tuple[float, str, Any]] = []
-    lowest = 0.0
-    for i, name in enumerate(figures.results):
-        colour, width, dashes = STYLES.get(name, (f"C{i % 10}", 1.4, "-"))
-        if name.startswith("ours@"):
-            colour, width, dashes = STYLES["ours"][0], 1.4, ":"
-        marks = [mark for mark in figures.marks(name) if mark >= MARKS[0]]
-        each = [figures.mean_gains(name, mark) for mark in marks]
-        means = [statistics.fmean(values) for values in each]
-        axes.plot(marks, means, color=colour, linewidth=width, linestyle=dashes, label=name, zorder=width)
-        if width > 1.5 or name not in STYLES:
-            low = [mean - spread(values) for mean, values in zip(means, each, strict=True)]
-            high = [mean + spread(values) for mean, values in zip(means, each, strict=True)]
-            axes.fill_between(marks, low, high, color=colour, alpha=0.15, linewidth=0, zorder=1)
-        ends.append((means[-1], name, colour))
-        lowest = min(lowest, *means)
-    ticks = sorted({mark for name in figures.results for mark in figures.marks(name) if mark in MARKS})
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([f"{tick:,}" for tick in ticks])
-    axes.set_ylim(max(lowest - 5, -40), 108)
-    axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("forward passes of one candidate")
-    axes.set_ylabel("gain, % of gradient textual inversion's")
-    seeds = len(figures.mean_gains(next(iter(figures.results))))
-    axes.set_title(f"Held-out gain, mean over {len(figures.names)} concepts, {seeds} seeds", fontsize=11)
-    order = [name for _, name, _ in sorted(ends, reverse=True)]  # the legend stands as the lines end
-    lines = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    axes.legend([lines[name] for name in order], order, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-
-
 # ---------------------------------------------------------------- the command line
-
-
-def derived(figures: Figures) -> dict[str, Any]:
-    """What the tables say of gains, for the file."""
-    if "gradient" not in figures.results:
-        return {}
-    found: dict[str, Any] = {
-        "gain": {
-            name: {str(mark): figures.mean_gains(name, mark) for mark in figures.marks(name)}
-            for name in figures.results
-        },
-        "gain_by_concept": {
-            name: {concept: figures.gains(name, concept) for concept in figures.names} for name in figures.results
-        },
-        "order": figures.order(),
-    }
-    if {"ours", "paper"} <= figures.results.keys():
-        found |= {"reach": figures.reach("ours", "paper"), "worst": figures.worst("ours", "paper")}
-    return found
 
 
 def known_results(path: Path | None, plan: Plan, chosen: dict[str, Method], images: int) -> dict[str, Any]:
@@ -836,6 +635,8 @@ def chosen_methods(parser: argparse.ArgumentParser, args: argparse.Namespace, pl
 def plan_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Plan:
     """What the arguments ask for, with the defaults of the mode."""
     names, seeds, budget, first = tuple(concepts.names()), 5, BUDGET, 0
+    if args.ablation:
+        seeds, budget = ABLATION_SEEDS, ABLATION_BUDGET
     if args.tune:
         names, seeds, first = TUNE_CONCEPTS, TUNE_SEEDS, TUNE_FIRST_SEED
     if args.quick:
@@ -845,9 +646,9 @@ def plan_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Plan:
     if unknown := set(names) - set(concepts.names()):
         parser.error(f"--concepts: {', '.join(unknown)} unknown; choose from {', '.join(concepts.names())}")
     seeds, budget = args.seeds or seeds, args.budget or budget
-    if seeds < 1 or budget < MARKS[0]:
-        parser.error(f"at least one seed and {MARKS[0]} forwards are needed")
-    return Plan(names, tuple(range(first, first + seeds)), budget, args.weights, args.dtype)
+    if min(seeds, args.num_vectors) < 1 or budget < MARKS[0]:
+        parser.error(f"at least one seed, one vector and {MARKS[0]} forwards are needed")
+    return Plan(names, tuple(range(first, first + seeds)), budget, args.weights, args.dtype, args.num_vectors)
 
 
 def main() -> None:
@@ -858,6 +659,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, metavar="N", help=f"forward passes of a training (default {BUDGET:,})")
     parser.add_argument("--weights", default="int8", choices=("int8", "int4", "float8", "none"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--num-vectors", type=int, default=1, metavar="N", help="vectors of the token (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, and go on from it")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves as a PNG")
     parser.add_argument("--quick", action="store_true", help="2 concepts, 2 seeds, 4 methods, 600 forwards: minutes")
@@ -870,7 +672,7 @@ def main() -> None:
     if any(name.startswith("gf-ti") for name in chosen) and importlib.util.find_spec("cma") is None:
         parser.error("gf-ti needs the package cma: pip install -e .[bench], or choose --methods without it")
     try:
-        figures = measure(plan, chosen, args.json, 0 if args.tune else IMAGES)
+        figures = measure(plan, chosen, args.json, 0 if args.tune or args.ablation else IMAGES)
     except ValueError as error:
         parser.error(str(error))
     print("\n" + tables(figures), end="")

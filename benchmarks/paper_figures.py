@@ -26,7 +26,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.fidelity import DDIM_STEPS, IMAGES, Clock, Recipe, draw, table
+from benchmarks.fidelity import DDIM_STEPS, IMAGES, Clock, Recipe, draw
+from benchmarks.gains import table
 from benchmarks.stacked import Lane, Stack, Subject, heldout, run
 from zoodip_core import ZerothOrderSearch
 from zoodip_core.files import write_atomically

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -40,12 +40,13 @@ class Subject:
     Args:
         model: text encoder, tokenizer and VAE.
         concept: whose pictures and captions to read.
+        num_vectors: of the token.
     """
 
-    def __init__(self, model: QuantizedModel, concept: Concept) -> None:
+    def __init__(self, model: QuantizedModel, concept: Concept, num_vectors: int = 1) -> None:
         self.concept = concept
-        self.theta0 = initial_vectors(model.tokenizers, model.text_encoders, concept.initializer, 1)
-        """Its initializer's embedding, ``[1, dim]``."""
+        self.theta0 = initial_vectors(model.tokenizers, model.text_encoders, concept.initializer, num_vectors)
+        """Its initializer's embedding, ``[num_vectors, dim]``."""
         self.model = model
         self._training = self._read(concept.images, concept.captions)
         self._heldout = self._read(concept.heldout, concept.heldout_captions)
@@ -55,7 +56,7 @@ class Subject:
     def _read(self, images: Path, captions: Path) -> tuple[CachedPosteriors, list[list[Prompt]]]:
         pictures, _ = load_images([images], self.model.info.resolution)
         texts = captions_for([picture.path for picture in pictures], captions_file=captions, token="{}")
-        prompts = [[self.model.prompt(text, 1) for text in each] for each in texts]
+        prompts = [[self.model.prompt(text, len(self.theta0)) for text in each] for each in texts]
         return encode_images(self.model, pictures), prompts
 
     def training(self, timesteps: TimestepSampler) -> DiffusionObjective:
@@ -117,11 +118,11 @@ class Stack:
         owners = torch.arange(len(requests)).repeat_interleave(torch.tensor(counts))
         losses = []
         for rows in torch.arange(len(owners)).chunk(math.ceil(len(owners) / self.rows)):  # of equal size
-            draws, groups = owners[rows].unique(return_inverse=True)
-            prompts = [self._prompt(requests[i]) for i in owners[rows].tolist()]
-            hidden = self._encode(prompts, candidates[rows])
-            predicted = self._predict(noisy[draws], timesteps[draws], hidden, groups)
-            losses.append(_errors(predicted, targets[owners[rows]]))
+            draws = owners[rows]
+            hidden = self._encode([self._prompt(requests[i]) for i in draws.tolist()], candidates[rows])
+            x = noisy[draws].to(self.model.device, self.model.dtype).contiguous(memory_format=torch.channels_last)
+            predicted = self.model.unet(x, timesteps[draws].to(self.model.device), hidden, return_dict=False)[0]
+            losses.append(_errors(predicted, targets[draws]))
             self.forwards += len(rows)
             self.on_cost(len(rows))
         return list(torch.cat(losses).split(counts))
@@ -154,63 +155,6 @@ class Stack:
             return hidden.to(self.model.device, self.model.dtype)
         finally:
             hook.remove()
-
-    def _predict(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, hidden: torch.Tensor, groups: torch.Tensor
-    ) -> torch.Tensor:
-        """The UNet's output for N texts over G latents: ``zoodip_core.unet.predict`` with a latents for each group.
-
-        What comes before the first cross-attention is computed once a latents, not once a candidate.
-
-        Args:
-            noisy: ``[G, channels, height, width]``.
-            timesteps: ``[G]``.
-            hidden: ``[N, length, width]``.
-            groups: ``[N]``, which latents a text belongs to, in order: with G = N, 0 to N - 1.
-        """
-        unet, device = self.model.unet, self.model.device
-        groups = groups.to(device)
-
-        def rows(x: torch.Tensor, count: int) -> torch.Tensor:
-            return x if len(x) == count else x[groups].contiguous(memory_format=_layout(x))
-
-        x = noisy.to(device, self.model.dtype).contiguous(memory_format=torch.channels_last)
-        embedded = unet.time_embedding(unet.time_proj(timesteps.to(device)).to(x.dtype))
-
-        def attend(block: torch.nn.Module, index: int, x: torch.Tensor) -> torch.Tensor:
-            attentions: Any = getattr(block, "attentions", None)
-            if attentions is None:
-                return x
-            y: torch.Tensor = attentions[index](rows(x, len(hidden)), encoder_hidden_states=hidden, return_dict=False)[
-                0
-            ]
-            return y
-
-        x = unet.conv_in(x)
-        skips = [x]
-        for block in unet.down_blocks:
-            for i, resnet in enumerate(block.resnets):
-                x = attend(block, i, resnet(x, rows(embedded, len(x))))
-                skips.append(x)
-            for downsampler in block.downsamplers or ():
-                x = downsampler(x)
-                skips.append(x)
-        x = unet.mid_block.resnets[0](x, rows(embedded, len(x)))
-        for i, resnet in enumerate(unet.mid_block.resnets[1:]):
-            x = attend(unet.mid_block, i, x)
-            x = resnet(x, rows(embedded, len(x)))
-        for block in unet.up_blocks:
-            for i, resnet in enumerate(block.resnets):
-                x = torch.cat([x, rows(skips.pop(), len(x))], dim=1)
-                x = attend(block, i, resnet(x, rows(embedded, len(x))))
-            for upsampler in block.upsamplers or ():
-                x = upsampler(x, skips[-1].shape[2:])
-        predicted: torch.Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
-        return predicted
-
-
-def _layout(x: torch.Tensor) -> torch.memory_format:
-    return torch.channels_last if x.ndim == 4 else torch.contiguous_format
 
 
 def _errors(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks import fidelity, paper_figures
-from benchmarks.fidelity import Figures, Method, Plan, Recipe, forwards_to_reach, gain
+from benchmarks.fidelity import Method, Plan, Recipe
+from benchmarks.gains import ORDER, Figures, derived, draw_figure, forwards_to_reach, gain, geometric_mean, tables
 from benchmarks.stacked import Lane, Request, Stack, Subject, descend, heldout, run
 from zoodip_core import PUTS
 from zoodip_core.heldout import heldout_losses
@@ -164,6 +165,26 @@ def test_ours_is_what_the_product_does(model: QuantizedModel, subjects: list[Sub
     assert (token - learned).norm() < 0.05 * (learned - subjects[0].theta0).norm()
 
 
+def test_an_averaged_token_is_a_running_mean() -> None:
+    search = fidelity.Averaged(FakeSearch(1), torch.zeros(1))
+    for _ in range(3):
+        search.tell(torch.zeros(1))
+    kept = fidelity.AVERAGED
+    assert float(search.theta) == pytest.approx((1 - kept) * (1 * kept**2 + 2 * kept + 3))
+    assert not search.settled
+
+
+def test_processes_share_the_trainings() -> None:
+    """Each is what it is in one process, up to rounding, and all are counted."""
+    plan = Plan(("pip",), (0, 1, 2), 300)
+    method = Recipe(mu=1e-2, lr=1e-3).method(9)
+    one, two = (fidelity.Bench(plan, fidelity.Clock(1.0), 0, workers).method("paper", method) for workers in (1, 2))
+    assert one["forwards"] == two["forwards"] == 27
+    assert [run["seed"] for run in two["runs"]] == [0, 1, 2]
+    for single, shared in zip(one["runs"], two["runs"], strict=True):
+        assert shared["losses"] == pytest.approx(single["losses"], rel=1e-4)
+
+
 def test_gradients_learn_and_only_forwards_count(model: QuantizedModel, subjects: list[Subject]) -> None:
     subject, stack = subjects[1], Stack(model)
     tokens: dict[int, torch.Tensor] = {}
@@ -256,27 +277,27 @@ def test_what_the_tables_say() -> None:
     first, second = found.order()
     assert (first["better"], first["worse"], first["overlap"], first["concepts"]) == ("gradient", "paper", False, 2)
     assert (second["better"], second["worse"], second["overlap"]) == ("paper", "naive", True)
-    text = fidelity.tables(found)
+    text = tables(found)
     assert "| paper |  | 60 ± 14 |" in text
     assert "| geometric mean of 2 |  | 2.00 |" in text
-    assert fidelity.derived(found)["worst"]["concept"] == "b"
+    assert derived(found)["worst"]["concept"] == "b"
 
 
 def test_geometric_mean() -> None:
-    assert fidelity.geometric_mean([2, 8]) == pytest.approx(4)
+    assert geometric_mean([2, 8]) == pytest.approx(4)
 
 
 def test_a_curve_that_never_gets_there_is_said_to() -> None:
     found = figures(gradient={"a": [{600: 5.0}]}, ours={"a": [{600: 9.0}]}, paper={"a": [{600: 8.0}]})
     assert found.reach("ours", "paper") == {"a": {"forwards": None, "ratio": None}}
-    assert "not reached" in fidelity.tables(found)
+    assert "not reached" in tables(found)
 
 
 def test_the_curves_can_be_drawn(tmp_path: Path) -> None:
     found = figures(
         gradient={"a": [{300: 6.0, 600: 5.0}] * 2}, **{"a row without a style": {"a": [{300: 9.0, 600: 8.0}] * 2}}
     )
-    fidelity.draw_figure(found, tmp_path / "new" / "gains.png")
+    draw_figure(found, tmp_path / "new" / "gains.png")
     assert (tmp_path / "new" / "gains.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -302,11 +323,16 @@ def test_the_papers_searches_are_the_papers() -> None:
     assert fidelity.methods(Plan(("pip",), (0,), 600, dtype="bfloat16"))["paper"].settings["mu"] == 1e-2
     assert chosen["gradient"].marks == [300, 600, 1200, 2000, 2400]
     assert chosen["ours"].marks == [150, 300, 450, 600]
-    assert set(fidelity.QUICK) | set(fidelity.ORDER) <= chosen.keys()
+    assert set(fidelity.QUICK) | set(ORDER) <= chosen.keys()
 
 
 def test_ablations_and_tunings_are_runs() -> None:
-    assert list(fidelity.ablations(PLAN)) == ["gradient", "ours", *fidelity.ABLATIONS]
+    assert list(fidelity.ablations(PLAN)) == [
+        "gradient",
+        "ours",
+        *fidelity.ABLATIONS,
+        "constant learning rate, averaged",
+    ]
     rows = fidelity.tunings(PLAN)
     assert rows["naive, lr 0.005"].settings == {**fidelity.methods(PLAN)["naive"].settings, "lr": 5e-3}
     assert rows["gf-ti, sigma 3"].settings["sigma"] == 3
