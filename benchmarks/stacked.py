@@ -302,7 +302,7 @@ def descend(
     budget: int,
     marks: Sequence[int],
     on_mark: OnMark,
-    lr: float = 3e-2,
+    lr: float = 1e-1,
     batch: int = 8,
 ) -> None:
     """Textual inversion with gradients: Adam on the token, ``batch`` draws a step, the learning rate's cosine to 0.

@@ -591,7 +591,7 @@ def test_the_preset_is_the_models_and_the_paces(tmp_path: Path) -> None:
     assert (config().steps, config().directions, config().lr_schedule) == (900, "vocabulary", "cosine")
     assert config(pace="fast").steps == 300
     assert config(pace="careful").steps == 2700
-    assert (config(pace="paper").steps, config(pace="paper").directions) == (1500, "normal")
+    assert (config(pace="paper").steps, config(pace="paper").directions) == (4500, "normal")
     assert config(pace="fast", settings={"steps": 7, "n": 3}).steps == 7
     assert config(pace="paper", settings={"weights": "int4"}).mu == 1e-2
     assert (config().sample_every, config(settings={"steps": 7}).sample_every) == (90, 1)

@@ -291,7 +291,7 @@ def ablation() -> list[list[Node]]:
     columns: list[list[Node]] = [[note(text), model, images, subspace, sampler]]
     prompts = "\n".join(f"a {{}} in the {place}" for place in PLACES[:4])
     for title, with_subspace, with_sampler in arms:
-        training = trainer(model, images, with_subspace, with_sampler, **BOO, steps=1000, preset="paper")
+        training = trainer(model, images, with_subspace, with_sampler, **BOO, steps=3000, preset="paper")
         training.title = title
         drawn = Node(
             "ZoodipGeneratePreview",
