@@ -525,6 +525,9 @@ def test_code_in_weights_is_not_run(judges_at: Path, tmp_path: Path) -> None:
         ("clip", "preprocessor_config.json", {"size": {"shortest_edge": 10**9}}),
         ("dino", "preprocessor_config.json", {"crop_size": "large"}),
         ("dino", "preprocessor_config.json", {"crop_size": 10**6}),
+        ("dino", "preprocessor_config.json", {"image_std": [0.2, 0.2]}),
+        ("dino", "preprocessor_config.json", {"image_std": [0, 0, 0]}),
+        ("clip", "preprocessor_config.json", {"crop_size": {"height": 32, "width": 32}}),
     ],
 )
 def test_settings_that_make_no_sense_are_told(

@@ -24,7 +24,7 @@ from .errors import ConfigError, ModelError
 from .images import open_picture
 from .ldm import Source
 from .models import CLIP_PATH
-from .stopping import check_stop
+from .stopping import Stopped, check_stop
 
 CLIP_ID = "openai/clip-vit-base-patch32"
 DINO_ID = "facebook/dinov2-base"
@@ -36,7 +36,7 @@ _LONGEST_SIDES = 4
 """A picture's long side over its short one; what lies farther out is cut off by the processors anyway."""
 _LARGEST_NUMBER = 100_000
 _MOST_LAYERS = 200
-_LARGEST_SIDE = 2048
+_LARGEST_SIDE = 1024
 
 Picture = Path | Image.Image
 """A picture's file, opened when it is looked at, or the picture itself."""
@@ -201,6 +201,19 @@ class _ImageFeatures:
         """
         return _in_batches(pictures, self._processor, self._images, self._model.device, on_step)
 
+    def _try_out(self, files: ModelFiles) -> None:
+        """Look at a black picture: settings that do not go together are told of before there is anything to lose."""
+        try:
+            if not self.of_images([Image.new("RGB", (8, 8))]).isfinite().all():
+                raise ValueError("what they see in a black picture is not finite")
+        except Stopped:
+            raise
+        except Exception as error:  # whatever the library makes of them
+            raise ModelError(
+                f"{files.preprocessor} and {files.config.name} beside it can not be used together: {_reason(error)}; "
+                "fetch the model again"
+            ) from error
+
 
 class ClipFeatures(_ImageFeatures):
     """CLIP's projected features of images and texts, in float32, not normalised.
@@ -230,6 +243,7 @@ class ClipFeatures(_ImageFeatures):
         self._model = _load(lambda: CLIPModel(CLIPConfig(**settings)), files, device)
         self._processor = _processor("CLIPImageProcessor", files)
         self._length = int(self._model.config.text_config.max_position_embeddings)
+        self._try_out(files)
 
     def _images(self, pixels: torch.Tensor) -> torch.Tensor:
         # What get_image_features gives is a tensor in transformers 4, an output object in 5.
@@ -289,6 +303,7 @@ class DinoFeatures(_ImageFeatures):
         settings = _known(read_json(files.config), _DINO_KEYS, files)
         self._model = _load(lambda: Dinov2Model(Dinov2Config(**settings)), files, device)
         self._processor = _processor("BitImageProcessor", files)
+        self._try_out(files)
 
     def _images(self, pixels: torch.Tensor) -> torch.Tensor:
         return self._model(pixel_values=pixels).pooler_output
@@ -323,11 +338,15 @@ def _load(empty: Callable[[], Any], files: ModelFiles, device: torch.device) -> 
         with torch.device("meta"):
             network = empty()
     except Exception as error:  # the library raises a dozen kinds on configs that make no sense
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{files.config} can not be used: {reason[:200]}; fetch the model again") from error
+        raise ModelError(f"{files.config} can not be used: {_reason(error)}; fetch the model again") from error
     checkpoint = Checkpoint(files.weights)
     reader = ComponentReader(checkpoint, partial(_place, checkpoint))
     return build(network, reader, weights="none", dtype=torch.float32, device=device)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a library's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 _OLD_DINO = {
@@ -360,7 +379,7 @@ def _processor(kind: str, files: ModelFiles) -> Any:
         _check_sizes(config)
         return maker.from_dict({key: value for key, value in config.items() if key in _PROCESSOR_KEYS})
     except Exception as error:  # the library raises several kinds on settings that make no sense
-        raise ModelError(f"{files.preprocessor} can not be used: {str(error)[:200]}; fetch it again") from error
+        raise ModelError(f"{files.preprocessor} can not be used: {_reason(error)}; fetch it again") from error
 
 
 _PROCESSOR_KEYS = (

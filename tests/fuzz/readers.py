@@ -24,14 +24,16 @@ from unittest import mock
 
 import torch
 from hypothesis import strategies as st
+from PIL import Image
 
 from zoodip_core import environment, views
 from zoodip_core.cli import quiet_libraries
 from zoodip_core.config import TrainConfig
 from zoodip_core.draft import Draft
 from zoodip_core.embedding import describe, load_embedding
-from zoodip_core.errors import ConfigError
+from zoodip_core.errors import ConfigError, ModelError
 from zoodip_core.events import Commands
+from zoodip_core.features import CONFIG, PREPROCESSOR, ClipFeatures, DinoFeatures, find_clip, find_dino
 from zoodip_core.form import filled
 from zoodip_core.history import list_runs, log_tail
 from zoodip_core.images import load_images, open_picture
@@ -285,6 +287,21 @@ def _asked(folder: Path) -> None:
         api._start(SimpleNamespace(host=host, start=lambda form, draft: draft.pictures()), request)  # type: ignore[arg-type]
 
 
+def _dino(folder: Path) -> None:
+    features = DinoFeatures(find_dino(folder / "dino"), torch.device("cpu")).of_images([Image.new("RGB", (40, 30))])
+    assert features.ndim == 2
+
+
+def _clip(folder: Path) -> None:
+    ClipFeatures(find_clip(folder / "clip"), torch.device("cpu"))
+
+
+def _judge(name: str) -> st.SearchStrategy[Files]:
+    sound = {file: data for file, data in of.judge_files().items() if file.startswith(name)}
+    configs = (f"{name}/{CONFIG}", f"{name}/{PREPROCESSOR}")
+    return _any_of(sound, {file: json_like([json.loads(sound[file])], of.JUDGE_WORDS) for file in configs})
+
+
 def _stamp(folder: Path) -> None:
     with mock.patch.object(environment, "TRAINER", folder):
         environment._read_stamp()
@@ -294,11 +311,14 @@ def warm_up() -> None:
     """Read a sound model, so that what libraries do when they are first used is not laid to a case."""
     quiet_libraries()
     with tempfile.TemporaryDirectory() as place:
-        for name, content in FOLDER.items():
+        for name, content in {**FOLDER, **of.judge_files()}.items():
             (Path(place) / name).parent.mkdir(parents=True, exist_ok=True)
             (Path(place) / name).write_bytes(content)
         _networks(Path(place))
         _prompt(Path(place))
+        _dino(Path(place))
+        with contextlib.suppress(ModelError):  # its weights are not its own
+            _clip(Path(place))
 
 
 _INDEX = {"@model@": {"stamp": "@stamp@", "key": "abcdef"}, "x": {"stamp": [["x", 1, 2]], "key": "ff"}, "y": {}}
@@ -408,6 +428,8 @@ READERS: Mapping[str, Reader] = {
     "events of a worker": Reader(_one("lines", json_lines(of.EVENTS, of.EVENT_WORDS)), _events),
     "commands to a worker": Reader(_one("lines", json_lines(of.COMMANDS, ("stop", "save"))), _commands, share=0.5),
     "request of a script": Reader(_request(), _asked, share=0.5),
+    "DINOv2": Reader(st.deferred(lambda: _judge("dino")), _dino, share=0.3),
+    "CLIP": Reader(st.deferred(lambda: _judge("clip")), _clip, share=0.3),
     "stamp of the trainer": Reader(_one("installed.json", json_like([of.STAMP])), _stamp, share=0.2),
 }
 """By what is read."""

@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from tests.judges import write_judges
 from zoodip_core.config import TrainConfig
 from zoodip_core.journal import Record
 from zoodip_core.ldm import CLIP_PREFIXES, UNET, VAE
 
 from .mutations import Safetensors
+
+# ---------------------------------------------------------------- models that score
+
+
+@cache
+def judge_files() -> dict[str, bytes]:
+    """A DINOv2 that works, and a CLIP without its weights, which are too many to write again and again."""
+    with tempfile.TemporaryDirectory() as place, torch.random.fork_rng():
+        write_judges(Path(place))
+        files = {file.relative_to(place).as_posix(): file.read_bytes() for file in Path(place).rglob("*.*")}
+    return {**files, "clip/model.safetensors": WEIGHTS.write()}
+
+
+JUDGE_WORDS = (
+    *("shortest_edge", "longest_edge", "height", "width", "crop_size", "image_mean", "rescale_factor", "resample"),
+    *("do_pad", "dinov2", "clip", "text_config", "vision_config", "gelu", "quick_gelu", "auto_map", "giant"),
+)
+
 
 # ---------------------------------------------------------------- embeddings
 
