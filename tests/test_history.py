@@ -154,7 +154,7 @@ def test_a_run_that_was_asked_to_go_on_and_cut_off_then(home: Path, page_run: Ca
     folder = page_run("rex", "stopped", "failed", "no room")
     assert (only(home).state, only(home).message) == ("failed", "no room")
     # Only drawing pictures is no going on.
-    for kind, state in (("show", "failed"), ("resume", "unfinished")):
+    for kind, state in (("show", "failed"), ("resume", "unfinished"), ("show", "unfinished")):
         write_task(folder, kind, folder)
         assert only(home).state == state
 

@@ -29,7 +29,8 @@ from .tokens import check_name, file_stem
 
 VERSION = 1
 TASK = "task.json"
-"""What a page asked of a run's worker last."""
+"""What a page asked of a run's worker last, but for drawings: those leave what is known of the run as it is."""
+DRAWING = "drawing.json"
 OUTCOME, LOG, RUN, BEFORE_AFTER = "outcome.json", "log.txt", "run", "before_after.png"
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped", "failed", "unfinished"
 NOT_RUNS = ("cache",)
@@ -259,7 +260,7 @@ def _outcome(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     outcome = read_object(folder / OUTCOME)
     if outcome.get("version") != VERSION:
         return {}
-    if asked.get("kind") not in ("train", "resume"):  # drawing pictures is no going on
+    if asked.get("kind") not in ("train", "resume"):  # drawings had no file of their own once
         return outcome
     if "id" in asked:
         current = outcome.get("task") == asked["id"]

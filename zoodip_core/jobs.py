@@ -23,7 +23,7 @@ from typing import IO, Any, Protocol
 from .environment import ROOT, Trainer, clean_env
 from .errors import ConfigError, RunFolderError, for_user
 from .files import storage_errors, whole_text, write_atomically
-from .history import LOG, TASK, log_tail
+from .history import DRAWING, LOG, TASK, log_tail
 from .stopping import Stopped
 
 WAITING, RUNNING, STOPPING = "waiting", "running", "stopping"
@@ -267,8 +267,9 @@ def write_task(folder: Path, kind: str, work_on: Path, **more: Any) -> Path:
         StorageError: it can not be written.
     """
     task = {"version": TASK_VERSION, "id": secrets.token_hex(8), "kind": kind, "folder": str(work_on), **more}
-    write_atomically(folder / TASK, json.dumps(task, indent=2))
-    return folder / TASK
+    file = folder / (DRAWING if kind == "show" else TASK)
+    write_atomically(file, json.dumps(task, indent=2))
+    return file
 
 
 def ask(python: Path, kind: str, **more: Any) -> dict[str, Any]:

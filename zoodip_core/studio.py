@@ -220,8 +220,7 @@ class Studio:
             EmbeddingFileError: it has no token yet.
         """
         run = self._with_token(name)
-        replace = bool(task_of(run.folder).get("replace"))
-        return self.jobs.submit("show", run.folder, run.token, replace=replace)
+        return self.jobs.submit("show", run.folder, run.token)
 
     def _done(self, job: Job) -> str:
         """After a job: remember how it ended, and bring a finished token to its user."""
