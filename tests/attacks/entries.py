@@ -108,13 +108,6 @@ def ours(work: Callable[[], Any], kind: type[Exception] = ZoodipError) -> Any:
 
 
 def _command_line(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
-    runs, here = canary.folder("cli", "runs"), canary.root / "cli"
-    drawn, scored = canary.folder("cli", "generated"), canary.folder("cli", "evaluations")
-    given = canary.temp / "given"
-    given.mkdir()
-    pictures = given / "pictures"
-    pictures.mkdir()
-    Image.new("RGB", (64, 64), "red").save(pictures / "one.png")
     patch.setattr(cli, "_parser", functools.cache(cli._parser))  # to make it takes longer than what it is for
     patch.setattr(cli, "quiet_libraries", lambda: None)
     patch.setattr(cli, "train_token", _trained)
@@ -125,12 +118,41 @@ def _command_line(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
     )
     patch.setattr(evaluation, "evaluate", _scoring("zoodip_core", patch))
     patch.setattr(evaluation, "find_judges", lambda *_given: evaluation.Judges(None, None))
-    settings = {"images": [str(pictures)], "token": "<rex>", "initializer": "dog"}
+    runs, drawn, scored = (canary.folder("cli", name) for name in ("runs", "generated", "evaluations"))
+    program = _Program(canary.root / "cli", runs, canary.temp / "given")
+    trained, resumed = program.train_config, program.resume
+    written: dict[str, Any] = {"folder": runs, "allowed": (drawn,)}
+    return [
+        Entry("command line: train --token", attempt=program.train, **written),
+        Entry("command line: the token of train --config", attempt=lambda name: trained(token=name), **written),
+        Entry("command line: the cache of train --config", runs, lambda name: trained(cache=name), ALL),
+        Entry("command line: a name in train --captions", runs, program.captions, NONE),
+        Entry("command line: the token of generate --embedding", drawn, program.generate, NONE),
+        Entry("command line: the token of evaluate --embedding", scored, program.evaluate, NONE),
+        Entry("command line: the token of inspect", drawn, program.inspect, NONE),
+        Entry("command line: the token of train --resume", attempt=lambda name: resumed(token=name), **written),
+        Entry("command line: the cache of train --resume", runs, lambda name: resumed(cache=name), NONE),
+    ]
 
-    def run(*arguments: str) -> str:
-        """What a command prints; run in the program's own folder."""
+
+class _Program:
+    """The command line, run in a folder, with files made for each name.
+
+    Args:
+        here: the folder that it is run in.
+        runs: in which one is gone on with.
+        given: where what it is given is written.
+    """
+
+    def __init__(self, here: Path, runs: Path, given: Path) -> None:
+        self.here, self.runs, self.given, self.pictures = here, runs, given, given / "pictures"
+        self.pictures.mkdir(parents=True)
+        Image.new("RGB", (64, 64), "red").save(self.pictures / "one.png")
+
+    def run(self, *arguments: str) -> str:
+        """What a command prints."""
         out, error = (io.TextIOWrapper(io.BytesIO(), "utf-8", kind) for kind in ("strict", "backslashreplace"))
-        with _in_folder(here), contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        with _in_folder(self.here), contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
             try:
                 code = cli.main(arguments)
             except SystemExit as left:
@@ -143,48 +165,42 @@ def _command_line(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
             raise RefusedError(told[1])
         return "".join(told)
 
-    def train(token: str) -> str:
-        return run("train", "--images", str(pictures), f"--token={token}", "--init", "dog")
+    def train(self, token: str) -> str:
+        return self.run("train", "--images", str(self.pictures), f"--token={token}", "--init", "dog")
 
-    def configured(**changes: Any) -> str:
-        (given / "config.json").write_text(json.dumps({"config_version": 1, **settings, **changes}))
-        return run("train", "--config", str(given / "config.json"))
+    def train_config(self, **changes: Any) -> str:
+        return self.run("train", "--config", str(self._config(self.given, changes)))
 
-    def captioned(name: str) -> str:
-        (given / "captions.json").write_text(json.dumps({name: "a {}", "one.png": "a {} in red"}))
-        return str(
-            ours(lambda: captions_for([pictures / "one.png"], captions_file=given / "captions.json", token="<r>"))
-        )
-
-    def embedding(token: str) -> Path:
-        torch.save({"string_to_param": {"*": VECTOR[0]}, "name": token}, given / "learned.pt")
-        return given / "learned.pt"
-
-    def generate(token: str) -> str:
-        return run("generate", "--embedding", str(embedding(token)), f"--prompt={token or 'x'}")
-
-    def evaluate(token: str) -> str:
-        given = ("--embedding", str(embedding(token)), "--images", str(pictures), "--prompts", "photo", "--class", "x")
-        return run("evaluate", *given, "--seeds", "1")
-
-    def resume(**changes: Any) -> str:
-        folder = runs / "stranger"
+    def resume(self, **changes: Any) -> str:
+        folder = self.runs / "stranger"
         folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({"config_version": 1, **settings, **changes}))
-        return run("train", "--resume", str(folder))
+        self._config(folder, changes)
+        return self.run("train", "--resume", str(folder))
 
-    written: dict[str, Any] = {"folder": runs, "allowed": (drawn,)}
-    return [
-        Entry("command line: train --token", attempt=train, **written),
-        Entry("command line: the token of train --config", attempt=lambda name: configured(token=name), **written),
-        Entry("command line: the cache of train --config", runs, lambda name: configured(cache=name), ALL),
-        Entry("command line: a name in train --captions", runs, captioned, NONE),
-        Entry("command line: the token of generate --embedding", drawn, generate, NONE),
-        Entry("command line: the token of evaluate --embedding", scored, evaluate, NONE),
-        Entry("command line: the token of inspect", drawn, lambda name: run("inspect", str(embedding(name))), NONE),
-        Entry("command line: the token of train --resume", attempt=lambda name: resume(token=name), **written),
-        Entry("command line: the cache of train --resume", runs, lambda name: resume(cache=name), NONE),
-    ]
+    def _config(self, folder: Path, changes: dict[str, Any]) -> Path:
+        settings = {"images": [str(self.pictures)], "token": "<rex>", "initializer": "dog", **changes}
+        (folder / "config.json").write_text(json.dumps({"config_version": 1, **settings}))
+        return folder / "config.json"
+
+    def captions(self, name: str) -> str:
+        file = self.given / "captions.json"
+        file.write_text(json.dumps({name: "a {}", "one.png": "a {} in red"}))
+        return str(ours(lambda: captions_for([self.pictures / "one.png"], captions_file=file, token="<r>")))
+
+    def generate(self, token: str) -> str:
+        return self.run("generate", "--embedding", self._embedding(token), f"--prompt={token or 'x'}")
+
+    def evaluate(self, token: str) -> str:
+        what = ("--images", str(self.pictures), "--prompts", "photo", "--class", "x", "--seeds", "1")
+        return self.run("evaluate", "--embedding", self._embedding(token), *what)
+
+    def inspect(self, token: str) -> str:
+        return self.run("inspect", self._embedding(token))
+
+    def _embedding(self, token: str) -> str:
+        file = self.given / "learned.pt"
+        torch.save({"string_to_param": {"*": VECTOR[0]}, "name": token}, file)
+        return str(file)
 
 
 def _scoring(core: str, patch: pytest.MonkeyPatch) -> Callable[..., Any]:
@@ -244,25 +260,51 @@ def _learned(folder: RunFolder) -> Any:
 
 
 def _nodes(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
-    pack = node_pack.import_pack()
     for name in ("input", "output", "embeddings", "models"):
         canary.folder("comfyui", name)
     host = FakeHost(canary.root / "comfyui")
+    nodes = _Nodes(host)
     patch.setattr(f"{node_pack.NAME}.nodes.host._host", host)
-    parts = ("embedding", "errors", "evaluation")
-    core = {name: importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}") for name in parts}
-    nodes = pack.NODE_CLASS_MAPPINGS
-    temp = (host.root / "temp",)
     patch.setattr(f"{node_pack.NAME}.nodes.host.gc", SimpleNamespace(collect=lambda: None))  # it takes its time
-    (host.root / "input" / "rex").mkdir()
-    Image.new("RGB", (64, 64), "red").save(host.root / "input" / "rex" / "one.png")
-    core["embedding"].save_embedding(
-        core["embedding"].Embedding("<rex>", VECTOR), host.root / "embeddings" / "rex.safetensors"
-    )
+    patch.setattr(nodes.evaluation, "evaluate", _scoring(f"{node_pack.NAME}.zoodip_core", patch))
+    patch.setattr(nodes.evaluation, "key_of", lambda *_given: "0")
+    patch.setattr(f"{node_pack.NAME}.nodes.train._train", _train_in_node)
+    embeddings, read, output, models = (host.root / name for name in ("embeddings", "input", "output", "models"))
+    temp, token = (host.root / "temp",), functools.partial(nodes.save, "")
+    return [
+        Entry("nodes: file of Load Embedding", embeddings, nodes.load, ALL, allowed=temp),
+        Entry("nodes: file name of Save Embedding", embeddings, nodes.save, blank=True, allowed=temp),
+        Entry("nodes: token in Save Embedding", embeddings, token, allowed=temp),
+        Entry("nodes: folder of Load Reference Images", read, nodes.pictures, ALL, link=".png", allowed=temp),
+        Entry("nodes: checkpoint of Load Quantized SD", models, nodes.model, ALL, link=None, allowed=temp),
+        Entry("nodes: token of ZO Train Token", output, nodes.train, allowed=temp),
+        Entry("nodes: clip of Evaluate Embedding", models, nodes.judge, ALL, True, link=None, allowed=temp),
+        Entry("nodes: token in Evaluate Embedding", output, nodes.evaluate, NONE, allowed=temp),
+    ]
 
-    def ask(node: str, given: dict[str, Any], work: Callable[[Any], Any]) -> str:
+
+class _Nodes:
+    """The pack's nodes, as a host asks them. Their core is another copy of the modules than ``zoodip_core``."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self.classes = node_pack.import_pack().NODE_CLASS_MAPPINGS
+        self.embedding, self.errors, self.evaluation = (
+            importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}")
+            for name in ("embedding", "errors", "evaluation")
+        )
+        self.models, self.scoring = (
+            importlib.import_module(f"{node_pack.NAME}.nodes.{name}") for name in ("models", "evaluate")
+        )
+        (host.root / "input" / "rex").mkdir()
+        Image.new("RGB", (64, 64), "red").save(host.root / "input" / "rex" / "one.png")
+        self.embedding.save_embedding(self._embedding("<rex>"), host.root / "embeddings" / "rex.safetensors")
+
+    def _embedding(self, token: str) -> Any:
+        return self.embedding.Embedding(token, VECTOR)
+
+    def ask(self, node: str, given: dict[str, Any], work: Callable[[Any], Any]) -> str:
         """As ComfyUI does; it asks the node first whether it likes its inputs."""
-        kind, error = nodes[node], core["errors"].ZoodipError
+        kind, error = self.classes[node], self.errors.ZoodipError
         liked = ours(lambda: kind.VALIDATE_INPUTS(**given), error) if hasattr(kind, "VALIDATE_INPUTS") else True
         told = "" if liked is True else str(liked)
         try:
@@ -272,58 +314,44 @@ def _nodes(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
         assert liked is True, f"refused, and done all the same: {told}"
         return _text(answer)
 
-    def save(filename: str, token: str = "<rex>") -> str:
-        embedding = core["embedding"].Embedding(token, VECTOR)
-        return ask(
-            "ZoodipSaveEmbedding", {"filename": filename}, lambda kind: kind().save(embedding, filename, True, "a {}")
-        )
+    def save(self, filename: str, token: str = "<rex>") -> str:
+        def work(kind: Any) -> Any:
+            return kind().save(self._embedding(token), filename, True, "a {}")
 
-    def load(file: str) -> str:
-        return ask("ZoodipLoadEmbedding", {"file": file}, lambda kind: (kind.IS_CHANGED(file), kind().load(file)))
+        return self.ask("ZoodipSaveEmbedding", {"filename": filename}, work)
 
-    def pictures(folder: str) -> str:
-        return ask(
-            "ZoodipLoadReferenceImages", {"folder": folder}, lambda kind: (kind.IS_CHANGED(folder), kind().load(folder))
-        )
+    def load(self, file: str) -> str:
+        return self.ask("ZoodipLoadEmbedding", {"file": file}, lambda kind: (kind.IS_CHANGED(file), kind().load(file)))
 
-    def model(checkpoint: str) -> str:
-        return ask("ZoodipLoadQuantizedSD", {}, lambda kind: (kind.IS_CHANGED(checkpoint), _path_of(checkpoint)))
+    def pictures(self, folder: str) -> str:
+        def work(kind: Any) -> Any:
+            return kind.IS_CHANGED(folder), kind().load(folder)
 
-    def _path_of(checkpoint: str) -> str:
-        return str(importlib.import_module(f"{node_pack.NAME}.nodes.models")._path(checkpoint))
+        return self.ask("ZoodipLoadReferenceImages", {"folder": folder}, work)
 
-    def train(token: str) -> str:
-        return ask("ZoodipTrainToken", {"token": [token]}, lambda kind: _train_node(kind, token))
+    def model(self, checkpoint: str) -> str:
+        def work(kind: Any) -> Any:
+            return kind.IS_CHANGED(checkpoint), str(self.models._path(checkpoint))
 
-    def judge(name: str) -> str:
+        return self.ask("ZoodipLoadQuantizedSD", {}, work)
+
+    def train(self, token: str) -> str:
+        return self.ask("ZoodipTrainToken", {"token": [token]}, lambda kind: _train_node(kind, token))
+
+    def judge(self, name: str) -> str:
         given = {"clip": [name], "dino": [""]}
-        return ask("ZoodipEvaluateEmbedding", given, lambda _kind: scoring_node._judges(name, ""))
+        return self.ask("ZoodipEvaluateEmbedding", given, lambda _kind: self.scoring._judges(name, ""))
 
-    def evaluate(token: str) -> str:
-        embedding = core["embedding"].Embedding(token, VECTOR)
-        plan = core["evaluation"].Plan(("a {}",), "dog", seeds=1)
+    def evaluate(self, token: str) -> str:
+        plan = self.evaluation.Plan(("a {}",), "dog", seeds=1)
 
         def work(_kind: Any) -> Any:
             pictures = [Image.new("RGB", (64, 64))]
-            found, folder = scoring_node._evaluate(_small_model(), embedding, pictures, plan, None)
-            return scoring_node._shown(found, pictures, folder)
+            embedding = self._embedding(token)
+            found, folder = self.scoring._evaluate(_small_model(), embedding, pictures, plan, None)
+            return self.scoring._shown(found, pictures, folder)["ui"]
 
-        return ask("ZoodipEvaluateEmbedding", {"clip": None, "dino": None}, lambda kind: work(kind)["ui"])
-
-    scoring_node = importlib.import_module(f"{node_pack.NAME}.nodes.evaluate")
-    patch.setattr(core["evaluation"], "evaluate", _scoring(f"{node_pack.NAME}.zoodip_core", patch))
-    patch.setattr(core["evaluation"], "key_of", lambda *_given: "0")
-    patch.setattr(f"{node_pack.NAME}.nodes.train._train", _train_in_node)
-    return [
-        Entry("nodes: file of Load Embedding", host.root / "embeddings", load, ALL, allowed=temp),
-        Entry("nodes: file name of Save Embedding", host.root / "embeddings", save, blank=True, allowed=temp),
-        Entry("nodes: token in Save Embedding", host.root / "embeddings", lambda name: save("", name), allowed=temp),
-        Entry("nodes: folder of Load Reference Images", host.root / "input", pictures, ALL, link=".png", allowed=temp),
-        Entry("nodes: checkpoint of Load Quantized SD", host.root / "models", model, ALL, link=None, allowed=temp),
-        Entry("nodes: token of ZO Train Token", host.root / "output", train, allowed=temp),
-        Entry("nodes: clip of Evaluate Embedding", host.root / "models", judge, ALL, True, link=None, allowed=temp),
-        Entry("nodes: token in Evaluate Embedding", host.root / "output", evaluate, NONE, allowed=temp),
-    ]
+        return self.ask("ZoodipEvaluateEmbedding", {"clip": None, "dino": None}, work)
 
 
 def _small_model() -> Any:
