@@ -24,7 +24,7 @@ class LoadQuantizedSD:
     RETURN_TYPES = ("ZOODIP_MODEL", "STRING")
     RETURN_NAMES = ("model", "report")
     OUTPUT_TOOLTIPS = (
-        "For ZO Train Token and Generate Preview.",
+        "For ZO Train Token, Generate Preview and Evaluate Embedding.",
         "What the model is, and the memory that training on it takes.",
     )
     FUNCTION = "load"

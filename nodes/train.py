@@ -39,7 +39,7 @@ class ZOTrainToken:
     RETURN_TYPES = ("ZOODIP_EMBEDDING", "IMAGE", "IMAGE")
     RETURN_NAMES = ("embedding", "previews", "loss_curve")
     OUTPUT_TOOLTIPS = (
-        "The learned token, for Apply Embedding, Save Embedding and Generate Preview.",
+        "The learned token, for Apply, Save and Evaluate Embedding, and Generate Preview.",
         "Images of the preview prompt with the finished token.",
         "The loss of every step, raw and smoothed.",
     )
@@ -146,7 +146,7 @@ def _how_to_search() -> dict[str, Any]:
 
     return {
         "steps": _number(
-            "INT", 10_000_000, f"Optimisation steps; {_BY_PRESET} (SD1.5 and SD2.1 6000, SDXL 4000, tiny 900)."
+            "INT", 10_000_000, f"Optimisation steps; {_BY_PRESET} (default: SD1.5 and SD2.1 6000, SDXL 4000, tiny 900)."
         ),
         "lr": _number("FLOAT", 10.0, f"Learning rate; {_BY_PRESET}."),
         "lr_schedule": (
@@ -159,7 +159,8 @@ def _how_to_search() -> dict[str, Any]:
         "n": _number(
             "INT",
             1024,
-            f"Random directions a step, which takes n + 1 forward passes (spsa: 2n); {_BY_PRESET} (4).",
+            "Random directions a step, which takes n + 1 forward passes (spsa: 2n); "
+            f"{_BY_PRESET} (default: 4; paper: 2).",
         ),
         "mu": _number(
             "FLOAT",
@@ -171,7 +172,7 @@ def _how_to_search() -> dict[str, Any]:
             list(ESTIMATORS),
             {
                 "default": "rge",
-                "tooltip": "rge: the paper's. spsa: both sides of each direction, twice the forward passes. "
+                "tooltip": "rge: the paper's. spsa: both sides of each direction, 2n forward passes. "
                 "one-point: for comparison.",
             },
         ),

@@ -185,7 +185,11 @@ def _image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _search_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("search", "defaults come from the preset")
+    group = parser.add_argument_group(
+        "search",
+        "defaults come from the preset; those of default: 6000 steps (SDXL 4000, the embedded model 900), normalized-sgd, "
+        "lr 1 falling to 0, n 4, mu 2.6 falling to a tenth, vocabulary directions, 20 checks, patience 6",
+    )
     group.add_argument(
         "--preset",
         choices=(*PACES, *PRESETS),
@@ -202,7 +206,14 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
     _option(group, "--mu", "mu", "SIZE", far, type=float)
     _option(group, "--mu-end", "mu_end", "SHARE", "of mu, to which it falls over the run; 1: it stays", type=float)
     _option(group, "--adapt-mu", "adapt_mu", None, "double mu until losses differ by more than rounding", action=SWITCH)
-    _option(group, "--directions", "directions", None, "random directions' shape", choices=DIRECTIONS)
+    _option(
+        group,
+        "--directions",
+        "directions",
+        None,
+        "shape of random directions; another than the preset's needs --mu and --lr too, whose units differ",
+        choices=DIRECTIONS,
+    )
     _option(
         group,
         "--subspace-gradient",
@@ -225,7 +236,11 @@ def _output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output", type=Path, metavar="DIR", help="run folder to make (default: runs/NAME)")
     group.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with a run, with its settings; --steps may be more"
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with a run, with its settings; --steps may be more where learning rate and mu "
+        "stay and there are no checks, as with the preset paper",
     )
     group.add_argument(
         "--config",
@@ -265,7 +280,7 @@ def _add_generate(commands: Any) -> None:
         "generate",
         _generate,
         "make images, with or without a learned token",
-        'generate --embedding runs/rex/rex.safetensors --prompt "a <rex> on the beach"',
+        'generate --model models/sd15 --embedding runs/rex/rex.safetensors --prompt "a <rex> on the beach"',
     )
     parser.add_argument("--model", default=TINY, metavar="PATH", help=_MODEL)
     parser.add_argument("--prompt", required=True, action="append", help="what to draw; may be given several times")
@@ -373,8 +388,8 @@ def _add_ui(commands: Any) -> None:
         "--listen",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="another address to listen on, 0.0.0.0 for all; needs a password in ZOODIP_PASSWORD (default: this "
-        "computer alone)",
+        help="another address to listen on, 0.0.0.0 for all; needs a password in ZOODIP_PASSWORD, the user is "
+        "zoodip (default: this computer alone)",
     )
     parser.add_argument("--models", type=Path, action="append", metavar="DIR", help="folder of models to choose from")
     parser.add_argument("--embeddings", type=Path, metavar="DIR", help="put finished tokens there as well")

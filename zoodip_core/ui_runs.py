@@ -76,7 +76,11 @@ class Runs:
     def _add_more(self) -> None:
         with gr.Accordion("Take more steps than planned", open=False, elem_id="zoodip_more"), gr.Row():
             self._steps = gr.Number(
-                label="Steps in all", info="For runs with a constant learning rate.", value=0, precision=0, scale=2
+                label="Steps in all",
+                info="For runs of the pace paper, or with constant learning rate and mu and no checks.",
+                value=0,
+                precision=0,
+                scale=2,
             )
             self._go_further = gr.Button("Continue to as many", size="sm", scale=1)
 
