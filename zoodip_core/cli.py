@@ -187,8 +187,9 @@ def _image_options(parser: argparse.ArgumentParser) -> None:
 def _search_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "search",
-        "defaults come from the preset; those of default: 6000 steps (SDXL 4000, the embedded model 900), normalized-sgd, "
-        "lr 1 falling to 0, n 4, mu 2.6 falling to a tenth, vocabulary directions, 20 checks, patience 6",
+        "defaults come from the preset; those of default: 6000 steps (SDXL 4000, the embedded model 900), "
+        "normalized-sgd, lr 1 falling to 0, n 4, mu 2.6 falling to a tenth, vocabulary directions, 20 checks and "
+        "patience 6",
     )
     group.add_argument(
         "--preset",
@@ -206,14 +207,8 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
     _option(group, "--mu", "mu", "SIZE", far, type=float)
     _option(group, "--mu-end", "mu_end", "SHARE", "of mu, to which it falls over the run; 1: it stays", type=float)
     _option(group, "--adapt-mu", "adapt_mu", None, "double mu until losses differ by more than rounding", action=SWITCH)
-    _option(
-        group,
-        "--directions",
-        "directions",
-        None,
-        "shape of random directions; another than the preset's needs --mu and --lr too, whose units differ",
-        choices=DIRECTIONS,
-    )
+    shape = "shape of random directions; another than the preset's needs --mu and --lr too, whose units differ"
+    _option(group, "--directions", "directions", None, shape, choices=DIRECTIONS)
     _option(
         group,
         "--subspace-gradient",
