@@ -37,7 +37,6 @@ import itertools
 import json
 import math
 import multiprocessing
-import os
 import statistics
 import sys
 import time
@@ -45,7 +44,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,14 +54,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gains import MARKS, Figures, derived, draw_figure, tables
 from benchmarks.stacked import BACKWARD, Lane, Search, Stack, Subject, descend, heldout, run
-from zoodip_core import SubspaceGradient, TrainConfig, ZerothOrderSearch, ZOAdam, generate, rng
+from zoodip_core import (
+    SubspaceGradient,
+    TrainConfig,
+    ZerothOrderSearch,
+    ZOAdam,
+    generate,
+    guard,
+    noise,
+    rng,
+    vocabulary,
+)
 from zoodip_core.config import ESTIMATORS, HELD_DRAWS
 from zoodip_core.demo import demo_config
 from zoodip_core.embedding import Embedding
 from zoodip_core.files import read_object, write_atomically
 from zoodip_core.models import QuantizedModel, load_quantized
-from zoodip_core.noise import adapted
-from zoodip_core.objective import Draw
+from zoodip_core.noise import LEAST_FORWARDS, adapted
+from zoodip_core.objective import DiffusionObjective, Draw
 from zoodip_core.presets import PRESETS, preset_for
 from zoodip_core.timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
 from zoodip_core.tiny import concepts
@@ -112,8 +121,16 @@ TUNE_CONCEPTS, TUNE_SEEDS, TUNE_FIRST_SEED = ("boo", "pip", "zig"), 2, 100
 SUBJECTS: tuple[str, ...] = ("boo", "kiwi", "otto", "pip", "valentine", "zig")
 QUICK = ("gradient", "naive", "paper", "ours")
 QUICK_CONCEPTS, QUICK_SEEDS, QUICK_BUDGET = ("boo", "pip"), 2, 600
-FORKS = multiprocessing.get_context("fork")
-WORKERS = os.cpu_count() or 1
+PARTS = 2
+"""Processes that trainings are dealt to. Which share a batch decides the last bits: it is the same on any machine."""
+
+
+CONSTANTS = {
+    **{f"vocabulary.{name}": getattr(vocabulary, name) for name in ("RANK", "FLOOR")},
+    **{f"guard.{name}": getattr(guard, name) for name in ("LOST", "PROGRESS", "NOTICEABLE")},
+    **{f"noise.{name}": getattr(noise, name) for name in ("SIGNAL", "DISTANCE")},
+}
+"""What ours depends on besides its settings."""
 
 
 @dataclass(frozen=True)
@@ -264,9 +281,10 @@ def ours(concept: concepts.Concept, plan: Plan, budget: int, seed: int, **change
 
 
 def forwards_of(config: TrainConfig) -> int:
-    """All forward passes of one candidate that a run takes."""
+    """All forward passes of one candidate that a run takes; those that adapt mu may be more."""
     looks = sum(map(config.checked, range(config.steps)))
-    return config.steps * config.make_estimator().num_candidates + looks * HELD_DRAWS
+    adapting = LEAST_FORWARDS if config.adapt_mu else 0
+    return config.steps * config.make_estimator().num_candidates + looks * HELD_DRAWS + adapting
 
 
 def our_lane(config: TrainConfig, subject: Subject) -> Lane:
@@ -274,14 +292,28 @@ def our_lane(config: TrainConfig, subject: Subject) -> Lane:
     model = subject.model
     objective = subject.training(config.make_timesteps(model.scheduler.alphas_cumprod))
     spread = vocabulary_spread(model.tokenizers, model.text_encoders) if config.directions == "vocabulary" else None
-    if config.adapt_mu:  # its forwards, 60 or so, are not counted
-        config, _ = adapted(config, objective, subject.theta0, spread)
+    spent = 0
+    if config.adapt_mu:
+        counted = Counted(objective)
+        config, _ = adapted(config, cast(DiffusionObjective, counted), subject.theta0, spread)
+        spent = counted.forwards
 
     def held(step: int) -> list[Draw]:
         return config.fixed_draws(len(objective.posteriors)) if config.checked(step) else []
 
     search = config.make_search(subject.theta0, spread)
-    return Lane(subject, objective, search, config.seed, config.lr_scale, config.mu_scale, held)
+    return Lane(subject, objective, search, config.seed, config.lr_scale, config.mu_scale, held, spent=spent)
+
+
+class Counted:
+    """An objective whose forward passes of one candidate are counted."""
+
+    def __init__(self, objective: DiffusionObjective) -> None:
+        self.objective, self.posteriors, self.forwards = objective, objective.posteriors, 0
+
+    def losses(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
+        self.forwards += len(candidates)
+        return self.objective.losses(candidates, draw)
 
 
 def our_method(plan: Plan, budget: int, fine: bool = False, **changes: Any) -> Method:
@@ -290,7 +322,7 @@ def our_method(plan: Plan, budget: int, fine: bool = False, **changes: Any) -> M
     for own in ("images", "captions", "token", "initializer", "seed"):
         del shown[own]
     return Method(
-        shown,
+        {**shown, **CONSTANTS},
         budget,
         lambda subject, seed: our_lane(ours(subject.concept, plan, budget, seed, **changes), subject),
         fine,
@@ -299,7 +331,8 @@ def our_method(plan: Plan, budget: int, fine: bool = False, **changes: Any) -> M
 
 @dataclass
 class Averaged:
-    """A search that goes its way, and whose token is the running mean of its tokens."""
+    """A search that goes its way, and whose token is the running mean of its tokens. It must not be checked on the way:
+    a guard would take the mean's loss for that of the token itself."""
 
     search: Search
     theta: torch.Tensor
@@ -357,7 +390,7 @@ def ablations(plan: Plan) -> dict[str, Method]:
     """The gradient for a ceiling, ours, and ours without one part each."""
     whole = methods(plan)
     rows = {label: our_method(plan, plan.budget, **changes) for label, changes in ABLATIONS.items()}
-    constant = rows["constant learning rate"]
+    constant = our_method(plan, plan.budget, lr_schedule="constant", checks=0, patience=0)
     return {
         "gradient": whole["gradient"],
         "ours": our_method(plan, plan.budget),
@@ -439,7 +472,7 @@ class Clock:
     def __init__(self, planned: float, every: float = 60.0) -> None:
         self.planned, self.every, self.label = planned, every, ""
         self._began = time.monotonic()
-        self._done, self._said = FORKS.Value("d", 0.0), FORKS.Value("d", self._began)
+        self._done, self._said = multiprocessing.Value("d", 0.0), multiprocessing.Value("d", self._began)
 
     def add(self, cost: float) -> None:
         """Note finished work."""
@@ -460,11 +493,12 @@ class Clock:
 class Bench:
     """The model, its subjects and the judge; runs one method after another.
 
-    Its trainings are dealt to processes of one thread each, which get more done than one process of many threads.
+    Its trainings are dealt to processes of one thread each, which get more done than one process of many threads. They
+    are forked, which Windows can not.
     """
 
-    def __init__(self, plan: Plan, clock: Clock, images: int = IMAGES, workers: int = WORKERS) -> None:
-        self.plan, self.clock, self.images, self.workers = plan, clock, images, workers
+    def __init__(self, plan: Plan, clock: Clock, images: int = IMAGES, parts: int = PARTS) -> None:
+        self.plan, self.clock, self.images, self.parts = plan, clock, images, parts
         self.model = load_quantized("tiny", weights=plan.weights, dtype=plan.dtype)
         self.stack = Stack(self.model, on_cost=clock.add)
         self.judge = Judge.load(JUDGE)
@@ -487,8 +521,8 @@ class Bench:
         """Train every concept with every seed, and measure."""
         self.clock.label, began = name, time.monotonic()
         places = range(len(self.keys))
-        parts = [list(places[i :: self.workers]) for i in range(min(self.workers, len(places)))]
-        with ProcessPoolExecutor(len(parts), FORKS, _take, (self, method)) as pool:
+        parts = [list(places[i :: self.parts]) for i in range(min(self.parts, len(places)))]
+        with ProcessPoolExecutor(len(parts), multiprocessing.get_context("fork"), _take, (self, method)) as pool:
             found = list(pool.map(_runs, parts))
         runs = dict(pair for part, (some, _) in zip(parts, found, strict=True) for pair in zip(part, some, strict=True))
         return {
@@ -500,7 +534,7 @@ class Bench:
 
     def runs(self, method: Method, places: Sequence[int]) -> tuple[list[dict[str, Any]], int]:
         """The figures of some of the trainings, by their places in ``keys``, and the forward passes they took."""
-        keys = [self.keys[place] for place in places]
+        keys, before = [self.keys[place] for place in places], self.stack.forwards
         tokens: dict[tuple[int, int], torch.Tensor] = {}
 
         def on_mark(i: int, mark: int, theta: torch.Tensor) -> None:
@@ -513,7 +547,7 @@ class Bench:
         else:
             lanes = [method.lane(subject, seed) for subject, seed in keys]
             run(self.stack.losses, lanes, method.budget, method.marks, on_mark)
-        forwards = self.stack.forwards
+        forwards = self.stack.forwards - before
         losses = heldout(self.stack.losses, [(keys[i][0], theta) for (i, _), theta in tokens.items()])
         curves: list[dict[str, float]] = [{} for _ in keys]
         for (i, mark), loss in zip(tokens, losses, strict=True):
@@ -541,7 +575,6 @@ _work: tuple[Bench, Method]
 def _take(bench: Bench, method: Method) -> None:
     global _work
     torch.set_num_threads(1)
-    bench.stack.forwards = 0
     _work = bench, method
 
 
@@ -576,10 +609,11 @@ def known_results(path: Path | None, plan: Plan, chosen: dict[str, Method], imag
     found = read_object(path, 100_000_000)
     if found.get("plan") != _as_json({**asdict(plan), "images": images}):
         raise ValueError(f"{path} is of a run with other settings; give another --json FILE")
+    current = {**methods(plan), **chosen}
     kept = {
         name: result
         for name, result in found.get("methods", {}).items()
-        if name not in chosen or result["settings"] == _as_json(chosen[name].settings)
+        if name not in current or result["settings"] == _as_json(current[name].settings)
     }
     return {"start": found.get("start"), "methods": kept}
 

@@ -219,8 +219,8 @@ def _reach_table(figures: Figures, rival: str) -> list[str]:
         ]
         for concept, each in reach.items()
     ]
-    overall = f"{geometric_mean(ratios):.2f}" if ratios else ""
-    rows.append([f"geometric mean of {len(ratios)}", "", overall])
+    if len(ratios) == len(reach):
+        rows.append(["geometric mean", "", f"{geometric_mean(ratios):.2f}"])
     worst = ", ".join(
         f"{each['concept']} by {each['lead']:+.0f} at {each['forwards']:,}" for each in figures.worst("ours", rival)
     )

@@ -539,6 +539,17 @@ def test_settings_that_make_no_sense_are_told(
         _ = ClipFeatures(find_clip(folder), CPU) if place == "clip" else DinoFeatures(find_dino(folder), CPU)
 
 
+def test_judges_that_do_not_work_are_told_of_before_anything_is_drawn(
+    tiny_model: QuantizedModel, judges_at: Path, tmp_path: Path, references: list[Path]
+) -> None:
+    folder = shutil.copytree(judges_at / "dino", tmp_path / "dino")
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "image_std": [0.2, 0.2]}))
+    with pytest.raises(ModelError, match="can not be used together"):
+        evaluate(tiny_model, token(), references, PLAN, Judges(None, find_dino(folder)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_config_can_not_name_code_to_fetch(judges_at: Path, tmp_path: Path, references: list[Path]) -> None:
     folder = shutil.copytree(judges_at / "clip", tmp_path / "clip")
     for name in ("config.json", "preprocessor_config.json"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from benchmarks.stacked import Lane, Request, Stack, Subject, descend, heldout, 
 from zoodip_core import PUTS
 from zoodip_core.heldout import heldout_losses
 from zoodip_core.models import QuantizedModel, load_quantized
+from zoodip_core.noise import LEAST_FORWARDS
 from zoodip_core.presets import PRESETS
 from zoodip_core.tiny import concepts
 from zoodip_core.training import Training
@@ -157,11 +159,13 @@ def test_ours_is_what_the_product_does(model: QuantizedModel, subjects: list[Sub
     config = fidelity.ours(subjects[0].concept, PLAN, 600, 3)
     candidates = config.make_estimator().num_candidates
     looks = sum(config.checked(step) for step in range(config.steps))
-    assert 600 - candidates - 8 < config.steps * candidates + looks * 8 <= 600
+    assert 600 - candidates - 8 < config.steps * candidates + looks * 8 + LEAST_FORWARDS <= 600
     product = Training(config, model)
     for _ in range(2):
         product.step()
-    (token,) = trained(model, [fidelity.our_lane(config, subjects[0])], 2 * candidates + 8)
+    lane = fidelity.our_lane(config, subjects[0])
+    assert lane.spent == LEAST_FORWARDS  # mu need not be raised in float32
+    (token,) = trained(model, [lane], lane.spent + 2 * candidates + 8)
     learned = product.search.theta  # rounding, divided by mu, moves the token a little
     assert (token - learned).norm() < 0.05 * (learned - subjects[0].theta0).norm()
 
@@ -175,11 +179,12 @@ def test_an_averaged_token_is_a_running_mean() -> None:
     assert not search.settled
 
 
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes can not be forked here")
 def test_processes_share_the_trainings() -> None:
     """Each is what it is in one process, up to rounding, and all are counted."""
     plan = Plan(("pip",), (0, 1, 2), 300)
     method = Recipe(mu=1e-2, lr=1e-3).method(9)
-    one, two = (fidelity.Bench(plan, fidelity.Clock(1.0), 0, workers).method("paper", method) for workers in (1, 2))
+    one, two = (fidelity.Bench(plan, fidelity.Clock(1.0), 0, parts).method("paper", method) for parts in (1, 2))
     assert one["forwards"] == two["forwards"] == 27
     assert [run["seed"] for run in two["runs"]] == [0, 1, 2]
     for single, shared in zip(one["runs"], two["runs"], strict=True):
@@ -280,7 +285,7 @@ def test_what_the_tables_say() -> None:
     assert (second["better"], second["worse"], second["overlap"]) == ("paper", "naive", True)
     text = tables(found)
     assert "| paper |  | 60 ± 14 |" in text
-    assert "| geometric mean of 2 |  | 2.00 |" in text
+    assert "| geometric mean |  | 2.00 |" in text
     assert derived(found)["to paper"]["worst"][0]["concept"] == "b"
 
 
@@ -292,6 +297,7 @@ def test_a_curve_that_never_gets_there_is_said_to() -> None:
     found = figures(gradient={"a": [{600: 5.0}]}, ours={"a": [{600: 9.0}]}, paper={"a": [{600: 8.0}]})
     assert found.reach("ours", "paper") == {"a": {"forwards": None, "ratio": None}}
     assert "not reached" in tables(found)
+    assert "geometric mean" not in tables(found)
 
 
 def test_the_curves_can_be_drawn(tmp_path: Path) -> None:

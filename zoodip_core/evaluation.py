@@ -195,6 +195,7 @@ def evaluate(
         Stopped: a stop was asked for; what is drawn is kept.
     """
     check(model, embedding, references, plan)
+    check_judges(judges)
     settings = _settings(model, embedding, plan)
     _check_folder(folder, settings)  # before anything is written there
     with locked(folder):
@@ -203,6 +204,17 @@ def evaluate(
         _draw(model, embedding, plan, folder, on_progress)
         model.unload()
         return _score(model, embedding, references, plan, judges, folder, on_progress)
+
+
+def check_judges(judges: Judges) -> None:
+    """Load CLIP and DINOv2 on the CPU, and let them go: what is wrong with them shows before anything is drawn.
+
+    Raises:
+        ModelError: their files are damaged, or of another kind.
+    """
+    for files, kind in ((judges.clip, ClipFeatures), (judges.dino, DinoFeatures)):
+        if files:
+            kind(files, torch.device("cpu"))
 
 
 def folder_for(parent: Path, embedding: Embedding, key: str = "") -> Path:

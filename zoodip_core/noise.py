@@ -26,6 +26,9 @@ DISTANCE = 0.02
 LARGEST = 10.0
 """A mu beyond this is not tried."""
 _POINTS, _ORDER = 7, 4
+_LINES, _DRAWS = 4, 2
+LEAST_FORWARDS = _DRAWS * (_LINES * _POINTS + 2 * (_LINES + 1))
+"""Forward passes of one candidate that :func:`adapted` takes; more if mu has to be raised."""
 
 
 def line(theta: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
@@ -80,8 +83,8 @@ def adapted(
     Raises:
         NonFiniteLossError: the model gives no finite losses.
     """
-    draws = config.fixed_draws(len(objective.posteriors), 2)
-    directions = rng.normal(config.seed, 0, "noise", (4, *theta0.shape)).double()
+    draws = config.fixed_draws(len(objective.posteriors), _DRAWS)
+    directions = rng.normal(config.seed, 0, "noise", (_LINES, *theta0.shape)).double()
     if spread:
         directions = spread.stretch(directions)
 
@@ -90,11 +93,17 @@ def adapted(
 
     def signal(mu: float) -> float:
         found = losses(torch.cat([theta0[None], (theta0 + mu * directions).float()]))
-        return float((found[:, 1:] - found[:, :1]).square().mean().sqrt())
+        size = float((found[:, 1:] - found[:, :1]).square().mean().sqrt())
+        if not math.isfinite(size):
+            raise NonFiniteLossError(
+                f"the losses of candidates at mu = {mu:g} are not all finite: try dtype float32, or a smaller mu"
+            )
+        return size
 
     noise = noise_of(losses(line(theta0, directions)))
     if not math.isfinite(noise):
         raise NonFiniteLossError("the losses at the starting token are not all finite: try dtype float32")
+    signal(config.mu)  # the run begins with it
     least, found = least_mu(config.mu * config.mu_end, noise, signal)
     mu = max(config.mu, least)
     enough = found > SIGNAL * noise

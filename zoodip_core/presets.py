@@ -131,3 +131,9 @@ def check_given(settings: Mapping[str, Any], preset: Mapping[str, Any], given: M
             f"directions = {settings['directions']}: mu and lr have other units than with {preset['directions']} ones; "
             "give both mu and lr as well, or choose another preset"
         )
+    optimizers = settings["optimizer"], preset["optimizer"]
+    if optimizers[0] != optimizers[1] and "zosgd" in optimizers and "lr" not in given:
+        raise ConfigError(
+            f"optimizer = {optimizers[0]}: lr has another unit than with {optimizers[1]}; give lr as well, or choose "
+            "another preset"
+        )

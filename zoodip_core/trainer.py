@@ -34,7 +34,7 @@ class TrainResult:
         embedding: the token as it is now.
         path: its file: the finished one, or the last snapshot of a stopped run.
         step: completed steps.
-        finished: False if it was stopped before ``config.steps``.
+        finished: False if it was stopped before ``config.steps``, and had not settled either.
         losses: the loss at theta of each step of this session.
     """
 

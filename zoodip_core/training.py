@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +27,9 @@ from .runs import CHANGEABLE
 from .tokens import check_initializer, check_new, initial_vectors
 from .version import __version__
 from .vocabulary import Spread, vocabulary_spread
+
+_WORST = sys.float_info.max
+"""In place of a loss that is not finite: the guard goes back from it, and a journal's line can hold it."""
 
 
 def load_model(config: TrainConfig) -> QuantizedModel:
@@ -160,7 +165,8 @@ class Training:
         if guard.settled:
             self.tell(Message(f"no progress in the last {guard.patience} checks: the best token so far is the result"))
         elif guard.scale < scale:
-            said = f"step {self.search.step}: the loss rose to {held:.4g}; back to the best token, and smaller steps"
+            what = "is not finite any more" if held == _WORST else f"rose to {held:.4g}"
+            said = f"step {self.search.step}: the loss {what}; back to the best token, and smaller steps"
             self.tell(Message(said, warning=True))
         return Record(
             self.search.step,
@@ -176,7 +182,12 @@ class Training:
     def _held(self) -> float:
         """The token's loss on draws that stay the same."""
         draws = self.config.fixed_draws(len(self.images))
-        return float(mean_losses(self.objective, self.search.theta[None], draws))
+        loss = float(mean_losses(self.objective, self.search.theta[None], draws))
+        if math.isfinite(loss):
+            return loss
+        if self.search.guard.point is None:
+            raise NonFiniteLossError("the losses at the starting token are not all finite: try dtype float32")
+        return _WORST
 
     def embedding(self) -> Embedding:
         """The token as it is now. Nothing in it depends on the run's paths or clock."""
