@@ -17,7 +17,7 @@ import torch
 
 from tests.reference import Array
 from tests.test_training import train
-from zoodip_core import RGE, TrainConfig, ZerothOrderSearch, load_embedding, resume_training, rewind
+from zoodip_core import RGE, TrainConfig, ZerothOrderSearch, cli, load_embedding, resume_training, rewind
 from zoodip_core import config as config_module
 from zoodip_core.config import OPTIMIZERS
 from zoodip_core.demo import demo_config
@@ -536,3 +536,14 @@ def test_words_that_are_not_finite_are_told_of() -> None:
 def test_a_run_with_checks_can_not_be_made_longer(whole: TrainResult) -> None:
     with pytest.raises(RunFolderError, match="follow its 12 steps"):
         resume_training(whole.path.parent, {"steps": 20})
+
+
+@pytest.mark.parametrize(
+    ("flags", "measured"), [((), False), (("--weights", "int8"), False), (("--weights", "int4"), True)]
+)
+def test_settings_of_a_run_are_measured_anew_on_another_model(
+    flags: tuple[str, ...], measured: bool, whole: TrainResult
+) -> None:
+    """The mu in its file stands out of the rounding of the model it was measured on."""
+    args = cli._parser().parse_args(["train", "--config", str(whole.path.parent / "config.json"), *flags])
+    assert cli._config(args).adapt_mu is measured

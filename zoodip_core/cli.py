@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -450,12 +450,18 @@ def _config(args: argparse.Namespace) -> TrainConfig:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ConfigError(f"config file {args.config} can not be read: {why}") from error
         cache = {} if "cache" in settings else {"cache": _known_cache(base.get("cache"))}
-        preset = preset_of({**base, **settings}, args.preset) if args.preset else {}
+        preset = preset_of({**base, **settings}, args.preset) if args.preset else _measured_anew(base, settings)
         return TrainConfig.from_dict({**base, **preset, **cache, **settings})
     for flag, key in (("--images", "images"), ("--token", "token"), ("--init", "initializer")):
         if key not in settings:
             raise ConfigError(f"{flag} is missing; see {PROGRAM} train --help")
     return TrainConfig.with_preset(args.preset or "default", settings)
+
+
+def _measured_anew(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The mu of a run is the one that was measured; on another model or in other types it has to be measured again."""
+    others = any(key in settings and settings[key] != base.get(key) for key in ("model", "weights", "dtype"))
+    return {"adapt_mu": True} if others and base.get("directions") == "vocabulary" else {}
 
 
 def _known_cache(folder: Any) -> Any:
