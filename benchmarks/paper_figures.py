@@ -27,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.fidelity import DDIM_STEPS, IMAGES, TUNED_LR, Clock, Recipe, draw
+from benchmarks.fidelity import DDIM_STEPS, TUNED_LR, Clock, Recipe, draw
 from benchmarks.gains import table
 from benchmarks.stacked import Lane, Stack, Subject, heldout, run
 from zoodip_core import ZerothOrderSearch
@@ -55,13 +55,13 @@ class Size:
 
     sg_budget: int = 6_000
     sg_seeds: int = 5
-    map_budget: int = 1_800
+    map_budget: int = 1_200
     map_seeds: int = 2
     step: int = 100
-    images: int = IMAGES
+    images: int = 6
 
 
-QUICK = Size(sg_budget=1_200, sg_seeds=1, map_budget=300, map_seeds=1, step=200, images=6)
+QUICK = Size(sg_budget=1_200, sg_seeds=1, map_budget=300, map_seeds=1, step=200)
 
 Cell = tuple[int, int]
 """T_L and T_U."""
