@@ -86,7 +86,7 @@ FINE_STEP, FINE_END = 150, 3_000
 LR = 2e-2
 """Of all searches of the paper's kind: its 5e-3, scaled to this model's larger embeddings."""
 TUNED_LR = 8e-2
-"""The best of ``--tune``."""
+"""From ``--tune``: best for the naive search, and near the best for the paper's."""
 GRADIENT = {"lr": 1e-1, "batch": 8, "forwards": 2_400}
 GF_TI = {"dims": 64, "sigma": 1.0}
 """GF-TI's 256 dimensions of 768 would be more than this model has; 64 of 128. Its sigma and alpha are 1."""
