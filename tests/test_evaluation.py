@@ -304,7 +304,7 @@ def test_the_drawing_model_has_left_before_the_scoring_ones_come(
     monkeypatch.setattr(evaluation, "DinoFeatures", seen(DinoFeatures))
     image_path(drawn, AFTER, 0, 0).unlink()
     evaluate(tiny_model, token(), references, PLAN, judges, drawn)
-    assert loaded == [False, False]
+    assert loaded[-2:] == [False, False]  # the first two were tried before anything was drawn
 
 
 def test_a_damaged_image_is_drawn_again(

@@ -189,7 +189,7 @@ def test_a_run_goes_on_with_the_batch_it_had(tiny_model: QuantizedModel, tmp_pat
     (path / "config.json").write_text(json.dumps({**config, "batch": 0}))
     told: list[str] = []
     resume_training(path, model=tiny_model, on_event=lambda e: told.append(e.text) if isinstance(e, Message) else None)
-    assert any("9 forward passes a step, 2 at once" in text for text in told)
+    assert any("3 forward passes a step, 2 at once" in text for text in told)
     whole = train(config_of(batch=2, **settings), tmp_path / "whole", tiny_model)
     assert (path / "pip.safetensors").read_bytes() == whole.path.read_bytes()
 
