@@ -6,8 +6,8 @@
                 for every T_L < T_U on a grid
 
 Both train with the paper's search as ``fidelity.py`` has it, the map at the tuned learning rate, so that few forwards
-tell; trainings share batches. Writes
-``sg_histogram.png``, ``puts_map.png`` and ``paper_figures.json`` into FOLDER and prints the tables.
+tell; trainings share batches. Writes ``sg_histogram.png``, ``puts_map.png`` and ``paper_figures.json`` into FOLDER and
+prints the tables.
 
     python benchmarks/paper_figures.py FOLDER [--figures sg,puts] [--step 200] [--quick]
 """
