@@ -53,7 +53,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gains import MARKS, Figures, derived, draw_figure, tables
-from benchmarks.stacked import BACKWARD, Lane, Search, Stack, Subject, descend, heldout, run
+from benchmarks.stacked import BACKWARD, Lane, Stack, Subject, descend, heldout, run
 from zoodip_core import (
     SubspaceGradient,
     TrainConfig,
@@ -100,7 +100,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "ZOAdam": {"optimizer": "zoadam"},
     "mu stays": {"mu_end": 1.0},
     "a tenth of mu": {"mu": 0.26},
-    "constant learning rate": {"lr_schedule": "constant"},
+    "learning rate falls": {"lr_schedule": "cosine"},
+    "without averaging": {"averaging": 0.0},
     "n = 2": {"n": 2},
     "n = 8": {"n": 8},
     "uniform timesteps": {"timesteps": "uniform"},
@@ -109,9 +110,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 """What ``--ablation`` takes from ours: settings of ``TrainConfig``, one row each. Normal directions know no vocabulary:
 their mu and learning rate are ours times 0.068, the standard deviation of the embedded model's words in one number."""
-
-AVERAGED = 0.98
-"""Share of the running mean that a step keeps: a mean over some 50 steps."""
 ABLATION_SEEDS, ABLATION_BUDGET = 3, 2_000
 
 TUNE_LR = (2e-2, 4e-2, 8e-2, 1.6e-1)
@@ -327,40 +325,6 @@ def our_method(plan: Plan, budget: int, fine: bool = False, **changes: Any) -> M
     )
 
 
-@dataclass
-class Averaged:
-    """A search that goes its way, and whose token is the running mean of its tokens. It must not be checked on the way:
-    a guard would take the mean's loss for that of the token itself."""
-
-    search: Search
-    theta: torch.Tensor
-
-    def ask(self, mu_scale: float = 1.0) -> torch.Tensor:
-        return self.search.ask(mu_scale)
-
-    def tell(
-        self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
-    ) -> None:
-        self.search.tell(losses, lr_scale, held=held, mu_scale=mu_scale)
-        self.theta = AVERAGED * self.theta + (1 - AVERAGED) * self.search.theta
-
-    @property
-    def settled(self) -> bool:
-        return bool(getattr(self.search, "settled", False))
-
-
-def averaged(method: Method) -> Method:
-    """With the token's running mean, which is only looked at, not searched from."""
-    start = method.lane
-    assert start
-
-    def lane(subject: Subject, seed: int) -> Lane:
-        one = start(subject, seed)
-        return replace(one, search=Averaged(one.search, subject.theta0))
-
-    return replace(method, settings={**method.settings, "averaged": AVERAGED}, lane=lane)
-
-
 def methods(plan: Plan) -> dict[str, Method]:
     """All methods of the table, by name."""
     paper = Recipe(mu=plan.coarse.get("mu", Recipe.mu))
@@ -386,15 +350,8 @@ def methods(plan: Plan) -> dict[str, Method]:
 
 def ablations(plan: Plan) -> dict[str, Method]:
     """The gradient for a ceiling, ours, and ours without one part each."""
-    whole = methods(plan)
     rows = {label: our_method(plan, plan.budget, **changes) for label, changes in ABLATIONS.items()}
-    constant = our_method(plan, plan.budget, lr_schedule="constant", checks=0, patience=0)
-    return {
-        "gradient": whole["gradient"],
-        "ours": our_method(plan, plan.budget),
-        **rows,
-        "constant learning rate, averaged": averaged(constant),
-    }
+    return {"gradient": methods(plan)["gradient"], "ours": our_method(plan, plan.budget), **rows}
 
 
 def tunings(plan: Plan) -> dict[str, Method]:

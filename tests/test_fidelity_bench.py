@@ -170,15 +170,6 @@ def test_ours_is_what_the_product_does(model: QuantizedModel, subjects: list[Sub
     assert (token - learned).norm() < 0.05 * (learned - subjects[0].theta0).norm()
 
 
-def test_an_averaged_token_is_a_running_mean() -> None:
-    search = fidelity.Averaged(FakeSearch(1), torch.zeros(1))
-    for _ in range(3):
-        search.tell(torch.zeros(1))
-    kept = fidelity.AVERAGED
-    assert float(search.theta) == pytest.approx((1 - kept) * (1 * kept**2 + 2 * kept + 3))
-    assert not search.settled
-
-
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes can not be forked here")
 def test_processes_share_the_trainings() -> None:
     """Each is what it is in one process, up to rounding, and all are counted."""
@@ -335,12 +326,7 @@ def test_the_papers_searches_are_the_papers() -> None:
 
 
 def test_ablations_and_tunings_are_runs() -> None:
-    assert list(fidelity.ablations(PLAN)) == [
-        "gradient",
-        "ours",
-        *fidelity.ABLATIONS,
-        "constant learning rate, averaged",
-    ]
+    assert list(fidelity.ablations(PLAN)) == ["gradient", "ours", *fidelity.ABLATIONS]
     rows = fidelity.tunings(PLAN)
     assert rows["naive, lr 0.04"].settings == {**fidelity.methods(PLAN)["naive"].settings, "lr": 4e-2}
     assert rows["gf-ti, sigma 3"].settings["sigma"] == 3

@@ -149,7 +149,8 @@ def test_the_search_agrees_with_its_description() -> None:
     assert held_at(search.theta.double().numpy().ravel()) < held_at(theta0.ravel())
 
 
-def test_a_state_continues_bit_for_bit() -> None:
+@pytest.mark.parametrize("averaging", [0.0, 0.3])
+def test_a_state_continues_bit_for_bit(averaging: float) -> None:
     def steps(search: ZerothOrderSearch, first: int, last: int) -> None:
         for step in range(first, last):
             losses = [bowl(step)(c.double().numpy().ravel()) for c in search.ask(0.5)]
@@ -158,17 +159,67 @@ def test_a_state_continues_bit_for_bit() -> None:
 
     def new() -> ZerothOrderSearch:
         spread = spread_of([torch.from_numpy(words())])
-        return ZerothOrderSearch(torch.zeros(VECTORS, DIM), RGE(2, 0.5), None, NormalizedSGD(0.1), 1, spread, Guard(50))
+        optimizer = NormalizedSGD(0.1)
+        return ZerothOrderSearch(
+            torch.zeros(VECTORS, DIM), RGE(2, 0.5), None, optimizer, 1, spread, Guard(50), averaging
+        )
 
     whole, first, second = new(), new(), new()
     steps(whole, 0, 20)
     steps(first, 0, 11)
     second.load_state_dict(first.state_dict())
+    assert torch.equal(second.theta, first.theta)
     steps(second, 11, 20)
+    assert torch.equal(second.theta, whole.theta)
     assert second.checksum == whole.checksum
     again, state = whole.state_dict(), second.state_dict()
     assert again.keys() == state.keys()
     assert all(torch.equal(again[key], state[key]) for key in again)
+
+
+def path_of(averaging: float, steps: int, lr: float = 0.1) -> tuple[list[Array], Array]:
+    """The tokens that a search goes through, and what it has learned then."""
+    spread = spread_of([torch.from_numpy(words())])
+    search = ZerothOrderSearch(
+        torch.ones(VECTORS, DIM), RGE(2, 0.5), None, NormalizedSGD(lr), 1, spread, averaging=averaging
+    )
+    path = []
+    for step in range(steps):
+        search.tell(torch.tensor([bowl(step)(c.double().numpy().ravel()) for c in search.ask()]))
+        path.append(search.state_dict()["theta"].numpy())
+    return path, search.theta.numpy()
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.1, 0.5, 1.0])
+def test_what_is_learned_is_a_mean_of_the_path(averaging: float) -> None:
+    """Of the share a: the token of step i has the weight 1 / (1 + a i), of which each later one leaves its rest."""
+    plain, last = path_of(0.0, STEPS)
+    path, learned = path_of(averaging, STEPS)
+    np.testing.assert_array_equal(path, plain)  # which way it goes is left alone
+    np.testing.assert_array_equal(last, plain[-1].astype(np.float32))
+    fresh = [1 / (1 + averaging * i) for i in range(STEPS)]
+    weights = [fresh[i] * math.prod(1 - later for later in fresh[i + 1 :]) for i in range(STEPS)]
+    assert sum(weights) == pytest.approx(1)
+    np.testing.assert_allclose(learned, np.tensordot(weights, np.array(path), 1), rtol=1e-5)
+    if averaging == 1:
+        np.testing.assert_allclose(learned, np.mean(path, axis=0), rtol=1e-5)
+
+
+def test_averaging_is_near_the_least() -> None:
+    """At a constant learning rate a search goes around the least; the mean of its tokens is nearer to it."""
+    centre = np.random.default_rng(99).normal(size=(VECTORS, DIM))
+    path, learned = path_of(0.1, 1500, lr=0.3)
+    assert np.linalg.norm(learned - centre) < 0.7 * np.mean([np.linalg.norm(token - centre) for token in path[-150:]])
+
+
+def test_a_mean_that_can_not_be_is_refused() -> None:
+    for share in (-0.1, 1.1, math.nan):
+        with pytest.raises(ConfigError, match="averaging"):
+            ZerothOrderSearch(torch.zeros(1, DIM), averaging=share)
+    with pytest.raises(ConfigError, match="differ in their averaging"):
+        ZerothOrderSearch(torch.zeros(1, DIM)).load_state_dict(
+            ZerothOrderSearch(torch.zeros(1, DIM), averaging=0.1).state_dict()
+        )
 
 
 def test_a_shape_of_another_width_is_refused() -> None:
@@ -232,8 +283,10 @@ def test_a_search_that_has_gained_nothing_does_not_settle() -> None:
     assert not guard.settled
 
 
-def test_a_search_goes_back_to_its_best_and_steps_half_as_far() -> None:
-    search = ZerothOrderSearch(torch.zeros(1, 3), RGE(1, 0.1), optimizer=NormalizedSGD(1.0), guard=Guard())
+@pytest.mark.parametrize("averaging", [0.0, 0.2])
+def test_a_search_goes_back_to_its_best_and_steps_half_as_far(averaging: float) -> None:
+    optimizer = NormalizedSGD(1.0)
+    search = ZerothOrderSearch(torch.zeros(1, 3), RGE(1, 0.1), optimizer=optimizer, guard=Guard(), averaging=averaging)
     search.tell(torch.tensor([1.0, 2.0]), held=1.0)
     best = search.theta
     search.tell(torch.tensor([1.0, 2.0]), held=0.5)
@@ -241,9 +294,10 @@ def test_a_search_goes_back_to_its_best_and_steps_half_as_far() -> None:
     assert not torch.equal(moved, best)
     search.tell(torch.tensor([1.0, 2.0]), held=5.0)
     torch.testing.assert_close(search.theta, best)
-    before = search.theta
+    before = search.state_dict()["theta"]
+    torch.testing.assert_close(before.float(), best)  # it is searched from there, too
     search.tell(torch.tensor([1.0, 2.0]))
-    assert float((search.theta - before).square().mean().sqrt()) == pytest.approx(0.5, rel=1e-5)
+    assert float((search.state_dict()["theta"] - before).square().mean().sqrt()) == pytest.approx(0.5, rel=1e-5)
 
 
 # ---------------------------------------------------------------- noise
@@ -418,9 +472,17 @@ def test_checks_take_a_twentieth_of_the_forwards_at_most(monkeypatch: pytest.Mon
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    for wrong in ({"mu_end": 0.0}, {"mu_end": 1.5}, {"checks": -1}, {"patience": -1}, {"directions": "sideways"}):
-        with pytest.raises(ConfigError, match=next(iter(wrong))):
-            dataclasses.replace(config_of(), **wrong)
+    wrongs: dict[str, tuple[Any, ...]] = {
+        "mu_end": (0.0, 1.5),
+        "averaging": (-0.1, 2),
+        "checks": (-1,),
+        "patience": (-1,),
+        "directions": ("sideways",),
+    }
+    for name, values in wrongs.items():
+        for value in values:
+            with pytest.raises(ConfigError, match=name):
+                dataclasses.replace(config_of(), **{name: value})
 
 
 def test_a_shape_survives_its_file(tmp_path: Path, whole: TrainResult) -> None:
@@ -445,7 +507,15 @@ def test_a_preset_lies_over_any_settings(tmp_path: Path) -> None:
     base = demo_config(concepts.load("pip")).to_dict()
     paper = TrainConfig.from_dict({**base, **preset_of(base, "paper")})
     assert paper == dataclasses.replace(
-        paper, directions="normal", optimizer="zoadam", mu=1e-3, mu_end=1.0, adapt_mu=False, checks=0, patience=0
+        paper,
+        directions="normal",
+        optimizer="zoadam",
+        mu=1e-3,
+        mu_end=1.0,
+        averaging=0.0,
+        adapt_mu=False,
+        checks=0,
+        patience=0,
     )
     assert paper.subspace_gradient
     back = TrainConfig.from_dict({**paper.to_dict(), **preset_of(base, "default")})

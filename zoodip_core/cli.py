@@ -188,7 +188,7 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "search",
         "defaults come from the preset; those of default: 6000 steps (SDXL 4000, the embedded model 900), "
-        "normalized-sgd, lr 1 falling to 0, n 4, mu 2.6 falling to a tenth, vocabulary directions, 20 checks and "
+        "normalized-sgd, lr 1, averaging 0.1, n 4, mu 2.6 falling to a tenth, vocabulary directions, 20 checks and "
         "patience 6",
     )
     group.add_argument(
@@ -200,6 +200,8 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
     _option(group, "--steps", "steps", "N", "optimisation steps", type=int)
     _option(group, "--lr", "lr", "RATE", "learning rate, in the units of --mu", type=float)
     _option(group, "--lr-schedule", "lr_schedule", None, "over the run", choices=LR_SCHEDULES)
+    mean = "the token is the mean over about this share of the steps, the last ones; 0: the last step's alone"
+    _option(group, "--averaging", "averaging", "SHARE", mean, type=float)
     _option(group, "--seed", "seed", "N", "of every random draw (default: 0)", type=int)
     _option(group, "--estimator", "estimator", None, "how losses become a gradient", choices=tuple(ESTIMATORS))
     _option(group, "--n", "n", "N", "random directions a step", type=int)

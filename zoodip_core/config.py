@@ -61,6 +61,7 @@ _RANGES = {
     "seed": (0, 2**63 - 1),
     "resolution": (0, 4096),
     "batch": (0, 1024),
+    "averaging": (0, 1),
     "checks": (0, 10_000),
     "patience": (0, 10_000),
 }
@@ -115,6 +116,7 @@ class TrainConfig:
         optimizer: zoadam, zosgd, normalized-sgd.
         lr: learning rate, in the units of mu.
         lr_schedule: constant, or cosine (falls to 0 over the run).
+        averaging: the share of the steps so far, about the last ones, whose mean is the token. 0: the last one alone.
         adapt_mu: whether mu is doubled until losses differ by more than rounding. A run's folder has the result.
         checks: how often in a run, at most, the token's loss is looked at on draws that stay the same, 0 for never.
             Where it shows that the search diverged, the token goes back to its best.
@@ -162,6 +164,7 @@ class TrainConfig:
     optimizer: str = "zoadam"
     lr: float = 5e-3
     lr_schedule: str = "constant"
+    averaging: float = 0.0
     adapt_mu: bool = False
     checks: int = 0
     patience: int = 0
@@ -224,6 +227,7 @@ class TrainConfig:
             self.seed,
             spread,
             Guard(self.patience),
+            self.averaging,
         )
 
     def mu_scale(self, step: int) -> float:

@@ -77,6 +77,14 @@ ADVANCED: Mapping[str, tuple[Field, ...]] = {
         Field("steps", WHOLE, "Steps", f"Each is a small move of the token. {_BY_PACE}", 0),
         Field("lr", NUMBER, "Learning rate", f"How far a step moves. {_BY_PACE}", 0),
         Field("lr_schedule", CHOICE, "Schedule", "cosine falls to 0 over the run.", "auto", ("auto", *LR_SCHEDULES)),
+        Field(
+            "averaging",
+            NUMBER,
+            "Averaging",
+            "The token is the mean over about this share of the steps, the last ones. 0: the last step's. -1: by the "
+            "pace.",
+            -1,
+        ),
         Field("n", WHOLE, "Directions (n)", f"Tried in each step: n + 1 forward passes. {_BY_PACE}", 0),
         Field("mu", NUMBER, "Perturbation (mu)", f"How far a direction is tried out. {_BY_PACE}", 0),
         Field("mu_end", NUMBER, "Share of mu at the end", f"To which it falls; 1: it stays. {_BY_PACE}", 0),

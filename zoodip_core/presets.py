@@ -25,6 +25,7 @@ PAPER: dict[str, Any] = {
     "optimizer": "zoadam",
     "lr": 5e-3,
     "lr_schedule": "constant",
+    "averaging": 0.0,
     "checks": 0,
     "patience": 0,
 }
@@ -52,7 +53,7 @@ RECIPE: dict[str, Any] = {
     "subspace_gradient": False,
     "optimizer": "normalized-sgd",
     "lr": 1.0,
-    "lr_schedule": "cosine",
+    "averaging": 0.1,
     "checks": 20,
     "patience": 6,
 }

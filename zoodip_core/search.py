@@ -35,9 +35,11 @@ class ZerothOrderSearch:
         seed: every direction is a function of (seed, step).
         spread: the shape of the random directions, of theta0's width; without one they are alike in all numbers.
         guard: looks after the search by the losses that :meth:`tell` is given as ``held``.
+        averaging: theta is the mean of the tokens that the search went through, of which about the last ones count:
+            this share of all steps so far. 0: the last one alone; 1: all alike.
 
     Raises:
-        ConfigError: theta0 is not a finite float matrix, or the spread not of its width.
+        ConfigError: theta0 is not a finite float matrix, the spread not of its width, or averaging not from 0 to 1.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class ZerothOrderSearch:
         seed: int = 0,
         spread: Spread | None = None,
         guard: Guard | None = None,
+        averaging: float = 0.0,
     ) -> None:
         if theta0.ndim != 2 or 0 in theta0.shape or not theta0.is_floating_point():
             raise ConfigError(
@@ -61,30 +64,33 @@ class ZerothOrderSearch:
                 f"the shape of the directions is for tokens of {spread.basis.shape[1]} numbers, theta0 has "
                 f"{theta0.shape[1]}; it belongs to another model"
             )
+        if not 0 <= averaging <= 1:
+            raise ConfigError(f"averaging = {averaging}: the share of the steps must be from 0 to 1")
         self.estimator = estimator or RGE()
         self.subspace = subspace
         self.optimizer = optimizer or ZOAdam()
         self.seed = seed
         self.spread = spread
         self.guard = guard or Guard()
+        self.averaging = averaging
         self.step = 0
         """Number of completed steps."""
         self.loss: float | None = None
-        """The last step's loss at theta, before the step moved it."""
-        self._theta = theta0.detach().to("cpu", torch.float64, copy=True)
-        self._theta0 = self._theta
-        # What the optimizer moves: theta itself, or w of theta = theta0 + A w.
-        self._point = torch.zeros_like(self._theta) if spread else self._theta
+        """The last step's loss at the token it was taken from."""
+        self._theta0 = theta0.detach().to("cpu", torch.float64, copy=True)
+        # What the optimizer moves: the token itself, or w of theta0 + A w. The mean is of the same kind.
+        self._point = self._mean = torch.zeros_like(self._theta0) if spread else self._theta0
+        self._searched = self._theta = self._theta0  # the tokens of the two
 
     @property
     def theta(self) -> torch.Tensor:
-        """The current token, float32 ``[num_vectors, dim]``, a copy."""
+        """What is learned so far, float32 ``[num_vectors, dim]``, a copy."""
         return self._theta.float()
 
     @property
     def checksum(self) -> str:
-        """Of the current token in full precision: what a replay must come to as well."""
-        return f"{zlib.crc32(self._theta.numpy().tobytes()):08x}"
+        """Of the token that is searched from, in full precision: what a replay must come to as well."""
+        return f"{zlib.crc32(self._searched.numpy().tobytes()):08x}"
 
     def ask(self, mu_scale: float = 1.0) -> torch.Tensor:
         """The candidates to evaluate on one draw, float32 ``[K, num_vectors, dim]``.
@@ -97,7 +103,7 @@ class ZerothOrderSearch:
         directions = mu_scale * self._directions()
         if self.spread:
             directions = self.spread.stretch(directions)
-        return self.estimator.candidates(self._theta, directions).float()
+        return self.estimator.candidates(self._searched, directions).float()
 
     @property
     def settled(self) -> bool:
@@ -107,7 +113,7 @@ class ZerothOrderSearch:
     def tell(
         self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
     ) -> None:
-        """Move theta by the candidates' losses ``[K]``, in the order of :meth:`ask`.
+        """Take a step by the candidates' losses ``[K]``, in the order of :meth:`ask`.
 
         Args:
             losses: of this step's draw.
@@ -130,7 +136,7 @@ class ZerothOrderSearch:
         if held is not None and not math.isfinite(held):
             raise NonFiniteLossError(f"step {self.step + 1}: the loss on fixed draws is {held}")
         guard = copy.deepcopy(self.guard)  # which stays as it was if the step fails
-        fine = held is None or guard.check(held, self._point)
+        fine = held is None or guard.check(held, self._mean)
         with _one_thread():
             if fine and not guard.settled:
                 self._move(losses, lr_scale * guard.scale, mu_scale)
@@ -142,8 +148,8 @@ class ZerothOrderSearch:
 
     def _go_back(self, guard: Guard) -> None:
         assert guard.point is not None
-        self._point = guard.point.clone()
-        self._theta = self._token(self._point)
+        self._point = self._mean = guard.point.clone()
+        self._searched = self._theta = self._token(self._point)
         self.optimizer.load_state_dict({"steps": torch.tensor(0)})  # its running means led astray
 
     def _move(self, losses: torch.Tensor, lr_scale: float, mu_scale: float) -> None:
@@ -153,10 +159,14 @@ class ZerothOrderSearch:
         if not _moderate(gradient):
             raise NonFiniteLossError(f"step {self.step + 1}: losses {losses.tolist()} are too far apart for mu")
         point = self.optimizer.step(self._point, gradient, lr_scale)
-        theta = self._token(point)
-        if not _moderate(theta):
+        searched = self._token(point)
+        if not _moderate(searched):
             raise NonFiniteLossError(f"step {self.step + 1}: the token has run away")
-        self._theta, self._point = theta, point
+        self._point, self._searched = point, searched
+        # A share of the steps so far, not of the run: early on the mean must not lag, later it can be over many.
+        weight = 1 / (1 + self.averaging * self.step)
+        self._mean = point if weight == 1 else self._mean + weight * (point - self._mean)
+        self._theta = searched if weight == 1 else self._token(self._mean)
         if self.subspace:
             self.subspace.record(point)
 
@@ -164,13 +174,15 @@ class ZerothOrderSearch:
         return self._theta0 + self.spread.stretch(point) if self.spread else point
 
     def _directions(self) -> torch.Tensor:
-        return self.estimator.directions(self.seed, self.step, self._theta.shape)
+        return self.estimator.directions(self.seed, self.step, self._theta0.shape)
 
     def state_dict(self) -> State:
         """Tensors that, given to a search of the same settings, continue it bit for bit."""
-        state = {"theta": self._theta.clone(), "step": torch.tensor(self.step), "seed": torch.tensor(self.seed)}
+        state = {"theta": self._searched.clone(), "step": torch.tensor(self.step), "seed": torch.tensor(self.seed)}
         if self.spread:
             state["point"] = self._point.clone()
+        if self.averaging:
+            state["mean"] = self._mean.clone()
         if self.guard.point is not None:
             state |= {f"guard.{key}": value for key, value in self.guard.state_dict().items()}
         state |= {f"optimizer.{key}": value for key, value in self.optimizer.state_dict().items()}
@@ -192,10 +204,10 @@ class ZerothOrderSearch:
             raise ConfigError(f"the saved search is damaged ({error!r})") from error
 
     def _load(self, state: State) -> None:
-        if state["theta"].shape != self._theta.shape or int(state["seed"]) != self.seed:
+        if state["theta"].shape != self._theta0.shape or int(state["seed"]) != self.seed:
             raise ConfigError(
                 f"the saved search has a token {list(state['theta'].shape)} and seed {int(state['seed'])}, "
-                f"this one {list(self._theta.shape)} and seed {self.seed}; use the saved run's settings"
+                f"this one {list(self._theta0.shape)} and seed {self.seed}; use the saved run's settings"
             )
         if ("subspace.turns" in state) != (self.subspace is not None):
             raise ConfigError(
@@ -203,20 +215,25 @@ class ZerothOrderSearch:
             )
         if ("point" in state) != (self.spread is not None):
             raise ConfigError("the saved search and this one differ in their directions; use the saved run's settings")
-        self._theta = state["theta"].to(torch.float64, copy=True)
-        self._point = state["point"].to(torch.float64, copy=True) if self.spread else self._theta
+        if ("mean" in state) != (self.averaging > 0):
+            raise ConfigError("the saved search and this one differ in their averaging; use the saved run's settings")
         self.step = int(state["step"])
         self.loss = None
         for name, tensor in state.items():
             numbers = tensor.dtype == torch.float64 and bool(torch.isfinite(tensor).all())
             if not (numbers if tensor.ndim else tensor.dtype == torch.int64):
                 raise ValueError(f"{name} is of another kind")
-        for name in ("point", "guard.point", "optimizer.mean", "optimizer.square"):
-            if name in state and state[name].shape != self._theta.shape:
+        for name in ("point", "mean", "guard.point", "optimizer.mean", "optimizer.square"):
+            if name in state and state[name].shape != self._theta0.shape:
                 raise ValueError(f"{name} is not of the token's shape")
         for name in ("subspace.buffer", "subspace.projection"):
             if name in state and state[name].shape[1:] != (self._theta.numel(),):
                 raise ValueError(f"{name} is not of the token's width")
+        self._searched = state["theta"].clone()
+        self._point = state["point"].clone() if self.spread else self._searched
+        self._mean = state.get("mean", self._point).clone()
+        with _one_thread():
+            self._theta = self._token(self._mean) if self.averaging else self._searched
         self.optimizer.load_state_dict(_part(state, "optimizer."))
         self.guard = Guard(self.guard.patience)
         if "guard.point" in state:

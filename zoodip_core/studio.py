@@ -27,7 +27,7 @@ from .tokens import check_name
 TINY_LABEL = "the embedded tiny model"
 LEFT_TO_PACE = {
     **dict.fromkeys(("steps", "n", "mu", "mu_end", "lr", "tau", "nu", "t_lower", "t_upper", "sample_every"), 0),
-    **dict.fromkeys(("checks", "patience"), -1),
+    **dict.fromkeys(("averaging", "checks", "patience"), -1),
     **dict.fromkeys(("lr_schedule", "optimizer", "directions", "subspace_gradient", "adapt_mu"), "auto"),
 }
 """Settings that the form may leave to the pace and the model, and how it says so."""
