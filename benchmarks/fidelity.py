@@ -102,6 +102,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "a tenth of mu": {"mu": 0.26},
     "learning rate falls": {"lr_schedule": "cosine"},
     "without averaging": {"averaging": 0.0},
+    "learning rate falls, without averaging": {"lr_schedule": "cosine", "averaging": 0.0},
     "n = 2": {"n": 2},
     "n = 8": {"n": 8},
     "uniform timesteps": {"timesteps": "uniform"},
