@@ -200,7 +200,7 @@ class Search(Protocol):
 
     @property
     def theta(self) -> torch.Tensor:
-        """The current token ``[num_vectors, dim]``."""
+        """What is learned so far, ``[num_vectors, dim]``."""
         ...
 
     def ask(self, mu_scale: float = 1.0) -> torch.Tensor:

@@ -181,7 +181,7 @@ def _how_to_search() -> dict[str, Any]:
             {
                 "default": "auto",
                 "tooltip": "zoadam: the paper's Adam. zosgd: plain descent. normalized-sgd: steps whose size does not "
-                "depend on the losses'. Each needs an lr of its own. auto: by preset.",
+                "depend on the losses'. zosgd needs an lr of its own. auto: by preset.",
             },
         ),
         "seed": seed_input("Of every random draw: the same seed learns the same token."),
@@ -283,9 +283,13 @@ def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list
 
 
 def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the inputs stand for: where an input is 0 or auto, the preset's for the model."""
+    """The settings that the inputs stand for: where an input is 0 or auto, the preset's for the model.
+
+    Raises:
+        ConfigError: an input needs another one.
+    """
     from ..zoodip_core.models import TINY, TINY_PATH
-    from ..zoodip_core.presets import preset_for
+    from ..zoodip_core.presets import check_given, preset_for
 
     sampler = inputs.pop("timestep_sampler", None) or {"timesteps": "uniform"}
     subspace = inputs.pop("subspace_gradient", None) or {"subspace_gradient": False}
@@ -303,6 +307,7 @@ def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     for name, left in left_out.items():
         if named.get(name) == left:
             del named[name]
+    check_given({**by_model, **named}, by_model, named)
     path = model.info.path
     return {
         **by_model,

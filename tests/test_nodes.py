@@ -342,10 +342,17 @@ def test_zero_means_a_third_of_the_papers_forwards_by_default(
     (puts,) = node(pack, "ZoodipPUTSSampler").settings("puts", t_lower, 900)
     config = settings_of(pack, family, timestep_sampler=puts)
     assert 0.25 < config.steps * (config.n + 1) / forwards <= 1 / 3
-    assert (config.directions, config.adapt_mu, config.lr_schedule) == ("vocabulary", True, "cosine")
+    assert (config.directions, config.adapt_mu, config.averaging) == ("vocabulary", True, 0.1)
     fast, careful = (settings_of(pack, family, preset=name).steps for name in ("fast", "careful"))
     assert (fast, careful) == (config.steps // 3, config.steps * 3)
     assert config.t_lower == t_lower
+
+
+def test_an_optimizer_of_other_units_wants_its_learning_rate(pack: Any, host: FakeHost) -> None:
+    with pytest.raises(ValueError, match="optimizer = zosgd: lr has another unit"):
+        settings_of(pack, "sd1", optimizer="zosgd")
+    assert settings_of(pack, "sd1", optimizer="zosgd", lr=0.5).lr == 0.5
+    assert settings_of(pack, "sd1", optimizer="zoadam").lr == 1  # of the same unit
 
 
 def test_numbers_of_the_users_stand(pack: Any, host: FakeHost) -> None:

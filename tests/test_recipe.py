@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -216,10 +217,13 @@ def test_a_mean_that_can_not_be_is_refused() -> None:
     for share in (-0.1, 1.1, math.nan):
         with pytest.raises(ConfigError, match="averaging"):
             ZerothOrderSearch(torch.zeros(1, DIM), averaging=share)
-    with pytest.raises(ConfigError, match="differ in their averaging"):
-        ZerothOrderSearch(torch.zeros(1, DIM)).load_state_dict(
-            ZerothOrderSearch(torch.zeros(1, DIM), averaging=0.1).state_dict()
-        )
+    plain, mean = (ZerothOrderSearch(torch.zeros(1, DIM), averaging=share) for share in (0.0, 0.1))
+    for search, state in ((plain, mean.state_dict()), (mean, plain.state_dict())):
+        with pytest.raises(ConfigError, match="differ in their averaging"):
+            search.load_state_dict(state)
+    for wrong in (torch.zeros(1, DIM + 1).double(), torch.full((1, DIM), math.nan).double(), torch.zeros(1, DIM)):
+        with pytest.raises(ConfigError, match="damaged"):
+            mean.load_state_dict({**mean.state_dict(), "mean": wrong})
 
 
 def test_a_shape_of_another_width_is_refused() -> None:
@@ -359,6 +363,15 @@ def test_a_run_keeps_what_it_measured(whole: TrainResult) -> None:
     assert (folder / "directions.safetensors").is_file()
     held = [json.loads(line).get("held") for line in (folder / "steps.jsonl").read_text().splitlines()]
     assert [step for step, value in enumerate(held) if value is not None] == [0, 3, 6, 9]
+
+
+def test_another_averaging_is_noticed(whole: TrainResult, tmp_path: Path) -> None:
+    """It leaves the path alone; the mean's checksum tells."""
+    shutil.copytree(whole.path.parent, tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace('"averaging": 0.1', '"averaging": 0.3'))
+    (tmp_path / "run" / "state.safetensors").unlink()
+    assert rewind(tmp_path / "run", 7, tmp_path / "seven.safetensors").differs == 2  # the first is its own mean
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 10])

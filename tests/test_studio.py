@@ -693,7 +693,7 @@ def test_a_form_is_checked_by_a_real_worker(tmp_path: Path) -> None:
     before = contents(tmp_path)
     found = desk.studio.check({**FORM, "n": 4, "pace": "fast"})
     assert (found["model"], found["images"], found["captions"], found["forwards"]) == ("tiny", 6, 6, 5)
-    assert (found["settings"]["steps"], found["settings"]["lr_schedule"]) == (300, "cosine")
+    assert (found["settings"]["steps"], found["settings"]["averaging"]) == (300, 0.1)
     assert 1e6 < found["memory_in_turn"] < found["memory"]
     assert contents(tmp_path) == before
 

@@ -588,7 +588,7 @@ def test_the_preset_is_the_models_and_the_paces(tmp_path: Path) -> None:
         )
         return Job.read(file).config()
 
-    assert (config().steps, config().directions, config().lr_schedule) == (900, "vocabulary", "cosine")
+    assert (config().steps, config().directions, config().averaging) == (900, "vocabulary", 0.1)
     assert config(pace="fast").steps == 300
     assert config(pace="careful").steps == 2700
     assert (config(pace="paper").steps, config(pace="paper").directions) == (4500, "normal")

@@ -339,7 +339,7 @@ def _now() -> str:
 
 
 def losses_of(run: Path) -> list[float]:
-    """The loss at theta of each logged step of a :class:`RunFolder`, as its loss curve shows them.
+    """The loss at the token of each logged step of a :class:`RunFolder`, as its loss curve shows them.
 
     None are given for a run that has not begun, or whose settings are damaged.
     """

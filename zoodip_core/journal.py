@@ -42,7 +42,7 @@ class Record:
         timestep: the timestep.
         losses: of each candidate, in the search's order.
         batch: candidates in one forward pass.
-        theta: checksum of the token after the step, :attr:`ZerothOrderSearch.checksum`.
+        theta: checksum after the step, :attr:`ZerothOrderSearch.checksum`.
         held: the token's loss before the step on draws that are the same each time, of steps that looked at it.
     """
 

@@ -150,7 +150,7 @@ class RunFolder:
         return journal.read(self.journal_path)
 
     def losses(self) -> list[float]:
-        """The loss at theta of each step that the journal tells of.
+        """The loss at the token of each step that the journal tells of.
 
         Raises:
             StorageError: it can not be read.

@@ -78,19 +78,23 @@ class ZerothOrderSearch:
         self.loss: float | None = None
         """The last step's loss at the token it was taken from."""
         self._theta0 = theta0.detach().to("cpu", torch.float64, copy=True)
-        # What the optimizer moves: the token itself, or w of theta0 + A w. The mean is of the same kind.
+        self._searched = self._theta0  # the token that candidates are made around
+        # What the optimizer moves: that token itself, or w of theta0 + A w. The mean is of the same kind.
         self._point = self._mean = torch.zeros_like(self._theta0) if spread else self._theta0
-        self._searched = self._theta = self._theta0  # the tokens of the two
 
     @property
     def theta(self) -> torch.Tensor:
         """What is learned so far, float32 ``[num_vectors, dim]``, a copy."""
-        return self._theta.float()
+        if not self.averaging:
+            return self._searched.float()
+        with _one_thread():
+            return self._token(self._mean).float()
 
     @property
     def checksum(self) -> str:
-        """Of the token that is searched from, in full precision: what a replay must come to as well."""
-        return f"{zlib.crc32(self._searched.numpy().tobytes()):08x}"
+        """Of the token that is searched from and the mean, in full precision: what a replay must come to as well."""
+        check = zlib.crc32(self._searched.numpy().tobytes())
+        return f"{zlib.crc32(self._mean.numpy().tobytes(), check) if self.averaging else check:08x}"
 
     def ask(self, mu_scale: float = 1.0) -> torch.Tensor:
         """The candidates to evaluate on one draw, float32 ``[K, num_vectors, dim]``.
@@ -149,7 +153,7 @@ class ZerothOrderSearch:
     def _go_back(self, guard: Guard) -> None:
         assert guard.point is not None
         self._point = self._mean = guard.point.clone()
-        self._searched = self._theta = self._token(self._point)
+        self._searched = self._token(self._point)
         self.optimizer.load_state_dict({"steps": torch.tensor(0)})  # its running means led astray
 
     def _move(self, losses: torch.Tensor, lr_scale: float, mu_scale: float) -> None:
@@ -166,7 +170,6 @@ class ZerothOrderSearch:
         # A share of the steps so far, not of the run: early on the mean must not lag, later it can be over many.
         weight = 1 / (1 + self.averaging * self.step)
         self._mean = point if weight == 1 else self._mean + weight * (point - self._mean)
-        self._theta = searched if weight == 1 else self._token(self._mean)
         if self.subspace:
             self.subspace.record(point)
 
@@ -194,7 +197,8 @@ class ZerothOrderSearch:
         """Continue from :meth:`state_dict`.
 
         Raises:
-            ConfigError: the state belongs to a search of another shape, seed or Subspace Gradient, or is damaged.
+            ConfigError: the state belongs to a search of another shape, seed, directions, averaging or Subspace
+                Gradient, or is damaged.
         """
         try:
             self._load(state)
@@ -227,13 +231,11 @@ class ZerothOrderSearch:
             if name in state and state[name].shape != self._theta0.shape:
                 raise ValueError(f"{name} is not of the token's shape")
         for name in ("subspace.buffer", "subspace.projection"):
-            if name in state and state[name].shape[1:] != (self._theta.numel(),):
+            if name in state and state[name].shape[1:] != (self._theta0.numel(),):
                 raise ValueError(f"{name} is not of the token's width")
         self._searched = state["theta"].clone()
         self._point = state["point"].clone() if self.spread else self._searched
         self._mean = state.get("mean", self._point).clone()
-        with _one_thread():
-            self._theta = self._token(self._mean) if self.averaging else self._searched
         self.optimizer.load_state_dict(_part(state, "optimizer."))
         self.guard = Guard(self.guard.patience)
         if "guard.point" in state:

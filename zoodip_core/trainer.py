@@ -35,7 +35,7 @@ class TrainResult:
         path: its file: the finished one, or the last snapshot of a stopped run.
         step: completed steps.
         finished: False if it was stopped before ``config.steps``, and had not settled either.
-        losses: the loss at theta of each step of this session.
+        losses: of each step of this session, at the token that it was taken from.
     """
 
     embedding: Embedding

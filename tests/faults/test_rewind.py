@@ -46,7 +46,9 @@ def test_each_steps_token_is_the_file_that_the_run_saved(run: Path, whole: Path,
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("estimator", "optimizer"), ESTIMATORS.items())
-@pytest.mark.parametrize("more", [{}, {"subspace_gradient": False, "lr_schedule": "constant"}, {"num_vectors": 3}])
+@pytest.mark.parametrize(
+    "more", [{}, {"subspace_gradient": False, "lr_schedule": "constant"}, {"num_vectors": 3, "averaging": 0.3}]
+)
 def test_every_kind_of_search_is_rebuilt(
     estimator: str, optimizer: str, more: dict[str, Any], model: QuantizedModel, tmp_path: Path
 ) -> None:
@@ -78,13 +80,16 @@ def train_wide(path: Path) -> Path:
 
     from zoodip_core.embedding import Embedding
     from zoodip_core.journal import Journal, Record
+    from zoodip_core.vocabulary import spread_of
 
-    config = config_of(steps=140, tau=128, lr_schedule="constant")
+    config = config_of(steps=140, tau=128, lr_schedule="constant", averaging=0.1, directions="vocabulary")
     folder = RunFolder.create(path, config)
     generator = torch.Generator().manual_seed(1)
     start, scale = torch.randn(1, 768, generator=generator), torch.rand(768, generator=generator)
     folder.save_snapshot(Embedding("<pip>", (start,), {"steps": "0"}), 0)
-    search = config.make_search(start)
+    spread = spread_of([torch.randn(2000, 768, generator=generator) * scale])
+    folder.save_spread(spread)
+    search = config.make_search(start, spread)
     with Journal(folder.journal_path, 0) as journal:
         for step in range(1, 141):
             losses = (search.ask().double().square() * scale).sum(dim=(1, 2))

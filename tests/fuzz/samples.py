@@ -293,7 +293,7 @@ RUN_CONFIG = {
     "steps": 9,
     "num_vectors": 2,
 }
-RUN_CONFIG |= {"subspace_gradient": True, "seed": 0, "token": "<pip>"}
+RUN_CONFIG |= {"subspace_gradient": True, "averaging": 0.1, "seed": 0, "token": "<pip>"}
 RECORDS = (
     {"step": 7, "image": 0, "caption": 0, "t": 600, "batch": 3, "losses": [0.1, 0.2, 1e-9], "theta": None},
     {"step": 1, "image": 0, "caption": 0, "t": 600, "losses": [0.1, 0.2, 0.3]},
@@ -301,7 +301,7 @@ RECORDS = (
 )
 STATE = Safetensors(
     {
-        **dict.fromkeys(("theta", "optimizer.mean", "optimizer.square"), ("F64", (2, 8))),
+        **dict.fromkeys(("theta", "mean", "optimizer.mean", "optimizer.square"), ("F64", (2, 8))),
         **dict.fromkeys(("step", "seed", "optimizer.steps", "subspace.turns", "subspace.kept"), ("I64", ())),
         **dict.fromkeys(("subspace.buffer", "subspace.projection"), ("F64", (1, 16))),
     },
