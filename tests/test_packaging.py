@@ -152,7 +152,8 @@ def test_an_example_is_sound(example: Path, pack: Any) -> None:
         out, into = nodes[source]["outputs"][output], nodes[target]["inputs"][slot]
         assert link in out["links"]
         assert into["link"] == link
-        assert out["type"] == into["type"] == kind
+        assert out["type"] == kind
+        assert into["type"] in (kind, "*")
     known = {*pack.NODE_CLASS_MAPPINGS, *make_workflows.STANDARD}
     assert {node["type"] for node in nodes.values()} <= known
     assert example.with_suffix(".jpg").is_file()

@@ -39,6 +39,7 @@ STANDARD: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str, Any]], lis
         ["LATENT"],
     ),
     "VAEDecode": ([("samples", "LATENT"), ("vae", "VAE")], [], ["IMAGE"]),
+    "PreviewAny": ([("source", "*")], [], []),
     "PreviewImage": ([("images", "IMAGE")], [], []),
     "SaveImage": ([("images", "IMAGE")], [("filename_prefix", "STRING", "ZOODiP")], []),
     "MarkdownNote": ([], [("text", "STRING", "")], []),
@@ -94,16 +95,17 @@ def workflow(name: str, columns: list[list[Node]], pack: Any) -> dict[str, Any]:
             inputs, outputs = signature(node.kind, pack)
             size = (width, _size(node, pack)[1])
             made.append(_node(node, ids[id(node)], (left, top), size, inputs, outputs))
-            for slot, (input_, type_, _, _) in enumerate(inputs):
+            for slot, (input_, *_) in enumerate(inputs):
                 if input_ in node.links:
                     source, output = node.links[input_]
+                    type_ = signature(source.kind, pack)[1][output][1]
                     links.append([len(links) + 1, ids[id(source)], output, ids[id(node)], slot, type_])
             top += size[1] + _GAP + 20
         left += width + _COLUMN
     for link, source, output, target, slot, type_ in links:
         made[target - 1]["inputs"][slot]["link"] = link
         made[source - 1]["outputs"][output]["links"].append(link)
-        if type_ == "STRING":  # a text that a node hands on
+        if type_ == "STRING" and made[target - 1]["inputs"][slot]["type"] != "*":  # a text that a node hands on
             made[target - 1]["inputs"][slot]["type"] = "STRING"
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"zoodip/{name}")),
@@ -304,6 +306,31 @@ def ablation() -> list[list[Node]]:
     return columns
 
 
+def evaluation() -> list[list[Node]]:
+    """Learn on the embedded model, and score the token as the paper does."""
+    model = Node("ZoodipLoadQuantizedSD")
+    images = Node("ZoodipLoadReferenceImages", {"folder": "bundled: boo"}, size=(300, 300))
+    _, sampler = search_parts()
+    training = trainer(model, images, None, sampler, **BOO)
+    scored = Node(
+        "ZoodipEvaluateEmbedding",
+        {},
+        {"model": (model, 0), "embedding": (training, 0), "images": (images, 0)},
+        size=(400, 980),
+    )
+    table = Node("PreviewAny", {}, {"source": (scored, 1)}, title="Table", size=(560, 400))
+    text = (
+        "### How good is a token?\n\n"
+        "Images of the same prompts and seeds, drawn with the plain word and with the token, are looked at by CLIP and "
+        "DINOv2: CLIP-T, CLIP-I, DINO and DINO_inter, as in the paper.\n\n"
+        "Both models have to be on this computer, for nothing is downloaded here; without them the node says which "
+        "commands fetch them.\n\n"
+        "For a token of yours: **Load Embedding** in place of the trainer, and your checkpoint in **Load Quantized "
+        "SD**. CLIP and DINOv2 know photographs; of the tiny model's monsters they tell less."
+    )
+    return [[note(text, 420), model, images], [sampler], [training], [scored], [table]]
+
+
 def examples() -> dict[str, list[list[Node]]]:
     """Every example workflow by its file's name."""
     return {
@@ -313,6 +340,7 @@ def examples() -> dict[str, list[list[Node]]]:
         ),
         "sdxl_int8": full_size("Stable Diffusion XL, int8 weights", "sd_xl_base_1.0.safetensors", 1024, 700, "4 GB"),
         "ablation_subspace_gradient_puts": ablation(),
+        "evaluate_a_token": evaluation(),
     }
 
 

@@ -26,6 +26,7 @@ from tests.e2e.comfyui import (
     to_api,
 )
 from tests.e2e.launch_comfyui import declare_torchvision
+from tests.judges import write_judges
 from zoodip_core.embedding import Embedding, load_embedding, save_embedding
 
 pytestmark = pytest.mark.e2e
@@ -95,6 +96,14 @@ def trained(comfy: ComfyUI, steps: int = 3, **settings: Any) -> Prompt:
         "puts": comfy.node("ZoodipPUTSSampler"),
         "train": comfy.node("ZoodipTrainToken", **{**links, **named, **settings}),
     }
+
+
+@pytest.fixture(scope="module")
+def judges(comfy: ComfyUI) -> dict[str, str]:
+    """What Evaluate Embedding is given for a CLIP and a DINOv2 of random weights in ComfyUI's models folder."""
+    declared = declare_torchvision()  # noqa: F841 - kept while transformers looks for it
+    write_judges(comfy.base / "models" / "judges")
+    return {"clip": "judges/clip", "dino": "judges/dino"}
 
 
 def drawn(comfy: ComfyUI, text: Any, clip: Any = ("checkpoint", 1), **more: dict[str, Any]) -> Image.Image:
@@ -486,8 +495,10 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize(
     "path", [pytest.param(path, id=path.stem) for path in EXAMPLES if not needs_a_checkpoint(path)]
 )
-def test_example_runs(comfy: ComfyUI, path: Path) -> None:
+def test_example_runs(comfy: ComfyUI, judges: dict[str, str], path: Path) -> None:
     prompt = example(comfy, path)
+    for inputs in of_kind(prompt, "ZoodipEvaluateEmbedding").values():
+        inputs |= {**judges, "seeds": 1, "steps": 2}
     for inputs in of_kind(prompt, "ZoodipTrainToken").values():
         inputs |= {"steps": 30, "preview_every": min(inputs["preview_every"], 20)}
     entry = comfy.run(prompt)
@@ -498,6 +509,10 @@ def test_example_runs(comfy: ComfyUI, path: Path) -> None:
         assert (chart["state"], chart["step"]) == ("finished", 30)
     for node, inputs in of_kind(prompt, "ZoodipGeneratePreview").items():
         assert len(comfy.images(entry, node)) == len(inputs["prompts"].splitlines())
+    for node in of_kind(prompt, "ZoodipEvaluateEmbedding"):
+        assert len(comfy.images(entry, node)) == 1
+        (table,) = entry["outputs"][node]["text"]
+        assert all(name in table for name in ("CLIP-T", "CLIP-I", "DINO", "before", "after"))
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in EXAMPLES if needs_a_checkpoint(path)])
