@@ -17,16 +17,16 @@ gain, in percent: 0 is the initializer's word, 100 the gradient's final token.
     ours        what the product does; ours@N is a run of N forwards
 
 The paper's settings for 768 dimensions are scaled to this model's 128: tau, and the learning rate to its larger
-embeddings; one rate serves all methods of the paper's kind. ``--tune`` shows what other rates give, on seeds that the
-table does not use, from which the tuned rows have theirs. The six subjects are the default: of a style, tokens
-draw other scores, which have no mean with theirs (``--concepts blueprint``).
+embeddings; one rate serves all methods of the paper's kind but the tuned ones. ``--tune`` shows what other rates give,
+on seeds that the table does not use, from which the tuned rows have theirs. The six subjects are the default: of a
+style, tokens draw other scores, which have no mean with theirs (``--concepts blueprint``).
 
     pip install -e .[bench]
     python benchmarks/fidelity.py --json FILE --figure FILE
     python benchmarks/fidelity.py --quick
 
 The JSON file is written after every method; the same command goes on with what is missing, and runs a method again
-whose settings have changed. Adding ``--ablation`` or ``--tune`` prints those tables in place of the first.
+whose settings have changed. ``--ablation`` and ``--tune`` make tables of their own, which want a FILE of their own.
 """
 
 from __future__ import annotations

@@ -165,8 +165,8 @@ def _how_to_search() -> dict[str, Any]:
         "mu": _number(
             "FLOAT",
             10.0,
-            f"How far each candidate is from the token; {_BY_PRESET}. Of vocabulary directions, 1 is as far as words "
-            "are from their mean.",
+            f"How far each candidate is from the current token; {_BY_PRESET}. Of vocabulary directions, 1 is as far as "
+            "words are from their mean.",
         ),
         "estimator": (
             list(ESTIMATORS),
@@ -204,7 +204,7 @@ def _while_it_runs() -> dict[str, Any]:
             {
                 "default": True,
                 "tooltip": "Go on with a stopped run of the same inputs, or to more steps with a finished one where "
-                "learning rate and mu stay, as with the preset paper. Off: start anew.",
+                "learning rate and mu stay and there are no checks, as with the preset paper. Off: start anew.",
             },
         ),
     }

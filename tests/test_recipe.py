@@ -554,6 +554,18 @@ def test_what_would_do_nothing_is_refused(preset: str, given: dict[str, Any], sa
         TrainConfig.with_preset(preset, {"images": ["x"], "token": "<x>", "initializer": "monster", **given})
 
 
+def test_what_would_do_nothing_to_a_settings_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(demo_config(concepts.load("pip")).to_json())
+    begin = ["train", "--config", str(file)]
+    for flags, says in ((["--tau", "64"], "tau = 64"), (["--optimizer", "zosgd"], "give lr as well")):
+        with pytest.raises(ConfigError, match=says):
+            cli._config(cli._parser().parse_args([*begin, *flags]))
+    flags = ["--optimizer", "zosgd", "--lr", "0.5", "--subspace-gradient", "--tau", "64"]
+    config = cli._config(cli._parser().parse_args([*begin, *flags]))
+    assert (config.optimizer, config.lr, config.tau) == ("zosgd", 0.5, 64)
+
+
 def test_what_fits_is_taken() -> None:
     given = {"images": ["x"], "token": "<x>", "initializer": "monster"}
     own = {"directions": "normal", "mu": 0.1, "lr": 0.01, "subspace_gradient": True, "tau": 9, "patience": 2}

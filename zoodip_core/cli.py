@@ -30,7 +30,7 @@ from .features import CLIP_ID, DINO_ID
 from .images import CROPS, find_images
 from .models import DTYPES, PREDICTION_TYPES, TINY, QuantizedModel, load_quantized
 from .paths import plain, printable
-from .presets import PACES, PRESETS, preset_of
+from .presets import PACES, PAPER, PRESETS, check_given, preset_of
 from .prompts import TEMPLATES, with_slots
 from .quantize import WEIGHTS
 from .runs import CHANGEABLE, free_folder
@@ -198,7 +198,14 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
         "model; or the paper's for another kind of model",
     )
     _option(group, "--steps", "steps", "N", "optimisation steps", type=int)
-    _option(group, "--lr", "lr", "RATE", "learning rate, in the units of --mu", type=float)
+    _option(
+        group,
+        "--lr",
+        "lr",
+        "RATE",
+        "learning rate, in the units of --mu; zosgd multiplies the gradient itself",
+        type=float,
+    )
     _option(group, "--lr-schedule", "lr_schedule", None, "over the run", choices=LR_SCHEDULES)
     mean = "the token is the mean over about this share of the steps, the last ones; 0: the last step's alone"
     _option(group, "--averaging", "averaging", "SHARE", mean, type=float)
@@ -224,7 +231,14 @@ def _search_options(parser: argparse.ArgumentParser) -> None:
     _option(group, "--timesteps", "timesteps", None, "how timesteps are drawn", choices=TIMESTEP_SAMPLERS)
     _option(group, "--t-lower", "t_lower", "T", "PUTS: T_L, the lowest timestep", type=int)
     _option(group, "--t-upper", "t_upper", "T", "PUTS: T_U, the timestep to stay below", type=int)
-    _option(group, "--optimizer", "optimizer", None, "how a gradient becomes a step", choices=tuple(OPTIMIZERS))
+    _option(
+        group,
+        "--optimizer",
+        "optimizer",
+        None,
+        "how a gradient becomes a step; zosgd needs --lr too",
+        choices=tuple(OPTIMIZERS),
+    )
     _option(group, "--checks", "checks", "N", "looks at the loss on fixed draws over the run, 0 for none", type=int)
     _option(group, "--patience", "patience", "N", "checks without progress after which it ends, 0 for never", type=int)
 
@@ -453,7 +467,9 @@ def _config(args: argparse.Namespace) -> TrainConfig:
             raise ConfigError(f"config file {args.config} can not be read: {why}") from error
         cache = {} if "cache" in settings else {"cache": _known_cache(base.get("cache"))}
         preset = preset_of({**base, **settings}, args.preset) if args.preset else _measured_anew(base, settings)
-        return TrainConfig.from_dict({**base, **preset, **cache, **settings})
+        config = TrainConfig.from_dict({**base, **preset, **cache, **settings})
+        check_given(config.to_dict(), {**PAPER, **base, **preset}, settings)
+        return config
     for flag, key in (("--images", "images"), ("--token", "token"), ("--init", "initializer")):
         if key not in settings:
             raise ConfigError(f"{flag} is missing; see {PROGRAM} train --help")

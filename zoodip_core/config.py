@@ -114,7 +114,7 @@ class TrainConfig:
         t_lower: T_L of PUTS.
         t_upper: T_U of PUTS.
         optimizer: zoadam, zosgd, normalized-sgd.
-        lr: learning rate, in the units of mu.
+        lr: learning rate, in the units of mu; of zosgd the factor of the gradient itself.
         lr_schedule: constant, or cosine (falls to 0 over the run).
         averaging: the share of the steps so far, about the last ones, whose mean is the token. 0: the last one alone.
         adapt_mu: whether mu is doubled until losses differ by more than rounding. A run's folder has the result.

@@ -85,13 +85,20 @@ ADVANCED: Mapping[str, tuple[Field, ...]] = {
             "pace.",
             -1,
         ),
-        Field("n", WHOLE, "Directions (n)", f"Tried in each step: n + 1 forward passes. {_BY_PACE}", 0),
+        Field("n", WHOLE, "Directions (n)", f"Tried in each step: n + 1 forward passes (spsa: 2n). {_BY_PACE}", 0),
         Field("mu", NUMBER, "Perturbation (mu)", f"How far a direction is tried out. {_BY_PACE}", 0),
         Field("mu_end", NUMBER, "Share of mu at the end", f"To which it falls; 1: it stays. {_BY_PACE}", 0),
         Field(
             "estimator", CHOICE, "Estimator", "How losses become a gradient; the paper's is rge.", "rge", [*ESTIMATORS]
         ),
-        Field("optimizer", CHOICE, "Optimizer", "The paper's is zoadam.", "auto", ["auto", *OPTIMIZERS]),
+        Field(
+            "optimizer",
+            CHOICE,
+            "Optimizer",
+            "The paper's is zoadam. zosgd needs a learning rate of its own.",
+            "auto",
+            ["auto", *OPTIMIZERS],
+        ),
         Field(
             "directions",
             CHOICE,
@@ -147,7 +154,8 @@ ADVANCED: Mapping[str, tuple[Field, ...]] = {
             "checks",
             WHOLE,
             "Checks",
-            "How often the loss on fixed draws is looked at: where it rises, the token goes back. -1: by the pace.",
+            "How often the loss on fixed draws is looked at: where half of the gain is lost, the token goes back. -1: "
+            "by the pace.",
             -1,
         ),
         Field(

@@ -15,7 +15,7 @@ NOTICEABLE = 0.01
 
 
 class Guard:
-    """Told the held-out loss now and then, together with the point it is of.
+    """Told the loss on draws that stay the same now and then, together with the point it is of.
 
     Args:
         patience: checks without progress after which the search has settled; 0 for never.

@@ -92,7 +92,8 @@ def resume_training(
 
     Args:
         path: the run's folder.
-        changes: settings that shall differ from now on, of :data:`runs.CHANGEABLE`; more ``steps``, say.
+        changes: settings that shall differ from now on, of :data:`runs.CHANGEABLE`; ``steps`` where
+            :attr:`TrainConfig.can_grow`.
         model: a loaded model, to share one.
         on_event: called with each :data:`Event`.
         commands: a front's wishes while it runs.
