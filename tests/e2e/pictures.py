@@ -74,7 +74,7 @@ def take(server: ComfyUI, page: Page, example: Path) -> None:
     if story and "ZoodipEvaluateEmbedding" not in kinds:  # which needs CLIP and DINOv2
         run(page)
         if example.stem == STORY:
-            page.wait_for_function(f"{STEP} > 800 && {TRAINER}.imgs?.length > 0", timeout=LEARNING_LIMIT)
+            page.wait_for_function(f"{STEP} > 400 && {TRAINER}.imgs?.length > 0", timeout=LEARNING_LIMIT)
             fit(page, ALL)
             picture(page).save(README, optimize=True)
             page.set_viewport_size({"width": 900, "height": 700})
