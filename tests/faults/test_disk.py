@@ -53,6 +53,7 @@ def test_a_disk_that_fails_at_any_operation_costs_one_step(
         run = tmp_path / f"{good}" / "run"
         run.parent.mkdir()
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(journal, "time", Clock())  # stands still: on a slow machine a step would be synced on its own
             disk = Disk(run.parent, patch, good, error)
             refusal, taken = refused(run, model)
         assert not list(run.parent.rglob("*.part"))
