@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -28,6 +29,7 @@ from zoodip_core import alone, form, views
 from zoodip_core.alone import Alone, check_address, password_for
 from zoodip_core.cli import main
 from zoodip_core.config import TrainConfig
+from zoodip_core.draft import Draft
 from zoodip_core.errors import ConfigError, ImagesError
 from zoodip_core.history import Run
 from zoodip_core.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
@@ -418,6 +420,32 @@ def test_transparent_pictures_lie_on_the_background(studio: Studio, tmp_path: Pa
 
 def own(studio: Studio) -> list[str]:
     return [each.name[5:] for each in studio.draft.pictures()]
+
+
+def test_a_choice_that_is_told_of_twice_is_one(page: Page, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser does so, and does not wait for the first answer. What was done to the pictures since stays."""
+    there, added, notices = threading.Event(), Draft.add_concept, []
+
+    def slow(draft: Draft, name: str) -> list[str]:
+        lines = added(draft, name)
+        there.set()
+        time.sleep(0.3)  # pictures without their subject
+        return lines
+
+    def choose() -> None:
+        notices.append(str(page._pictures._after(lambda: page._pictures._add_concept("boo"))[0]))
+
+    monkeypatch.setattr(Draft, "add_concept", slow)
+    first = threading.Thread(target=choose)
+    first.start()
+    assert there.wait(60)
+    choose()
+    first.join()
+    assert notices[0] == notices[1]
+    assert "6 pictures" in notices[0]
+    studio.draft.remove(studio.draft.pictures()[0].name)
+    choose()
+    assert len(own(studio)) == 5
 
 
 def test_own_pictures_take_the_place_of_a_bundled_subject(page: Page, studio: Studio) -> None:

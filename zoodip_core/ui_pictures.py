@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Pictures:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
+        self._changing = threading.Lock()  # a page may tell of one choice twice, and two pages may have a visitor each
 
     def build(self) -> None:
         """Add the components to the Blocks that are being made."""
@@ -146,7 +148,8 @@ class Pictures:
 
     def _after(self, work: Callable[[], str | tuple[str, str]]) -> list[Any]:
         """Notice and pictures, after a change of them."""
-        told = attempt(work)
+        with self._changing:
+            told = attempt(work)
         return [shown(told), *self.look()]
 
     # ------------------------------------------------------------ what is done
@@ -164,6 +167,8 @@ class Pictures:
 
     def _add_concept(self, name: str) -> tuple[str, str]:
         draft, concept = self._studio.draft, concepts.load(name)
+        if draft.pictures() and draft.values().get(_SUBJECT) == name:  # told of again
+            return self._added([])
         if draft.pictures() and not draft.values().get(_SUBJECT):
             raise ImagesError("your own pictures are here; remove them all first, then choose a bundled subject")
         draft.clear()
