@@ -87,7 +87,7 @@ def test_a_subject_is_learned_on_the_page(server: PageServer, browser: Any, tmp_
         visitor.write("sample_every", "40")
 
         visitor.press("check")
-        assert "6 pictures, 6 captions; 1,500 steps of 9 forward passes" in visitor.notice("good")
+        assert "6 pictures, 6 captions; 900 steps of 5 forward passes" in visitor.notice("good")
         visitor.start("<boo>")
         step, line, first = visitor.step, visitor.line, visitor.sample()
         visitor.until_step(step + 10)
