@@ -23,6 +23,7 @@ def write_judges(folder: Path) -> Path:
     return folder
 
 
+@torch.random.fork_rng(devices=[])  # random weights leave the global generator alone
 def write_clip(folder: Path) -> Path:
     """A CLIP with the vocabulary of the real one, which looks at 64 pixels a side."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
@@ -37,6 +38,7 @@ def write_clip(folder: Path) -> Path:
     return folder
 
 
+@torch.random.fork_rng(devices=[])
 def write_dino(folder: Path) -> Path:
     """A DINOv2 that was trained on 70 pixels a side and looks at 56."""
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model

@@ -194,12 +194,17 @@ PLACES = ("snow", "meadow", "night", "beach", "candy", "ocean")
 BOO = {"token": "<boo>", "initializer": "monster", "preview_prompt": "a {} in the snow"}
 
 
-def embedded() -> list[list[Node]]:
-    """Learn and generate on the embedded model."""
+def learn_boo(**values: Any) -> tuple[Node, Node, Node, Node]:
+    """Model, pictures, PUTS and trainer: a bundled subject on the embedded model."""
     model = Node("ZoodipLoadQuantizedSD")
     images = Node("ZoodipLoadReferenceImages", {"folder": "bundled: boo"}, size=(300, 300))
     _, sampler = search_parts()
-    training = trainer(model, images, None, sampler, **BOO, preview_every=100)
+    return model, images, sampler, trainer(model, images, None, sampler, **BOO, **values)
+
+
+def embedded() -> list[list[Node]]:
+    """Learn and generate on the embedded model."""
+    model, images, sampler, training = learn_boo(preview_every=100)
     before = Node(
         "ZoodipGeneratePreview",
         {"prompts": "\n".join(f"a monster in the {place}" for place in PLACES), "guidance": 5.0},
@@ -308,10 +313,7 @@ def ablation() -> list[list[Node]]:
 
 def evaluation() -> list[list[Node]]:
     """Learn on the embedded model, and score the token as the paper does."""
-    model = Node("ZoodipLoadQuantizedSD")
-    images = Node("ZoodipLoadReferenceImages", {"folder": "bundled: boo"}, size=(300, 300))
-    _, sampler = search_parts()
-    training = trainer(model, images, None, sampler, **BOO)
+    model, images, sampler, training = learn_boo()
     scored = Node(
         "ZoodipEvaluateEmbedding",
         {},
