@@ -34,7 +34,8 @@ from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # whoever runs this may be anywhere
 
-from zoodip_core import environment, files
+from zoodip_core.base import files
+from zoodip_core.jobs import environment
 
 DONE, FAILED, BUSY, STOPPED = 0, 1, 3, 130
 """Exit codes; 2 is argparse's, for wrong arguments."""

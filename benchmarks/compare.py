@@ -197,8 +197,8 @@ def count_flops(work: Callable[[], object]) -> int:
 def ours(job: Job) -> tuple[Callable[[], object], int]:
     """A step of our training and how many candidates it takes through the UNet."""
     from zoodip_core import TrainConfig
-    from zoodip_core.models import TINY
-    from zoodip_core.training import Training
+    from zoodip_core.model.load import TINY
+    from zoodip_core.train.prepared import Training
 
     settings: dict[str, Any] = {}
     if "batch" in {spec.name for spec in dataclasses.fields(TrainConfig)}:
@@ -382,7 +382,7 @@ def touch_libraries(device: torch.device) -> None:
     for library, names in (
         (diffusers, ("AutoencoderKL", "DDPMScheduler", "UNet2DConditionModel")),
         (transformers, ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer")),
-        (importlib.import_module("zoodip_core.trainer"), ("Training",)),
+        (importlib.import_module("zoodip_core.train.loop"), ("Training",)),
     ):
         for name in names:  # they are read at first use
             getattr(library, name)
@@ -513,7 +513,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    from zoodip_core.version import __version__
+    from zoodip_core.base.version import __version__
 
     known = {"python": platform.python_version(), "zoodip": __version__, "torch": torch.__version__}
     for name in ("diffusers", "transformers", "optimum-quanto", "accelerate"):
@@ -647,7 +647,7 @@ def main() -> None:
 
 def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace, temporary: Path) -> Job:
     """The job that the arms share: model and images in place, size, device and types decided."""
-    from zoodip_core.models import TINY, TINY_PATH
+    from zoodip_core.model.load import TINY, TINY_PATH
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     half = args.dtype if args.dtype in ("float16", "bfloat16") else "float16" if device != "cpu" else "bfloat16"

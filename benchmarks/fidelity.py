@@ -1,7 +1,7 @@
 """How well tokens are learned: our search, the paper's, and others' at equal forward passes, on the embedded model.
 
 Every method learns every bundled concept with every seed, from the same images, captions and noise. It is measured by
-the held-out loss at high t (``zoodip_core.heldout``) at marks counted in forward passes of one candidate, and by what
+the held-out loss at high t (``train/heldout.py``) at marks counted in forward passes of one candidate, and by what
 the final token draws (12 images of 20 DDIM steps). **Gain** is the share of gradient textual inversion's held-out
 gain, in percent: 0 is the initializer's word, 100 the gradient's final token.
 
@@ -54,31 +54,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gains import MARKS, Figures, derived, draw_figure, tables
 from benchmarks.stacked import BACKWARD, Lane, Stack, Subject, descend, heldout, run
-from zoodip_core import (
-    SubspaceGradient,
-    TrainConfig,
-    ZerothOrderSearch,
-    ZOAdam,
-    generate,
-    guard,
-    noise,
-    rng,
-    vocabulary,
-)
-from zoodip_core.config import ESTIMATORS, HELD_DRAWS
-from zoodip_core.demo import demo_config
-from zoodip_core.embedding import Embedding
-from zoodip_core.files import read_object, write_atomically
-from zoodip_core.models import QuantizedModel, load_quantized
-from zoodip_core.noise import LEAST_FORWARDS, adapted
-from zoodip_core.objective import DiffusionObjective, Draw
-from zoodip_core.presets import PRESETS, preset_for
-from zoodip_core.timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
+from zoodip_core import SubspaceGradient, TrainConfig, ZerothOrderSearch, ZOAdam, generate
+from zoodip_core.base import rng
+from zoodip_core.base.files import read_object, write_atomically
+from zoodip_core.cli.demo import demo_config
+from zoodip_core.model.embedding import Embedding
+from zoodip_core.model.load import QuantizedModel, load_quantized
+from zoodip_core.model.tokens import table_of
+from zoodip_core.search import guard
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge, to_tensor
 from zoodip_core.tiny.scores import JUDGE, score
-from zoodip_core.tokens import table_of
-from zoodip_core.vocabulary import vocabulary_spread
+from zoodip_core.train import rounding as noise
+from zoodip_core.train import vocabulary
+from zoodip_core.train.config import ESTIMATORS, HELD_DRAWS
+from zoodip_core.train.objective import DiffusionObjective, Draw
+from zoodip_core.train.presets import PRESETS, preset_for
+from zoodip_core.train.rounding import LEAST_FORWARDS, adapted
+from zoodip_core.train.timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
+from zoodip_core.train.vocabulary import vocabulary_spread
 
 BUDGET = 4_500
 FINE_STEP, FINE_END = 150, 3_000

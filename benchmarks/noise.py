@@ -18,8 +18,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from zoodip_core.attention import PiecewiseAttention
-from zoodip_core.models import QuantizedModel, load_quantized
+from zoodip_core.model.attention import PiecewiseAttention
+from zoodip_core.model.load import QuantizedModel, load_quantized
 
 DIRECTIONS = 6
 MUS = (1e-3, 1e-2, 3e-2)

@@ -31,8 +31,8 @@ from benchmarks.fidelity import DDIM_STEPS, TUNED_LR, Clock, Recipe, draw
 from benchmarks.gains import table
 from benchmarks.stacked import Lane, Stack, Subject, heldout, run
 from zoodip_core import ZerothOrderSearch
-from zoodip_core.files import write_atomically
-from zoodip_core.models import load_quantized
+from zoodip_core.base.files import write_atomically
+from zoodip_core.model.load import load_quantized
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge
 from zoodip_core.tiny.scores import JUDGE

@@ -20,11 +20,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from zoodip_core import rng
-from zoodip_core.config import TrainConfig
-from zoodip_core.journal import Journal, Record, read
-from zoodip_core.replay import restore
-from zoodip_core.search import ZerothOrderSearch
+from zoodip_core.base import rng
+from zoodip_core.search.zeroth_order import ZerothOrderSearch
+from zoodip_core.train.config import TrainConfig
+from zoodip_core.train.journal import Journal, Record, read
+from zoodip_core.train.replay import restore
 
 
 def live(search: ZerothOrderSearch, config: TrainConfig, path: Path) -> float:

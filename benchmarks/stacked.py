@@ -18,15 +18,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from zoodip_core.heldout import TIMESTEPS
-from zoodip_core.images import load_images
-from zoodip_core.latents import CachedPosteriors, encode_images
-from zoodip_core.models import Prompt, QuantizedModel
-from zoodip_core.objective import DiffusionObjective, Draw, fixed_draws
-from zoodip_core.prompts import captions_for
-from zoodip_core.timesteps import PUTS, TimestepSampler
+from zoodip_core.data.images import load_images
+from zoodip_core.data.prompts import captions_for
+from zoodip_core.model.latents import CachedPosteriors, encode_images
+from zoodip_core.model.load import Prompt, QuantizedModel
+from zoodip_core.model.tokens import EncodedPrompt, initial_vectors, table_of
 from zoodip_core.tiny.concepts import Concept
-from zoodip_core.tokens import EncodedPrompt, initial_vectors, table_of
+from zoodip_core.train.heldout import TIMESTEPS
+from zoodip_core.train.objective import DiffusionObjective, Draw, fixed_draws
+from zoodip_core.train.timesteps import PUTS, TimestepSampler
 
 ROWS = 128
 """Candidates in one forward; more gain nothing on a CPU."""
@@ -175,12 +175,12 @@ def _together(requests: Sequence[Request], rows: int) -> Iterable[list[Request]]
 
 
 def heldout_draws(subject: Subject, repeats: int = 2, seed: int = 2025) -> list[Draw]:
-    """The fixed draws of :func:`zoodip_core.heldout.heldout_losses`."""
+    """The fixed draws of :func:`zoodip_core.train.heldout.heldout_losses`."""
     return fixed_draws(seed, len(subject.heldout.posteriors), TIMESTEPS, repeats)
 
 
 def heldout(evaluate: Evaluate, tokens: Sequence[tuple[Subject, torch.Tensor]]) -> list[float]:
-    """The held-out loss of each token ``[num_vectors, dim]``, as ``zoodip_core.heldout`` defines it.
+    """The held-out loss of each token ``[num_vectors, dim]``, as ``zoodip_core.train.heldout`` defines it.
 
     All tokens of a subject see the same images, timesteps and noise (common random numbers).
     """

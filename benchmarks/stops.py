@@ -42,12 +42,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import node_pack  # noqa: E402
 
-from zoodip_core.alone import Alone  # noqa: E402
-from zoodip_core.config import TrainConfig  # noqa: E402
-from zoodip_core.environment import Trainer  # noqa: E402
-from zoodip_core.jobs import Jobs  # noqa: E402
-from zoodip_core.runs import JOURNAL  # noqa: E402
+from zoodip_core.jobs.environment import Trainer  # noqa: E402
+from zoodip_core.jobs.queue import Jobs  # noqa: E402
+from zoodip_core.page.standalone import Alone  # noqa: E402
 from zoodip_core.tiny import concepts  # noqa: E402
+from zoodip_core.train.config import TrainConfig  # noqa: E402
+from zoodip_core.train.run_folder import JOURNAL  # noqa: E402
 
 CANDIDATES = 3
 TIMED = 3
@@ -174,7 +174,13 @@ class Node:
     def _train(self, size: int) -> None:
         host, nodes, pictures, models, images = (
             importlib.import_module(f"{node_pack.NAME}.{name}")
-            for name in ("nodes.host", "nodes.train", "nodes.pictures", "zoodip_core.models", "zoodip_core.images")
+            for name in (
+                "nodes.host",
+                "nodes.train",
+                "nodes.pictures",
+                "zoodip_core.model.load",
+                "zoodip_core.data.images",
+            )
         )
         asked = settings(size)
         inputs = nodes.ZOTrainToken.INPUT_TYPES()["required"]

@@ -35,7 +35,8 @@ from pathlib import Path
 
 import torch
 
-from zoodip_core import RGE, ZOSGD, SubspaceGradient, ZerothOrderSearch, ZOAdam, rng
+from zoodip_core import RGE, ZOSGD, SubspaceGradient, ZerothOrderSearch, ZOAdam
+from zoodip_core.base import rng
 
 DIM, EFFECTIVE = 768, 20
 

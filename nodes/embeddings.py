@@ -10,7 +10,7 @@ from .host import host
 from .tokenizer import replaced, text_widths, with_token
 
 if TYPE_CHECKING:
-    from ..zoodip_core.embedding import Embedding
+    from ..zoodip_core.model.embedding import Embedding
 
 _saved: dict[str, tuple[Path, bytes]] = {}
 """What each Save Embedding node has written: its file and the file's content."""
@@ -51,8 +51,8 @@ class ApplyEmbedding:
         }
 
     def apply(self, clip: Any, embedding: Embedding, strength: float) -> tuple[Any, str]:
-        from ..zoodip_core.embedding import check_fits
-        from ..zoodip_core.errors import EmbeddingFileError
+        from ..zoodip_core.base.errors import EmbeddingFileError
+        from ..zoodip_core.model.embedding import check_fits
 
         if clip is None:
             raise EmbeddingFileError("clip: the checkpoint has no text encoder; load one, and connect its CLIP")
@@ -128,8 +128,8 @@ class SaveEmbedding:
     def save(
         self, embedding: Embedding, filename: str, overwrite: bool, prompt: str, unique_id: str = ""
     ) -> dict[str, Any]:
-        from ..zoodip_core.embedding import save_embedding, serialize
-        from ..zoodip_core.prompts import SLOT, token_pattern
+        from ..zoodip_core.data.prompts import SLOT, token_pattern
+        from ..zoodip_core.model.embedding import save_embedding, serialize
 
         path, content = _target(filename, embedding.token), serialize(embedding)
         if not overwrite:
@@ -171,19 +171,19 @@ class LoadEmbedding:
 
     @classmethod
     def IS_CHANGED(cls, file: str) -> str:  # noqa: N802
-        from ..zoodip_core.files import sha256_of
+        from ..zoodip_core.base.files import sha256_of
 
         return sha256_of(_known(file))
 
     def load(self, file: str) -> tuple[Embedding, str]:
-        from ..zoodip_core.embedding import describe, load_embedding
+        from ..zoodip_core.model.embedding import describe, load_embedding
 
         embedding = load_embedding(_known(file))
         return embedding, "\n".join(f"{label}: {text}" for label, text in describe(embedding))
 
 
 def _known(file: str) -> Path:
-    from ..zoodip_core.errors import EmbeddingFileError
+    from ..zoodip_core.base.errors import EmbeddingFileError
 
     known = host().embeddings()
     if file not in known:
@@ -200,9 +200,9 @@ def _target(filename: str, token: str) -> Path:
         EmbeddingFileError: it would lie elsewhere.
         TokenError: it is no name of a file.
     """
-    from ..zoodip_core.errors import EmbeddingFileError, PathError, TokenError
-    from ..zoodip_core.paths import inside
-    from ..zoodip_core.tokens import check_name, file_stem
+    from ..zoodip_core.base.errors import EmbeddingFileError, PathError, TokenError
+    from ..zoodip_core.base.paths import inside
+    from ..zoodip_core.model.tokens import check_name, file_stem
 
     given = filename.strip().removesuffix(".safetensors").replace("\\", "/") or token
     parts = [file_stem(part) for part in given.split("/")]

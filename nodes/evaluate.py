@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from ..zoodip_core.embedding import Embedding
-    from ..zoodip_core.evaluation import Evaluation, Judges, Plan
-    from ..zoodip_core.models import QuantizedModel
+    from ..zoodip_core.evaluate.evaluation import Evaluation, Judges, Plan
+    from ..zoodip_core.model.embedding import Embedding
+    from ..zoodip_core.model.load import QuantizedModel
 
 FOLDER = "zoodip/evaluations"
 """In ComfyUI's output folder: a folder for each evaluation."""
@@ -73,7 +73,7 @@ class EvaluateEmbedding:
 
 
 def _what() -> dict[str, Any]:
-    from ..zoodip_core.benchmark_prompts import PROMPT_SETS
+    from ..zoodip_core.evaluate.prompt_sets import PROMPT_SETS
 
     return {
         "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD, of the family that the token was learned on."}),
@@ -99,8 +99,8 @@ def _what() -> dict[str, Any]:
 
 
 def _how() -> dict[str, Any]:
-    from ..zoodip_core.benchmark_prompts import MAX_SEEDS
-    from ..zoodip_core.features import CLIP_ID, DINO_ID
+    from ..zoodip_core.evaluate.encoders import CLIP_ID, DINO_ID
+    from ..zoodip_core.evaluate.prompt_sets import MAX_SEEDS
 
     place = "its folder in ComfyUI's models folder; as it stands, the paper's in Hugging Face's cache."
     return {
@@ -141,9 +141,9 @@ def _one(value: Any) -> Any:
 
 
 def _plan(model: QuantizedModel, embedding: Embedding, given: dict[str, Any]) -> Plan:
-    from ..zoodip_core.benchmark_prompts import PROMPT_SETS, checked_prompts, default_set
-    from ..zoodip_core.errors import ConfigError
-    from ..zoodip_core.evaluation import Plan, class_word_of
+    from ..zoodip_core.base.errors import ConfigError
+    from ..zoodip_core.evaluate.evaluation import Plan, class_word_of
+    from ..zoodip_core.evaluate.prompt_sets import PROMPT_SETS, checked_prompts, default_set
 
     own = str(given.get("prompts") or "")
     name = default_set(model.info.family) if given["prompt_set"] == _AUTO else given["prompt_set"]
@@ -167,17 +167,17 @@ def _judges(clip: str, dino: str) -> Judges:
         ModelError: a folder holds another kind of model.
         PathError: a name leads out of ComfyUI's models folder.
     """
-    from ..zoodip_core.evaluation import find_judges
-    from ..zoodip_core.features import CLIP_ID, DINO_ID
+    from ..zoodip_core.evaluate.encoders import CLIP_ID, DINO_ID
+    from ..zoodip_core.evaluate.evaluation import find_judges
 
     return find_judges(_place(clip, CLIP_ID, "clip"), _place(dino, DINO_ID, "dino"))
 
 
 def _place(name: str, usual: str, called: str) -> Path | None:
     """A folder in ComfyUI's models folder, None for the usual model, which is looked up in Hugging Face's cache."""
-    from ..zoodip_core.errors import PathError
-    from ..zoodip_core.features import MissingModelError
-    from ..zoodip_core.paths import inside
+    from ..zoodip_core.base.errors import PathError
+    from ..zoodip_core.base.paths import inside
+    from ..zoodip_core.evaluate.encoders import MissingModelError
 
     if name.strip() in ("", usual):
         return None
@@ -197,7 +197,7 @@ def _evaluate(
     model: QuantizedModel, embedding: Embedding, pictures: list[Image], plan: Plan, judges: Judges
 ) -> tuple[Evaluation, Path]:
     """The scores, and the folder that keeps the images; the models leave the device afterwards."""
-    from ..zoodip_core.evaluation import evaluate, folder_for, key_of
+    from ..zoodip_core.evaluate.evaluation import evaluate, folder_for, key_of
 
     folder = folder_for(host().output_folder() / FOLDER, embedding, key_of(model, embedding, plan))
     bar = host().bar()
@@ -209,7 +209,7 @@ def _evaluate(
 def _shown(found: Evaluation, pictures: list[Image], folder: Path) -> dict[str, Any]:
     from PIL import Image
 
-    from ..zoodip_core.evaluation_report import as_text, write_report
+    from ..zoodip_core.evaluate.report import as_text, write_report
 
     with Image.open(write_report(found, pictures, folder), formats=("PNG",)) as file:
         sheet = file.convert("RGB")

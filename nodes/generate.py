@@ -8,8 +8,8 @@ from .host import host, on_the_device
 from .pictures import thumbnails, to_image
 
 if TYPE_CHECKING:
-    from ..zoodip_core.embedding import Embedding
-    from ..zoodip_core.models import QuantizedModel
+    from ..zoodip_core.model.embedding import Embedding
+    from ..zoodip_core.model.load import QuantizedModel
 
 _SEED_LIMIT = 2**53 - 1
 """The largest whole number that JavaScript keeps exactly."""
@@ -109,9 +109,9 @@ def draw(
     Raises:
         ConfigError: no prompt, or a token's place without a token.
     """
-    from ..zoodip_core.errors import ConfigError
-    from ..zoodip_core.generation import generate
-    from ..zoodip_core.prompts import SLOT
+    from ..zoodip_core.base.errors import ConfigError
+    from ..zoodip_core.data.prompts import SLOT
+    from ..zoodip_core.model.generation import generate
 
     if not texts:
         raise ConfigError("prompts: write at least one, a line each")

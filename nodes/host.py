@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..zoodip_core.models import QuantizedModel
+    from ..zoodip_core.model.load import QuantizedModel
 
 NEEDED = (
     "torch",
@@ -183,7 +183,7 @@ class _ComfyBar:
     def update(self, done: int, total: int, picture: Image | None = None) -> None:
         import comfy.model_management
 
-        from ..zoodip_core.stopping import Stopped
+        from ..zoodip_core.base.stopping import Stopped
 
         try:
             self._bar.update_absolute(done, total, ("JPEG", picture, _PREVIEW_SIDE) if picture else None)
@@ -213,7 +213,7 @@ def hosted_by(other: Host) -> Iterator[None]:
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
     """Within it a stop that the user asks for takes effect before the next forward pass or layer."""
-    from ..zoodip_core.stopping import Stopped, stopped_by
+    from ..zoodip_core.base.stopping import Stopped, stopped_by
 
     try:
         with stopped_by(host().interrupted):

@@ -11,7 +11,7 @@ from .host import Bar, Host
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..zoodip_core.events import Event
+    from ..zoodip_core.base.events import Event
 
 EVENT = "zoodip.step"
 POINTS = 240
@@ -30,7 +30,7 @@ class Curve:
     """
 
     def __init__(self) -> None:
-        from ..zoodip_core.trainer import RunningMean
+        from ..zoodip_core.train.loop import RunningMean
 
         self.stride = 1
         self._raw: list[float] = []
@@ -84,7 +84,7 @@ class Live:
         self._tell()
 
     def __call__(self, event: Event) -> None:
-        from ..zoodip_core.events import Message, Progress, Sampled, Started
+        from ..zoodip_core.base.events import Message, Progress, Sampled, Started
 
         if isinstance(event, Message):
             if event.warning:
@@ -105,7 +105,7 @@ class Live:
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        from ..zoodip_core.stopping import Stopped
+        from ..zoodip_core.base.stopping import Stopped
 
         if isinstance(error, Stopped):
             kept = f"stopped; {self._data['step']} steps are kept" if self._data.get("step") else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .host import check_packages, host, stoppable
 
 if TYPE_CHECKING:
-    from ..zoodip_core.models import QuantizedModel
+    from ..zoodip_core.model.load import QuantizedModel
 
 TINY_CHOICE = "tiny (embedded)"
 
@@ -31,8 +31,8 @@ class LoadQuantizedSD:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        from ..zoodip_core.models import DTYPES, PREDICTION_TYPES
-        from ..zoodip_core.quantize import WEIGHTS
+        from ..zoodip_core.model.load import DTYPES, PREDICTION_TYPES
+        from ..zoodip_core.model.quantize import WEIGHTS
 
         return {
             "required": {
@@ -79,7 +79,7 @@ class LoadQuantizedSD:
 
     @classmethod
     def IS_CHANGED(cls, checkpoint: str, **_settings: Any) -> str:  # noqa: N802
-        from ..zoodip_core.model_cache import file_stamps
+        from ..zoodip_core.model.copies import file_stamps
 
         path = _path(checkpoint)
         return f"{path} {file_stamps(path)}"
@@ -93,7 +93,7 @@ class LoadQuantizedSD:
         keep_copy: bool = False,
     ) -> tuple[QuantizedModel, str]:
         check_packages()
-        from ..zoodip_core.models import TINY, load_quantized
+        from ..zoodip_core.model.load import TINY, load_quantized
 
         with stoppable():  # a copy takes as long to make as the model to load
             model = load_quantized(
@@ -108,8 +108,8 @@ class LoadQuantizedSD:
 
 
 def _path(checkpoint: str) -> Path:
-    from ..zoodip_core.errors import ModelError
-    from ..zoodip_core.models import TINY_PATH
+    from ..zoodip_core.base.errors import ModelError
+    from ..zoodip_core.model.load import TINY_PATH
 
     if checkpoint == TINY_CHOICE:
         return TINY_PATH
@@ -123,7 +123,7 @@ def _path(checkpoint: str) -> Path:
 
 
 def _report(model: QuantizedModel) -> str:
-    from ..zoodip_core.memory import free_memory, megabytes, predict_memory
+    from ..zoodip_core.model.memory import free_memory, megabytes, predict_memory
 
     info = model.info
     use = predict_memory(model.blueprint, model.weights, model.dtype, model.device, info.resolution, 1)

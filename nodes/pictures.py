@@ -48,7 +48,7 @@ def to_pictures(images: Sequence[Any], name: str) -> list[Image.Image]:
     import torch
     from PIL import Image
 
-    from ..zoodip_core.errors import ImagesError
+    from ..zoodip_core.base.errors import ImagesError
 
     pictures = []
     for batch in images:
@@ -127,7 +127,7 @@ class LoadReferenceImages:
 
     @classmethod
     def IS_CHANGED(cls, folder: str) -> str:  # noqa: N802
-        from ..zoodip_core.files import sha256_of
+        from ..zoodip_core.base.files import sha256_of
 
         digest, files = hashlib.sha256(), _files(folder)
         for file in (_listing(folder, files), *(each for path in files for each in (path, path.with_suffix(".txt")))):
@@ -136,8 +136,8 @@ class LoadReferenceImages:
         return digest.hexdigest()
 
     def load(self, folder: str) -> dict[str, Any]:
-        from ..zoodip_core.errors import ImagesError
-        from ..zoodip_core.images import open_picture
+        from ..zoodip_core.base.errors import ImagesError
+        from ..zoodip_core.data.images import open_picture
 
         files = _files(folder)
         pictures: list[Image.Image] = []
@@ -170,7 +170,7 @@ def _bundled() -> list[str]:
 
 def _folders() -> list[str]:
     """The folders with pictures in the input folder, then the single pictures."""
-    from ..zoodip_core.images import SUFFIXES
+    from ..zoodip_core.data.images import SUFFIXES
 
     root, folders, single = host().input_folder(), [], []
     for folder, _, names in os.walk(root):
@@ -188,9 +188,9 @@ def _files(folder: str) -> list[Path]:
     Raises:
         ImagesError: it is outside of the input folder, or holds none.
     """
-    from ..zoodip_core.errors import ImagesError
-    from ..zoodip_core.images import MAX_PICTURES, find_images
-    from ..zoodip_core.paths import contains
+    from ..zoodip_core.base.errors import ImagesError
+    from ..zoodip_core.base.paths import contains
+    from ..zoodip_core.data.images import MAX_PICTURES, find_images
     from ..zoodip_core.tiny import concepts
 
     if folder.startswith(BUNDLED):
@@ -220,8 +220,8 @@ def _chosen(folder: str) -> Path:
     Raises:
         ImagesError: it would lie elsewhere.
     """
-    from ..zoodip_core.errors import ImagesError, PathError
-    from ..zoodip_core.paths import inside
+    from ..zoodip_core.base.errors import ImagesError, PathError
+    from ..zoodip_core.base.paths import inside
 
     try:
         return inside(host().input_folder(), folder.removesuffix(" [input]"), "ComfyUI's input folder")
@@ -245,7 +245,7 @@ def _listing(folder: str, files: Sequence[Path]) -> Path:
 
 def _captions(folder: str, files: Sequence[Path]) -> list[str]:
     """A text for each file, empty if it has none. Several captions of one picture are lines."""
-    from ..zoodip_core.prompts import read_listed, read_text
+    from ..zoodip_core.data.prompts import read_listed, read_text
 
     listing = _listing(folder, files)
     names = None if _is_single(folder) else [file.name for file in files]
@@ -264,9 +264,9 @@ def write_references(pictures: Sequence[Image.Image], captions: Sequence[str], f
     Returns:
         The settings ``images`` and ``captions`` of :class:`TrainConfig` that stand for them.
     """
-    from ..zoodip_core.files import write_atomically
-    from ..zoodip_core.pictures import save_png
-    from ..zoodip_core.stopping import check_stop
+    from ..zoodip_core.base.files import write_atomically
+    from ..zoodip_core.base.stopping import check_stop
+    from ..zoodip_core.data.sheets import save_png
 
     images = folder / "images"
     listed = {}

@@ -64,7 +64,7 @@ class PUTSSampler:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        from ..zoodip_core.config import TIMESTEP_SAMPLERS
+        from ..zoodip_core.train.config import TIMESTEP_SAMPLERS
 
         return {
             "required": {
@@ -93,7 +93,7 @@ class PUTSSampler:
         }
 
     def settings(self, timesteps: str, T_L: int, T_U: int) -> tuple[dict[str, Any]]:  # noqa: N803
-        from ..zoodip_core.errors import ConfigError
+        from ..zoodip_core.base.errors import ConfigError
 
         if timesteps == "puts" and T_L >= T_U:
             raise ConfigError(f"T_L = {T_L} must be below T_U = {T_U}")

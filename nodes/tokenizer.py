@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..zoodip_core.embedding import Embedding
+    from ..zoodip_core.model.embedding import Embedding
 
 
 def text_widths(clip: Any) -> tuple[int, ...]:
@@ -24,7 +24,7 @@ def with_token(clip: Any, embedding: Embedding, strength: float, folder: Path) -
     content, so nothing that ComfyUI remembers of another token can be taken for it. In a prompt the token's own
     name works as well.
     """
-    from ..zoodip_core.embedding import serialize
+    from ..zoodip_core.model.embedding import serialize
 
     content = serialize(embedding)
     name = f"zoodip_{hashlib.sha256(content).hexdigest()[:16]}"
@@ -35,7 +35,7 @@ def with_token(clip: Any, embedding: Embedding, strength: float, folder: Path) -
 
 
 def _with_token(tokenizer: Any, token: str, text: str, file: Path, content: bytes) -> Any:
-    from ..zoodip_core.files import write_atomically
+    from ..zoodip_core.base.files import write_atomically
 
     class WithToken(type(tokenizer)):  # type: ignore[misc]
         def tokenize_with_weights(self, prompt: str, *args: Any, **options: Any) -> Any:
@@ -56,7 +56,7 @@ def _with_token(tokenizer: Any, token: str, text: str, file: Path, content: byte
 
 def in_prompt(prompt: str, token: str, text: str) -> str:
     """The prompt with the token's name replaced."""
-    from ..zoodip_core.prompts import token_pattern
+    from ..zoodip_core.data.prompts import token_pattern
 
     return replaced(prompt, token_pattern(token), text)
 

@@ -18,9 +18,9 @@ from .pictures import thumbnails, to_image, to_pictures, write_references
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..zoodip_core.config import TrainConfig
-    from ..zoodip_core.models import QuantizedModel
-    from ..zoodip_core.trainer import TrainResult
+    from ..zoodip_core.model.load import QuantizedModel
+    from ..zoodip_core.train.config import TrainConfig
+    from ..zoodip_core.train.loop import TrainResult
 
 FOLDER = "zoodip"
 """In ComfyUI's output folder: a folder for each run."""
@@ -59,8 +59,8 @@ class ZOTrainToken:
     @classmethod
     def VALIDATE_INPUTS(cls, token: Any) -> bool | str:  # noqa: N802
         # One input alone: ComfyUI would show the same message at each of several.
-        from ..zoodip_core.errors import TokenError
-        from ..zoodip_core.tokens import check_name
+        from ..zoodip_core.base.errors import TokenError
+        from ..zoodip_core.model.tokens import check_name
 
         name = _one(token)
         try:
@@ -72,7 +72,7 @@ class ZOTrainToken:
 
     def train(self, **inputs: Any) -> dict[str, Any]:
         check_packages()
-        from ..zoodip_core.stopping import Stopped
+        from ..zoodip_core.base.stopping import Stopped
 
         model: QuantizedModel = _one(inputs.pop("model"))
         pictures = to_pictures(inputs.pop("images"), "images")
@@ -100,8 +100,8 @@ class ZOTrainToken:
 
 
 def _what_to_learn() -> dict[str, Any]:
-    from ..zoodip_core.prompts import TEMPLATES
-    from ..zoodip_core.tokens import INITIALIZER_MODES
+    from ..zoodip_core.data.prompts import TEMPLATES
+    from ..zoodip_core.model.tokens import INITIALIZER_MODES
 
     return {
         "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD."}),
@@ -142,7 +142,7 @@ def _what_to_learn() -> dict[str, Any]:
 
 
 def _how_to_search() -> dict[str, Any]:
-    from ..zoodip_core.config import ESTIMATORS, LR_SCHEDULES, OPTIMIZERS
+    from ..zoodip_core.train.config import ESTIMATORS, LR_SCHEDULES, OPTIMIZERS
 
     return {
         "steps": _number(
@@ -217,7 +217,7 @@ def _number(kind: str, largest: float, tooltip: str) -> tuple[str, dict[str, Any
 
 
 def _optional() -> dict[str, Any]:
-    from ..zoodip_core.presets import PACES
+    from ..zoodip_core.train.presets import PACES
 
     return {
         "captions": (
@@ -256,16 +256,16 @@ def _one(value: Any) -> Any:
 
 
 def _check_prompt(prompt: str, token: str) -> None:
-    from ..zoodip_core.errors import ConfigError
-    from ..zoodip_core.prompts import SLOT, with_slots
+    from ..zoodip_core.base.errors import ConfigError
+    from ..zoodip_core.data.prompts import SLOT, with_slots
 
     if SLOT not in with_slots(prompt, token):
         raise ConfigError(f"preview_prompt: {prompt!r} has no place for the token; write {{}} where it should stand")
 
 
 def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list[str]:
-    from ..zoodip_core.errors import CaptionError
-    from ..zoodip_core.prompts import SLOT, with_slots
+    from ..zoodip_core.base.errors import CaptionError
+    from ..zoodip_core.data.prompts import SLOT, with_slots
 
     texts = list(captions or [""])
     if len(texts) == 1:
@@ -288,8 +288,8 @@ def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: an input needs another one.
     """
-    from ..zoodip_core.models import TINY, TINY_PATH
-    from ..zoodip_core.presets import check_given, preset_for
+    from ..zoodip_core.model.load import TINY, TINY_PATH
+    from ..zoodip_core.train.presets import check_given, preset_for
 
     sampler = inputs.pop("timestep_sampler", None) or {"timesteps": "uniform"}
     subspace = inputs.pop("subspace_gradient", None) or {"subspace_gradient": False}
@@ -322,7 +322,7 @@ def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _checked(settings: dict[str, Any]) -> TrainConfig:
     """The settings, without their images yet."""
-    from ..zoodip_core.config import TrainConfig
+    from ..zoodip_core.train.config import TrainConfig
 
     return TrainConfig.from_dict({**settings, "images": ["images"]})
 
@@ -332,7 +332,7 @@ def _checked(settings: dict[str, Any]) -> TrainConfig:
 
 def _key(config: TrainConfig, model: QuantizedModel, pictures: Sequence[Image], captions: Sequence[str]) -> str:
     """What a run can go on with: all that decides its steps, but not how many there are."""
-    from ..zoodip_core.runs import CHANGEABLE
+    from ..zoodip_core.train.run_folder import CHANGEABLE
 
     free = {*CHANGEABLE, "device", "batch"}
     if not config.can_grow:
@@ -348,7 +348,7 @@ def _key(config: TrainConfig, model: QuantizedModel, pictures: Sequence[Image], 
 
 def _folder(parent: Path, config: TrainConfig, key: str, resume: bool) -> Path:
     """The folder of the run to go on with, of several the furthest, or a new one."""
-    from ..zoodip_core.tokens import file_stem
+    from ..zoodip_core.model.tokens import file_stem
 
     name = f"{file_stem(config.token)}-{key}"
 
@@ -363,8 +363,8 @@ def _folder(parent: Path, config: TrainConfig, key: str, resume: bool) -> Path:
 
 def _steps_taken(run: Path, steps: int) -> int:
     """How far a run has come that can go on to so many steps, -1 if it can not."""
-    from ..zoodip_core.errors import ZoodipError
-    from ..zoodip_core.runs import RunFolder
+    from ..zoodip_core.base.errors import ZoodipError
+    from ..zoodip_core.train.run_folder import RunFolder
 
     try:
         return RunFolder.open(run, {"steps": steps}).step()
@@ -380,10 +380,10 @@ def _train(
     folder: Path,
     live: Live,
 ) -> TrainResult:
-    from ..zoodip_core.config import TrainConfig
-    from ..zoodip_core.events import Commands
-    from ..zoodip_core.runs import CHANGEABLE
-    from ..zoodip_core.trainer import resume_training, train_token
+    from ..zoodip_core.base.events import Commands
+    from ..zoodip_core.train.config import TrainConfig
+    from ..zoodip_core.train.loop import resume_training, train_token
+    from ..zoodip_core.train.run_folder import CHANGEABLE
 
     run, commands = folder / "run", Commands(host().interrupted)
     try:
@@ -399,7 +399,7 @@ def _train(
 
 
 def _previews(config: TrainConfig, model: QuantizedModel, trained: TrainResult) -> list[Image]:
-    from ..zoodip_core.generation import generate
+    from ..zoodip_core.model.generation import generate
 
     bar = host().bar()
     return generate(

@@ -11,7 +11,7 @@ import node_pack
 import pytest
 
 from tests.fake_host import FakeHost
-from zoodip_core.models import QuantizedModel, load_quantized
+from zoodip_core.model.load import QuantizedModel, load_quantized
 
 
 @pytest.fixture(scope="session")

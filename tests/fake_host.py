@@ -67,7 +67,7 @@ class FakeHost:
 
     def update(self, done: int, total: int, picture: Image.Image | None = None) -> None:
         if self.asked():
-            raise importlib.import_module("zoodip_pack.zoodip_core.stopping").Stopped
+            raise importlib.import_module("zoodip_pack.zoodip_core.base.stopping").Stopped
         self.shown.append((done, total, picture))
 
     def send(self, event: str, data: dict[str, Any]) -> None:

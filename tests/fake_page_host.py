@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from zoodip_core.jobs import Job
+from zoodip_core.jobs.queue import Job
 
 LIMIT = 120.0
 """Seconds that a busy computer may take for what an idle one does at once."""
 
 
 class FakePageHost:
-    """Implements ``zoodip_core.studio.Host`` on folders below ``root``.
+    """Implements ``zoodip_core.page.studio.Host`` on folders below ``root``.
 
     Args:
         root: gets ``home``, ``models`` and ``embeddings``.

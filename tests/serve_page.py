@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from zoodip_core.alone import Alone
-from zoodip_core.studio import Studio
-from zoodip_core.ui import serve
+from zoodip_core.page.page import serve
+from zoodip_core.page.standalone import Alone
+from zoodip_core.page.studio import Studio
 
 
 class Host(Alone):

@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors import safe_open
 
 from tests.faults.disk import Disk
-from zoodip_core.cli import main
-from zoodip_core.config import TrainConfig
-from zoodip_core.embedding import Embedding, save_embedding
-from zoodip_core.models import TINY_PATH, QuantizedModel
-from zoodip_core.objective import DiffusionObjective, Draw
+from zoodip_core.cli.main import main
+from zoodip_core.model.embedding import Embedding, save_embedding
+from zoodip_core.model.load import TINY_PATH, QuantizedModel
 from zoodip_core.tiny import concepts
+from zoodip_core.train.config import TrainConfig
+from zoodip_core.train.objective import DiffusionObjective, Draw
 
 PIP = concepts.load("pip").images
 STEPS = 3

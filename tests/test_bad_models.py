@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zoodip_core.errors import ModelError, StorageError, ZoodipError
-from zoodip_core.models import identify, load_quantized
+from zoodip_core.base.errors import ModelError, StorageError, ZoodipError
+from zoodip_core.model.load import identify, load_quantized
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
 
@@ -431,7 +431,7 @@ def test_disk_that_has_too_little_room(tmp_path: Path, whole: Path, monkeypatch:
     cache = tmp_path / "cache"
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patch:
-        patch.setattr("zoodip_core.model_cache.shutil.disk_usage", lambda _: usage(1, 1, 0))
+        patch.setattr("zoodip_core.model.copies.shutil.disk_usage", lambda _: usage(1, 1, 0))
         not_written(whole, cache, r"could not write .*: it takes \d.*GB, 0.0 GB is free; free some space")
     assert_nothing_left(cache)
     assert load_quantized(whole, device="cpu", cache=cache).unet
@@ -446,7 +446,7 @@ def test_disk_that_fills_up(tmp_path: Path, whole: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("zoodip_core.model_cache.save_file", full)
+        patch.setattr("zoodip_core.model.copies.save_file", full)
         not_written(whole, cache, "could not write .*: the disk is full; free some space")
     assert_nothing_left(cache)
     assert load_quantized(whole, device="cpu", cache=cache).unet
@@ -460,7 +460,7 @@ def test_an_interrupted_copy_is_made_anew(tmp_path: Path, whole: Path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("zoodip_core.model_cache.save_file", interrupted)
+        patch.setattr("zoodip_core.model.copies.save_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load_quantized(whole, device="cpu", cache=cache)
     assert_nothing_left(cache)

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from zoodip_core.draft import MAX_CAPTION, Draft
-from zoodip_core.errors import CaptionError, ConfigError, ImagesError, StorageError
-from zoodip_core.images import MAX_PICTURES, find_images, load_images
-from zoodip_core.prompts import captions_for
+from zoodip_core.base.errors import CaptionError, ConfigError, ImagesError, StorageError
+from zoodip_core.data.images import MAX_PICTURES, find_images, load_images
+from zoodip_core.data.prompts import captions_for
+from zoodip_core.page.draft import MAX_CAPTION, Draft
 from zoodip_core.tiny import concepts
 
 MP4 = b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + b"\x00" * 1000

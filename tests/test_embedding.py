@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zoodip_core import Embedding, load_embedding, save_embedding
-from zoodip_core.embedding import check_fits, describe, serialize
-from zoodip_core.errors import EmbeddingFileError, StorageError, TokenError
+from zoodip_core.base.errors import EmbeddingFileError, StorageError, TokenError
+from zoodip_core.model.embedding import check_fits, describe, serialize
 
 
 def an_embedding(num_vectors: int = 2, dim: int = 768) -> Embedding:
@@ -47,7 +47,7 @@ def test_sdxl_is_clip_l_and_clip_g(tmp_path: Path) -> None:
 
 def test_same_embedding_same_bytes_in_every_process() -> None:
     code = (
-        "import hashlib, torch; from zoodip_core import Embedding; from zoodip_core.embedding import serialize;"
+        "import hashlib, torch; from zoodip_core import Embedding; from zoodip_core.model.embedding import serialize;"
         "e = Embedding('<a>', (torch.arange(12.).view(2, 6),), {c: c for c in 'qwertyuiop'});"
         "print(hashlib.sha256(serialize(e)).hexdigest())"
     )
@@ -69,7 +69,7 @@ def test_header_stays_aligned_and_readable() -> None:
 def test_diffusers_loads_our_file(tmp_path: Path, tiny_model: Any) -> None:
     from diffusers import StableDiffusionPipeline
 
-    from zoodip_core.models import TINY_PATH
+    from zoodip_core.model.load import TINY_PATH
 
     vectors = torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
     path = save_embedding(Embedding("<pip>", (vectors,)), tmp_path)
@@ -85,8 +85,8 @@ def test_diffusers_sees_the_token_as_we_do(tmp_path: Path, tiny_model: Any) -> N
     """The text encoding of a prompt with the token, by diffusers' own way and by ours."""
     from diffusers import StableDiffusionPipeline
 
-    from zoodip_core.generation import encode_text
-    from zoodip_core.models import TINY_PATH, load_quantized
+    from zoodip_core.model.generation import encode_text
+    from zoodip_core.model.load import TINY_PATH, load_quantized
 
     embedding = Embedding("<pip>", (torch.randn(3, 128, generator=torch.Generator().manual_seed(1)),))
     path = save_embedding(embedding, tmp_path)

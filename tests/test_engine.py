@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from transformers import CLIPTokenizerFast
 
-from zoodip_core import rng
-from zoodip_core.attention import PiecewiseAttention, attend
-from zoodip_core.embedding import Embedding, load_embedding, save_embedding
-from zoodip_core.generation import encode_text, generate
-from zoodip_core.images import load_images, to_tensor
-from zoodip_core.latents import encode_images
-from zoodip_core.models import CLIP_PATH, QuantizedModel, load_quantized
-from zoodip_core.objective import DiffusionObjective, Draw
-from zoodip_core.timesteps import PUTS
+from zoodip_core.base import rng
+from zoodip_core.data.images import load_images, to_tensor
+from zoodip_core.model.attention import PiecewiseAttention, attend
+from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
+from zoodip_core.model.generation import encode_text, generate
+from zoodip_core.model.latents import encode_images
+from zoodip_core.model.load import CLIP_PATH, QuantizedModel, load_quantized
+from zoodip_core.train.objective import DiffusionObjective, Draw
+from zoodip_core.train.timesteps import PUTS
 
 FAMILIES = ("sd15", "sd21", "sdxl")
 SIDE = 64
@@ -213,7 +213,7 @@ def test_attention_in_pieces_is_attention(shape: tuple[int, ...], monkeypatch: p
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(shape, generator=generator) for _ in range(3))
     whole = torch.nn.functional.scaled_dot_product_attention(query, key, value)
-    monkeypatch.setattr("zoodip_core.attention._SCORES", 32 * shape[2])  # several pieces, the last one short
+    monkeypatch.setattr("zoodip_core.model.attention._SCORES", 32 * shape[2])  # several pieces, the last one short
     torch.testing.assert_close(attend(query, key, value), whole, rtol=1e-5, atol=1e-5)
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import packaging.requirements
 import pytest
 
-from zoodip_core import environment
+from zoodip_core.jobs import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = environment.python_in(Path())
@@ -363,7 +363,7 @@ def test_nothing_changes_anywhere_else(made: Made) -> None:
 
 
 def test_the_environment_is_found_afterwards_and_not_made_twice(made: Made) -> None:
-    code = "from zoodip_core.environment import find_trainer as f; t = f(); print(t.own, t.python)"
+    code = "from zoodip_core.jobs.environment import find_trainer as f; t = f(); print(t.own, t.python)"
     command = [sys.executable, "-S", "-c", code]
     found = subprocess.run(command, cwd=made.copy.root, env=made.copy.env(), capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["True", str(made.copy.trainer / PYTHON)]

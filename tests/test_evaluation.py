@@ -19,10 +19,7 @@ import torch
 from PIL import Image
 
 from tests.judges import write_judges
-from zoodip_core import cli, evaluation
-from zoodip_core.benchmark_prompts import LIVING, OBJECT, PROMPT_SETS, default_set, prompts_of
-from zoodip_core.embedding import Embedding, save_embedding
-from zoodip_core.errors import (
+from zoodip_core.base.errors import (
     CaptionError,
     ConfigError,
     EmbeddingFileError,
@@ -31,9 +28,11 @@ from zoodip_core.errors import (
     PathError,
     RunFolderError,
 )
-from zoodip_core.evaluation import AFTER, BEFORE, Evaluation, Judges, Plan, as_json, evaluate, find_judges, image_path
-from zoodip_core.evaluation_report import JSON, MARKDOWN, SHEET, as_markdown, as_text, write_report
-from zoodip_core.features import (
+from zoodip_core.base.stopping import Stopped, stopped_by
+from zoodip_core.cli import main as cli
+from zoodip_core.data.images import find_images, open_picture
+from zoodip_core.evaluate import evaluation
+from zoodip_core.evaluate.encoders import (
     CLIP_ID,
     DINO_ID,
     ClipFeatures,
@@ -43,11 +42,23 @@ from zoodip_core.features import (
     find_clip,
     find_dino,
 )
-from zoodip_core.generation import generate
-from zoodip_core.images import find_images, open_picture
-from zoodip_core.metrics import image_alignment, mutual_similarity, text_alignment
-from zoodip_core.models import CLIP_PATH, QuantizedModel
-from zoodip_core.stopping import Stopped, stopped_by
+from zoodip_core.evaluate.evaluation import (
+    AFTER,
+    BEFORE,
+    Evaluation,
+    Judges,
+    Plan,
+    as_json,
+    evaluate,
+    find_judges,
+    image_path,
+)
+from zoodip_core.evaluate.metrics import image_alignment, mutual_similarity, text_alignment
+from zoodip_core.evaluate.prompt_sets import LIVING, OBJECT, PROMPT_SETS, default_set, prompts_of
+from zoodip_core.evaluate.report import JSON, MARKDOWN, SHEET, as_markdown, as_text, write_report
+from zoodip_core.model.embedding import Embedding, save_embedding
+from zoodip_core.model.generation import generate
+from zoodip_core.model.load import CLIP_PATH, QuantizedModel
 from zoodip_core.tiny import concepts
 
 CPU = torch.device("cpu")
@@ -688,7 +699,7 @@ def test_a_strangers_words_do_not_command_the_screen_or_the_page(
 
 
 def test_the_sheet_shows_eight_prompts_of_all_parts_or_seeds_of_one(done: tuple[Evaluation, Path]) -> None:
-    from zoodip_core.evaluation_report import _columns
+    from zoodip_core.evaluate.report import _columns
 
     many = replace(done[0], plan=Plan(OBJECT, "dog", seeds=4, first_seed=7))
     assert _columns(many) == [(i, 7) for i in (0, 3, 6, 9, 12, 15, 18, 21)]

@@ -16,12 +16,12 @@ from benchmarks.fidelity import Method, Plan, Recipe
 from benchmarks.gains import ORDER, Figures, derived, draw_figure, forwards_to_reach, gain, geometric_mean, tables
 from benchmarks.stacked import Lane, Request, Stack, Subject, descend, heldout, run
 from zoodip_core import PUTS
-from zoodip_core.heldout import heldout_losses
-from zoodip_core.models import QuantizedModel, load_quantized
-from zoodip_core.noise import LEAST_FORWARDS
-from zoodip_core.presets import PRESETS
+from zoodip_core.model.load import QuantizedModel, load_quantized
 from zoodip_core.tiny import concepts
-from zoodip_core.training import Training
+from zoodip_core.train.heldout import heldout_losses
+from zoodip_core.train.prepared import Training
+from zoodip_core.train.presets import PRESETS
+from zoodip_core.train.rounding import LEAST_FORWARDS
 
 PLAN = Plan(("boo", "pip"), (0, 1), 600)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from zoodip_core.config import TrainConfig
-from zoodip_core.errors import StorageError
-from zoodip_core.files import storage_errors
-from zoodip_core.journal import Journal, Record
-from zoodip_core.runs import RunFolder
+from zoodip_core.base.errors import StorageError
+from zoodip_core.base.files import storage_errors
+from zoodip_core.train.config import TrainConfig
+from zoodip_core.train.journal import Journal, Record
+from zoodip_core.train.run_folder import RunFolder
 
 ADVICE = {
     errno.ENOSPC: "free some space",

@@ -18,21 +18,21 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from zoodip_core.cli import main
-from zoodip_core.config import TrainConfig
-from zoodip_core.draft import Draft
-from zoodip_core.embedding import Embedding, load_embedding
-from zoodip_core.errors import ConfigError, EmbeddingFileError, ModelError, RunFolderError
-from zoodip_core.evaluation import Judges, Plan, evaluate
-from zoodip_core.history import FAILED, UNFINISHED, find_run, list_runs, task_of
-from zoodip_core.models import QuantizedModel, load_quantized, open_copy, open_model
-from zoodip_core.prompts import read_listed
-from zoodip_core.replay import rewind
-from zoodip_core.runs import RunFolder
-from zoodip_core.stopping import Stopped, stopped_by
-from zoodip_core.tasks import Job
+from zoodip_core.base.errors import ConfigError, EmbeddingFileError, ModelError, RunFolderError
+from zoodip_core.base.stopping import Stopped, stopped_by
+from zoodip_core.cli.main import main
+from zoodip_core.data.prompts import read_listed
+from zoodip_core.evaluate.evaluation import Judges, Plan, evaluate
+from zoodip_core.jobs.history import FAILED, UNFINISHED, find_run, list_runs, task_of
+from zoodip_core.jobs.tasks import Job
+from zoodip_core.model.embedding import Embedding, load_embedding
+from zoodip_core.model.load import QuantizedModel, load_quantized, open_copy, open_model
+from zoodip_core.page.draft import Draft
 from zoodip_core.tiny import concepts
-from zoodip_core.trainer import resume_training
+from zoodip_core.train.config import TrainConfig
+from zoodip_core.train.loop import resume_training
+from zoodip_core.train.replay import rewind
+from zoodip_core.train.run_folder import RunFolder
 
 FORMATS = Path(__file__).parent / "formats"
 NOW, BEFORE = FORMATS / "version1", FORMATS / "before"

@@ -12,7 +12,7 @@ import pytest
 import random_models
 import torch
 
-from zoodip_core.embedding import load_embedding
+from zoodip_core.model.embedding import load_embedding
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = Path(os.environ.get("ZOODIP_PHOTOS", ROOT.parent / "shared" / "data" / "dreambooth" / "dog6"))

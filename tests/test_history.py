@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from zoodip_core import Commands, TrainConfig, TrainResult, resume_training, train_token
-from zoodip_core.errors import RunFolderError, StorageError, TokenError, ZoodipError
-from zoodip_core.events import Event, Progress
-from zoodip_core.history import (
+from zoodip_core.base.errors import RunFolderError, StorageError, TokenError, ZoodipError
+from zoodip_core.base.events import Event, Progress
+from zoodip_core.jobs.history import (
     Run,
     delete_run,
     find_run,
@@ -29,8 +29,8 @@ from zoodip_core.history import (
     task_of,
     write_outcome,
 )
-from zoodip_core.jobs import write_task
-from zoodip_core.models import QuantizedModel
+from zoodip_core.jobs.queue import write_task
+from zoodip_core.model.load import QuantizedModel
 from zoodip_core.tiny import concepts
 
 PIP = concepts.load("pip")

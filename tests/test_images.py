@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoodip_core.errors import ConfigError, ImagesError
-from zoodip_core.images import CROPS, fit, load_images, open_picture
+from zoodip_core.base.errors import ConfigError, ImagesError
+from zoodip_core.data.images import CROPS, fit, load_images, open_picture
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 SIDE = 32

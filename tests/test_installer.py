@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.fake_page_host import until
-from zoodip_core import installer
-from zoodip_core.errors import ConfigError
-from zoodip_core.installer import Installer
+from zoodip_core.base.errors import ConfigError
+from zoodip_core.jobs import installer
+from zoodip_core.jobs.installer import Installer
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from tests.fake_page_host import FakePageHost, fake_worker, log_of, until
-from zoodip_core import jobs as module
-from zoodip_core.environment import ROOT, Trainer
-from zoodip_core.errors import ConfigError, RunFolderError
-from zoodip_core.jobs import FAILED, FINISHED, RUNNING, STOPPED, STOPPING, WAITING, Job, Jobs, ask, write_task
+from zoodip_core.base.errors import ConfigError, RunFolderError
+from zoodip_core.jobs import queue as module
+from zoodip_core.jobs.environment import ROOT, Trainer
+from zoodip_core.jobs.queue import FAILED, FINISHED, RUNNING, STOPPED, STOPPING, WAITING, Job, Jobs, ask, write_task
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the workers are shell scripts")
 
@@ -480,7 +480,7 @@ def test_the_worker_gets_the_module_and_an_environment_of_its_own(page: Page, mo
 """
     page.do(does + ENDS)
     seen = json.loads((page.root / "job0" / "seen").read_text())
-    assert seen == [["-m", "zoodip_core.worker"], str(ROOT), None]
+    assert seen == [["-m", "zoodip_core.jobs.worker"], str(ROOT), None]
 
 
 # ---------------------------------------------------------------- what no worker should say

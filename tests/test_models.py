@@ -14,10 +14,10 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import nn
 
-from zoodip_core.errors import CaptionError, ConfigError
-from zoodip_core.models import TINY_PATH, QuantizedModel, identify, load_quantized
-from zoodip_core.quantize import QuantizedLayer, quantize_weight, stored_bytes
-from zoodip_core.tokens import encode_prompt, initial_vectors
+from zoodip_core.base.errors import CaptionError, ConfigError
+from zoodip_core.model.load import TINY_PATH, QuantizedModel, identify, load_quantized
+from zoodip_core.model.quantize import QuantizedLayer, quantize_weight, stored_bytes
+from zoodip_core.model.tokens import encode_prompt, initial_vectors
 
 TABLE = "text_model.embeddings.token_embedding.weight"
 # How far the UNet's output may be from full precision, relative: twice what random weights show.

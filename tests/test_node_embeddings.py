@@ -35,7 +35,9 @@ def learned(token: str = "<boo>", seed: int = 0, widths: tuple[int, ...] = (768,
     """A token of random vectors, of the pack's own core."""
     generator = torch.Generator().manual_seed(seed)
     tensors = tuple(torch.randn(vectors, width, generator=generator) for width in widths)
-    return importlib.import_module("zoodip_pack.zoodip_core.embedding").Embedding(token, tensors, {"steps": str(seed)})
+    return importlib.import_module("zoodip_pack.zoodip_core.model.embedding").Embedding(
+        token, tensors, {"steps": str(seed)}
+    )
 
 
 def same(one: Any, other: Any) -> bool:

@@ -37,7 +37,7 @@ def models(host: FakeHost, judges_at: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="module")
 def model(pack: Any) -> Any:
     """The embedded model by the pack's own core."""
-    return importlib.import_module("zoodip_pack.zoodip_core.models").load_quantized("tiny", device="cpu")
+    return importlib.import_module("zoodip_pack.zoodip_core.model.load").load_quantized("tiny", device="cpu")
 
 
 def core(name: str) -> Any:

@@ -35,7 +35,7 @@ def core(pack: Any) -> Any:
 @pytest.fixture(scope="module")
 def model(core: Any) -> Any:
     """The embedded model as Load Quantized SD gives it; nodes unload it after each use."""
-    return importlib.import_module("zoodip_pack.zoodip_core.models").load_quantized("tiny", device="cpu")
+    return importlib.import_module("zoodip_pack.zoodip_core.model.load").load_quantized("tiny", device="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -199,7 +199,7 @@ def test_the_token_is_the_one_that_the_core_learns(ran: Ran, core: Any, tmp_path
 
 
 def test_the_previews_are_what_the_token_draws(ran: Ran, pack: Any, model: Any, core: Any) -> None:
-    generate = importlib.import_module("zoodip_pack.zoodip_core.generation").generate
+    generate = importlib.import_module("zoodip_pack.zoodip_core.model.generation").generate
     drawn = generate(model, ["a <pip> in the sunset"] * 4, [0, 1, 2, 3], embedding=ran.embedding)
     model.unload()
     expected = np.stack([np.asarray(picture) for picture in drawn])
@@ -308,9 +308,9 @@ def test_a_stop_between_two_candidates_throws_only_their_step_away(
     pack: Any, model: Any, core: Any, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a device with room for one candidate at a time."""
-    memory = importlib.import_module("zoodip_pack.zoodip_core.memory")
+    memory = importlib.import_module("zoodip_pack.zoodip_core.model.memory")
     use = memory.predict_memory(model.blueprint, "int8", torch.float32, model.device, 48, 1)
-    monkeypatch.setattr("zoodip_pack.zoodip_core.training.free_memory", lambda device: int(1.05 * use.total) + 1)
+    monkeypatch.setattr("zoodip_pack.zoodip_core.train.prepared.free_memory", lambda device: int(1.05 * use.total) + 1)
     passes: list[int] = []
     predict = type(model).predict
 
@@ -651,7 +651,7 @@ def test_a_curve_of_any_length_is_means_of_its_steps(pack: Any) -> None:
 def test_a_page_is_told_no_more_often_than_it_can_show(pack: Any, host: FakeHost, monkeypatch: Any) -> None:
     """But of the last step always; warnings stay on the chart."""
     live = importlib.import_module("zoodip_pack.nodes.live")
-    events = importlib.import_module("zoodip_pack.zoodip_core.events")
+    events = importlib.import_module("zoodip_pack.zoodip_core.base.events")
     monkeypatch.setattr(live, "_BETWEEN", 3600.0)
     tell = live.Live(host, NODE)
     tell(events.Message("a warning", warning=True))

@@ -63,7 +63,7 @@ def node(pack: Any, name: str) -> Any:
 @pytest.fixture(scope="module")
 def model(pack: Any) -> Any:
     """The embedded model by the pack's own core."""
-    return importlib.import_module("zoodip_pack.zoodip_core.models").load_quantized("tiny", device="cpu")
+    return importlib.import_module("zoodip_pack.zoodip_core.model.load").load_quantized("tiny", device="cpu")
 
 
 # ---------------------------------------------------------------- the pack
@@ -404,13 +404,13 @@ def draw(pack: Any, model: Any, prompts: str, **inputs: Any) -> Any:
 
 
 def token(name: str = "<boo>", width: int = 128) -> Any:
-    embedding = importlib.import_module("zoodip_pack.zoodip_core.embedding")
+    embedding = importlib.import_module("zoodip_pack.zoodip_core.model.embedding")
     vector = 0.3 * torch.randn(1, width, generator=torch.Generator().manual_seed(5))
     return embedding.Embedding(name, (vector,))
 
 
 def core_pictures(model: Any, prompts: list[str], seeds: list[int], **settings: Any) -> Any:
-    generate = importlib.import_module("zoodip_pack.zoodip_core.generation").generate
+    generate = importlib.import_module("zoodip_pack.zoodip_core.model.generation").generate
     drawn = generate(model, prompts, seeds, num_inference_steps=2, **settings)
     model.unload()
     return np.stack([np.asarray(picture) for picture in drawn])

@@ -11,14 +11,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from zoodip_core import rng
-from zoodip_core.images import load_images
-from zoodip_core.latents import CachedPosteriors, encode_images
-from zoodip_core.memory import activation_peak
-from zoodip_core.models import TINY_PATH, QuantizedModel, load_quantized
-from zoodip_core.objective import DiffusionObjective, Draw, fixed_draws, mean_losses
-from zoodip_core.timesteps import PUTS
-from zoodip_core.tokens import initial_vectors
+from zoodip_core.base import rng
+from zoodip_core.data.images import load_images
+from zoodip_core.model.latents import CachedPosteriors, encode_images
+from zoodip_core.model.load import TINY_PATH, QuantizedModel, load_quantized
+from zoodip_core.model.memory import activation_peak
+from zoodip_core.model.tokens import initial_vectors
+from zoodip_core.train.objective import DiffusionObjective, Draw, fixed_draws, mean_losses
+from zoodip_core.train.timesteps import PUTS
 
 PIP = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip" / "images"
 CAPTION = "a {} in the snow"

@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import zoodip_core
-from zoodip_core import environment
+from zoodip_core.jobs import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -126,7 +126,7 @@ def test_what_is_published_is_the_whole_pack_and_little_else(tmp_path: Path) -> 
         "spec = importlib.util.spec_from_file_location('published', '__init__.py')\n"
         "module = sys.modules['published'] = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(module)\n"
-        "from published.zoodip_core.models import load_quantized\n"
+        "from published.zoodip_core.model.load import load_quantized\n"
         "print(len(module.NODE_CLASS_MAPPINGS), load_quantized('tiny').info.family)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

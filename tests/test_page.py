@@ -25,17 +25,18 @@ from PIL import Image
 
 from tests.fake_page_host import FakePageHost
 from tests.page_server import PHOTOGRAPHS, ROOT, PageServer
-from zoodip_core import alone, form, views
-from zoodip_core.alone import Alone, check_address, password_for
-from zoodip_core.cli import main
-from zoodip_core.config import TrainConfig
-from zoodip_core.draft import Draft
-from zoodip_core.errors import ConfigError, ImagesError
-from zoodip_core.history import Run
-from zoodip_core.jobs import FAILED, FINISHED, RUNNING, WAITING, Job
-from zoodip_core.studio import LEFT_TO_PACE, Studio
-from zoodip_core.ui import Page, make_page
-from zoodip_core.ui_pictures import Pictures
+from zoodip_core.base.errors import ConfigError, ImagesError
+from zoodip_core.cli.main import main
+from zoodip_core.jobs.history import Run
+from zoodip_core.jobs.queue import FAILED, FINISHED, RUNNING, WAITING, Job
+from zoodip_core.page import form, views
+from zoodip_core.page import standalone as alone
+from zoodip_core.page.draft import Draft
+from zoodip_core.page.page import Page, make_page
+from zoodip_core.page.pictures_tab import Pictures
+from zoodip_core.page.standalone import Alone, check_address, password_for
+from zoodip_core.page.studio import LEFT_TO_PACE, Studio
+from zoodip_core.train.config import TrainConfig
 
 HOSTILE = "<img src=x onerror=alert(1)>\n\"'&<script>alert(2)</script></div></p>"
 
@@ -615,7 +616,9 @@ def test_a_folder_of_runs_that_can_not_be_is_told_of(tmp_path: Path, capsys: pyt
 
 
 def test_without_gradio_the_command_says_how_to_get_it(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['gradio'] = None; from zoodip_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        "import sys; sys.modules['gradio'] = None; from zoodip_core.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     options = ["ui", "--runs", str(tmp_path / "runs")]
     done = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2

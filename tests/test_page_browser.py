@@ -13,7 +13,7 @@ from PIL import Image
 from tests.browser import open_browser
 from tests.page_server import PHOTOGRAPHS, PageServer, Visitor, visit
 from zoodip_core import load_embedding
-from zoodip_core.history import find_run
+from zoodip_core.jobs.history import find_run
 
 STEPS = 240
 

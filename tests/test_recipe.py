@@ -18,22 +18,23 @@ import torch
 
 from tests.reference import Array
 from tests.test_training import train
-from zoodip_core import RGE, TrainConfig, ZerothOrderSearch, cli, load_embedding, resume_training, rewind
-from zoodip_core import config as config_module
-from zoodip_core.config import OPTIMIZERS
-from zoodip_core.demo import demo_config
-from zoodip_core.errors import ConfigError, ModelError, NonFiniteLossError, RunFolderError
-from zoodip_core.events import Message
-from zoodip_core.guard import Guard
-from zoodip_core.models import QuantizedModel
-from zoodip_core.noise import adapted, least_mu, line, noise_of
-from zoodip_core.objective import DiffusionObjective
-from zoodip_core.optimizers import NormalizedSGD
-from zoodip_core.presets import RECIPE, preset_for, preset_of
+from zoodip_core import RGE, TrainConfig, ZerothOrderSearch, load_embedding, resume_training, rewind
+from zoodip_core.base.errors import ConfigError, ModelError, NonFiniteLossError, RunFolderError
+from zoodip_core.base.events import Message
+from zoodip_core.cli import main as cli
+from zoodip_core.cli.demo import demo_config
+from zoodip_core.model.load import QuantizedModel
+from zoodip_core.search.guard import Guard
+from zoodip_core.search.optimizers import NormalizedSGD
 from zoodip_core.tiny import concepts
-from zoodip_core.trainer import TrainResult, train_token
-from zoodip_core.training import Training
-from zoodip_core.vocabulary import FLOOR, Spread, spread_of, vocabulary_spread, word_ids
+from zoodip_core.train import config as config_module
+from zoodip_core.train.config import OPTIMIZERS
+from zoodip_core.train.loop import TrainResult, train_token
+from zoodip_core.train.objective import DiffusionObjective
+from zoodip_core.train.prepared import Training
+from zoodip_core.train.presets import RECIPE, preset_for, preset_of
+from zoodip_core.train.rounding import adapted, least_mu, line, noise_of
+from zoodip_core.train.vocabulary import FLOOR, Spread, spread_of, vocabulary_spread, word_ids
 
 DIM, VECTORS, STEPS, SEED = 12, 2, 40, 7
 
@@ -499,7 +500,7 @@ def test_settings_out_of_range_are_refused() -> None:
 
 
 def test_a_shape_survives_its_file(tmp_path: Path, whole: TrainResult) -> None:
-    from zoodip_core.runs import RunFolder
+    from zoodip_core.train.run_folder import RunFolder
 
     folder = RunFolder.open(whole.path.parent)
     spread = folder.spread()
@@ -590,7 +591,7 @@ def test_a_run_whose_loss_is_lost_goes_back(tiny_model: QuantizedModel, monkeypa
     while not training.config.checked(training.search.step) or training.search.guard.point is None:
         training.step()
     best = training.search.guard.point.clone()
-    monkeypatch.setattr("zoodip_core.training.mean_losses", lambda *_given: torch.tensor(math.nan))
+    monkeypatch.setattr("zoodip_core.train.prepared.mean_losses", lambda *_given: torch.tensor(math.nan))
     record = training.step()
     assert record.held == sys.float_info.max
     assert training.search.guard.scale == 0.5

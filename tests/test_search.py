@@ -13,7 +13,7 @@ import torch
 from tests import reference
 from tests.reference import Array
 from zoodip_core import RGE, SPSA, ZOSGD, OnePoint, SubspaceGradient, ZerothOrderSearch, ZOAdam
-from zoodip_core.errors import ConfigError, NonFiniteLossError
+from zoodip_core.base.errors import ConfigError, NonFiniteLossError
 
 VECTORS, DIM, STEPS, TAU = 2, 24, 300, 16
 MU = 1e-2

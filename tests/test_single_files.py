@@ -28,13 +28,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from zoodip_core import checkpoints
-from zoodip_core.building import build
-from zoodip_core.checkpoints import Checkpoint
-from zoodip_core.errors import ModelError
-from zoodip_core.models import CLIP_PATH, QuantizedModel, empty_network, identify, load_quantized, open_model
-from zoodip_core.quantize import Parts, QuantizedLayer
-from zoodip_core.tokens import EncodedPrompt, table_of
+from zoodip_core.base.errors import ModelError
+from zoodip_core.model import checkpoints
+from zoodip_core.model.building import build
+from zoodip_core.model.checkpoints import Checkpoint
+from zoodip_core.model.load import CLIP_PATH, QuantizedModel, empty_network, identify, load_quantized, open_model
+from zoodip_core.model.quantize import Parts, QuantizedLayer
+from zoodip_core.model.tokens import EncodedPrompt, table_of
 
 FAMILIES = random_models.FAMILIES
 DIMS = {"sd15": (768,), "sd21": (1024,), "sdxl": (768, 1280)}
@@ -759,7 +759,7 @@ def test_token_table_refuses_ids_that_were_not_kept(file: Path) -> None:
 PEAK = """
 import sys, re, torch
 from pathlib import Path
-from zoodip_core.models import load_quantized
+from zoodip_core.model.load import load_quantized
 import diffusers, transformers, optimum.quanto
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel

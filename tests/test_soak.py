@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zoodip_core.environment import ROOT
+from zoodip_core.jobs.environment import ROOT
 from zoodip_core.tiny import concepts
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
@@ -23,8 +23,8 @@ import gc, json, re, sys
 from pathlib import Path
 import psutil
 from zoodip_core import TrainConfig, train_token
-from zoodip_core.building import give_back_freed
-from zoodip_core.events import Saved
+from zoodip_core.model.building import give_back_freed
+from zoodip_core.base.events import Saved
 
 this, taken = psutil.Process(), {}
 

@@ -18,14 +18,14 @@ import torch
 from safetensors.torch import load_file
 
 from zoodip_core import Commands, TrainConfig, resume_training, train_token
-from zoodip_core.cli import main
-from zoodip_core.errors import ConfigError, RunFolderError
-from zoodip_core.events import Event, Message, Progress, Sampled, Saved, Started
-from zoodip_core.generation import generate
-from zoodip_core.models import QuantizedModel, load_quantized
-from zoodip_core.quantize import QuantizedLayer
-from zoodip_core.stopping import Stopped, check_stop, stopped_by
-from zoodip_core.trainer import TrainResult
+from zoodip_core.base.errors import ConfigError, RunFolderError
+from zoodip_core.base.events import Event, Message, Progress, Sampled, Saved, Started
+from zoodip_core.base.stopping import Stopped, check_stop, stopped_by
+from zoodip_core.cli.main import main
+from zoodip_core.model.generation import generate
+from zoodip_core.model.load import QuantizedModel, load_quantized
+from zoodip_core.model.quantize import QuantizedLayer
+from zoodip_core.train.loop import TrainResult
 
 PIP = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip"
 STEPS, CANDIDATES = 6, 3

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.fake_page_host import FakePageHost, fake_worker, until
 from zoodip_core import Commands, TrainConfig, train_token
-from zoodip_core.errors import (
+from zoodip_core.base.errors import (
     ConfigError,
     EmbeddingFileError,
     ImagesError,
@@ -27,11 +27,11 @@ from zoodip_core.errors import (
     TokenError,
     ZoodipError,
 )
-from zoodip_core.events import Event, Progress
-from zoodip_core.history import UNFINISHED, task_of
-from zoodip_core.jobs import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Job
-from zoodip_core.models import QuantizedModel
-from zoodip_core.studio import LEFT_TO_PACE, TINY_LABEL, Studio
+from zoodip_core.base.events import Event, Progress
+from zoodip_core.jobs.history import UNFINISHED, task_of
+from zoodip_core.jobs.queue import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Job
+from zoodip_core.model.load import QuantizedModel
+from zoodip_core.page.studio import LEFT_TO_PACE, TINY_LABEL, Studio
 from zoodip_core.tiny import concepts
 
 needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")

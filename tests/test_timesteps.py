@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from zoodip_core import PUTS, SNRTimesteps, UniformTimesteps
-from zoodip_core.errors import ConfigError
-from zoodip_core.timesteps import TimestepSampler
+from zoodip_core.base.errors import ConfigError
+from zoodip_core.train.timesteps import TimestepSampler
 
 
 def draws(sampler: TimestepSampler, count: int = 8000) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -17,12 +17,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from zoodip_core import Commands, TrainConfig, load_embedding, resume_training, train_token
-from zoodip_core.cli import main
-from zoodip_core.errors import RunFolderError
-from zoodip_core.events import Event, Message, Progress, Sampled, Saved
-from zoodip_core.models import QuantizedModel
-from zoodip_core.presets import PRESETS
-from zoodip_core.trainer import TrainResult
+from zoodip_core.base.errors import RunFolderError
+from zoodip_core.base.events import Event, Message, Progress, Sampled, Saved
+from zoodip_core.cli.main import main
+from zoodip_core.model.load import QuantizedModel
+from zoodip_core.train.loop import TrainResult
+from zoodip_core.train.presets import PRESETS
 
 PIP = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip"
 
@@ -200,7 +200,7 @@ def test_samples_that_find_no_room_do_not_end_the_run(
     def no_room(*_arguments: Any, **_settings: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("zoodip_core.trainer.generate", no_room)
+    monkeypatch.setattr("zoodip_core.train.loop.generate", no_room)
     told: list[Message] = []
     result = train_token(
         config_of(steps=4, sample_every=2),

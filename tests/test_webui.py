@@ -22,9 +22,9 @@ from PIL import Image
 import zoodip_webui
 from tests.fake_page_host import FakePageHost, fake_worker, until
 from tests.fake_webui import A1111, FORGE, FakeWebui, Model
-from zoodip_core.jobs import RUNNING, Job
-from zoodip_core.stopping import Stopped
-from zoodip_core.studio import Studio
+from zoodip_core.base.stopping import Stopped
+from zoodip_core.jobs.queue import RUNNING, Job
+from zoodip_core.page.studio import Studio
 from zoodip_webui import api, settings
 from zoodip_webui.host import Webui
 

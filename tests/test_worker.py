@@ -22,18 +22,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.fake_page_host import LIMIT, until
-from zoodip_core import Commands, TrainConfig, resume_training, tasks, train_token, worker
-from zoodip_core.building import build
-from zoodip_core.environment import ROOT
-from zoodip_core.errors import ImagesError
-from zoodip_core.events import Progress
-from zoodip_core.jobs import write_task
-from zoodip_core.models import QuantizedModel, load_quantized
-from zoodip_core.runs import RunFolder
-from zoodip_core.stopping import Stopped, check_stop
-from zoodip_core.tasks import Job, check, telling, work
+from zoodip_core import Commands, TrainConfig, resume_training, train_token
+from zoodip_core.base.errors import ImagesError
+from zoodip_core.base.events import Progress
+from zoodip_core.base.stopping import Stopped, check_stop
+from zoodip_core.jobs import tasks, worker
+from zoodip_core.jobs.environment import ROOT
+from zoodip_core.jobs.queue import write_task
+from zoodip_core.jobs.tasks import Job, check, telling, work
+from zoodip_core.jobs.worker import Outbox, obey
+from zoodip_core.model.building import build
+from zoodip_core.model.load import QuantizedModel, load_quantized
 from zoodip_core.tiny import concepts
-from zoodip_core.worker import Outbox, obey
+from zoodip_core.train.run_folder import RunFolder
 
 PIP = concepts.load("pip")
 ENDLESS = 1_000_000
@@ -99,7 +100,7 @@ class Process:
         self.events: list[dict[str, Any]] = []
         self.strange: list[bytes] = []
         """Lines that are no events."""
-        program = ["-c", code] if code else ["-m", "zoodip_core.worker"]
+        program = ["-c", code] if code else ["-m", "zoodip_core.jobs.worker"]
         with self.errors.open("wb") as errors:
             self.popen = subprocess.Popen(
                 [sys.executable, *program, str(file)],
@@ -175,9 +176,10 @@ def started(*jobs: Path | tuple[Path, str]) -> Iterator[list[Process]]:
 
 PRINTING = """
 import os, subprocess, sys
-from zoodip_core import training, worker
+from zoodip_core.jobs import worker
+from zoodip_core.train import prepared
 
-encode = training.encode_images
+encode = prepared.encode_images
 
 def printing(*arguments):
     print("a library prints")
@@ -187,7 +189,7 @@ def printing(*arguments):
     subprocess.run([sys.executable, "-S", "-c", "print('what its child prints')"])
     return encode(*arguments)
 
-training.encode_images = printing
+prepared.encode_images = printing
 sys.exit(worker.main())
 """
 GARBAGE = [
@@ -325,8 +327,8 @@ PARENT = """
 import json, sys, threading
 from pathlib import Path
 from tests.fake_page_host import FakePageHost
-from zoodip_core.environment import Trainer
-from zoodip_core.jobs import Jobs
+from zoodip_core.jobs.environment import Trainer
+from zoodip_core.jobs.queue import Jobs
 
 jobs = Jobs(FakePageHost(Path(sys.argv[1])), lambda: Trainer(Path(sys.executable), False, ""), lambda job: "")
 jobs.submit("train", Path(sys.argv[1]), "<pip>", settings=json.loads(sys.argv[2]), pace="paper")
@@ -370,7 +372,8 @@ def is_gone(process: psutil.Process) -> bool:
 
 QUICK = """
 import sys
-from zoodip_core import cli, tasks, worker
+from zoodip_core.cli import main as cli
+from zoodip_core.jobs import tasks, worker
 
 cli.quiet_libraries = lambda: None  # which loads them, for nothing here
 """
@@ -393,12 +396,12 @@ class Noisy:
             sys.stdout.flush()
 
 sys.meta_path.insert(0, Noisy())
-runpy.run_module("zoodip_core.worker", run_name="__main__")
+runpy.run_module("zoodip_core.jobs.worker", run_name="__main__")
 """
 """Libraries print while they are imported, before anything is trained."""
 FULL = """
 import resource, sys
-from zoodip_core import worker
+from zoodip_core.jobs import worker
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
 sys.exit(worker.main())
@@ -465,7 +468,7 @@ def test_a_full_disk_is_told_and_the_last_saved_state_stands(
 def test_without_a_job_it_says_what_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["worker"])
     assert worker.main() == 2
-    assert "python -m zoodip_core.worker JOB.json" in capsys.readouterr().err
+    assert "python -m zoodip_core.jobs.worker JOB.json" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- the same, in this process
@@ -547,7 +550,7 @@ def test_a_check_loads_no_network_and_tells_what_a_run_takes(tmp_path: Path, mon
         assert device.type == "meta", "a network was loaded"
         return build(*arguments, device=device, **settings)
 
-    monkeypatch.setattr("zoodip_core.models.build", empty)
+    monkeypatch.setattr("zoodip_core.model.load.build", empty)
     with pytest.raises(AssertionError, match="a network was loaded"):
         _ = load_quantized("tiny").text_encoders
     code, (checked, ended) = done(job_in(tmp_path, "check", batch=0), monkeypatch)

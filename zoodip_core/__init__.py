@@ -9,46 +9,46 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .version import __version__
+from .base.version import __version__
 
 if TYPE_CHECKING:
-    from .config import TrainConfig as TrainConfig
-    from .embedding import Embedding as Embedding
-    from .embedding import load_embedding as load_embedding
-    from .embedding import save_embedding as save_embedding
-    from .errors import ZoodipError as ZoodipError
-    from .estimators import RGE as RGE
-    from .estimators import SPSA as SPSA
-    from .estimators import OnePoint as OnePoint
-    from .events import Commands as Commands
-    from .generation import generate as generate
-    from .models import load_quantized as load_quantized
-    from .optimizers import ZOSGD as ZOSGD
-    from .optimizers import ZOAdam as ZOAdam
-    from .replay import rewind as rewind
-    from .search import ZerothOrderSearch as ZerothOrderSearch
-    from .subspace import SubspaceGradient as SubspaceGradient
-    from .timesteps import PUTS as PUTS
-    from .timesteps import SNRTimesteps as SNRTimesteps
-    from .timesteps import UniformTimesteps as UniformTimesteps
-    from .trainer import TrainResult as TrainResult
-    from .trainer import resume_training as resume_training
-    from .trainer import train_token as train_token
+    from .base.errors import ZoodipError as ZoodipError
+    from .base.events import Commands as Commands
+    from .model.embedding import Embedding as Embedding
+    from .model.embedding import load_embedding as load_embedding
+    from .model.embedding import save_embedding as save_embedding
+    from .model.generation import generate as generate
+    from .model.load import load_quantized as load_quantized
+    from .search.estimators import RGE as RGE
+    from .search.estimators import SPSA as SPSA
+    from .search.estimators import OnePoint as OnePoint
+    from .search.optimizers import ZOSGD as ZOSGD
+    from .search.optimizers import ZOAdam as ZOAdam
+    from .search.subspace import SubspaceGradient as SubspaceGradient
+    from .search.zeroth_order import ZerothOrderSearch as ZerothOrderSearch
+    from .train.config import TrainConfig as TrainConfig
+    from .train.loop import TrainResult as TrainResult
+    from .train.loop import resume_training as resume_training
+    from .train.loop import train_token as train_token
+    from .train.replay import rewind as rewind
+    from .train.timesteps import PUTS as PUTS
+    from .train.timesteps import SNRTimesteps as SNRTimesteps
+    from .train.timesteps import UniformTimesteps as UniformTimesteps
 
 _HOMES = {
-    "config": ("TrainConfig",),
-    "embedding": ("Embedding", "load_embedding", "save_embedding"),
-    "errors": ("ZoodipError",),
-    "estimators": ("RGE", "SPSA", "OnePoint"),
-    "events": ("Commands",),
-    "generation": ("generate",),
-    "models": ("load_quantized",),
-    "optimizers": ("ZOAdam", "ZOSGD"),
-    "replay": ("rewind",),
-    "search": ("ZerothOrderSearch",),
-    "subspace": ("SubspaceGradient",),
-    "timesteps": ("PUTS", "SNRTimesteps", "UniformTimesteps"),
-    "trainer": ("TrainResult", "resume_training", "train_token"),
+    "train.config": ("TrainConfig",),
+    "model.embedding": ("Embedding", "load_embedding", "save_embedding"),
+    "base.errors": ("ZoodipError",),
+    "search.estimators": ("RGE", "SPSA", "OnePoint"),
+    "base.events": ("Commands",),
+    "model.generation": ("generate",),
+    "model.load": ("load_quantized",),
+    "search.optimizers": ("ZOAdam", "ZOSGD"),
+    "train.replay": ("rewind",),
+    "search.zeroth_order": ("ZerothOrderSearch",),
+    "search.subspace": ("SubspaceGradient",),
+    "train.timesteps": ("PUTS", "SNRTimesteps", "UniformTimesteps"),
+    "train.loop": ("TrainResult", "resume_training", "train_token"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = ["__version__", *_HOME_OF]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoodip_core.studio import Studio
+from zoodip_core.page.studio import Studio
 
 from .host import Webui
 
@@ -48,7 +48,7 @@ class _Tab:
     def _build(self) -> None:
         from gradio.context import Context
 
-        from zoodip_core.ui import Page
+        from zoodip_core.page.page import Page
 
         self._built = True
         blocks: Any = Context.root_block.blocks  # type: ignore[union-attr] # they are being made

@@ -19,15 +19,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoodip_core.draft import Draft
-from zoodip_core.errors import ConfigError, ImagesError, for_user
-from zoodip_core.files import whole_text
-from zoodip_core.form import NAMES, read_named
-from zoodip_core.history import Run
-from zoodip_core.images import MAX_PICTURES
-from zoodip_core.jobs import Job
-from zoodip_core.origins import is_foreign_name, is_foreign_page
-from zoodip_core.studio import Studio
+from zoodip_core.base.errors import ConfigError, ImagesError, for_user
+from zoodip_core.base.files import whole_text
+from zoodip_core.base.origins import is_foreign_name, is_foreign_page
+from zoodip_core.data.images import MAX_PICTURES
+from zoodip_core.jobs.history import Run
+from zoodip_core.jobs.queue import Job
+from zoodip_core.page.draft import Draft
+from zoodip_core.page.form import NAMES, read_named
+from zoodip_core.page.studio import Studio
 
 ROOT = "/zoodip/v1"
 MAX_REQUEST = 200_000_000
@@ -134,7 +134,7 @@ def _from_here(options: Any, by_any_name: bool) -> Callable[..., None]:
     Args:
         options: of the webui's command line.
         by_any_name: whether the webui may be reached by other names than this computer's own for itself; see
-            :mod:`zoodip_core.origins`.
+            :mod:`zoodip_core.base.origins`.
     """
     from fastapi import HTTPException, Request
 

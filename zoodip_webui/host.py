@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from zoodip_core.checkpoints import SUFFIXES
-from zoodip_core.jobs import Job
-from zoodip_core.origins import is_loopback
+from zoodip_core.base.origins import is_loopback
+from zoodip_core.jobs.queue import Job
+from zoodip_core.model.checkpoints import SUFFIXES
 
 from .settings import value
 
@@ -29,7 +29,7 @@ _CACHES = {
 
 
 class Webui:
-    """The :class:`zoodip_core.studio.Host` that A1111, Forge and their kin are."""
+    """The :class:`zoodip_core.page.studio.Host` that A1111, Forge and their kin are."""
 
     name = "webui"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from zoodip_core.environment import SETTING
-from zoodip_core.presets import PACES
-from zoodip_core.quantize import WEIGHTS
+from zoodip_core.jobs.environment import SETTING
+from zoodip_core.model.quantize import WEIGHTS
+from zoodip_core.train.presets import PACES
 
 _SECTION = ("zoodip", "ZOODiP")
 

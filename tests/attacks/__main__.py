@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 from tests.attacks import campaign, files
 from tests.attacks.canary import Canary
 from tests.attacks.entries import entries
-from zoodip_core.embedding import load_embedding
-from zoodip_core.errors import ZoodipError
-from zoodip_core.images import open_picture
-from zoodip_core.models import identify
-from zoodip_core.prompts import read_listed
+from zoodip_core.base.errors import ZoodipError
+from zoodip_core.data.images import open_picture
+from zoodip_core.data.prompts import read_listed
+from zoodip_core.model.embedding import load_embedding
+from zoodip_core.model.load import identify
 
 
 def told(title: str, what: str, result: campaign.Result, seconds: float) -> None:

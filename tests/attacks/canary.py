@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from zoodip_core.config import TrainConfig
-from zoodip_core.embedding import Embedding, save_embedding
-from zoodip_core.runs import RunFolder
+from zoodip_core.model.embedding import Embedding, save_embedding
+from zoodip_core.train.config import TrainConfig
+from zoodip_core.train.run_folder import RunFolder
 
 MARK = "CANARY"
 """Stands in everything that can be read in the place; an answer that holds it was read there."""

@@ -32,17 +32,21 @@ from tests.attacks.hostile import LINK
 from tests.fake_host import FakeHost
 from tests.fake_page_host import FakePageHost, fake_worker
 from tests.fake_webui import A1111, FakeWebui
-from zoodip_core import cli, evaluation, form, generation, jobs
-from zoodip_core.config import TrainConfig
-from zoodip_core.embedding import Embedding, load_embedding, save_embedding
-from zoodip_core.errors import ZoodipError
-from zoodip_core.files import make_folder
-from zoodip_core.journal import Journal, Record
-from zoodip_core.models import TINY
-from zoodip_core.prompts import captions_for
-from zoodip_core.runs import RunFolder, locked
-from zoodip_core.studio import TINY_LABEL, Studio
-from zoodip_core.ui import Page
+from zoodip_core.base.errors import ZoodipError
+from zoodip_core.base.files import make_folder
+from zoodip_core.cli import main as cli
+from zoodip_core.data.prompts import captions_for
+from zoodip_core.evaluate import evaluation
+from zoodip_core.jobs import queue as jobs
+from zoodip_core.model import generation
+from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
+from zoodip_core.model.load import TINY
+from zoodip_core.page import form
+from zoodip_core.page.page import Page
+from zoodip_core.page.studio import TINY_LABEL, Studio
+from zoodip_core.train.config import TrainConfig
+from zoodip_core.train.journal import Journal, Record
+from zoodip_core.train.run_folder import RunFolder, locked
 from zoodip_webui import api
 
 ALL, BAD, NONE = "all names", "bad names", "none"
@@ -386,9 +390,9 @@ class _TrainedError(Exception):
 def _train_in_node(
     settings: dict[str, Any], _model: Any, pictures: Sequence[Any], captions: Any, folder: Path, _live: Any
 ) -> Any:
-    core = importlib.import_module(f"{node_pack.NAME}.zoodip_core.config")
-    runs = importlib.import_module(f"{node_pack.NAME}.zoodip_core.runs")
-    embedding = importlib.import_module(f"{node_pack.NAME}.zoodip_core.embedding")
+    core = importlib.import_module(f"{node_pack.NAME}.zoodip_core.train.config")
+    runs = importlib.import_module(f"{node_pack.NAME}.zoodip_core.train.run_folder")
+    embedding = importlib.import_module(f"{node_pack.NAME}.zoodip_core.model.embedding")
     references = importlib.import_module(f"{node_pack.NAME}.nodes.pictures").write_references(
         pictures, captions, folder
     )

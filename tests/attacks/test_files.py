@@ -15,14 +15,21 @@ import torch
 from tests.attacks import files
 from tests.attacks.campaign import measured
 from tests.attacks.canary import Canary
-from zoodip_core.draft import Draft
-from zoodip_core.embedding import Embedding, load_embedding, save_embedding
-from zoodip_core.errors import CaptionError, EmbeddingFileError, ImagesError, ModelError, RunFolderError, ZoodipError
-from zoodip_core.history import FAILED, delete_run, list_runs, log_tail, losses_of
-from zoodip_core.images import MAX_SCANS, load_images, open_picture
-from zoodip_core.models import identify
-from zoodip_core.prompts import MAX_TEXT, captions_for, read_listed
-from zoodip_core.runs import RunFolder
+from zoodip_core.base.errors import (
+    CaptionError,
+    EmbeddingFileError,
+    ImagesError,
+    ModelError,
+    RunFolderError,
+    ZoodipError,
+)
+from zoodip_core.data.images import MAX_SCANS, load_images, open_picture
+from zoodip_core.data.prompts import MAX_TEXT, captions_for, read_listed
+from zoodip_core.jobs.history import FAILED, delete_run, list_runs, log_tail, losses_of
+from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
+from zoodip_core.model.load import identify
+from zoodip_core.page.draft import Draft
+from zoodip_core.train.run_folder import RunFolder
 
 needs_links = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="for systems with links and pipes")
 ROOM = 300_000_000

@@ -11,9 +11,9 @@ from tests.attacks import campaign
 from tests.attacks.canary import Canary, plant_links
 from tests.attacks.entries import entries
 from tests.attacks.hostile import LINK, Name, names
-from zoodip_core.errors import PathError, TokenError
-from zoodip_core.paths import MAX_PART, contains, fault, inside, link_out, plain, printable, typed
-from zoodip_core.tokens import check_name
+from zoodip_core.base.errors import PathError, TokenError
+from zoodip_core.base.paths import MAX_PART, contains, fault, inside, link_out, plain, printable, typed
+from zoodip_core.model.tokens import check_name
 
 
 @pytest.fixture

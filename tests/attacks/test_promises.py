@@ -8,7 +8,9 @@ from pathlib import Path
 
 import node_pack
 
-from zoodip_core import draft, embedding, images, prompts
+from zoodip_core.data import images, prompts
+from zoodip_core.model import embedding
+from zoodip_core.page import draft
 from zoodip_webui import api
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,13 +19,13 @@ from tests.fake_page_host import FakePageHost
 from tests.fake_webui import A1111, FakeWebui
 from tests.page_server import free_port
 from tests.test_webui import Site, job_request
-from zoodip_core import draft
-from zoodip_core.errors import ImagesError, PathError
-from zoodip_core.images import MAX_FILE_BYTES
-from zoodip_core.origins import is_foreign_name, is_foreign_page, is_loopback
-from zoodip_core.studio import Studio
-from zoodip_core.ui import launch
-from zoodip_core.ui_pictures import Pictures
+from zoodip_core.base.errors import ImagesError, PathError
+from zoodip_core.base.origins import is_foreign_name, is_foreign_page, is_loopback
+from zoodip_core.data.images import MAX_FILE_BYTES
+from zoodip_core.page import draft
+from zoodip_core.page.page import launch
+from zoodip_core.page.pictures_tab import Pictures
+from zoodip_core.page.studio import Studio
 from zoodip_webui import api
 from zoodip_webui.host import Webui
 

@@ -27,7 +27,7 @@ from tests.e2e.comfyui import (
 )
 from tests.e2e.launch_comfyui import declare_torchvision
 from tests.judges import write_judges
-from zoodip_core.embedding import Embedding, load_embedding, save_embedding
+from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
 
 pytestmark = pytest.mark.e2e
 

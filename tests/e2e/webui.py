@@ -271,7 +271,7 @@ class Webui:
         """The process that trains, if there is one."""
         for child in psutil.Process(self.process.pid).children():
             with contextlib.suppress(psutil.Error):
-                if "zoodip_core.worker" in child.cmdline():
+                if "zoodip_core.jobs.worker" in child.cmdline():
                     return child
         return None
 

@@ -27,10 +27,10 @@ from pathlib import Path
 import torch
 
 from tests.faults.run import FILES, config_of, stopping
-from zoodip_core import trainer
-from zoodip_core.events import Commands
-from zoodip_core.models import QuantizedModel, load_quantized
-from zoodip_core.objective import DiffusionObjective, Draw
+from zoodip_core.base.events import Commands
+from zoodip_core.model.load import QuantizedModel, load_quantized
+from zoodip_core.train import loop as trainer
+from zoodip_core.train.objective import DiffusionObjective, Draw
 
 LOADING, STEPPING, SAVING = range(3)
 PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.faults.run import train
-from zoodip_core import memory, training
-from zoodip_core.models import QuantizedModel
+from zoodip_core.model import memory
+from zoodip_core.model.load import QuantizedModel
+from zoodip_core.train import prepared as training
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from zoodip_core.config import TrainConfig
-from zoodip_core.events import Commands, Event, Progress
-from zoodip_core.models import QuantizedModel
+from zoodip_core.base.events import Commands, Event, Progress
+from zoodip_core.model.load import QuantizedModel
 from zoodip_core.tiny import concepts
-from zoodip_core.trainer import TrainResult, train_token
+from zoodip_core.train.config import TrainConfig
+from zoodip_core.train.loop import TrainResult, train_token
 
 PICTURE = sorted(concepts.load("pip").images.iterdir())[0]
 FILES = ("pip.safetensors", "state.safetensors", "steps.jsonl")

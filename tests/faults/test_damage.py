@@ -11,14 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.faults.run import assert_same
-from zoodip_core import journal
-from zoodip_core.embedding import load_embedding
-from zoodip_core.errors import ConfigError, RunFolderError
-from zoodip_core.events import Event, Message
-from zoodip_core.models import QuantizedModel
-from zoodip_core.replay import restore
-from zoodip_core.runs import RunFolder
-from zoodip_core.trainer import resume_training
+from zoodip_core.base.errors import ConfigError, RunFolderError
+from zoodip_core.base.events import Event, Message
+from zoodip_core.model.embedding import load_embedding
+from zoodip_core.model.load import QuantizedModel
+from zoodip_core.train import journal
+from zoodip_core.train.loop import resume_training
+from zoodip_core.train.replay import restore
+from zoodip_core.train.run_folder import RunFolder
 
 STEPS = 12
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.faults.run import PICTURE, assert_same, config_of, train
-from zoodip_core import journal
-from zoodip_core.errors import RunFolderError
-from zoodip_core.events import Event, Started
-from zoodip_core.history import delete_run
-from zoodip_core.models import QuantizedModel
-from zoodip_core.runs import RunFolder, locked
-from zoodip_core.trainer import resume_training, train_token
+from zoodip_core.base.errors import RunFolderError
+from zoodip_core.base.events import Event, Started
+from zoodip_core.jobs.history import delete_run
+from zoodip_core.model.load import QuantizedModel
+from zoodip_core.train import journal
+from zoodip_core.train.loop import resume_training, train_token
+from zoodip_core.train.run_folder import RunFolder, locked
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 120
@@ -185,7 +185,7 @@ def test_two_that_start_at_once_in_one_folder_are_told_apart(model: QuantizedMod
 @on_posix
 def test_the_lock_of_a_killed_process_is_free(model: QuantizedModel, whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
-    code = "import sys, time; from pathlib import Path; from zoodip_core.runs import locked\n"
+    code = "import sys, time; from pathlib import Path; from zoodip_core.train.run_folder import locked\n"
     code += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, str(run)], cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -212,7 +212,7 @@ def test_a_drive_that_knows_no_locks_is_used_without(
 
 
 def test_a_run_can_be_rewound_while_it_is_at_work(model: QuantizedModel, whole: Path, tmp_path: Path) -> None:
-    from zoodip_core.replay import rewind
+    from zoodip_core.train.replay import rewind
 
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     with locked(run):

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from tests.faults.run import config_of, train
-from zoodip_core.cli import main
-from zoodip_core.embedding import load_embedding
-from zoodip_core.errors import RunFolderError
-from zoodip_core.models import QuantizedModel
-from zoodip_core.replay import rewind
-from zoodip_core.runs import RunFolder
-from zoodip_core.trainer import resume_training
+from zoodip_core.base.errors import RunFolderError
+from zoodip_core.cli.main import main
+from zoodip_core.model.embedding import load_embedding
+from zoodip_core.model.load import QuantizedModel
+from zoodip_core.train.loop import resume_training
+from zoodip_core.train.replay import rewind
+from zoodip_core.train.run_folder import RunFolder
 
 STEPS = 12
 ESTIMATORS = {"rge": "zoadam", "spsa": "zosgd", "one-point": "zoadam"}
@@ -67,7 +67,7 @@ def test_another_number_of_threads_gives_the_same_bits(run: Path, whole: Path) -
         output = run.parent / f"{threads}.safetensors"
         code = (
             "import sys, torch; torch.set_num_threads(int(sys.argv[1]))\n"
-            "from zoodip_core.replay import rewind\n"
+            "from zoodip_core.train.replay import rewind\n"
             "assert rewind(sys.argv[2], 140, sys.argv[3]).differs is None"
         )
         subprocess.run([sys.executable, "-c", code, str(threads), str(wide), str(output)], check=True)
@@ -78,9 +78,9 @@ def train_wide(path: Path) -> Path:
     """A run's folder as a model of 768 numbers would leave it; its losses are those of a bowl."""
     import torch
 
-    from zoodip_core.embedding import Embedding
-    from zoodip_core.journal import Journal, Record
-    from zoodip_core.vocabulary import spread_of
+    from zoodip_core.model.embedding import Embedding
+    from zoodip_core.train.journal import Journal, Record
+    from zoodip_core.train.vocabulary import spread_of
 
     config = config_of(steps=140, tau=128, lr_schedule="constant", averaging=0.1, directions="vocabulary")
     folder = RunFolder.create(path, config)

@@ -25,15 +25,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import random_models  # noqa: E402
 
-from zoodip_core import evaluation  # noqa: E402
-from zoodip_core.config import TrainConfig  # noqa: E402
-from zoodip_core.draft import Draft  # noqa: E402
-from zoodip_core.embedding import Embedding, save_embedding  # noqa: E402
-from zoodip_core.history import write_outcome  # noqa: E402
-from zoodip_core.jobs import write_task  # noqa: E402
-from zoodip_core.model_cache import write_copy  # noqa: E402
-from zoodip_core.models import load_quantized, open_model  # noqa: E402
-from zoodip_core.runs import RunFolder  # noqa: E402
+from zoodip_core.evaluate import evaluation  # noqa: E402
+from zoodip_core.jobs.history import write_outcome  # noqa: E402
+from zoodip_core.jobs.queue import write_task  # noqa: E402
+from zoodip_core.model.copies import write_copy  # noqa: E402
+from zoodip_core.model.embedding import Embedding, save_embedding  # noqa: E402
+from zoodip_core.model.load import load_quantized, open_model  # noqa: E402
+from zoodip_core.page.draft import Draft  # noqa: E402
+from zoodip_core.train.config import TrainConfig  # noqa: E402
+from zoodip_core.train.run_folder import RunFolder  # noqa: E402
 
 KEPT = ("unet.conv_in.", "unet.time_embedding.linear_1.")
 """Of the model's copy, to keep it small: a convolution, and a matrix."""

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile
 
-from zoodip_core.errors import ZoodipError, for_user
+from zoodip_core.base.errors import ZoodipError, for_user
 
 MOST_SECONDS = 5.0
 MOST_MEMORY = 1_000_000_000

@@ -26,25 +26,26 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 
-from zoodip_core import environment, views
-from zoodip_core.cli import quiet_libraries
-from zoodip_core.config import TrainConfig
-from zoodip_core.draft import Draft
-from zoodip_core.embedding import describe, load_embedding
-from zoodip_core.errors import ConfigError, ModelError
-from zoodip_core.events import Commands
-from zoodip_core.features import CONFIG, PREPROCESSOR, ClipFeatures, DinoFeatures, find_clip, find_dino
-from zoodip_core.form import filled
-from zoodip_core.history import list_runs, log_tail
-from zoodip_core.images import load_images, open_picture
-from zoodip_core.jobs import RUNNING, Job, Worker
-from zoodip_core.model_cache import _name, cached_model, file_stamps
-from zoodip_core.models import empty_network, load_quantized, open_model
-from zoodip_core.prompts import captions_for
-from zoodip_core.replay import restore, rewind
-from zoodip_core.runs import RunFolder
-from zoodip_core.tasks import Job as JobFile
-from zoodip_core.worker import obey
+from zoodip_core.base.errors import ConfigError, ModelError
+from zoodip_core.base.events import Commands
+from zoodip_core.cli.main import quiet_libraries
+from zoodip_core.data.images import load_images, open_picture
+from zoodip_core.data.prompts import captions_for
+from zoodip_core.evaluate.encoders import CONFIG, PREPROCESSOR, ClipFeatures, DinoFeatures, find_clip, find_dino
+from zoodip_core.jobs import environment
+from zoodip_core.jobs.history import list_runs, log_tail
+from zoodip_core.jobs.queue import RUNNING, Job, Worker
+from zoodip_core.jobs.tasks import Job as JobFile
+from zoodip_core.jobs.worker import obey
+from zoodip_core.model.copies import _name, cached_model, file_stamps
+from zoodip_core.model.embedding import describe, load_embedding
+from zoodip_core.model.load import empty_network, load_quantized, open_model
+from zoodip_core.page import views
+from zoodip_core.page.draft import Draft
+from zoodip_core.page.form import filled
+from zoodip_core.train.config import TrainConfig
+from zoodip_core.train.replay import restore, rewind
+from zoodip_core.train.run_folder import RunFolder
 from zoodip_webui import api
 
 from . import samples as of

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from tests.judges import write_judges
-from zoodip_core.config import TrainConfig
-from zoodip_core.journal import Record
-from zoodip_core.ldm import CLIP_PREFIXES, UNET, VAE
+from zoodip_core.model.ldm import CLIP_PREFIXES, UNET, VAE
+from zoodip_core.train.config import TrainConfig
+from zoodip_core.train.journal import Record
 
 from .mutations import Safetensors
 

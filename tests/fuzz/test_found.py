@@ -22,9 +22,9 @@ from tests.fuzz import samples as of
 from tests.fuzz.judge import Files, Tally, judged, limited
 from tests.fuzz.mutations import Safetensors
 from tests.fuzz.readers import FOLDER, READERS, warm_up
-from zoodip_core.errors import CaptionError
-from zoodip_core.ldm import CLIP_PREFIXES, UNET
-from zoodip_core.tokens import check_initializer
+from zoodip_core.base.errors import CaptionError
+from zoodip_core.model.ldm import CLIP_PREFIXES, UNET
+from zoodip_core.model.tokens import check_initializer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -366,7 +366,7 @@ def test_the_largest_pictures(name: str, make: Callable[[], bytes]) -> None:
 
 
 def _opened(path: Path) -> None:
-    from zoodip_core.images import load_images
+    from zoodip_core.data.images import load_images
 
     load_images([path], 512)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import ConfigError
+from ..base.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "concepts"
 

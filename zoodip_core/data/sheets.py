@@ -1,0 +1,77 @@
+"""Pictures for people: contact sheets and loss curves."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..base.files import write_atomically
+
+_TILE = 144
+_LABEL = 150
+_GAP = 6
+
+
+def contact_sheet(
+    rows: Sequence[tuple[str, Sequence[Image.Image]]],
+    path: Path,
+    columns: Sequence[str] = (),
+) -> None:
+    """Write rows of images as one PNG, with the rows' labels on the left and the columns' on top."""
+    top = 26 if columns else 0
+    width = _LABEL + max(len(images) for _, images in rows) * (_TILE + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, top + len(rows) * (_TILE + _GAP) + _GAP), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, label in enumerate(columns):
+        middle = _LABEL + column * (_TILE + _GAP) + _TILE // 2
+        pen.text((middle, top // 2 + 2), label, "black", font, anchor="mm")
+    for row, (label, images) in enumerate(rows):
+        y = top + _GAP + row * (_TILE + _GAP)
+        pen.multiline_text((_GAP + 4, y + _TILE // 2), label, "black", font, anchor="lm", spacing=5)
+        for column, image in enumerate(images):
+            small = image.width < _TILE  # the tiny model's pictures: show their pixels
+            tile = image.resize((_TILE, _TILE), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
+            sheet.paste(tile, (_LABEL + column * (_TILE + _GAP), y))
+    save_png(sheet, path)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a picture atomically."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def loss_curve(losses: Sequence[float], path: Path, title: str = "denoising loss") -> None:
+    """Write the losses, one a step, raw and smoothed, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    steps = range(1, len(losses) + 1)
+    axes.plot(steps, losses, color="#9ec5e8", linewidth=0.6, label="each step (its own image, timestep and noise)")
+    axes.plot(steps, _smooth(losses), color="#c0392b", linewidth=1.8, label="running mean")
+    axes.set(title=title, xlabel="step", ylabel="loss")
+    low, high = min(losses), sorted(losses)[int(0.99 * (len(losses) - 1))]
+    axes.set_ylim(0 if low < high / 2 else low * 0.95, high * 1.1)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Centred mean over about a twentieth of the steps."""
+    half = max(1, len(values) // 40)
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    return [
+        (sums[min(len(values), i + half + 1)] - sums[max(0, i - half)])
+        / (min(len(values), i + half + 1) - max(0, i - half))
+        for i in range(len(values))
+    ]

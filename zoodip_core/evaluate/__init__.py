@@ -1,0 +1,1 @@
+"""How good a token is: CLIP and DINOv2 scores of what it draws."""

@@ -1,0 +1,252 @@
+"""What a worker does: checks, trains, goes on, draws, as a job file says.
+
+See :mod:`worker` for the process that does it. This module loads torch and the model libraries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import ConfigError, for_user
+from ..base.events import Commands, Event, Message, Progress, Sampled, Saved, Started
+from ..base.files import is_newer, parse_json, storage_errors
+from ..base.stopping import Stopped, stopped_by
+from ..model.embedding import load_embedding
+from ..model.load import QuantizedModel, identify, load_quantized
+from ..model.memory import predict_memory
+from ..train.before_after import before_after
+from ..train.config import TrainConfig
+from ..train.loop import TrainResult, resume_training, train_token
+from ..train.prepared import load_model, load_references, noise_warning, tokenised
+from ..train.run_folder import RunFolder
+from .history import BEFORE_AFTER, RUN, newest
+from .queue import TASK_VERSION
+from .worker import FAILED, FAULT, FINISHED, STOPPED, Outbox
+
+_SAMPLINGS = 10
+"""Over a run, where a job does not say how often."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job file asks for.
+
+    Args:
+        kind: check, train, resume, show.
+        folder: where it all goes; a run is made or is to be found in its ``run``, or is the folder itself.
+        settings: of a new run, by the names of :class:`TrainConfig`; the rest is the preset's for the model.
+        pace: the preset; see :func:`preset_for`.
+        changes: settings that differ when a run goes on.
+    """
+
+    kind: str
+    folder: Path
+    settings: Mapping[str, Any]
+    pace: str
+    changes: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, file: Path) -> Job:
+        """Read a job file.
+
+        Raises:
+            ConfigError: it is none, or of another version.
+        """
+        with storage_errors(file):
+            content = file.read_bytes()
+        try:
+            data = parse_json(content)
+            if is_newer(data["version"], TASK_VERSION):
+                raise ConfigError(f"{file} is a job of a newer ZOODiP; update ZOODiP, or start the job again")
+            if data["version"] != TASK_VERSION or data["kind"] not in KINDS:
+                raise ConfigError(f"{file} is a job of another version of ZOODiP; start the job again")
+            settings, changes = dict(data.get("settings", {})), dict(data.get("changes", {}))
+            return cls(data["kind"], Path(data["folder"]), settings, str(data.get("pace", "default")), changes)
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{file} is no job file ({error}); start the job again") from error
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.folder if (self.folder / "config.json").is_file() else self.folder / RUN
+
+    def config(self) -> TrainConfig:
+        """The settings of a new run: the preset for the model and the pace, with the job's on top.
+
+        Raises:
+            ZoodipError: of the kind that tells what is wrong with them.
+        """
+        given = dict(self.settings)
+        config = TrainConfig.with_preset(self.pace, given)
+        if "sample_every" in given:
+            return config
+        return dataclasses.replace(config, sample_every=max(1, config.steps // _SAMPLINGS))
+
+
+def check(config: TrainConfig) -> dict[str, Any]:
+    """What a run with these settings would be, without loading its model or touching a graphics card.
+
+    Returns:
+        ``settings`` in full, ``model`` and ``family``, ``device``, ``images`` and ``captions`` in number, ``warnings``,
+        and ``memory``: predicted bytes with all of a step's candidates in one forward, and ``memory_in_turn``.
+
+    Raises:
+        ZoodipError: of the kind that tells what is wrong.
+    """
+    import torch
+
+    info = identify(config.model, config.prediction_type)
+    images, skipped = load_references(config, info)
+    on_card = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if on_card else "cpu")
+    dtype = "float16" if on_card and config.dtype == "auto" else config.dtype
+    model = load_quantized(
+        config.model, weights=config.weights, dtype=dtype, device="cpu", prediction_type=config.prediction_type
+    )
+    prompts = tokenised(config, model, images)
+    candidates = config.make_estimator().num_candidates
+    batches = (min(config.batch or candidates, candidates), 1)
+    resolution = config.resolution or info.resolution
+    memory, in_turn = (
+        predict_memory(model.blueprint, config.weights, model.dtype, device, resolution, batch).total
+        for batch in batches
+    )
+    return {
+        "settings": config.to_dict(),
+        "model": info.name,
+        "family": info.family,
+        "device": device.type,
+        "images": len(images),
+        "captions": sum(len(each) for each in prompts),
+        "forwards": candidates,
+        "memory": memory,
+        "memory_in_turn": in_turn,
+        "warnings": skipped + noise_warning(config, model.dtype),
+    }
+
+
+def telling(out: Outbox) -> Callable[[Event], None]:
+    """Sends on what a training tells."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Message):
+            out.send("message", text=event.text, warning=event.warning)
+        elif isinstance(event, Started):
+            out.send("started", step=event.step, steps=event.steps, losses=list(event.losses))
+        elif isinstance(event, Progress):
+            out.send(
+                "progress",
+                step=event.step,
+                steps=event.steps,
+                loss=event.loss,
+                smoothed=event.smoothed,
+                rate=event.steps_per_second,
+                eta=event.eta,
+                memory=event.memory,
+            )
+        elif isinstance(event, Sampled):
+            out.send("sampled", step=event.step, path=str(event.path))
+        elif isinstance(event, Saved):
+            out.send("saved", step=event.step, path=str(event.embedding))
+
+    return tell
+
+
+def _check(job: Job, out: Outbox, commands: Commands) -> int:
+    with stopped_by(lambda: commands.stopping):
+        out.send("checked", **check(job.config()))
+    out.send("ended", state="finished")
+    return FINISHED
+
+
+def _train(job: Job, out: Outbox, commands: Commands) -> int:
+    with stopped_by(lambda: commands.stopping):
+        config = job.config()
+        out.send("checked", **check(config))
+        model = load_model(config)
+    result = train_token(config, job.folder / RUN, model=model, on_event=telling(out), commands=commands)
+    return _close(job, config, model, result, out, commands)
+
+
+def _resume(job: Job, out: Outbox, commands: Commands) -> int:
+    config = RunFolder.open(job.run, job.changes).config
+    with stopped_by(lambda: commands.stopping):
+        model = load_model(config)
+    result = resume_training(job.run, job.changes, model=model, on_event=telling(out), commands=commands)
+    return _close(job, config, model, result, out, commands)
+
+
+def _close(
+    job: Job, config: TrainConfig, model: QuantizedModel, result: TrainResult, out: Outbox, commands: Commands
+) -> int:
+    if result.finished:
+        try:
+            _draw(job, config, model, result.path, out, commands)
+        except Stopped:
+            pass
+        except Exception as error:  # a token that was learned does not hang on its pictures
+            text = for_user(error)
+            if text is None:
+                _log_fault()
+            out.send("message", text=f"no pictures before and after: {text or repr(error)}", warning=True)
+    out.send("ended", state="finished" if result.finished else "stopped", step=result.step, embedding=str(result.path))
+    return FINISHED if result.finished else STOPPED
+
+
+def _show(job: Job, out: Outbox, commands: Commands) -> int:
+    folder = RunFolder.open(job.run)
+    finished = folder.embedding_path
+    token = finished if finished.is_file() else newest(job.run / "snapshots", ".safetensors")
+    if token is None:
+        raise ConfigError(f"{job.run} has no token to draw yet; go on with the run first")
+    with stopped_by(lambda: commands.stopping):
+        model = load_model(folder.config)
+    _draw(job, folder.config, model, token, out, commands)
+    out.send("ended", state="finished")
+    return FINISHED
+
+
+def _draw(job: Job, config: TrainConfig, model: QuantizedModel, token: Path, out: Outbox, commands: Commands) -> None:
+    """Draw with the word and with the token."""
+    out.send("message", text="drawing the pictures before and after", warning=False)
+    with stopped_by(lambda: commands.stopping):
+        before_after(model, config, load_embedding(token), job.folder / BEFORE_AFTER)
+    out.send("shown", path=str(job.folder / BEFORE_AFTER))
+
+
+KINDS: dict[str, Callable[[Job, Outbox, Commands], int]] = {
+    "check": _check,
+    "train": _train,
+    "resume": _resume,
+    "show": _show,
+}
+
+
+def _log_fault() -> None:
+    """Print the traceback of the error that is being handled; the log's disk may be full."""
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
+
+
+def work(file: Path, out: Outbox, commands: Commands) -> int:
+    """Do what a job file asks for, and tell how it ended; returns the exit code."""
+    try:
+        job = Job.read(file)
+        return KINDS[job.kind](job, out, commands)
+    except Stopped:
+        out.send("ended", state="stopped")
+        return STOPPED
+    except Exception as error:
+        text = for_user(error)
+        if text is None:
+            _log_fault()
+        out.send("failed", error=text or f"{type(error).__name__}: {error}", fault=text is None)
+        return FAULT if text is None else FAILED

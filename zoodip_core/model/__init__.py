@@ -1,0 +1,1 @@
+"""A Stable Diffusion whose weights stay quantised: recognised, loaded, encoded with, predicted with."""

@@ -1,0 +1,137 @@
+"""Quantised copies of models on disk: the second load takes seconds and leaves the original alone.
+
+A copy is one safetensors file: quantised layers, the rest as the model's own file has it, and the configs
+in its header. (A diffusers folder's tokenizers stay where they are.) Copies are named after the hash of
+the model's weights and configs, so a model that was moved or renamed keeps its copy; a copy, or the
+whole folder, may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from ..base.errors import ModelError, StorageError
+from ..base.files import make_folder, read_object, storage_errors, write_atomically, written_atomically
+from .building import give_back_freed, giving_back, layers_to_quantize
+from .load import CLIP_PATH, COPY_FORMAT, COPY_MARK, Blueprint, empty_network, open_copy, open_model, stored_name
+from .quantize import quantize_weight
+
+INDEX = "index.json"
+
+
+def cached_model(model: Path, weights: str, folder: Path, prediction_type: str = "auto") -> Blueprint:
+    """The blueprint of a model's quantised copy, which is made if there is none yet.
+
+    Args:
+        model: a checkpoint file or diffusers folder.
+        weights: ``int8``, ``int4`` or ``float8``.
+        folder: where copies are kept.
+        prediction_type: as for :func:`models.open_model`.
+
+    Raises:
+        ModelError: the model can not be read.
+        StorageError: the copy can not be written; nothing is left of it.
+    """
+    index = read_object(folder / INDEX)  # it only saves hashing
+    key, stamp = str(model.resolve()), file_stamps(model)
+    known = index.get(key)
+    if isinstance(known, dict) and known.get("stamp") == stamp:
+        copy = folder / _name(str(known.get("key")), weights)
+        if copy.is_file():
+            with contextlib.suppress(ModelError):  # a damaged one is made again
+                return open_copy(copy, prediction_type, model)
+            copy.unlink(missing_ok=True)
+    blueprint = open_model(model)
+    if blueprint.copy_of:
+        return open_model(model, prediction_type)
+    make_folder(folder)
+    identity = _identity(blueprint)
+    copy = folder / _name(identity, weights)
+    if not copy.is_file():
+        write_copy(blueprint, weights, copy)
+        give_back_freed()
+    index[key] = {"stamp": stamp, "key": identity}
+    write_atomically(folder / INDEX, json.dumps(index, indent=1))
+    return open_copy(copy, prediction_type, model)
+
+
+def has_copies(folder: Path) -> bool:
+    """Whether copies of models were kept in a folder before."""
+    return (folder / INDEX).is_file() and any(folder.glob(f"*-quanto*-v{COPY_FORMAT}.safetensors"))
+
+
+def _identity(blueprint: Blueprint) -> str:
+    """A hash of the model's weights and configs: either may change without the other."""
+    configs = json.dumps(blueprint.configs, sort_keys=True)
+    return hashlib.sha256(f"{blueprint.fingerprint} {configs}".encode()).hexdigest()[:20]
+
+
+def _name(identity: str, weights: str) -> str:
+    quanto = importlib.metadata.version("optimum-quanto")
+    safe = re.sub(r"[^0-9a-f]", "_", identity[:20])  # it comes from the index, a file that anyone may have written
+    return f"{safe}-{weights}-quanto{quanto}-v{COPY_FORMAT}.safetensors"
+
+
+def file_stamps(model: Path) -> list[list[Any]]:
+    """Name, size and time of each of a model's files: as long as they stand, so does its hash."""
+    beside = [path for path in (model, model.with_suffix(".yaml")) if path.is_file()]
+    files = beside if model.is_file() else sorted(path for path in model.rglob("*") if path.is_file())
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def write_copy(blueprint: Blueprint, weights: str, path: Path) -> None:
+    """Quantise a model into one file, atomically.
+
+    Raises:
+        ModelError: a tensor is missing.
+        StorageError: no room, or no permission.
+    """
+    tensors = dict(_copied(blueprint, weights))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise StorageError(
+            28, f"could not write {path}: it takes {size / 1e9:.1f} GB, {free / 1e9:.1f} GB is free; free some space"
+        )
+    info = {**asdict(blueprint.info), "path": str(blueprint.info.path)}
+    metadata = {
+        COPY_MARK: str(COPY_FORMAT),
+        "weights": weights,
+        "sha256": blueprint.fingerprint,
+        "info": json.dumps(info),
+        "configs": json.dumps(blueprint.configs),
+        "tokenizers": json.dumps([["" if p == CLIP_PATH else p.name, pad] for p, pad in blueprint.tokenizers]),
+    }
+    with written_atomically(path) as part, storage_errors(path):
+        try:
+            save_file(tensors, part, metadata=metadata)
+        except Exception as error:  # safetensors has its own class for the system's errors
+            raise OSError(getattr(error, "errno", None) or 5, str(error)) from error
+        part.chmod(0o644)  # the library makes it for its owner alone
+
+
+def _copied(blueprint: Blueprint, weights: str) -> Iterator[tuple[str, torch.Tensor]]:
+    for part, reader in blueprint.readers.items():
+        network = empty_network(blueprint, part)
+        quantized = layers_to_quantize(network) if part != "vae" else {}
+        for name, layer in giving_back(quantized):
+            full = reader.parameter(f"{name}.weight", layer.weight.shape)
+            for kind, tensor in quantize_weight(full, weights).items():
+                yield f"{part}.{stored_name(name)}.{kind}", tensor
+        kept = {f"{name}.weight" for name in quantized}
+        for name, empty in network.named_parameters():
+            if name not in kept:
+                yield f"{part}.{stored_name(name)}", reader.parameter(name, empty.shape).clone()
+        reader.close()

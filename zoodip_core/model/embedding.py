@@ -1,0 +1,262 @@
+"""Embedding files that ComfyUI, A1111, Forge and diffusers load, and reading theirs.
+
+SD1.x and 2.x: a safetensors file with exactly one float tensor ``[num_vectors, dim]`` whose key is
+the token; any tensor more breaks other readers. SDXL: ``clip_l`` and ``clip_g``. What else is worth
+knowing stands in the safetensors header, as text.
+
+The header's ``format_version`` does not decide what is read: other programs load these files by their tensors alone,
+so a newer ZOODiP's file is as good as its tensors. Where they are no embedding, it decides what the user is told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from ..base.errors import EmbeddingFileError
+from ..base.files import is_newer, parse_json, whole_text, write_atomically
+from ..base.pickles import load_plain, tensors_in
+from ..base.safetensors_files import open_safetensors
+from .tokens import check_name, file_stem
+
+FORMAT_VERSION = 1
+SUFFIXES = (".safetensors", ".pt", ".bin")
+SDXL_KEYS = ("clip_l", "clip_g")
+MAX_BYTES = 64_000_000
+_FAMILIES = {(768,): "sd1", (1024,): "sd2", (128,): "tiny", (768, 1280): "sdxl"}
+
+
+def family_of_widths(dims: tuple[int, ...]) -> str:
+    """The model family whose text encoders have these widths: sd1, sd2, sdxl, tiny, or sd-WIDTH."""
+    return _FAMILIES.get(dims, "sd-" + "+".join(map(str, dims)))
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A learned token.
+
+    Args:
+        token: its placeholder text.
+        tensors: one float32 tensor ``[num_vectors, dim]`` for each text encoder.
+        metadata: what is known of it, as in the safetensors header.
+    """
+
+    token: str
+    tensors: tuple[torch.Tensor, ...]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def vectors(self) -> torch.Tensor:
+        """All text encoders' tensors side by side, ``[num_vectors, sum of dims]``, as the search sees them."""
+        return torch.cat(self.tensors, dim=1)
+
+    @property
+    def num_vectors(self) -> int:
+        return len(self.tensors[0])
+
+    @property
+    def family(self) -> str:
+        """The model family by the tensors' widths: sd1, sd2, sdxl, tiny, or sd-WIDTH."""
+        return family_of_widths(tuple(tensor.shape[1] for tensor in self.tensors))
+
+
+def serialize(embedding: Embedding) -> bytes:
+    """The bytes of the embedding's safetensors file; the same embedding gives the same bytes."""
+    keys = SDXL_KEYS if len(embedding.tensors) == 2 else (embedding.token,)
+    tensors = {
+        key: tensor.detach().to("cpu", torch.float32).contiguous()
+        for key, tensor in zip(keys, embedding.tensors, strict=True)
+    }
+    metadata = {**embedding.metadata, "token": embedding.token, "format_version": str(FORMAT_VERSION)}
+    # The library writes header metadata in a hash map's order, another in each process.
+    return _with_sorted_header(save(tensors, metadata=metadata))
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def save_embedding(embedding: Embedding, path: str | Path) -> Path:
+    """Write the embedding atomically as ``.safetensors``.
+
+    Args:
+        path: the file, or an existing folder, in which the file is named after the token.
+
+    Raises:
+        TokenError: the token can not name a file.
+        StorageError: the file can not be written; an older file there is kept.
+    """
+    path = Path(path)
+    if path.is_dir():
+        check_name(embedding.token)
+        path = path / f"{file_stem(embedding.token)}.safetensors"
+    if path.suffix != ".safetensors":
+        raise EmbeddingFileError(f"{path}: embeddings are saved as .safetensors; choose that ending")
+    write_atomically(path, serialize(embedding))
+    return path
+
+
+def load_embedding(path: str | Path) -> Embedding:
+    """Read our files and those of A1111 (``.pt``), diffusers (``.bin``) and other tools, without running code in them.
+
+    Raises:
+        EmbeddingFileError: no such file, another kind of file, or tensors that are no embedding.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EmbeddingFileError(f"embedding file {path} does not exist")
+    if path.suffix.lower() not in SUFFIXES:
+        raise EmbeddingFileError(f"{path}: embedding files end in {', '.join(SUFFIXES)}")
+    if path.stat().st_size > MAX_BYTES:
+        raise EmbeddingFileError(
+            f"{path} has {path.stat().st_size / 1e6:.0f} MB, too much for an embedding; is it a model or a LoRA?"
+        )
+    if path.suffix.lower() == ".safetensors":
+        tensors, metadata = _read_safetensors(path)
+    else:
+        tensors, metadata = _read_pickle(path)
+    return _assemble(path, tensors, metadata)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with open_safetensors(path) as file:
+            names = file.keys()
+            if len(names) > len(SDXL_KEYS):
+                raise _too_many(path, names, file.metadata() or {})
+            return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
+    except EmbeddingFileError:
+        raise
+    except Exception as error:  # the library's own, and PyTorch's where it has no such type or so many dimensions
+        raise EmbeddingFileError(f"{path} is not a safetensors file, or damaged: {error}") from error
+
+
+def _read_pickle(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        data = load_plain(path)
+        tensors = tensors_in(data.get("string_to_param", data) if isinstance(data, dict) else {}, path)
+    except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it
+        raise EmbeddingFileError(
+            f"{path} can not be read as plain tensors; it is damaged or holds code, which is never run"
+        ) from error
+    if not isinstance(data, dict):
+        raise EmbeddingFileError(f"{path} holds a {type(data).__name__}, not an embedding")
+    notes = {"step": "steps", "sd_checkpoint_name": "base_model", "sd_checkpoint": "base_model_hash"}
+    if "string_to_param" in data:
+        notes["name"] = "token"
+    metadata = {new: note for old, new in notes.items() if (note := _note(data.get(old)))}
+    return tensors, metadata
+
+
+def _note(value: Any) -> str:
+    """A text or a number as text, empty for anything else: a list may be of any length, and hold itself."""
+    if isinstance(value, str):
+        return whole_text(value)
+    return str(value) if isinstance(value, int) and abs(value) < 2**63 else ""
+
+
+def _too_many(path: Path, names: Collection[str], metadata: dict[str, str]) -> EmbeddingFileError:
+    newer = "; a newer ZOODiP wrote it: update ZOODiP" if _of_newer(metadata) else ""
+    return EmbeddingFileError(
+        f"{path} holds {len(names)} tensors ({', '.join(sorted(names)[:4])} ...), an embedding has one, or clip_l and "
+        f"clip_g{newer}"
+    )
+
+
+def _of_newer(metadata: dict[str, str]) -> bool:
+    return "zoodip_version" in metadata and is_newer(metadata.get("format_version"), FORMAT_VERSION)
+
+
+def _assemble(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Embedding:
+    if set(tensors) == set(SDXL_KEYS):
+        chosen = [tensors[key] for key in SDXL_KEYS]
+        token = metadata.get("token")
+    elif len(tensors) == 1:
+        ((key, tensor),) = tensors.items()
+        chosen = [tensor]
+        token = metadata.get("token") or (None if key in ("emb_params", "*", "clip_l", "clip_g") else key)
+    else:
+        raise _too_many(path, tensors, metadata)
+    clean = []
+    for tensor in chosen:
+        rows = tensor.detach()[None] if tensor.ndim == 1 else tensor.detach()
+        if rows.numel() > MAX_BYTES // 4:  # a file of a few bytes may give a number for all of them
+            raise EmbeddingFileError(f"{path} holds a tensor {list(tensor.shape)}, too much for an embedding")
+        if rows.ndim != 2 or 0 in rows.shape or not rows.is_floating_point():
+            raise EmbeddingFileError(
+                f"{path} holds a {tensor.dtype} tensor {list(tensor.shape)}, not the float "
+                "[vectors, dim] of an embedding"
+            )
+        try:
+            rows = rows.float().contiguous()
+        except RuntimeError as error:
+            raise EmbeddingFileError(f"{path} holds {tensor.dtype}, which PyTorch can not compute with") from error
+        if not torch.isfinite(rows).all():
+            raise EmbeddingFileError(f"{path} holds NaN or infinity; its training failed")
+        clean.append(rows)
+    if len({len(rows) for rows in clean}) != 1:
+        raise EmbeddingFileError(f"{path}: clip_l and clip_g differ in their number of vectors")
+    return Embedding(token or f"<{path.stem}>", tuple(clean), metadata)
+
+
+def describe(embedding: Embedding) -> list[tuple[str, str]]:
+    """What a person wants to know of an embedding, as (label, text) lines."""
+    models = {
+        "sd1": "Stable Diffusion 1.x",
+        "sd2": "Stable Diffusion 2.x",
+        "sdxl": "Stable Diffusion XL",
+        "tiny": "the embedded tiny model",
+    }
+    shapes = " + ".join(f"{len(t)} x {t.shape[1]}" for t in embedding.tensors)
+    lines = [
+        ("token", embedding.token),
+        ("for", models.get(embedding.family, embedding.family)),
+        ("vectors", f"{embedding.num_vectors} ({shapes})"),
+        ("norm", ", ".join(f"{norm:.3f}" for t in embedding.tensors for norm in t.norm(dim=1).tolist())),
+    ]
+    labels = {
+        "initializer": "initializer",
+        "base_model": "base model",
+        "base_model_hash": "base model hash",
+        "steps": "steps",
+        "zoodip_version": "made by ZOODiP",
+    }
+    lines += [(label, embedding.metadata[key]) for key, label in labels.items() if key in embedding.metadata]
+    config = _config_of(embedding)
+    if config:
+        lines.append(("settings", ", ".join(f"{key} {value}" for key, value in config.items())))
+    return lines
+
+
+def _config_of(embedding: Embedding) -> dict[str, Any]:
+    try:
+        config = parse_json(embedding.metadata.get("config", "{}"))
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def check_fits(embedding: Embedding, dims: tuple[int, ...], where: str) -> None:
+    """Refuse an embedding whose widths are not those of a model's text encoders.
+
+    Raises:
+        EmbeddingFileError: the widths differ.
+    """
+    have = tuple(tensor.shape[1] for tensor in embedding.tensors)
+    if have != dims:
+        raise EmbeddingFileError(
+            f"{where}: the embedding {embedding.token!r} has width {'+'.join(map(str, have))} (for "
+            f"{embedding.family}), the model needs {'+'.join(map(str, dims))}; use it with the model "
+            "family it was trained on"
+        )

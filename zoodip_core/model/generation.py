@@ -1,0 +1,167 @@
+"""Images from a loaded model, with or without a learned token, through diffusers' own pipelines."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..base import rng
+from ..base.errors import ConfigError
+from ..base.stopping import check_stop
+from ..data.prompts import with_slots
+from ..train.config import check_resolution
+from .embedding import Embedding, check_fits
+from .load import Conditioning, QuantizedModel, empty_network
+
+_PIXELS_AT_ONCE = 512 * 512
+
+
+def encode_text(model: QuantizedModel, text: str, embedding: Embedding | None = None) -> Conditioning:
+    """A text's conditioning, of one row; the embedding's token in the text becomes its vectors."""
+    if embedding is None:
+        return model.encode(model.prompt(text))
+    prompt = model.prompt(with_slots(text, embedding.token), embedding.num_vectors)
+    return model.encode(prompt, embedding.vectors[None])
+
+
+@torch.no_grad()
+def generate(
+    model: QuantizedModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    embedding: Embedding | None = None,
+    negative_prompt: str = "",
+    num_inference_steps: int = 25,
+    guidance_scale: float | None = None,
+    resolution: int = 0,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[Image.Image]:
+    """One image for each prompt and seed, paired.
+
+    Small images are made several at once, large ones one after the other.
+
+    Args:
+        prompts: texts; the embedding's token may stand in them.
+        seeds: as many as prompts. A seed gives the same image on any device, up to rounding.
+        guidance_scale: classifier-free guidance; 7.5 if None, 5 for the embedded tiny model.
+        resolution: pixels a side, 0 for the model's own.
+        on_step: called with (done, of) after each denoising step.
+
+    Raises:
+        ConfigError: a setting out of range.
+        EmbeddingFileError: the embedding is of another model family.
+        CaptionError: a prompt longer than the model reads.
+        Stopped: a stop was asked for.
+    """
+    if guidance_scale is None:
+        guidance_scale = 5.0 if model.info.family == "tiny" else 7.5
+    check_settings(prompts, seeds, num_inference_steps, guidance_scale)
+    check_resolution(resolution)
+    if embedding:
+        check_fits(embedding, model.info.dims, "generate")
+    encoded = {text: encode_text(model, text, embedding) for text in {*prompts, negative_prompt}}
+    side = resolution or model.info.resolution
+    at_once = max(1, _PIXELS_AT_ONCE // side**2)
+    batches = range(0, len(prompts), at_once)
+    told = _after_each_step(on_step, num_inference_steps * len(batches))
+    run, latents = _pipeline(model), []
+    for first in batches:
+        rows = slice(first, first + at_once)
+        conditions = [encoded[text] for text in prompts[rows]]
+        latents += run(
+            **_embeds(conditions, ""),
+            **_embeds([encoded[negative_prompt]] * len(conditions), "negative_"),
+            latents=_noise(model, seeds[rows], side).to(model.device, model.dtype),
+            height=side,
+            width=side,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            callback_on_step_end=told,
+            output_type="latent",
+        ).images
+    return _decode(model, latents)
+
+
+def _after_each_step(on_step: Callable[[int, int], None] | None, total: int) -> Callable[..., dict[str, Any]]:
+    """What the pipeline calls after each denoising step: it tells of it and answers a stop."""
+    steps = itertools.count(1)
+
+    def told(_pipe: Any, _index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        check_stop()
+        if on_step:
+            on_step(next(steps), total)
+        return kwargs
+
+    return told
+
+
+def check_settings(
+    prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float | None
+) -> None:
+    """Refuse what :func:`generate` could not draw; needs no model.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
+    if len(prompts) != len(seeds) or not prompts:
+        raise ConfigError(f"generate: {len(prompts)} prompts and {len(seeds)} seeds; give one seed a prompt")
+    if not 1 <= num_inference_steps <= 999:  # the schedule starts at step 1 of 1000
+        raise ConfigError(f"steps = {num_inference_steps}: must be from 1 to 999")
+    if guidance_scale is not None and not 0 <= guidance_scale <= 100:
+        raise ConfigError(f"guidance = {guidance_scale}: must be from 0 to 100")
+
+
+def _noise(model: QuantizedModel, seeds: Sequence[int], side: int) -> torch.Tensor:
+    factor = 2 ** (len(model.blueprint.configs["vae"]["block_out_channels"]) - 1)
+    shape = (model.unet.config.in_channels, side // factor, side // factor)
+    return torch.stack([rng.normal(seed, 0, "latents", shape) for seed in seeds])
+
+
+def _embeds(conditions: Sequence[Conditioning], kind: str) -> dict[str, torch.Tensor]:
+    """The pipeline's arguments for some rows of text."""
+    embeds = {f"{kind}prompt_embeds": torch.cat([c.hidden for c in conditions])}
+    pooled = [c.pooled for c in conditions if c.pooled is not None]
+    return {**embeds, f"{kind}pooled_prompt_embeds": torch.cat(pooled)} if pooled else embeds
+
+
+def _pipeline(model: QuantizedModel) -> Any:
+    """Diffusers' sampling around our UNet, from encoded text to latents."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    # It only asks the VAE for its config and its device; what decodes is loaded when the UNet is done.
+    vae = empty_network(model.blueprint, "vae")
+    vae.encoder = vae.decoder = torch.nn.Identity()
+    vae.to_empty(device=model.device)
+    parts: dict[str, Any] = {
+        "vae": vae,
+        "text_encoder": None,
+        "tokenizer": None,
+        "unet": model.unet,
+        "scheduler": DDIMScheduler.from_config(model.scheduler.config),
+        "feature_extractor": None,
+    }
+    if model.info.family == "sdxl":
+        pipeline = StableDiffusionXLPipeline(
+            **parts, text_encoder_2=None, tokenizer_2=None, image_encoder=None, add_watermarker=False
+        )
+    else:
+        pipeline = StableDiffusionPipeline(**parts, safety_checker=None, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _decode(model: QuantizedModel, latents: Sequence[torch.Tensor]) -> list[Image.Image]:
+    images = []
+    with model.vae("decoder") as vae:
+        for each in latents:  # one at a time: decoding takes more room than denoising
+            check_stop()
+            pixels = vae.decode(each[None].to(vae.dtype) / vae.config.scaling_factor).sample[0]
+            array = ((pixels.float().cpu() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+            images.append(Image.fromarray(np.ascontiguousarray(array.permute(1, 2, 0).numpy())))
+    return images

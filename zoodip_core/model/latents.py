@@ -1,0 +1,54 @@
+"""Latents of the reference images, encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..base.stopping import check_stop
+from ..data.images import ReferenceImage, to_tensor
+from .building import give_back_freed
+from .load import QuantizedModel
+
+
+@dataclass(frozen=True)
+class CachedPosteriors:
+    """The VAE's posterior of each image, so that a step samples from it without the VAE.
+
+    Args:
+        mean: float32 ``[N, channels, height, width]`` on the CPU, unscaled.
+        std: of the same shape.
+        scaling_factor: the VAE's.
+        time_ids: float32 ``[N, 6]``: original size, crop and target size of each image, as SDXL is told them.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    scaling_factor: float
+    time_ids: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def sample(self, index: int, noise: torch.Tensor) -> torch.Tensor:
+        """Latents ``[channels, height, width]`` of one image, drawn exactly from its posterior."""
+        return (self.mean[index] + self.std[index] * noise) * self.scaling_factor
+
+
+@torch.no_grad()
+def encode_images(model: QuantizedModel, images: Sequence[ReferenceImage]) -> CachedPosteriors:
+    """Encode each image once; the VAE is loaded for this alone and then leaves memory."""
+    means, stds = [], []
+    with model.vae("encoder") as vae:
+        for image in images:  # one at a time: encoding is the largest peak of a run
+            check_stop()
+            pixels = to_tensor([image.picture]).to(model.device, vae.dtype)
+            posterior = vae.encode(pixels).latent_dist
+            means.append(posterior.mean.float().cpu())
+            stds.append(posterior.std.float().cpu())
+        factor = float(vae.config.scaling_factor)
+    give_back_freed()
+    sizes = [(*image.original_size, *image.crop_top_left, *image.picture.size[::-1]) for image in images]
+    return CachedPosteriors(torch.cat(means), torch.cat(stds), factor, torch.tensor(sizes, dtype=torch.float32))

@@ -1,0 +1,378 @@
+"""The single-file layout of Stable Diffusion ("LDM"), as ComfyUI and A1111 keep it.
+
+What a checkpoint is follows from its tensors' names and shapes; here they are turned into the
+configs of diffusers' and transformers' classes, and each of their parameters into the place in the
+file that holds it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..base.errors import ModelError
+
+Shapes = Mapping[str, tuple[int, ...]]
+Config = dict[str, Any]
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CLIP_PREFIXES = {
+    "sd1": ("cond_stage_model.transformer.",),
+    "sd2": ("cond_stage_model.model.",),
+    "sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+}
+_CONTEXT = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+_MOST_PARTS = 100
+"""Of a kind, such as layers. SDXL has 32 of the most."""
+VAE_SCALE = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a parameter lies in a checkpoint: a tensor, or the third of one, perhaps transposed."""
+
+    name: str
+    third: int | None = None
+    transposed: bool = False
+
+    def take(self, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """The parameter of ``shape`` out of the file's tensor (1x1 convolutions are linear layers, too).
+
+        Raises:
+            ValueError: the tensor is of another shape.
+        """
+        if self.third is not None:
+            tensor = tensor.chunk(3)[self.third]
+        tensor = tensor.T if self.transposed else tensor
+        if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
+            raise ValueError(f"{list(tensor.shape)} is not {list(shape)}")
+        return tensor.reshape(shape)
+
+
+# ---------------------------------------------------------------- what is it?
+
+
+def family_of(shapes: Shapes, where: str) -> str:
+    """``sd1``, ``sd2`` or ``sdxl``.
+
+    Raises:
+        ModelError: not a whole Stable Diffusion checkpoint of these families; says what it is instead.
+    """
+    first = shapes.get(UNET + "input_blocks.0.0.weight")
+    if first is None:
+        raise ModelError(f"model: {where} {_what_else(shapes)}")
+    if any(name.endswith((".scale_weight", "scaled_fp8")) for name in shapes):
+        raise ModelError(f"model: {where} holds scaled 8-bit weights; use the 16-bit file of the same model")
+    channels = _inputs(first)
+    if channels != 4:
+        kind = {9: "an inpainting model", 8: "an image-editing model", 5: "a depth model"}.get(channels, "a variant")
+        raise ModelError(
+            f"model: {where} is {kind} (its UNet reads {channels} channels, not 4); tokens are trained on the plain "
+            "model of the same family, and then work in this one as well"
+        )
+    width = next((_inputs(s) for name, s in shapes.items() if name.endswith("attn2.to_k.weight") and UNET in name), 0)
+    family = _CONTEXT.get(width)
+    if family is None:
+        kind = "SDXL's refiner" if width == 1280 else f"of an unknown family (it attends to width {width})"
+        raise ModelError(f"model: {where} is {kind}; supported are Stable Diffusion 1.x, 2.x and SDXL base")
+    for part, prefix in (("VAE", VAE + "encoder."), *(("text encoder", p) for p in CLIP_PREFIXES[family])):
+        if not any(name.startswith(prefix) for name in shapes):
+            raise ModelError(f"model: {where} has no {part} ({prefix}...); use a full checkpoint, not one without it")
+    return family
+
+
+def _inputs(shape: tuple[int, ...]) -> int:
+    """Of a layer's weight, 0 if it is none."""
+    return shape[1] if len(shape) > 1 else 0
+
+
+_SUPPORTED = "use a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
+# Tensors that tell what a file is, in the order in which they are looked for.
+_OTHER_KINDS = {
+    r"lora_(up|down|A|B|unet|te)|hada_w|lokr_w|\.lora\.": (
+        "is a LoRA, not a model; use the checkpoint that it was made for"
+    ),
+    r"joint_blocks\.": f"is Stable Diffusion 3, which is not supported; {_SUPPORTED}",
+    r"double_blocks\.|single_transformer_blocks\.": f"is a Flux model, which is not supported; {_SUPPORTED}",
+    r"^(control_model\.|input_hint_block\.|controlnet_)": f"is a ControlNet, not a model; {_SUPPORTED}",
+    r"^down_blocks\.\d+\.(resnets|attentions)\.": (
+        "is a UNet alone, in diffusers' layout; give the top of its diffusers folder, or a full checkpoint"
+    ),
+    r"^(first_stage_model\.)?(encoder|decoder)\.conv_in\.": f"is a VAE alone; {_SUPPORTED}",
+    r"text_model\.encoder\.layers\.|transformer\.resblocks\.": f"is a text encoder alone; {_SUPPORTED}",
+}
+
+
+def _what_else(shapes: Shapes) -> str:
+    """What a file without LDM's UNet is, as the rest of a sentence."""
+    for pattern, what in _OTHER_KINDS.items():
+        if any(re.search(pattern, name) for name in shapes):
+            return what
+    if len(shapes) <= 4:
+        return f"holds {len(shapes)} tensors, an embedding perhaps, not a model; {_SUPPORTED}"
+    return f"is not a Stable Diffusion checkpoint (no {UNET} in it); {_SUPPORTED}"
+
+
+# ---------------------------------------------------------------- configs
+
+
+def configs_of(shapes: Shapes, family: str, where: str) -> dict[str, Config]:
+    """Configs of ``unet``, ``vae``, ``text_encoder`` (and ``text_encoder_2`` for SDXL) by the tensors' shapes.
+
+    Raises:
+        ModelError: tensors are missing.
+    """
+    try:
+        configs = {"unet": _unet_config(shapes), "vae": _vae_config(shapes, family)}
+        prefixes = CLIP_PREFIXES[family]
+        if family == "sd2":
+            configs["text_encoder"] = _open_clip_config(shapes, prefixes[0], layers_unused=1)
+        else:
+            configs["text_encoder"] = _clip_config(shapes, _clip_prefix(shapes, prefixes[0]))
+        if family == "sdxl":
+            configs["text_encoder_2"] = _open_clip_config(shapes, prefixes[1], layers_unused=0)
+        return configs
+    except (KeyError, IndexError, ValueError) as error:
+        raise ModelError(
+            f"model: {where} lacks parts of a {family} checkpoint ({error}); it may be cut down or damaged"
+        ) from error
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    """One more than the highest number that stands in the pattern's group.
+
+    Raises:
+        ValueError: it is higher than in any model.
+    """
+    found = (re.match(pattern, name) for name in shapes)
+    count = max((int(match.group(1)) + 1 for match in found if match), default=0)
+    if count > _MOST_PARTS:
+        raise ValueError(f"the parts are numbered up to {count - 1}")
+    return count
+
+
+def _unet_config(shapes: Shapes) -> Config:
+    levels: list[tuple[int, list[int]]] = []  # channels, transformer depth after each resnet
+    channels = 0
+    depths: list[int] = []
+    for i in range(1, _count(shapes, re.escape(UNET) + r"input_blocks\.(\d+)\.")):
+        block = f"{UNET}input_blocks.{i}."
+        if block + "0.op.weight" in shapes:
+            levels.append((channels, depths))
+            depths = []
+            continue
+        channels = shapes[block + "0.out_layers.3.weight"][0]
+        depths.append(_count(shapes, re.escape(block) + r"1\.transformer_blocks\.(\d+)\."))
+    levels.append((channels, depths))
+    middle = _count(shapes, re.escape(UNET) + r"middle_block\.1\.transformer_blocks\.(\d+)\.")
+    block_channels = [c for c, _ in levels]
+    depth = [max(d) for _, d in levels]
+    linear = len(shapes[f"{UNET}middle_block.1.proj_in.weight"]) == 2
+    config: Config = {
+        "in_channels": 4,
+        "out_channels": shapes[UNET + "out.2.weight"][0],
+        "block_out_channels": block_channels,
+        "layers_per_block": len(levels[0][1]),
+        "down_block_types": ["CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depth],
+        "up_block_types": ["CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(depth)],
+        "transformer_layers_per_block": [*(max(d, 1) for d in depth[:-1]), middle],
+        "cross_attention_dim": shapes[f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
+        # Stable Diffusion 1 has eight heads everywhere; its successors have heads of 64 channels.
+        "attention_head_dim": [c // 64 for c in block_channels] if linear else 8,
+        "use_linear_projection": linear,
+    }
+    label = shapes.get(UNET + "label_emb.0.0.weight")
+    if label:
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": label[1],
+        }
+    return config
+
+
+def _vae_config(shapes: Shapes, family: str) -> Config:
+    levels = _count(shapes, re.escape(VAE) + r"encoder\.down\.(\d+)\.")
+    widths = [shapes[f"{VAE}encoder.down.{i}.block.0.conv2.weight"][0] for i in range(levels)]
+    return {
+        "block_out_channels": widths,
+        "layers_per_block": _count(shapes, re.escape(VAE) + r"encoder\.down\.0\.block\.(\d+)\."),
+        "latent_channels": shapes[VAE + "quant_conv.weight"][0] // 2,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "scaling_factor": VAE_SCALE[family],
+        "force_upcast": family == "sdxl",
+    }
+
+
+def _clip_prefix(shapes: Shapes, prefix: str) -> str:
+    """Some tools wrote SD1's text encoder without ``text_model``."""
+    return prefix + "text_model." if any(name.startswith(prefix + "text_model.") for name in shapes) else prefix
+
+
+def _clip_config(shapes: Shapes, prefix: str) -> Config:
+    vocabulary, width = shapes[prefix + "embeddings.token_embedding.weight"]
+    return _text_config(
+        vocabulary,
+        width,
+        positions=shapes[prefix + "embeddings.position_embedding.weight"][0],
+        layers=_count(shapes, re.escape(prefix) + r"encoder\.layers\.(\d+)\."),
+        intermediate=shapes[prefix + "encoder.layers.0.mlp.fc1.weight"][0],
+        activation="quick_gelu",
+        projection=width,
+    )
+
+
+def _open_clip_config(shapes: Shapes, prefix: str, layers_unused: int) -> Config:
+    vocabulary, width = shapes[prefix + "token_embedding.weight"]
+    projection = shapes.get(prefix + "text_projection", (width, width))
+    return _text_config(
+        vocabulary,
+        width,
+        positions=shapes[prefix + "positional_embedding"][0],
+        # SD2 reads the layer before the last one, so its last is never run.
+        layers=_count(shapes, re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.") - layers_unused,
+        intermediate=shapes[prefix + "transformer.resblocks.0.mlp.c_fc.weight"][0],
+        activation="gelu",
+        projection=projection[1],
+    )
+
+
+def _text_config(
+    vocabulary: int, width: int, *, positions: int, layers: int, intermediate: int, activation: str, projection: int
+) -> Config:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "max_position_embeddings": positions,
+        "num_hidden_layers": layers,
+        "intermediate_size": intermediate,
+        "num_attention_heads": max(1, width // 64),
+        "hidden_act": activation,
+        "projection_dim": projection,
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
+        "pad_token_id": vocabulary - 1,
+    }
+
+
+# ---------------------------------------------------------------- names
+
+
+def naming(shapes: Shapes, family: str, configs: Mapping[str, Config]) -> dict[str, Callable[[str], Source]]:
+    """For each component a function from a parameter's name to its :class:`Source`."""
+    prefixes = CLIP_PREFIXES[family]
+    unet, vae = configs["unet"], configs["vae"]
+    named: dict[str, Callable[[str], Source]] = {
+        "unet": lambda name: Source(UNET + _unet_name(name, unet)),
+        "vae": lambda name: Source(VAE + _vae_name(name, len(vae["block_out_channels"]))),
+    }
+    if family == "sd2":
+        named["text_encoder"] = lambda name: _open_clip_source(name, prefixes[0])
+    else:
+        prefix = _clip_prefix(shapes, prefixes[0])
+        named["text_encoder"] = lambda name: Source(prefix + name.removeprefix("text_model."))
+    if family == "sdxl":
+        named["text_encoder_2"] = lambda name: _open_clip_source(name, prefixes[1])
+    return named
+
+
+_UNET_TOPS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+}
+_UNET_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def _unet_name(name: str, config: Config) -> str:
+    last = config["layers_per_block"]
+    stride = last + 1
+
+    def block(match: re.Match[str]) -> str:
+        side, level, kind, index = match[1], int(match[2]), match[3], int(match[4])
+        if side == "down":
+            if kind == "downsamplers":
+                return f"input_blocks.{1 + level * stride + last}.0.op"
+            return f"input_blocks.{1 + level * stride + index}.{int(kind == 'attentions')}"
+        if kind == "upsamplers":
+            after_attention = config["up_block_types"][level] == "CrossAttnUpBlock2D"
+            return f"output_blocks.{level * stride + last}.{1 + after_attention}.conv"
+        return f"output_blocks.{level * stride + index}.{int(kind == 'attentions')}"
+
+    in_resnet = ".resnets." in name
+    name = re.sub(
+        r"^(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)(?:\.conv(?=\.))?", block, name
+    )
+    for top, ldm in _UNET_TOPS.items():
+        if name.startswith(top + "."):
+            name = ldm + name[len(top) :]
+            break
+    return _renamed(name, _UNET_RESNET) if in_resnet else name
+
+
+_VAE_RESNET = {"conv_shortcut": "nin_shortcut"}
+_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def _vae_name(name: str, levels: int) -> str:
+    name = name.replace("conv_norm_out", "norm_out")
+    name = re.sub(r"mid_block\.resnets\.(\d+)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
+    if "mid_block.attentions.0." in name:
+        return _renamed(name.replace("mid_block.attentions.0", "mid.attn_1"), _VAE_ATTENTION)
+    name = re.sub(r"down_blocks\.(\d+)\.", r"down.\1.", name)
+    name = re.sub(r"up_blocks\.(\d+)\.", lambda m: f"up.{levels - 1 - int(m[1])}.", name)
+    name = (
+        name.replace("resnets.", "block.").replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
+    )
+    return _renamed(name, _VAE_RESNET)
+
+
+_OPEN_CLIP = {
+    "embeddings.token_embedding": "token_embedding",
+    "encoder.layers": "transformer.resblocks",
+    "final_layer_norm": "ln_final",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def _open_clip_source(name: str, prefix: str) -> Source:
+    name = name.removeprefix("text_model.")
+    if name == "embeddings.position_embedding.weight":
+        return Source(prefix + "positional_embedding")
+    if name == "text_projection.weight":
+        return Source(prefix + "text_projection", transposed=True)
+    name = _renamed(name, _OPEN_CLIP)
+    match = re.match(r"(.*)self_attn\.([qkv])_proj\.(weight|bias)$", name)
+    if match:
+        return Source(f"{prefix}{match[1]}attn.in_proj_{match[3]}", third="qkv".index(match[2]))
+    return Source(prefix + name)
+
+
+def _renamed(name: str, table: Mapping[str, str]) -> str:
+    """The name with whole dotted parts replaced."""
+    for old, new in table.items():
+        name = re.sub(rf"(?<![^.]){re.escape(old)}(?![^.])", new, name)
+    return name

@@ -1,0 +1,159 @@
+"""Quantised layers: optimum-quanto decides the numbers, the forward pass is ours.
+
+Weights rest as int8, int4 or float8 and become the activations' type layer by layer, for the time
+of one multiplication. Everything in a layer is a plain tensor, so a quantised module moves, copies,
+saves and runs under ``inference_mode`` like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..base.errors import ConfigError
+
+WEIGHTS = ("int8", "int4", "float8", "none")
+_AT_ONCE = 2_000_000
+PARTS = ("data", "scale", "shift")
+"""The tensors of a quantised weight; ``shift`` only of int4."""
+Parts = dict[str, torch.Tensor]
+
+
+def check_weights(weights: str) -> None:
+    """Refuse an unknown kind of storage.
+
+    Raises:
+        ConfigError: not one of ``WEIGHTS``.
+    """
+    if weights not in WEIGHTS:
+        raise ConfigError(f"weights = {weights!r}: choose one of {', '.join(WEIGHTS)}")
+
+
+def group_size(shape: torch.Size | tuple[int, ...]) -> int | None:
+    """How many int4 weights share a scale: 128, or fewer where the inputs do not divide, or all of an output's."""
+    inputs = shape[1:].numel() if isinstance(shape, torch.Size) else int(torch.Size(shape[1:]).numel())
+    return next((size for size in (128, 96, 64, 32) if inputs > 128 and inputs % size == 0), None)
+
+
+def quantize_weight(weight: torch.Tensor, weights: str) -> Parts:
+    """Quantise one weight ``[out, ...]``, symmetric per output for 8 bits, by groups with a shift for int4.
+
+    Worked in float32 some rows at a time: a whole weight's temporaries would be the peak of loading.
+
+    Args:
+        weight: any float type.
+        weights: ``int8``, ``int4`` or ``float8``.
+
+    Returns:
+        ``data`` (int8, float8, or uint8 with two int4 in a byte), ``scale`` and for int4 ``shift``, float32.
+    """
+    rows, group = max(1, _AT_ONCE // weight[0].numel()), group_size(weight.shape)
+    pieces = [_quantize_rows(piece.float(), weights, group) for piece in weight.split(rows)]
+    parts = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    if weights == "int4":
+        parts["data"] = pack(parts["data"])
+    return parts
+
+
+def part_shapes(shape: torch.Size, parts: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a quantised weight's parts; with ``shift`` among them it is int4, in groups."""
+    group = group_size(shape) if "shift" in parts else None
+    rows, row = (shape[0], shape[1:]) if group is None else (shape.numel() // group, (group,))
+    scales = (rows, *(1,) * len(row))
+    if "shift" not in parts:
+        return {"data": tuple(shape), "scale": scales}
+    return {"data": ((rows + 1) // 2, *row), "scale": scales, "shift": scales}
+
+
+def _quantize_rows(weight: torch.Tensor, weights: str, group: int | None) -> Parts:
+    from optimum import quanto
+
+    if weights == "int4":
+        scale, shift = quanto.MaxOptimizer()(weight, qtype=quanto.qint4, axis=0, group_size=group)
+        whole = quanto.quantize_weight(weight, quanto.qint4, 0, scale=scale, shift=shift, group_size=group)
+        values = unpack(whole._data._data, whole._data.shape[0])  # quanto's own way compiles C++ first
+        return {"data": values, "scale": whole._scale, "shift": whole._shift}
+    kind = {"int8": quanto.qint8, "float8": quanto.qfloat8}[weights]
+    scale = quanto.AbsmaxOptimizer()(weight, qtype=kind, axis=0).clamp(min=torch.finfo(torch.float32).tiny)
+    whole = quanto.quantize_weight(weight, kind, 0, scale=scale, shift=None)
+    return {"data": whole._data, "scale": whole._scale}
+
+
+def pack(values: torch.Tensor) -> torch.Tensor:
+    """Two rows of values from 0 to 15 in one of bytes, as quanto does: the first half of rows in the low bits."""
+    half = (len(values) + 1) // 2
+    packed = values[:half].clone()
+    packed[: len(values) - half] |= values[half:] << 4
+    return packed
+
+
+def unpack(packed: torch.Tensor, rows: int) -> torch.Tensor:
+    """The ``rows`` rows of uint8 values that :func:`pack` packed."""
+    return torch.cat((packed & 15, packed >> 4))[:rows]
+
+
+class QuantizedLayer(nn.Module):
+    """A Linear or Conv2d whose weight rests quantised; replaces one of the same shape.
+
+    Args:
+        layer: what it stands for; only its shape and settings are used, so it may be on the meta device.
+        parts: the quantised weight.
+        bias: or None.
+        dtype: of the scales and bias: the activations' type.
+        device: where it lives.
+    """
+
+    data: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        layer: nn.Linear | nn.Conv2d,
+        parts: Parts,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.shape = layer.weight.shape
+        self.out_features, self.in_features = self.shape[:2]  # diffusers' pipelines ask the layers for them
+        self.conv: dict[str, Any] | None = None
+        data = parts["data"].to(device)
+        if isinstance(layer, nn.Conv2d):
+            self.conv = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
+            if data.shape == self.shape:  # convolutions are faster so, and a copy of the weight keeps its order
+                data = data.contiguous(memory_format=torch.channels_last)
+        self.register_buffer("data", data)
+        self.register_buffer("scale", parts["scale"].to(device, dtype))
+        self.register_buffer("shift", parts["shift"].to(device, dtype) if "shift" in parts else None)
+        self.register_buffer("bias", None if bias is None else bias.to(device, dtype))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight in the activations' type, made anew each time."""
+        if self.shift is None:
+            return self.data.to(self.scale.dtype).mul_(self.scale)
+        values = unpack(self.data, len(self.scale)).to(self.scale.dtype)
+        weight = values.mul_(self.scale).sub_(self.shift).view(self.shape)
+        return weight.contiguous(memory_format=torch.channels_last) if self.conv else weight
+
+    def forward(self, x: torch.Tensor, *_ignored: Any) -> torch.Tensor:
+        """Activations of ``dtype`` in and out, as the layer it replaces; some callers hand a LoRA scale as well."""
+        if self.conv is None:
+            return F.linear(x, self.weight, self.bias)
+        return F.conv2d(x, self.weight, self.bias, **self.conv)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.shape)}, {self.data.dtype}"
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Bytes that the module's parameters and buffers occupy, each storage once."""
+    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

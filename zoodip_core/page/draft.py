@@ -1,0 +1,604 @@
+"""What a person has put into a page's form so far, kept on disk so that a reload or a restart loses nothing.
+
+``draft.json`` holds the form's values, ``images/`` the pictures as they were given, byte for byte, and
+``captions.json`` their captions, as :func:`prompts.read_listed` reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import threading
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..base.errors import CaptionError, ImagesError
+from ..base.files import (
+    is_newer,
+    read_object,
+    sha256_of,
+    storage_errors,
+    whole_text,
+    write_atomically,
+    written_atomically,
+)
+from ..base.paths import plain
+from ..data.images import FORMATS, MAX_FILE_BYTES, MAX_PICTURES, SUFFIXES, find_images, open_picture
+from ..data.prompts import read_listed, read_text
+from ..tiny import concepts
+
+VERSION = 1
+MAX_TOTAL_BYTES = 1_000_000_000
+MAX_CAPTION = 10_000
+_MAX_NAME = 80
+_MAX_NAME_BYTES = 140  # what the strictest file systems take, with room for the name of a part
+_VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".wmv", ".mpg", ".mpeg", ".3gp", ".ogv", ".flv")
+_NUMBERED = re.compile(r"(\d{4,9})-(.+)\.(?:jpe?g|png|webp)")
+
+_lock = threading.RLock()
+"""One for all drafts: a page may make several objects of one folder."""
+_sound: dict[Path, tuple[int, int]] = {}
+"""Size and time of the pictures that could be opened, so that each is decoded once only."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the draft.
+
+    Args:
+        name: of its file, numbered.
+        path: its file.
+        caption: a line for each of its captions; empty for the template's.
+    """
+
+    name: str
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A picture file to take in. ``name`` is its owner's for it, ``path`` where it lies."""
+
+    path: Path
+    name: str
+    caption: str = ""
+
+    @property
+    def shown(self) -> str:
+        return _shown(self.name)
+
+
+class Draft:
+    """A form's values, pictures and captions in a folder, which is made when something is first put in.
+
+    It may be used from any thread, and by several objects of one folder in a process.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._values = folder / "draft.json"
+        self._listing = folder / "captions.json"
+        self._images = folder / "images"
+
+    # ------------------------------------------------------------ values
+
+    def values(self) -> dict[str, Any]:
+        """The form's values; none if there are none, or their file is damaged or of another version.
+
+        A newer version's is no reason to refuse the page: it begins empty, see :meth:`keep`.
+        """
+        with _lock:
+            data = read_object(self._values)
+        values = data.get("values")
+        return values if data.get("version") == VERSION and isinstance(values, dict) else {}
+
+    def keep(self, values: Mapping[str, Any]) -> None:
+        """Add or change some of the form's values, which JSON must be able to hold.
+
+        The file of a newer ZOODiP is not written over but set aside, for when that is used again.
+
+        Raises:
+            StorageError: they can not be written.
+        """
+        with _lock:
+            before = self.values()
+            after = {**before, **values}
+            if after != before:
+                self._set_aside()
+                write_atomically(self._values, json.dumps({"version": VERSION, "values": after}, indent=1))
+
+    def _set_aside(self) -> None:
+        version = read_object(self._values).get("version")
+        if is_newer(version, VERSION):
+            with storage_errors(self._values):
+                self._values.replace(self._values.with_name(f"draft-version-{version}.json"))
+
+    # ------------------------------------------------------------ what is there
+
+    def pictures(self) -> list[Picture]:
+        """The pictures in the order in which they came; those that were damaged or taken away are left out."""
+        with _lock:
+            captions = self._captions()
+            return [
+                Picture(path.name, path, captions.get(path.name, "")) for path in self._files() if _opens_still(path)
+            ]
+
+    def references(self) -> dict[str, Any]:
+        """The settings ``images`` and ``captions`` of :class:`TrainConfig` that stand for the draft as it lies here.
+
+        Raises:
+            ImagesError: there are no pictures.
+        """
+        pictures = self._some_pictures()
+        captions = str(self._listing) if any(picture.caption for picture in pictures) else None
+        return {"images": tuple(str(picture.path) for picture in pictures), "captions": captions}
+
+    def write_references(self, folder: Path) -> dict[str, Any]:
+        """Copy the pictures and captions into a new run's folder, so that the run can go on by itself.
+
+        Returns:
+            The settings ``images`` and ``captions`` of :class:`TrainConfig` that stand for them.
+
+        Raises:
+            ImagesError: there are no pictures.
+            StorageError: no room; what was copied is taken away again.
+        """
+        images, listing = folder / "images", folder / "captions.json"
+        with _lock, _undone_on_failure() as made:
+            pictures = self._some_pictures()
+            for picture in pictures:
+                _copy(picture.path, images / picture.name, made)
+            captions = {picture.name: picture.caption for picture in pictures if picture.caption}
+            if captions:
+                _write_captions(listing, captions)
+        return {"images": (str(images),), "captions": str(listing) if captions else None}
+
+    def _some_pictures(self) -> list[Picture]:
+        pictures = self.pictures()
+        if not pictures:
+            raise ImagesError("there are no pictures yet; add three to ten good ones of the subject")
+        return pictures
+
+    def _files(self) -> list[Path]:
+        """The picture files, damaged ones too, by their numbers."""
+        try:
+            with os.scandir(self._images) as entries:
+                names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+        except OSError:  # nothing was put in yet, or somebody took it away
+            return []
+        return [self._images / name for name in sorted(filter(_NUMBERED.fullmatch, names), key=_order)]
+
+    def _captions(self) -> dict[str, str]:
+        """The captions by the names of their pictures; none if their file is damaged."""
+        return {
+            name: whole_text("\n".join(lines))
+            for name, lines in read_object(self._listing).items()
+            if isinstance(lines, list) and lines and all(isinstance(line, str) for line in lines)
+        }
+
+    def _file(self, name: str) -> Path:
+        found = next((path for path in self._files() if path.name == name), None)
+        if found is None:
+            raise ImagesError(f"picture {_shown(name)!r} is not there any more; reload the page")
+        return found
+
+    # ------------------------------------------------------------ putting in
+
+    def add(self, files: Sequence[tuple[Path, str]]) -> list[str]:
+        """Take in files that were dropped onto the page; a ``.txt`` is the caption of the picture of its name.
+
+        Args:
+            files: where each lies now, and its own name.
+
+        Returns:
+            A line for each file that was skipped, and why.
+
+        Raises:
+            ImagesError: they are too many; none was taken.
+            StorageError: no room; none was taken.
+        """
+        pictures: list[_Given] = []
+        texts: dict[str, tuple[str, str]] = {}
+        lines = []
+        for path, original in files:
+            name = re.split(r"[/\\]", original)[-1]
+            suffix = _split(name)[1]
+            try:
+                if suffix == ".txt":
+                    texts[_key(name)] = (name, _caption_in(path, _shown(name)))
+                elif suffix in SUFFIXES:
+                    pictures.append(_Given(path, name))
+                else:
+                    lines.append(_other_kind(_shown(name), suffix))
+            except CaptionError as error:
+                lines.append(str(error))
+        given = [replace(each, caption=texts.get(_key(each.name), ("", ""))[1]) for each in pictures]
+        alone = [text for key, text in texts.items() if key not in {_key(each.name) for each in pictures}]
+        with _lock:
+            return lines + self._take(given) + self._caption_by_name(alone)
+
+    def add_folder(self, folder: Path) -> list[str]:
+        """Take in a folder's pictures with their captions: a ``.txt`` beside each, or a ``captions.json``.
+
+        Returns:
+            A line for each file that was skipped, and why.
+
+        Raises:
+            ImagesError: no such folder, no pictures in it, or too many; none was taken.
+            StorageError: no room; none was taken.
+        """
+        paths, others = _in_folder(folder)
+        listed, lines = _listed(folder / "captions.json", paths)
+        if others:
+            some = ", ".join(map(_shown, others[:3])) + (", ..." if len(others) > 3 else "")
+            lines.append(f"{len(others)} other files were left out ({some}): they are not JPEG, PNG or WebP")
+        given = []
+        for path in paths:
+            beside, caption = path.with_suffix(".txt"), listed.get(path.name, "")
+            try:
+                if not caption and beside.is_file():
+                    caption = _caption_in(beside, beside.name)
+            except CaptionError as error:
+                lines.append(str(error))
+            given.append(_Given(path, path.name, caption))
+        with _lock:
+            return lines + self._take(given)
+
+    def add_concept(self, name: str) -> list[str]:
+        """Take in a bundled subject of the embedded model, with its captions.
+
+        Returns:
+            A line for each picture that was skipped, and why.
+
+        Raises:
+            ConfigError: there is no such subject.
+            ImagesError: with those there they are too many; none was taken.
+            StorageError: no room; none was taken.
+        """
+        concept = concepts.load(name)
+        paths = find_images([concept.images])
+        listed, _ = _listed(concept.captions, paths)
+        with _lock:
+            return self._take([_Given(path, path.name, listed.get(path.name, "")) for path in paths])
+
+    def _take(self, given: Sequence[_Given]) -> list[str]:
+        """Copy the usable pictures, all of them or none; returns a line for each of the others."""
+        there = self._files()
+        fresh, captions, lines = _without_twins(given, there)
+        if len(there) + len(fresh) > MAX_PICTURES:
+            before = f" beside the {len(there)} that are there" if there else ""
+            raise ImagesError(
+                f"{len(given)} pictures are too many{before}, and none of them was taken: three to ten good ones are "
+                f"enough, and at most {MAX_PICTURES} are taken"
+            )
+        total = sum(_size(path) for path in (*there, *(each.path for each in fresh)))
+        if total > MAX_TOTAL_BYTES:
+            raise ImagesError(
+                f"the pictures would have {total / 1e9:.1f} GB together, more than {MAX_TOTAL_BYTES / 1e9:g}, and none "
+                "of them was taken; scale them down first"
+            )
+        usable = []
+        for each in fresh:
+            why = _why_not(each)
+            lines += [why] if why else []
+            usable += [] if why else [each]
+        self._place(usable, {**self._captions(), **captions})
+        return lines
+
+    def _place(self, given: Sequence[_Given], captions: dict[str, str]) -> None:
+        number = max((_order(path.name)[0] for path in self._files()), default=0)
+        with _undone_on_failure() as made:
+            for each in given:
+                number += 1
+                target = self._images / _name(number, each.name)
+                _copy(each.path, target, made)
+                _sound[target] = _mark(target)
+                captions[target.name] = each.caption
+            self._save(captions)
+
+    # ------------------------------------------------------------ changing
+
+    def caption(self, name: str, text: str) -> None:
+        """Give a picture a caption, or several, each on a line of its own; nothing for the template's.
+
+        Raises:
+            ImagesError: there is no such picture.
+            CaptionError: it is far too long.
+            StorageError: it can not be written.
+        """
+        with _lock:
+            path = self._file(name)
+            self._save({**self._captions(), path.name: _checked(text, path.name)})
+
+    def _caption_by_name(self, texts: Sequence[tuple[str, str]]) -> list[str]:
+        """Give captions whose files came without a picture to those of their names that are there already."""
+        captions, lines = self._captions(), []
+        for name, text in texts:
+            found = [path.name for path in self._files() if _is_named(path.name, _split(name)[0])]
+            captions.update(dict.fromkeys(found, text))
+            if not found:
+                lines.append(f"{_shown(name)} was skipped: there is no picture of this name; add the picture as well")
+        self._save(captions)
+        return lines
+
+    def remove(self, name: str) -> None:
+        """Take a picture out of the draft, with its captions.
+
+        Raises:
+            ImagesError: there is no such picture.
+            StorageError: it can not be deleted.
+        """
+        with _lock:
+            path = self._file(name)
+            with storage_errors(path):
+                path.unlink(missing_ok=True)
+            self._save(self._captions())
+
+    def clear(self) -> None:
+        """Take all pictures out, with their captions; the form's values stay.
+
+        Raises:
+            StorageError: they can not be deleted.
+        """
+        with _lock:
+            for path in self._files():
+                with storage_errors(path):
+                    path.unlink(missing_ok=True)
+            self._save({})
+
+    def _save(self, captions: Mapping[str, str]) -> None:
+        """Write the captions of the pictures that are there, if they changed."""
+        names = [path.name for path in self._files()]
+        kept = {name: captions[name] for name in names if captions.get(name)}
+        if kept != self._captions():
+            _write_captions(self._listing, kept)
+
+
+# ---------------------------------------------------------------- names
+
+
+def _shown(name: str) -> str:
+    """A file's name as it may be shown: no control characters, not endless."""
+    text = "".join(char if char.isprintable() else "?" for char in name).strip() or "(no name)"
+    return text if len(text) <= _MAX_NAME else f"{text[:40]}...{text[-30:]}"
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Stem and suffix, the latter in small letters."""
+    stem, dot, suffix = name.rpartition(".")
+    return (stem, f".{suffix.lower()}") if dot else (name, "")
+
+
+def _key(name: str) -> str:
+    """What the name of a picture and that of its caption file have in common."""
+    return unicodedata.normalize("NFC", _split(name)[0]).casefold()
+
+
+def _name(number: int, original: str) -> str:
+    """A file name that every system takes: the number keeps the order, and off the names that Windows reserves."""
+    stem, suffix = _split(original)
+    before = f"{number:04}-"
+    text = plain(stem, _MAX_NAME_BYTES)[: _MAX_NAME - len(before) - len(suffix)]
+    return before + (text.rstrip("-_") or "picture") + suffix
+
+
+def _order(name: str) -> tuple[int, str]:
+    return int(name.partition("-")[0]), name
+
+
+def _is_named(name: str, stem: str) -> bool:
+    """Whether a file of the draft was of this stem when it came."""
+    return name.casefold() == _name(_order(name)[0], stem + _split(name)[1]).casefold()
+
+
+# ---------------------------------------------------------------- files
+
+
+def _copy(source: Path, target: Path, made: list[Path]) -> None:
+    """Copy byte for byte, synced to the disk, and add the copy to ``made``."""
+    with written_atomically(target) as part:
+        shutil.copyfile(source, part)
+    made.append(target)
+
+
+@contextlib.contextmanager
+def _undone_on_failure() -> Iterator[list[Path]]:
+    """Yields a list; on any failure the files in it are deleted."""
+    made: list[Path] = []
+    try:
+        yield made
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+
+
+def _write_captions(path: Path, captions: Mapping[str, str]) -> None:
+    listed = {name: text.split("\n") for name, text in captions.items()}
+    write_atomically(path, json.dumps(listed, indent=2, ensure_ascii=False))
+
+
+def _without_twins(given: Sequence[_Given], there: Sequence[Path]) -> tuple[list[_Given], dict[str, str], list[str]]:
+    """Tell pictures apart by their bytes.
+
+    Returns:
+        Those that are new, captions for those that are there by their names, and a line for each twin.
+    """
+    known = _Known()
+    for path in there:
+        known.add(path, path.name)
+    fresh: list[_Given] = []
+    captions: dict[str, str] = {}
+    lines: list[str] = []
+    for each in given:
+        twin = known.add(each.path, each.shown)
+        if twin is None:
+            fresh.append(each)
+        elif twin[0] in there and each.caption:
+            captions[twin[1]] = each.caption
+            lines.append(f"{each.shown} is the same picture as {twin[1]}, which is there already and got its caption")
+        else:
+            lines.append(f"{each.shown} is the same picture as {twin[1]}, and was skipped")
+    return fresh, captions, lines
+
+
+class _Known:
+    """Files by their bytes. Only those of the same size are read."""
+
+    def __init__(self) -> None:
+        self._by_size: dict[int, list[tuple[Path, str]]] = {}
+        self._hashes: dict[Path, str] = {}
+
+    def add(self, path: Path, name: str) -> tuple[Path, str] | None:
+        """Add a file; or if one of the same bytes is known, return that. What can not be read, or used, is no twin."""
+        try:
+            size = path.stat().st_size
+            if size > MAX_FILE_BYTES:
+                return None
+            alike = self._by_size.setdefault(size, [])
+            twin = next((other for other in alike if self._hash(other[0]) == self._hash(path)), None)
+        except OSError:
+            return None
+        if twin is None:
+            alike.append((path, name))
+        return twin
+
+    def _hash(self, path: Path) -> str:
+        if path not in self._hashes:
+            self._hashes[path] = sha256_of(path)
+        return self._hashes[path]
+
+
+# ---------------------------------------------------------------- what can be used
+
+
+def _in_folder(folder: Path) -> tuple[list[Path], list[str]]:
+    """A folder's pictures, and the names of its other files but captions.
+
+    Raises:
+        ImagesError: no such folder, or no pictures in it.
+    """
+    try:
+        if not folder.is_dir():
+            raise ImagesError(f"{folder} is no folder; give the path of the folder that the pictures are in")
+        others = [path.name for path in folder.iterdir() if path.suffix.lower() not in (*SUFFIXES, ".txt", ".json")]
+        return find_images([folder]), sorted(name for name in others if not name.startswith(".") and "." in name)
+    except ImagesError:
+        raise
+    except (OSError, ValueError) as error:  # a name too long, a NUL in it, no permission
+        raise ImagesError(f"{folder} can not be read ({error}); give the path of a folder of pictures") from error
+
+
+def _other_kind(shown: str, suffix: str) -> str:
+    if suffix in _VIDEOS:
+        return f"{shown} is a video; save some frames of it as pictures"
+    if suffix == ".gif":
+        return f"{shown} is a GIF; save a picture of it as PNG"
+    return f"{shown} is not a JPEG, PNG or WebP file; convert it first"
+
+
+def _why_not(given: _Given) -> str | None:
+    """Why a picture can not be used, None if it can."""
+    path, shown = given.path, given.shown
+    try:
+        path.stat()
+        open_picture(path)
+        if _moves(path):
+            return f"{shown} is animated; save one picture of it as PNG"
+    except OSError as error:
+        return f"{shown} can not be read ({error.strerror or error}); add it again"
+    except ImagesError as error:
+        return str(error).replace(str(path), shown)
+    return None
+
+
+def _moves(path: Path) -> bool:
+    """Whether a picture is animated. An MPO, a JPEG of many phones with a second picture behind the first, is not."""
+    with Image.open(path, formats=FORMATS) as file:
+        return file.format != "MPO" and bool(getattr(file, "is_animated", False))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it vanished, which is told when it is opened
+        return 0
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _opens_still(path: Path) -> bool:
+    """Whether a picture that was taken in once is what it was."""
+    try:
+        mark = _mark(path)
+        if _sound.get(path) != mark:
+            open_picture(path)
+            _sound[path] = mark
+    except (OSError, ImagesError):
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- captions
+
+
+def _caption_in(path: Path, shown: str) -> str:
+    """A caption file's text, all of it one caption as in A1111.
+
+    Raises:
+        CaptionError: it can not be read, is not UTF-8, or far too long.
+    """
+    try:
+        if path.stat().st_size > 4 * MAX_CAPTION:
+            raise CaptionError(f"{shown} is too large for a caption; write a sentence, or leave it out")
+        text = read_text(path)
+    except OSError as error:
+        raise CaptionError(f"{shown} can not be read ({error.strerror}); add it again") from error
+    except CaptionError as error:
+        raise CaptionError(str(error).replace(str(path), shown)) from None
+    return _checked(" ".join(text.split()), shown)
+
+
+def _checked(text: str, where: str) -> str:
+    """Captions without blank lines, and without what UTF-8 can not hold.
+
+    Raises:
+        CaptionError: they are far too long.
+    """
+    if len(text) > MAX_CAPTION:
+        raise CaptionError(f"{where}: the caption has {len(text)} characters; models read some 300 of them, shorten it")
+    lines = text.encode("utf-8", "replace").decode("utf-8").splitlines()
+    return "\n".join(line.strip() for line in lines if line.strip())
+
+
+def _listed(file: Path, paths: Sequence[Path]) -> tuple[dict[str, str], list[str]]:
+    """The captions in a JSON file by the names of the pictures, and a line if it can not be used."""
+    try:
+        if not file.is_file():
+            return {}, []
+        if file.stat().st_size > 4 * MAX_CAPTION * MAX_PICTURES:
+            return {}, [f"{file.name} is too large for captions and was left out"]
+        listed = read_listed(file, [path.name for path in paths])
+        return {
+            name: _checked("\n".join(map(_one_line, texts)), f"{file}, {name}") for name, texts in listed.items()
+        }, []
+    except CaptionError as error:
+        return {}, [f"no captions were taken: {error}"]
+    except (OSError, RecursionError):
+        return {}, [f"no captions were taken: {file} can not be read"]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

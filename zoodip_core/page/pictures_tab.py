@@ -1,0 +1,253 @@
+"""The page's part for the pictures of the subject: how they come in, how they are cut, their captions."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image, ImageColor
+
+from ..base.errors import ConfigError, ImagesError
+from ..base.paths import contains
+from ..data.images import fit, open_picture
+from ..tiny import concepts
+from . import form, views
+from .draft import Picture
+from .gradios import attempt, fitting, html, listen, shown, uploads
+from .studio import Studio
+
+_TILE = 256
+_SUBJECT = "subject"
+"""Under this name the draft keeps which bundled subject its pictures are of."""
+_CAPTION = "Caption"
+_MOST_LINES = 8
+
+
+class Pictures:
+    """Components and handlers.
+
+    Args:
+        studio: whose draft has the pictures.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._changing = threading.Lock()  # a page may tell of one choice twice, and two pages may have a visitor each
+
+    def build(self) -> None:
+        """Add the components to the Blocks that are being made."""
+        with gr.Row(elem_id="zoodip_files"):
+            with gr.Column(scale=3, min_width=220):
+                self._drop = gr.File(
+                    label="Drop 3 to 10 pictures, captions (.txt) too",
+                    file_count="multiple",
+                    height=168,
+                    elem_id="zoodip_drop",
+                )
+            with gr.Column(scale=2, min_width=220):
+                self.bundled = gr.Dropdown(
+                    concepts.names(), value=None, label="or a bundled subject, to try it", elem_id="zoodip_bundled"
+                )
+                with gr.Row(visible=self._studio.host.for_its_user()):
+                    self._folder = gr.Textbox(
+                        label="or a folder",
+                        placeholder="/photos/rex",
+                        max_lines=1,
+                        elem_id="zoodip_folder",
+                        scale=4,
+                        min_width=120,
+                    )
+                    self._add_folder = gr.Button("Add", size="sm", scale=1, min_width=60, elem_id="zoodip_add_folder")
+        self._notice = html(elem_id="zoodip_pictures_notice")
+        self.gallery = gr.Gallery(
+            show_label=False,
+            columns=5,
+            height="auto",
+            object_fit="contain",
+            allow_preview=False,
+            visible=False,
+            elem_id="zoodip_pictures",
+            **fitting(gr.Gallery, show_share_button=False, show_download_button=False, buttons=[], interactive=False),
+        )
+        # The browser's, no state of the server: a caption that is left goes with the picture that it was written for.
+        self._chosen = gr.Textbox("", visible=False)
+        with gr.Row(visible=False, elem_id="zoodip_picture_tools") as self._tools:
+            with gr.Column(scale=4, min_width=240):
+                self._hint = html(views.hint("Cut as the training sees them. Click one to give it a caption."))
+                self._caption = gr.Textbox(
+                    label=_CAPTION,
+                    info="What else is in the picture; {} is the token's place. Empty: by the template.",
+                    placeholder="a photo of a {} on grass",
+                    visible=False,
+                    elem_id="zoodip_caption",
+                )
+            with gr.Column(scale=1, min_width=130):
+                self._remove = gr.Button("Remove this one", size="sm", visible=False, elem_id="zoodip_remove")
+                self._clear = gr.Button("Remove all", size="sm", elem_id="zoodip_clear")
+
+    def wire(self, fields: Sequence[Any], values: Callable[[], list[Any]]) -> None:
+        """Attach the handlers.
+
+        Args:
+            fields: the form's components, which a bundled subject fills in.
+            values: what they are to show.
+        """
+
+        def concept_added(name: str | None) -> tuple[Any, ...]:
+            return (*self._after(lambda: self._add_concept(name or "")), self.subject(), *values())
+
+        told = [self._notice, *self.outputs]
+        listen(self._drop.upload, self._dropped, [self._drop], [*told, self._drop, self.bundled])
+        listen(self._add_folder.click, self._folder_added, [self._folder], [*told, self.bundled])
+        listen(self.bundled.input, concept_added, [self.bundled], [*told, self.bundled, *fields])
+        listen(self.gallery.select, self._picture_chosen, None, self.outputs[2:])
+        for event in (self._caption.blur, self._caption.submit):
+            listen(event, self._captioned, [self._chosen, self._caption], [self._notice, self.gallery])
+        listen(self._remove.click, self._removed, [self._chosen], told)
+        listen(self._clear.click, self._cleared, None, [*told, self.bundled])
+
+    # ------------------------------------------------------------ what is shown
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The components that :meth:`look` changes."""
+        return [self.gallery, self._tools, self._chosen, self._caption, self._hint, self._remove]
+
+    def look(self) -> list[Any]:
+        """What there is, with no picture chosen."""
+        tiles = self.tiles()
+        there = bool(tiles)
+        return [gr.update(value=tiles, visible=there), gr.update(visible=there), *self._choose(None)]
+
+    @staticmethod
+    def _choose(picture: Picture | None, number: int = 0) -> list[Any]:
+        chosen = picture is not None
+        label = f"{_CAPTION} of picture {number}, {picture.name}" if picture else _CAPTION
+        return [
+            picture.name if picture else "",
+            gr.update(value=picture.caption if picture else "", label=label, visible=chosen),
+            gr.update(visible=not chosen),
+            gr.update(visible=chosen),
+        ]
+
+    def tiles(self) -> list[tuple[Image.Image, str]]:
+        """The draft's pictures as training will see them, with their captions."""
+        values, tiles = form.read_named(self._studio.draft.values()), []
+        for picture in self._studio.draft.pictures():
+            try:
+                changed = picture.path.stat().st_mtime_ns
+                tile = _tile(picture.path, changed, values["crop"], values["background"])
+            except (OSError, ImagesError):  # it was whole when it was added
+                continue
+            tiles.append((tile, picture.caption.splitlines()[0] if picture.caption else picture.name))
+        return tiles
+
+    def _after(self, work: Callable[[], str | tuple[str, str]]) -> list[Any]:
+        """Notice and pictures, after a change of them."""
+        with self._changing:
+            told = attempt(work)
+        return [shown(told), *self.look()]
+
+    # ------------------------------------------------------------ what is done
+
+    def _add(self, take: Callable[[], Sequence[str]]) -> tuple[str, str]:
+        """Add pictures of the user's own; those of a bundled subject make room for them."""
+        draft = self._studio.draft
+        bundled = [each.name for each in draft.pictures()] if draft.values().get(_SUBJECT) else []
+        skipped = take()
+        if len(draft.pictures()) > len(bundled) and draft.values().get(_SUBJECT):
+            for name in bundled:
+                draft.remove(name)
+            draft.keep({_SUBJECT: ""})
+        return self._added(skipped)
+
+    def _add_concept(self, name: str) -> tuple[str, str]:
+        draft, concept = self._studio.draft, concepts.load(name)
+        if draft.pictures() and draft.values().get(_SUBJECT) == name:  # told of again
+            return self._added([])
+        if draft.pictures() and not draft.values().get(_SUBJECT):
+            raise ImagesError("your own pictures are here; remove them all first, then choose a bundled subject")
+        draft.clear()
+        skipped = draft.add_concept(name)
+        told = {"token": concept.token, "initializer": concept.initializer, "model": self._studio.models()[0]}
+        draft.keep({**told, _SUBJECT: name})
+        return self._added(skipped)
+
+    def _added(self, skipped: Sequence[str]) -> tuple[str, str]:
+        count = len(self._studio.draft.pictures())
+        lines = [f"{count} picture{'' if count == 1 else 's'}", *skipped[:_MOST_LINES]]
+        if len(skipped) > _MOST_LINES:
+            lines.append(f"and {len(skipped) - _MOST_LINES} more like these")
+        return "\n".join(lines), "warning" if skipped else "good"
+
+    def _dropped(self, files: Any) -> list[Any]:
+        paths = [Path(getattr(file, "name", file)) for file in files or []]
+
+        def add() -> tuple[str, str]:
+            return self._add(lambda: self._studio.draft.add([(path, path.name) for path in paths]))
+
+        after = self._after(add)
+        for path in paths:  # gradio's own copies, which it would keep
+            if contains(uploads(), path):
+                path.unlink(missing_ok=True)
+        return [*after, gr.update(value=None), self.subject()]
+
+    def _folder_added(self, folder: str) -> list[Any]:
+        def add() -> tuple[str, str]:
+            if not (folder or "").strip():
+                raise ConfigError("give the path of a folder of pictures")
+            return self._add(lambda: self._studio.draft.add_folder(self._studio.typed(folder)))
+
+        return [*self._after(add), self.subject()]
+
+    def subject(self) -> Any:
+        """The bundled subject that the pictures are of, for :attr:`bundled`."""
+        name = self._studio.draft.values().get(_SUBJECT)
+        return gr.update(value=name if name in concepts.names() else None)
+
+    def _picture_chosen(self, event: gr.SelectData) -> list[Any]:
+        pictures = self._studio.draft.pictures()
+        index = event.index[0] if isinstance(event.index, list | tuple) else event.index
+        if not isinstance(index, int) or not 0 <= index < len(pictures):
+            return self._choose(None)
+        return self._choose(pictures[index], index + 1)
+
+    def _captioned(self, name: str, text: str) -> tuple[Any, ...]:
+        before = {picture.name: picture.caption for picture in self._studio.draft.pictures()}
+        if not name or before.get(name) == text:
+            return gr.update(), gr.update()
+
+        def caption() -> str:
+            self._studio.draft.caption(name, text or "")
+            return ""
+
+        return shown(attempt(caption)), gr.update(value=self.tiles())
+
+    def _removed(self, name: str) -> list[Any]:
+        def remove() -> tuple[str, str]:
+            self._studio.draft.remove(name)
+            return self._added([])
+
+        return self._after(remove)
+
+    def _cleared(self) -> list[Any]:
+        def clear() -> str:
+            self._studio.draft.clear()
+            self._studio.draft.keep({_SUBJECT: ""})
+            return ""
+
+        return [*self._after(clear), gr.update(value=None)]
+
+
+@functools.lru_cache(maxsize=200)
+def _tile(path: Path, _changed: int, crop: str, background: str) -> Image.Image:
+    """A picture as training sees it, small. A photograph takes a tenth of a second, and the page shows all of them."""
+    try:
+        colour = ImageColor.getrgb(background)[:3]
+    except ValueError:  # it is being typed; the check tells
+        colour = (255, 255, 255)
+    return fit(open_picture(path, colour), _TILE, crop)

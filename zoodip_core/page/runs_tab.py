@@ -1,0 +1,226 @@
+"""The page's tab of the runs so far: what each has learned, and what can be done with it."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..base.errors import TokenError
+from ..base.files import write_atomically
+from ..jobs.history import Run, losses_of
+from ..jobs.queue import FAILED
+from ..model.tokens import check_name, file_stem
+from . import views
+from .gradios import attempt, html, listen, picture_box, pictured, shown
+from .studio import Studio
+
+
+class Runs:
+    """Components and handlers.
+
+    Args:
+        studio: whose runs they are.
+        prompt: the text box of the webui's prompt, into which a token can be put, if there is one.
+        to_prompt: JavaScript that shows that text box.
+    """
+
+    def __init__(self, studio: Studio, prompt: Any = None, to_prompt: str = "") -> None:
+        self._studio, self._prompt, self._to_prompt = studio, prompt, to_prompt
+        self._downloads = Path(tempfile.mkdtemp(prefix="zoodip-"))
+        atexit.register(shutil.rmtree, self._downloads, ignore_errors=True)
+
+    def build(self) -> None:
+        """Add the components to the Blocks that are being made."""
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                self._list = gr.Radio([], label="Runs, newest first", elem_id="zoodip_run_list")
+                # gradio refuses a radio's value that is no choice any more, with words of its own.
+                self.chosen = gr.Textbox("", visible=False)
+                self._refresh = gr.Button("Look again", size="sm", elem_id="zoodip_refresh_runs")
+            with gr.Column(scale=3, min_width=300):
+                self._hint = html(views.hint("Choose a run to see what it has learned."))
+                self._notice = html(elem_id="zoodip_runs_notice")
+                with gr.Column(visible=False, elem_id="zoodip_run") as self._box:
+                    self._head = html(elem_id="zoodip_run_details")
+                    self._before_after = picture_box(label="Before and after", elem_id="zoodip_before_after")
+                    self._add_buttons()
+                    self._chart = html(elem_id="zoodip_run_chart")
+                    self._file = gr.File(label="The token's file", interactive=False, elem_id="zoodip_file")
+                    self._add_more()
+                    self._settings = html()
+
+    def _add_buttons(self) -> None:
+        publish = "Use in prompt" if self._prompt is not None else "Put into the embeddings folder"
+        with gr.Row():
+            self._use = gr.Button(publish, variant="primary", visible=False, elem_id="zoodip_use")
+            self._go_on = gr.Button("Continue", visible=False, elem_id="zoodip_continue_run")
+        with gr.Row():
+            self._show = gr.Button("Draw before and after", size="sm", visible=False, elem_id="zoodip_show")
+            self._delete = gr.Button("Delete", variant="stop", size="sm", elem_id="zoodip_delete")
+        self._replace = gr.Checkbox(
+            label="Replace the file of this name that is in the embeddings folder",
+            value=False,
+            visible=False,
+            elem_id="zoodip_replace",
+        )
+        with gr.Row(visible=False) as self._really:
+            self._yes = gr.Button("Yes, delete this run for good", variant="stop", elem_id="zoodip_yes")
+            self._no = gr.Button("Keep it", elem_id="zoodip_no")
+
+    def _add_more(self) -> None:
+        with gr.Accordion("Take more steps than planned", open=False, elem_id="zoodip_more"), gr.Row():
+            self._steps = gr.Number(
+                label="Steps in all",
+                info="For runs of the pace paper, or with constant learning rate and mu and no checks.",
+                value=0,
+                precision=0,
+                scale=2,
+            )
+            self._go_further = gr.Button("Continue to as many", size="sm", scale=1)
+
+    def wire(self, tab: Any) -> None:
+        """Attach the handlers; ``tab`` is the one that this is in."""
+        chosen, told = [self.chosen], [self._notice]
+        for event in (tab.select, self._refresh.click):
+            listen(event, self.look, chosen, [self._list])
+        listen(self._list.change, self._choose, [self._list], [self.chosen, self._notice, *self._details])
+        listen(self._go_on.click, self._continued, chosen, told)
+        listen(self._go_further.click, self._continued, [self.chosen, self._steps], told)
+        listen(self._show.click, self._shown, chosen, told)
+        listen(self._delete.click, lambda: gr.update(visible=True), None, [self._really])
+        listen(self._no.click, lambda: gr.update(visible=False), None, [self._really])
+        listen(self._yes.click, self._deleted, chosen, [self._notice, self._list, self._really])
+        inputs, outputs = [self.chosen, self._replace], [self._notice, self._replace]
+        if self._prompt is not None:
+            inputs, outputs = [*inputs, self._prompt], [*outputs, self._prompt]
+        used = listen(self._use.click, self._used, inputs, outputs)
+        if self._to_prompt:
+            leave = f"(told) => {{ if (String(told).includes('zoodip-good')) {{ {self._to_prompt} }} return []; }}"
+            listen(used.then, None, [self._notice], None, js=leave)
+
+    # ------------------------------------------------------------ what is shown
+
+    def look(self, name: str = "") -> Any:
+        """The list as it is now, where the run ``name`` was chosen."""
+        runs = self._studio.runs()
+        label = "Runs, newest first" if runs else "No runs yet: the first one starts on the tab Train"
+        gone = {"value": None} if name and name not in [run.name for run in runs] else {}
+        return gr.update(choices=[(views.run_label(run), run.name) for run in runs], label=label, **gone)
+
+    def follow(self, name: str) -> list[Any]:
+        """What :attr:`outputs` show once a job has changed its state; ``name`` is the run that is chosen."""
+        job = self._studio.jobs.newest()
+        told = gr.update()
+        if job is not None and not job.open:
+            failed = job.state == FAILED and job.folder.name == name
+            told = shown(views.notice(f"{name}: {job.message}", "error") if failed else "")
+        return [told, self.look(name), *self._describe(name)]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The components that :meth:`follow` changes."""
+        return [self._notice, self._list, *self._details]
+
+    @property
+    def _details(self) -> list[Any]:
+        box = [self._hint, self._box, self._head, self._before_after, self._use, self._go_on, self._show]
+        return [*box, self._replace, self._really, self._chart, self._file, self._settings]
+
+    def _choose(self, name: str | None) -> list[Any]:
+        return [name or "", shown("") if name else gr.update(), *self._describe(name or "")]
+
+    def _describe(self, name: str) -> list[Any]:
+        try:
+            run = self._studio.run(name)
+        except ValueError:
+            return [gr.update(visible=True), gr.update(visible=False)] + [gr.update()] * (len(self._details) - 2)
+        has_token, has_folder = run.embedding is not None, self._studio.host.embeddings_folder() is not None
+        losses, drawn = losses_of(run.run) if run.settings else [], "Before and after"
+        return [
+            gr.update(visible=False),
+            gr.update(visible=True),
+            shown(views.run_head(run)),
+            {**pictured(run.before_after or run.sample), "label": drawn if run.before_after else "Samples"},
+            gr.update(visible=has_token and has_folder),
+            gr.update(visible=run.can_go_on, value=f"Continue at step {run.step:,}"),
+            gr.update(visible=has_token, value="Draw it again" if run.before_after else "Draw before and after"),
+            gr.update(visible=False, value=False),
+            gr.update(visible=False),
+            shown(views.framed(views.chart(losses)) if losses else ""),
+            gr.update(value=self._download(run), visible=has_token),
+            shown(views.run_details(run)),
+        ]
+
+    def _download(self, run: Run) -> str | None:
+        """A copy of the run's token under its own name, where gradio may serve it from."""
+        if run.embedding is None:
+            return None
+        try:
+            check_name(run.token)  # it is what a file says
+            stem = file_stem(run.token)
+        except TokenError:
+            stem = "token"
+        path = self._downloads / run.name / f"{stem}.safetensors"
+        try:
+            write_atomically(path, run.embedding.read_bytes())
+        except OSError:  # it vanished, or there is no room
+            return None
+        return str(path)
+
+    # ------------------------------------------------------------ what is done
+
+    def _continued(self, name: str, steps: float | None = 0) -> Any:
+        return self._queued(lambda: self._studio.go_on(name, int(steps or 0)), f"{name} goes on; see the tab Train")
+
+    def _shown(self, name: str) -> Any:
+        return self._queued(lambda: self._studio.show(name), f"{name} is being drawn; the pictures appear here")
+
+    @staticmethod
+    def _queued(queue: Callable[[], Any], text: str) -> Any:
+        def work() -> str:
+            message = queue().message
+            return text if message == "waiting" else f"{text}; {message}"
+
+        return shown(attempt(work))
+
+    def _deleted(self, name: str) -> tuple[Any, ...]:
+        def delete() -> str:
+            self._studio.delete(name)
+            return f"{name} is deleted"
+
+        return shown(attempt(delete)), self.look(name), gr.update(visible=False)
+
+    def _used(self, name: str, replace: bool, prompt: str | None = None) -> Any:
+        words: list[str] = []
+
+        def use() -> str:
+            path = self._studio.publish(name, replace=bool(replace))
+            words.append(path.stem)
+            return f"saved as {path}: write {path.stem} in a prompt"
+
+        told = attempt(use)
+        asked = gr.update(visible=not words and self._is_replaceable(name), value=False)
+        if self._prompt is None:
+            return shown(told), asked
+        before = (prompt or "").rstrip(" ,")
+        return shown(told), asked, ", ".join(filter(None, (before, *words))) if words else gr.update()
+
+    def _is_replaceable(self, name: str) -> bool:
+        try:
+            return replaceable(self._studio, self._studio.run(name).token)
+        except ValueError:
+            return False
+
+
+def replaceable(studio: Studio, token: str) -> bool:
+    """Whether a file of ours could be replaced that prompts find under the token's name."""
+    try:
+        return studio.shelf is not None and studio.shelf.replaceable(token)
+    except TokenError:
+        return False

@@ -1,0 +1,292 @@
+"""What the page does, without its looks: the form's draft, checks, jobs, the runs so far, the token's way to its user.
+
+One studio serves every open page and the scripts' interface of a program. It loads no model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..base.errors import ConfigError, EmbeddingFileError, PathError, RunFolderError, TokenError
+from ..base.paths import typed
+from ..jobs import queue as jobs
+from ..jobs.environment import Trainer, find_trainer
+from ..jobs.history import RUN, Run, delete_run, find_run, list_runs, new_folder, task_of, write_outcome
+from ..jobs.queue import FAILED, FINISHED, Job, Jobs, python_of
+from ..model.load import TINY
+from ..model.tokens import check_name
+from ..train.config import TrainConfig
+from ..train.presets import PACES
+from ..train.run_folder import CONFIG, RunFolder
+from .draft import Draft
+from .shelf import Shelf
+
+TINY_LABEL = "the embedded tiny model"
+LEFT_TO_PACE = {
+    **dict.fromkeys(("steps", "n", "mu", "mu_end", "lr", "tau", "nu", "t_lower", "t_upper", "sample_every"), 0),
+    **dict.fromkeys(("averaging", "checks", "patience"), -1),
+    **dict.fromkeys(("lr_schedule", "optimizer", "directions", "subspace_gradient", "adapt_mu"), "auto"),
+}
+"""Settings that the form may leave to the pace and the model, and how it says so."""
+
+
+class Host(jobs.Host, Protocol):
+    """What the page asks of the program it is part of."""
+
+    name: str
+    """For people: A1111, Forge, ..."""
+
+    def home(self) -> Path:
+        """The folder in which runs are kept."""
+        ...
+
+    def models(self) -> dict[str, Path]:
+        """Checkpoints and diffusers folders, by the name that the user sees."""
+        ...
+
+    def embeddings_folder(self) -> Path | None:
+        """Where finished tokens go to be used, if there is such a place."""
+        ...
+
+    def embeddings_changed(self) -> None:
+        """Have the program see the files in that folder anew."""
+        ...
+
+    def python(self) -> str:
+        """A Python that the user chose for the trainer, or nothing."""
+        ...
+
+    def defaults(self) -> dict[str, Any]:
+        """Values of the form that the user's settings change."""
+        ...
+
+    def for_its_user(self) -> bool:
+        """Whether only this computer's user can reach the page, who may name any path of it."""
+        ...
+
+
+class Studio:
+    """See the module's first line.
+
+    Args:
+        host: the program that the page is part of.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.jobs = Jobs(host, self.trainer, self._done)
+
+    @property
+    def draft(self) -> Draft:
+        """The form's draft."""
+        return Draft(self.host.home() / ".draft")
+
+    def trainer(self) -> Trainer:
+        """The Python that runs the jobs, or why there is none."""
+        return find_trainer(self.host.python())
+
+    def models(self) -> list[str]:
+        """What the form offers; a path may be given as well."""
+        return [TINY_LABEL, *self.host.models()]
+
+    # ------------------------------------------------------------ the form
+
+    def settings(self, form: Mapping[str, Any]) -> dict[str, Any]:
+        """The run's settings that a form stands for, without its images; what is left to the pace is left out.
+
+        Args:
+            form: by the names of :class:`TrainConfig`, with the model as :meth:`models` names it; see
+                :data:`LEFT_TO_PACE`. ``pace``, ``overwrite`` and ``keep_copy`` are the form's own.
+
+        Raises:
+            ZoodipError: of the kind that tells what is wrong.
+        """
+        named = {key: value for key, value in form.items() if key not in ("pace", "overwrite", "keep_copy")}
+        named = {key: value for key, value in named.items() if value is not None and value != LEFT_TO_PACE.get(key)}
+        for name in ("subspace_gradient", "adapt_mu"):
+            if named.get(name) in ("on", "off"):
+                named[name] = named[name] == "on"
+        if form.get("pace", "default") not in PACES:
+            raise ConfigError(f"pace = {form['pace']!r}: choose one of {', '.join(PACES)}")
+        label = str(named.get("model") or TINY_LABEL).strip()
+        named["model"] = TINY if label in (TINY, TINY_LABEL) else str(self._model_path(label))
+        if form.get("keep_copy") and named["model"] != TINY:
+            named["cache"] = self._cache
+        for name in ("token", "initializer"):
+            named[name] = str(named.get(name, "")).strip()
+        check_name(named["token"])
+        if not named["initializer"]:
+            raise TokenError("initializer is empty; give the word that comes nearest to the subject, like dog")
+        TrainConfig.from_dict({**named, "images": ["images"]})
+        return named
+
+    def _model_path(self, label: str) -> Path:
+        """Of a name that the host offers, or a path as typed; the worker runs in another folder."""
+        return self.host.models().get(label) or self.typed(label)
+
+    def typed(self, path: str) -> Path:
+        """A path of this computer as somebody gave it, who has to be somebody who may read all of it.
+
+        Raises:
+            PathError: it is none, or others can reach the page.
+        """
+        if not self.host.for_its_user():
+            raise PathError(
+                f"{path[:80]!r} is not in the list, and a path is not taken where others than this computer's user may "
+                "have sent it; choose from the list, or drop pictures onto the page"
+            )
+        return typed(path)
+
+    @property
+    def _cache(self) -> str:
+        """The folder for quantised copies of models."""
+        return str(self.host.home() / "cache")
+
+    @property
+    def shelf(self) -> Shelf | None:
+        """Where finished tokens go to be used, if there is such a place."""
+        folder = self.host.embeddings_folder()
+        return Shelf(folder) if folder else None
+
+    def check(self, form: Mapping[str, Any], draft: Draft | None = None) -> dict[str, Any]:
+        """What a run of this form would be: see :func:`tasks.check`. Takes some seconds.
+
+        Raises:
+            ZoodipError: of the kind that tells what is wrong.
+        """
+        python, settings = python_of(self.trainer()), self.settings(form)
+        if self.shelf:
+            self.shelf.check_free(settings["token"], bool(form.get("overwrite")))
+        references = (draft or self.draft).references()
+        return jobs.ask(python, "check", settings={**settings, **references}, pace=form.get("pace", "default"))
+
+    # ------------------------------------------------------------ jobs
+
+    def start(self, form: Mapping[str, Any], draft: Draft | None = None) -> Job:
+        """Queue a training of the form's token on the draft's pictures, in a new folder.
+
+        Raises:
+            ZoodipError: of the kind that tells what is wrong; nothing is left behind.
+        """
+        python_of(self.trainer())
+        settings, draft = self.settings(form), draft or self.draft
+        token, replace = settings["token"], bool(form.get("overwrite"))
+        if self.shelf:
+            self.shelf.check_free(token, replace)
+        draft.references()  # there are pictures
+        folder = new_folder(self.host.home(), token)
+        try:
+            settings |= draft.write_references(folder)
+            return self.jobs.submit(
+                "train", folder, token, settings=settings, pace=form.get("pace", "default"), replace=replace
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def go_on(self, name: str, steps: int = 0) -> Job:
+        """Queue the rest of a run, or up to more steps.
+
+        Args:
+            name: of the run.
+            steps: in all; 0 for as many as it was made for.
+
+        Raises:
+            RunFolderError: no such run, or it can not go on.
+        """
+        run = self.run(name)
+        if not run.can_go_on and not steps:
+            why = run.message or f"it has taken all its {run.steps} steps; ask for more"
+            raise RunFolderError(f"{name} can not go on: {why}")
+        task = task_of(run.folder)
+        changes: dict[str, Any] = {"steps": steps} if steps else {}
+        replace = bool(task.get("replace"))
+        if run.settings.get("cache") not in (None, self._cache):  # a run's files do not say what else is written
+            changes["cache"] = None
+        if not (run.run / CONFIG).is_file():  # it had to wait, and the program ended before it had begun
+            settings, pace = {**task.get("settings", {}), **changes}, task.get("pace", "default")
+            return self.jobs.submit("train", run.folder, run.token, settings=settings, pace=pace, replace=replace)
+        RunFolder.open(run.run, changes)  # what it can not do is said now
+        return self.jobs.submit("resume", run.folder, run.token, changes=changes, replace=replace)
+
+    def show(self, name: str) -> Job:
+        """Queue the pictures before and after of a run.
+
+        Raises:
+            RunFolderError: no such run.
+            EmbeddingFileError: it has no token yet.
+        """
+        run = self._with_token(name)
+        return self.jobs.submit("show", run.folder, run.token)
+
+    def _done(self, job: Job) -> str:
+        """After a job: remember how it ended, and bring a finished token to its user."""
+        if job.kind == "train" and not (job.folder / RUN).exists():  # nothing came of it
+            shutil.rmtree(job.folder, ignore_errors=True)
+            return ""
+        if job.kind == "show":
+            return ""
+        write_outcome(job.folder, job.state, job.message if job.state == FAILED else "")
+        if job.state != FINISHED or self.shelf is None:
+            return ""
+        try:
+            replace = bool(task_of(job.folder).get("replace"))
+            path = self.publish(job.folder.name, replace=replace, another_name=True)
+        except (EmbeddingFileError, TokenError) as error:
+            return str(error)
+        return f"saved as {path}: write {path.stem} in a prompt"
+
+    # ------------------------------------------------------------ the runs so far
+
+    def runs(self) -> list[Run]:
+        """All runs, newest first."""
+        return list_runs(self.host.home())
+
+    def run(self, name: str) -> Run:
+        """A run by its name.
+
+        Raises:
+            RunFolderError: there is none.
+        """
+        return find_run(self.host.home(), name)
+
+    def delete(self, name: str) -> None:
+        """Delete a run's folder; the token in the embeddings folder stays.
+
+        Raises:
+            RunFolderError: no such run, or it is at work.
+        """
+        run = self.run(name)
+        if self.jobs.busy(run.folder):
+            raise RunFolderError(f"{name} is being worked on; stop it first")
+        delete_run(self.host.home(), name)
+
+    def publish(self, name: str, *, replace: bool = False, another_name: bool = False) -> Path:
+        """Put a run's token, finished or not, into the embeddings folder.
+
+        Args:
+            name: of the run.
+            replace: whether a file of the token's name may be replaced.
+            another_name: take the next free name where it may not.
+
+        Raises:
+            EmbeddingFileError: there is no token yet, no such folder, or the name is taken.
+            TokenError: the run's files give it a name that is none.
+            StorageError: it can not be written.
+        """
+        run, shelf = self._with_token(name), self.shelf
+        if shelf is None:
+            raise EmbeddingFileError("there is no embeddings folder here; download the file instead")
+        assert run.embedding
+        path = shelf.put(run.token, run.embedding.read_bytes(), replace=replace, another_name=another_name)
+        self.host.embeddings_changed()
+        return path
+
+    def _with_token(self, name: str) -> Run:
+        run = self.run(name)
+        if run.embedding is None:
+            raise EmbeddingFileError(f"{name} has no token yet; go on with the run first")
+        return run

@@ -1,0 +1,127 @@
+"""First-order update rules fed with zeroth-order gradients."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from ..base.errors import ConfigError
+
+State = dict[str, torch.Tensor]
+
+
+class Optimizer(Protocol):
+    """Moves theta by an estimated gradient."""
+
+    def step(self, theta: torch.Tensor, gradient: torch.Tensor, lr_scale: float = 1.0) -> torch.Tensor:
+        """The new theta; ``lr_scale`` multiplies the learning rate (a schedule's value)."""
+        ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+def _check_lr(lr: float) -> None:
+    if not 0 < lr <= 100:
+        raise ConfigError(f"lr = {lr}: the learning rate must be above 0 and at most 100")
+
+
+class ZOSGD:
+    """Plain descent: theta - lr * g."""
+
+    def __init__(self, lr: float = 5e-3) -> None:
+        _check_lr(lr)
+        self.lr = lr
+
+    def step(self, theta: torch.Tensor, gradient: torch.Tensor, lr_scale: float = 1.0) -> torch.Tensor:
+        return theta - self.lr * lr_scale * gradient
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Nothing to restore: plain descent has no memory."""
+
+
+class ZOAdam:
+    """Adam with bias correction (MeZO's ZOAdam), on an estimated gradient.
+
+    Args:
+        lr: learning rate, in units of the token embedding.
+        betas: decay of the running mean of g and of g^2, each in [0, 1).
+        eps: added to the root of the running mean of g^2.
+    """
+
+    def __init__(self, lr: float = 5e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        _check_lr(lr)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ConfigError(f"betas = {betas}: both must be at least 0 and below 1")
+        if not eps > 0:
+            raise ConfigError(f"eps = {eps}: must be above 0")
+        self.lr = lr
+        self.betas = betas
+        self.eps = eps
+        self._steps = 0
+        self._mean: torch.Tensor | None = None
+        self._square: torch.Tensor | None = None
+
+    def step(self, theta: torch.Tensor, gradient: torch.Tensor, lr_scale: float = 1.0) -> torch.Tensor:
+        first, second = self.betas
+        mean = torch.zeros_like(theta) if self._mean is None else self._mean
+        square = torch.zeros_like(theta) if self._square is None else self._square
+        self._steps += 1
+        self._mean = first * mean + (1 - first) * gradient
+        self._square = second * square + (1 - second) * gradient.square()
+        corrected = self._mean / (1 - first**self._steps)
+        scale = (self._square / (1 - second**self._steps)).sqrt() + self.eps
+        return theta - self.lr * lr_scale * corrected / scale
+
+    def state_dict(self) -> State:
+        state = {"steps": torch.tensor(self._steps)}
+        if self._mean is not None and self._square is not None:
+            state |= {"mean": self._mean.clone(), "square": self._square.clone()}
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        self._steps = int(state["steps"])
+        self._mean = state["mean"].clone() if "mean" in state else None
+        self._square = state["square"].clone() if "square" in state else None
+
+
+class NormalizedSGD:
+    """Descent along the running mean of gradients that are first scaled to a root mean square of 1.
+
+    The size of one step's gradient tells of its timestep, noise and image; only its direction tells of the token.
+    Adam, which divides by the size that gradients have on average, lets the few large ones decide.
+
+    Args:
+        lr: learning rate.
+        momentum: decay of the running mean, in [0, 1); its bias towards 0 is corrected.
+    """
+
+    def __init__(self, lr: float = 0.5, momentum: float = 0.9) -> None:
+        _check_lr(lr)
+        if not 0 <= momentum < 1:
+            raise ConfigError(f"momentum = {momentum}: must be at least 0 and below 1")
+        self.lr = lr
+        self.momentum = momentum
+        self._steps = 0
+        self._mean: torch.Tensor | None = None
+
+    def step(self, theta: torch.Tensor, gradient: torch.Tensor, lr_scale: float = 1.0) -> torch.Tensor:
+        size = gradient.square().mean().sqrt()
+        unit = gradient / size if size > 0 else gradient
+        mean = torch.zeros_like(theta) if self._mean is None else self._mean
+        self._steps += 1
+        self._mean = self.momentum * mean + (1 - self.momentum) * unit
+        return theta - self.lr * lr_scale * self._mean / (1 - self.momentum**self._steps)
+
+    def state_dict(self) -> State:
+        state = {"steps": torch.tensor(self._steps)}
+        return state if self._mean is None else {**state, "mean": self._mean.clone()}
+
+    def load_state_dict(self, state: State) -> None:
+        self._steps = int(state["steps"])
+        self._mean = state["mean"].clone() if "mean" in state else None

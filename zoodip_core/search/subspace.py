@@ -1,0 +1,95 @@
+"""Subspace Gradient: drop from the gradient what the token's own path calls noise (eq. 4-8, algorithm 2)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..base.errors import ConfigError
+
+State = dict[str, torch.Tensor]
+
+
+class SubspaceGradient:
+    """Keeps the last ``tau`` tokens and removes low-variance directions of their path from gradients.
+
+    Once the buffer is full it is standardised per feature (eq. 4) and decomposed (eq. 5); the
+    directions after i*, the first at which the cumulative variance exceeds 1 - nu (eq. 6), become
+    the projection P (eq. 7); the buffer is cleared, and for the next tau steps g (I - P^T P)
+    replaces g (eq. 8). Tokens are taken as flat vectors of d = num_vectors * dim features.
+
+    Args:
+        tau: buffer size in steps.
+        nu: share of the variance treated as noise, in (0, 1).
+    """
+
+    def __init__(self, tau: int = 128, nu: float = 1e-3) -> None:
+        if isinstance(tau, bool) or not isinstance(tau, int) or not 2 <= tau <= 65_536:
+            raise ConfigError(f"tau = {tau}: the buffer size must be a whole number of steps from 2 to 65536")
+        if not 0 < nu < 1:
+            raise ConfigError(f"nu = {nu}: the share of variance to drop must lie between 0 and 1")
+        self.tau = tau
+        self.nu = nu
+        self.turns = 0
+        """How many times the buffer has been full."""
+        self.kept: int | None = None
+        """i*, the number of directions kept of the last buffer, or None before the first."""
+        self._buffer: torch.Tensor | None = None  # [tau, d], rows above _filled are not yet written
+        self._filled = 0
+        self._projection: torch.Tensor | None = None  # P, [rank - i*, d], orthonormal rows
+
+    def project(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient without its part in the dropped directions (eq. 8); same shape."""
+        if self._projection is None:
+            return gradient
+        flat = gradient.reshape(-1)
+        return (flat - self._projection.T @ (self._projection @ flat)).view_as(gradient)
+
+    def record(self, theta: torch.Tensor) -> None:
+        """Note an updated token; the ``tau``-th one turns the buffer into a new projection."""
+        flat = theta.detach().reshape(-1)
+        if self._buffer is None:
+            self._buffer = flat.new_zeros(self.tau, flat.numel())
+        self._buffer[self._filled] = flat
+        self._filled += 1
+        if self._filled == self.tau:
+            self._turn(self._buffer)
+            self._filled = 0
+
+    def _turn(self, buffer: torch.Tensor) -> None:
+        """Algorithm 2."""
+        spread = buffer.std(dim=0)
+        # A feature that never moved has no direction to vote for.
+        standard = (buffer - buffer.mean(dim=0)) / torch.where(spread > 0, spread, torch.inf)
+        _, singular, directions = torch.linalg.svd(standard, full_matrices=False)
+        self.turns += 1
+        variance = singular.square()
+        total = variance.sum()
+        if not total > 0:  # the token did not move at all
+            self.kept, self._projection = None, None
+            return
+        enough = variance.cumsum(0) / total > 1 - self.nu
+        self.kept = int(enough.to(torch.int8).argmax()) + 1
+        # Centring leaves the buffer at most tau - 1 directions; what the decomposition gives beyond
+        # its rank is arbitrary, and no part of the token's path.
+        rank = int((singular > singular[0] * 1e-10).sum())
+        self._projection = directions[self.kept : rank].contiguous()
+
+    def state_dict(self) -> State:
+        """Everything a bit-identical continuation needs."""
+        state = {"turns": torch.tensor(self.turns), "kept": torch.tensor(self.kept or 0)}
+        if self._buffer is not None:
+            state["buffer"] = self._buffer[: self._filled].clone()
+        if self._projection is not None:
+            state["projection"] = self._projection.clone()
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        self.turns = int(state["turns"])
+        self.kept = int(state["kept"]) or None
+        self._projection = state["projection"].clone() if "projection" in state else None
+        self._buffer, self._filled = None, 0
+        if "buffer" in state:
+            written = state["buffer"]
+            self._buffer = written.new_zeros(self.tau, written.shape[1])
+            self._buffer[: len(written)] = written
+            self._filled = len(written)

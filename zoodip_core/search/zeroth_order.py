@@ -1,0 +1,264 @@
+"""The ask/tell search: candidates out, losses in (paper, algorithm 1).
+
+The search never sees a model. It runs in float64 on the CPU: a token is a few thousand numbers, so
+this costs nothing, and its path is the same whatever device evaluates the candidates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import zlib
+from collections.abc import Iterator
+
+import torch
+
+from ..base.errors import ConfigError, NonFiniteLossError
+from ..train.vocabulary import Spread
+from .estimators import RGE, Estimator
+from .guard import Guard
+from .optimizers import Optimizer, ZOAdam
+from .subspace import SubspaceGradient
+
+State = dict[str, torch.Tensor]
+
+
+class ZerothOrderSearch:
+    """Estimator, Subspace Gradient and optimizer around one token.
+
+    Args:
+        theta0: float tensor ``[num_vectors, dim]``, the starting token.
+        estimator: how losses become a gradient; ``RGE()`` by default.
+        subspace: Subspace Gradient, or None to use gradients as estimated.
+        optimizer: how a gradient becomes a step; ``ZOAdam()`` by default.
+        seed: every direction is a function of (seed, step).
+        spread: the shape of the random directions, of theta0's width; without one they are alike in all numbers.
+        guard: looks after the search by the losses that :meth:`tell` is given as ``held``.
+        averaging: theta is the mean of the tokens that the search went through, of which about the last ones count:
+            this share of all steps so far. 0: the last one alone; 1: all alike.
+
+    Raises:
+        ConfigError: theta0 is not a finite float matrix, the spread not of its width, or averaging not from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        theta0: torch.Tensor,
+        estimator: Estimator | None = None,
+        subspace: SubspaceGradient | None = None,
+        optimizer: Optimizer | None = None,
+        seed: int = 0,
+        spread: Spread | None = None,
+        guard: Guard | None = None,
+        averaging: float = 0.0,
+    ) -> None:
+        if theta0.ndim != 2 or 0 in theta0.shape or not theta0.is_floating_point():
+            raise ConfigError(
+                f"theta0 must be a float tensor [num_vectors, dim], not {theta0.dtype} {list(theta0.shape)}"
+            )
+        if not torch.isfinite(theta0).all():
+            raise ConfigError("theta0 holds NaN or infinity; start from a finite token")
+        if spread and spread.basis.shape[1] != theta0.shape[1]:
+            raise ConfigError(
+                f"the shape of the directions is for tokens of {spread.basis.shape[1]} numbers, theta0 has "
+                f"{theta0.shape[1]}; it belongs to another model"
+            )
+        if not 0 <= averaging <= 1:
+            raise ConfigError(f"averaging = {averaging}: the share of the steps must be from 0 to 1")
+        self.estimator = estimator or RGE()
+        self.subspace = subspace
+        self.optimizer = optimizer or ZOAdam()
+        self.seed = seed
+        self.spread = spread
+        self.guard = guard or Guard()
+        self.averaging = averaging
+        self.step = 0
+        """Number of completed steps."""
+        self.loss: float | None = None
+        """The last step's loss at the token it was taken from."""
+        self._theta0 = theta0.detach().to("cpu", torch.float64, copy=True)
+        self._searched = self._theta0  # the token that candidates are made around
+        # What the optimizer moves: that token itself, or w of theta0 + A w. The mean is of the same kind.
+        self._point = self._mean = torch.zeros_like(self._theta0) if spread else self._theta0
+
+    @property
+    def theta(self) -> torch.Tensor:
+        """What is learned so far, float32 ``[num_vectors, dim]``, a copy."""
+        if not self.averaging:
+            return self._searched.float()
+        with _one_thread():
+            return self._token(self._mean).float()
+
+    @property
+    def checksum(self) -> str:
+        """Of the token that is searched from and the mean, in full precision: what a replay must come to as well."""
+        check = zlib.crc32(self._searched.numpy().tobytes())
+        return f"{zlib.crc32(self._mean.numpy().tobytes(), check) if self.averaging else check:08x}"
+
+    def ask(self, mu_scale: float = 1.0) -> torch.Tensor:
+        """The candidates to evaluate on one draw, float32 ``[K, num_vectors, dim]``.
+
+        Asking again before :meth:`tell` gives the same candidates.
+
+        Args:
+            mu_scale: multiplies the perturbation size (a schedule's value).
+        """
+        directions = mu_scale * self._directions()
+        if self.spread:
+            directions = self.spread.stretch(directions)
+        return self.estimator.candidates(self._searched, directions).float()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the guard has seen no progress for long, and taken theta to where it was best."""
+        return self.guard.settled
+
+    def tell(
+        self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
+    ) -> None:
+        """Take a step by the candidates' losses ``[K]``, in the order of :meth:`ask`.
+
+        Args:
+            losses: of this step's draw.
+            lr_scale: multiplies the learning rate (a schedule's value).
+            held: theta's loss, before this step, on draws that are the same each time; not known if None.
+                Where the guard sees by it that the search diverged or has settled, theta goes back to its best.
+            mu_scale: that of :meth:`ask`.
+
+        Raises:
+            ValueError: not one loss a candidate.
+            NonFiniteLossError: a loss is NaN or infinite, or so large that the token would be; it has not moved.
+        """
+        losses = torch.as_tensor(losses).detach().to("cpu", torch.float64)
+        if losses.shape != (self.estimator.num_candidates,):
+            raise ValueError(
+                f"expected {self.estimator.num_candidates} losses, one a candidate, got shape {list(losses.shape)}"
+            )
+        if not torch.isfinite(losses).all():
+            raise NonFiniteLossError(f"step {self.step + 1}: losses {losses.tolist()} are not all finite")
+        if held is not None and not math.isfinite(held):
+            raise NonFiniteLossError(f"step {self.step + 1}: the loss on fixed draws is {held}")
+        guard = copy.deepcopy(self.guard)  # which stays as it was if the step fails
+        fine = held is None or guard.check(held, self._mean)
+        with _one_thread():
+            if fine and not guard.settled:
+                self._move(losses, lr_scale * guard.scale, mu_scale)
+            else:
+                self._go_back(guard)
+        self.guard = guard
+        self.loss = self.estimator.loss(losses)
+        self.step += 1
+
+    def _go_back(self, guard: Guard) -> None:
+        assert guard.point is not None
+        self._point = self._mean = guard.point.clone()
+        self._searched = self._token(self._point)
+        self.optimizer.load_state_dict({"steps": torch.tensor(0)})  # its running means led astray
+
+    def _move(self, losses: torch.Tensor, lr_scale: float, mu_scale: float) -> None:
+        gradient = self.estimator.gradient(losses, self._directions()) / mu_scale
+        if self.subspace:
+            gradient = self.subspace.project(gradient)
+        if not _moderate(gradient):
+            raise NonFiniteLossError(f"step {self.step + 1}: losses {losses.tolist()} are too far apart for mu")
+        point = self.optimizer.step(self._point, gradient, lr_scale)
+        searched = self._token(point)
+        if not _moderate(searched):
+            raise NonFiniteLossError(f"step {self.step + 1}: the token has run away")
+        self._point, self._searched = point, searched
+        # A share of the steps so far, not of the run: early on the mean must not lag, later it can be over many.
+        weight = 1 / (1 + self.averaging * self.step)
+        self._mean = point if weight == 1 else self._mean + weight * (point - self._mean)
+        if self.subspace:
+            self.subspace.record(point)
+
+    def _token(self, point: torch.Tensor) -> torch.Tensor:
+        return self._theta0 + self.spread.stretch(point) if self.spread else point
+
+    def _directions(self) -> torch.Tensor:
+        return self.estimator.directions(self.seed, self.step, self._theta0.shape)
+
+    def state_dict(self) -> State:
+        """Tensors that, given to a search of the same settings, continue it bit for bit."""
+        state = {"theta": self._searched.clone(), "step": torch.tensor(self.step), "seed": torch.tensor(self.seed)}
+        if self.spread:
+            state["point"] = self._point.clone()
+        if self.averaging:
+            state["mean"] = self._mean.clone()
+        if self.guard.point is not None:
+            state |= {f"guard.{key}": value for key, value in self.guard.state_dict().items()}
+        state |= {f"optimizer.{key}": value for key, value in self.optimizer.state_dict().items()}
+        if self.subspace:
+            state |= {f"subspace.{key}": value for key, value in self.subspace.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from :meth:`state_dict`.
+
+        Raises:
+            ConfigError: the state belongs to a search of another shape, seed, directions, averaging or Subspace
+                Gradient, or is damaged.
+        """
+        try:
+            self._load(state)
+        except (LookupError, RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"the saved search is damaged ({error!r})") from error
+
+    def _load(self, state: State) -> None:
+        if state["theta"].shape != self._theta0.shape or int(state["seed"]) != self.seed:
+            raise ConfigError(
+                f"the saved search has a token {list(state['theta'].shape)} and seed {int(state['seed'])}, "
+                f"this one {list(self._theta0.shape)} and seed {self.seed}; use the saved run's settings"
+            )
+        if ("subspace.turns" in state) != (self.subspace is not None):
+            raise ConfigError(
+                "the saved search and this one differ in the use of Subspace Gradient; use the saved run's settings"
+            )
+        if ("point" in state) != (self.spread is not None):
+            raise ConfigError("the saved search and this one differ in their directions; use the saved run's settings")
+        if ("mean" in state) != (self.averaging > 0):
+            raise ConfigError("the saved search and this one differ in their averaging; use the saved run's settings")
+        self.step = int(state["step"])
+        self.loss = None
+        for name, tensor in state.items():
+            numbers = tensor.dtype == torch.float64 and bool(torch.isfinite(tensor).all())
+            if not (numbers if tensor.ndim else tensor.dtype == torch.int64):
+                raise ValueError(f"{name} is of another kind")
+        for name in ("point", "mean", "guard.point", "optimizer.mean", "optimizer.square"):
+            if name in state and state[name].shape != self._theta0.shape:
+                raise ValueError(f"{name} is not of the token's shape")
+        for name in ("subspace.buffer", "subspace.projection"):
+            if name in state and state[name].shape[1:] != (self._theta0.numel(),):
+                raise ValueError(f"{name} is not of the token's width")
+        self._searched = state["theta"].clone()
+        self._point = state["point"].clone() if self.spread else self._searched
+        self._mean = state.get("mean", self._point).clone()
+        self.optimizer.load_state_dict(_part(state, "optimizer."))
+        self.guard = Guard(self.guard.patience)
+        if "guard.point" in state:
+            self.guard.load_state_dict(_part(state, "guard."))
+        if self.subspace:
+            self.subspace.load_state_dict(_part(state, "subspace."))
+
+
+def _moderate(tensor: torch.Tensor) -> bool:
+    """Whether all is finite, its squares too."""
+    return bool(torch.isfinite(tensor.square().sum()))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The same sums in the same order, so that a replay has the same bits where the number of threads is another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _part(state: State, prefix: str) -> State:
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}

@@ -1,0 +1,39 @@
+"""Before and after: what the model draws for the word that a token started from, and for the token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL.Image import Image
+
+from ..data.images import load_images
+from ..data.prompts import SLOT, with_slots
+from ..data.sheets import contact_sheet
+from ..model.embedding import Embedding
+from ..model.generation import generate
+from ..model.load import QuantizedModel
+from .config import TrainConfig
+
+_COLUMNS = 4
+
+
+def before_after(model: QuantizedModel, config: TrainConfig, embedding: Embedding, path: Path) -> None:
+    """Write reference images above the samples' prompt drawn with the word and with the token, from the same seeds.
+
+    Raises:
+        Stopped: a stop was asked for; nothing is written.
+    """
+    side = config.resolution or model.info.resolution
+    images, _ = load_images(config.images, side, crop=config.crop, background=config.background)
+    prompt, seeds = with_slots(config.sample_prompt, config.token), list(range(_COLUMNS))
+
+    def drawn(name: str, learned: Embedding | None) -> list[Image]:
+        texts = [prompt.replace(SLOT, name)] * _COLUMNS
+        return generate(model, texts, seeds, embedding=learned, resolution=config.resolution)
+
+    rows = [
+        ("reference\nimages", [image.picture for image in images[:_COLUMNS]]),
+        (f'before: the word\n"{config.initializer}"', drawn(config.initializer, None)),
+        (f"after: the token\n{config.token}", drawn(config.token, embedding)),
+    ]
+    contact_sheet(rows, path)

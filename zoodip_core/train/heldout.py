@@ -1,0 +1,42 @@
+"""The held-out denoising loss: does a token explain images it was not trained on?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..data.images import load_images
+from ..data.prompts import captions_for
+from ..model.latents import encode_images
+from ..model.load import QuantizedModel
+from .objective import DiffusionObjective, fixed_draws, mean_losses
+from .timesteps import PUTS
+
+TIMESTEPS = (500, 600, 700, 800, 899)
+
+
+def heldout_losses(
+    model: QuantizedModel,
+    candidates: torch.Tensor,
+    images: Path,
+    captions: Path | None,
+    *,
+    timesteps: Sequence[int] = TIMESTEPS,
+    repeats: int = 2,
+    seed: int = 2025,
+) -> torch.Tensor:
+    """Mean loss ``[K]`` of each token on fixed images, timesteps and noise, the same for all.
+
+    Args:
+        candidates: float tensor ``[K, num_vectors, dim]``.
+        images: a folder of images that none of the tokens was trained on.
+        captions: their captions, or None for the object template.
+        repeats: noises for each image and timestep.
+    """
+    pictures, _ = load_images([images], model.info.resolution)
+    texts = captions_for([p.path for p in pictures], captions_file=captions, token="{}")
+    prompts = [[model.prompt(text, candidates.shape[1]) for text in each] for each in texts]
+    objective = DiffusionObjective(model, encode_images(model, pictures), prompts, PUTS())
+    return mean_losses(objective, candidates, fixed_draws(seed, len(pictures), timesteps, repeats))

@@ -1,0 +1,274 @@
+"""Training a token: beginning a run, going on with one, and the loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..base.errors import ModelError, RunFolderError, StorageError
+from ..base.events import Commands, Event, Message, Progress, Sampled, Saved, Started
+from ..base.stopping import Stopped, stopped_by
+from ..data.sheets import contact_sheet, loss_curve
+from ..model.embedding import Embedding, save_embedding
+from ..model.generation import generate
+from ..model.load import QuantizedModel
+from ..model.memory import megabytes
+from .config import TrainConfig
+from .journal import Journal, Past, cut
+from .prepared import Training
+from .replay import restore
+from .run_folder import RunFolder, SavedState, check_free, locked
+from .vocabulary import Spread
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended.
+
+    Args:
+        embedding: the token as it is now.
+        path: its file: the finished one, or the last snapshot of a stopped run.
+        step: completed steps.
+        finished: False if it was stopped before ``config.steps``, and had not settled either.
+        losses: of each step of this session, at the token that it was taken from.
+    """
+
+    embedding: Embedding
+    path: Path
+    step: int
+    finished: bool
+    losses: list[float] = field(repr=False)
+
+
+def train_token(
+    config: TrainConfig,
+    output: str | Path,
+    *,
+    model: QuantizedModel | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    commands: Commands | None = None,
+) -> TrainResult:
+    """Learn a token from images with forward passes only, in a new run folder.
+
+    Nothing is written before all inputs are checked. See :func:`resume_training` to go on.
+
+    Args:
+        config: the settings.
+        output: the run folder to make.
+        model: a loaded model, to share one.
+        on_event: called with each :data:`Event`.
+        commands: a front's wishes while it runs.
+
+    Raises:
+        ZoodipError: of the kind that tells what is wrong.
+        Stopped: a stop was asked for before the first step; nothing is written.
+    """
+    path, commands = Path(output), commands or Commands()
+    check_free(path)
+    with stopped_by(lambda: commands.stopping):
+        training = Training(config, model, on_event)
+        with locked(path):
+            folder = RunFolder.create(path, training.config)
+            if training.search.spread:
+                folder.save_spread(training.search.spread)
+            _save(training, folder)
+            return _run(training, folder, on_event, commands)
+
+
+def resume_training(
+    path: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    model: QuantizedModel | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+    commands: Commands | None = None,
+) -> TrainResult:
+    """Go on with a run as if it had never stopped: the finished file is the same, byte for byte.
+
+    Args:
+        path: the run's folder.
+        changes: settings that shall differ from now on, of :data:`runs.CHANGEABLE`; ``steps`` where
+            :attr:`TrainConfig.can_grow`.
+        model: a loaded model, to share one.
+        on_event: called with each :data:`Event`.
+        commands: a front's wishes while it runs.
+
+    Raises:
+        RunFolderError: no run folder, another process is at work on it, or its model, images or captions have changed.
+        Stopped: a stop was asked for before it went on; the folder is as it was.
+    """
+    folder = RunFolder.open(Path(path), changes)
+    commands = commands or Commands()
+    with stopped_by(lambda: commands.stopping), locked(folder.path):
+        past = folder.past()
+        state, damage = _state(folder, past)
+        last = past.records.get(past.last)
+        batch = (last and last.batch) or (state.batch if state else 0)
+        spread, lost = _spread(folder)
+        training = Training(folder.config, model, on_event, batch, spread)
+        training.warnings += damage + lost
+        if state and state.inputs != training.inputs:
+            raise RunFolderError(
+                f"{folder.path}: the model, images or captions are not those of this run any more; put "
+                "them back, or start a new run"
+            )
+        if not folder.snapshot_path(0).exists():  # the first version kept none
+            folder.save_snapshot(training.embedding(), 0)
+        if training.search.spread is not spread and training.search.spread:
+            folder.save_spread(training.search.spread)
+        _restore(training, past, state)
+        cut(folder.journal_path, training.search.step)
+        folder.save_config()
+        return _run(training, folder, on_event, commands)
+
+
+def _state(folder: RunFolder, past: Past) -> tuple[SavedState | None, list[str]]:
+    """The saved state, and a line for the user about each damage that the run can be gone on with.
+
+    Raises:
+        RunFolderError: it is damaged, and there is no journal to do without it.
+    """
+    damage = []
+    if past.damaged:
+        lines = ", ".join(map(str, past.damaged[:5])) + (", ..." if len(past.damaged) > 5 else "")
+        damage.append(f"{folder.journal_path}: line {lines} does not match its checksum, and is left out")
+    try:
+        return folder.saved_state(), damage
+    except RunFolderError:
+        if not past.records:
+            raise
+        return None, [*damage, f"{folder.state_path} is damaged or of a newer ZOODiP; the journal does without it"]
+
+
+def _spread(folder: RunFolder) -> tuple[Spread | None, list[str]]:
+    """The shape of the run's directions, and a line for the user if it has to be worked out anew."""
+    try:
+        return folder.spread(), []
+    except RunFolderError:
+        return None, [f"{folder.spread_path} is missing or damaged, and is made anew"]
+
+
+def _restore(training: Training, past: Past, state: SavedState | None) -> None:
+    """Take the search to where the run was, as far as its files lead."""
+    search = training.search
+    differs = restore(search, training.config, past.records, state.tensors if state else None)
+    if differs is not None:
+        training.warnings.append(
+            f"the steps from {differs} on are taken again: they come out with other last digits here than where they "
+            "were taken"
+        )
+    elif search.step < past.last:
+        training.warnings.append(f"the steps from {search.step + 1} on are taken again")
+
+
+def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], commands: Commands) -> TrainResult:
+    config, search = training.config, training.search
+    for warning in training.warnings:
+        tell(Message(warning, warning=True))
+    tell(
+        Message(
+            f"{len(training.images)} images on {training.model.info.name} ({training.model.info.family}), weights "
+            f"{training.model.weights}, {search.estimator.num_candidates} forward passes a step, "
+            f"{training.plan.batch} at once"
+        )
+    )
+
+    curve = folder.losses()
+    tell(Started(folder.path, search.step, config.steps, tuple(curve)))
+    first = len(curve)
+    with Journal(folder.journal_path, search.step) as journal:
+        try:
+            _steps(training, folder, journal, tell, commands, curve)
+        except Stopped:  # between two forwards: the step under way is taken again when the run goes on
+            pass
+        except StorageError:  # what the journal has, stands
+            raise
+        except BaseException:  # whatever else ends the loop, a host's interrupt too, what was learned stays
+            if journal.step == search.step:  # else it came between a step and its record: that step is taken again
+                journal.sync()
+                _save(training, folder)
+            raise
+        journal.sync()
+    path = _save(training, folder)
+    tell(Saved(search.step, path))
+    if training.done:
+        path = save_embedding(training.embedding(), folder.embedding_path)
+    grown = training.watch.grown()
+    if grown is not None:
+        tell(Message(f"memory, measured: {megabytes(grown)} (predicted {megabytes(training.plan.use.total)})"))
+    if curve:
+        loss_curve(curve, folder.loss_path, f"denoising loss while learning {config.token}")
+    return TrainResult(training.embedding(), path, search.step, training.done, curve[first:])
+
+
+def _steps(
+    training: Training,
+    folder: RunFolder,
+    journal: Journal,
+    tell: Callable[[Event], None],
+    commands: Commands,
+    curve: list[float],
+) -> None:
+    """Take the steps that are left, adding to ``curve``."""
+    config, search = training.config, training.search
+    mean = RunningMean()
+    for loss in curve:
+        mean.add(loss)
+    first, began = search.step, time.monotonic()
+    while not training.done and not commands.stopping:
+        journal.append(training.step())
+        loss = search.loss or 0.0
+        curve.append(loss)
+        smoothed = mean.add(loss)
+        rate = (search.step - first) / max(time.monotonic() - began, 1e-9)
+        eta = (config.steps - search.step) / rate
+        tell(Progress(search.step, config.steps, loss, smoothed, rate, eta, training.watch.grown()))
+        if search.step % config.save_every == 0 or commands.take_save():
+            journal.sync()  # first, so that no state on the disk is ahead of it
+            tell(Saved(search.step, _save(training, folder)))
+        if commands.take_sample() or (config.sample_every and search.step % config.sample_every == 0):
+            _sample(training, folder, tell)
+
+
+class RunningMean:
+    """An exponential mean over about the last fifty losses; the first ones all count alike, as in Adam."""
+
+    def __init__(self) -> None:
+        self._sum = self._weight = 0.0
+
+    def add(self, loss: float) -> float:
+        """The mean after another loss."""
+        self._sum = 0.98 * self._sum + 0.02 * loss
+        self._weight = 0.98 * self._weight + 0.02
+        return self._sum / self._weight
+
+
+def _save(training: Training, folder: RunFolder) -> Path:
+    """Write the state and a snapshot of the token; returns the snapshot's file."""
+    folder.save_state(training.search.state_dict(), training.inputs, training.batch)
+    return folder.save_snapshot(training.embedding(), training.search.step)
+
+
+def _sample(training: Training, folder: RunFolder, tell: Callable[[Event], None]) -> None:
+    seeds = list(range(4))
+    config = training.config
+    try:
+        images = generate(
+            training.model,
+            [config.sample_prompt] * len(seeds),
+            seeds,
+            embedding=training.embedding(),
+            resolution=config.resolution,
+        )
+    except (torch.OutOfMemoryError, ModelError) as error:  # pictures are no reason to end a run
+        tell(Message(f"no samples at step {training.search.step}: {error}", warning=True))
+        return
+    path = folder.sample_path(training.search.step)
+    references = [image.picture for image in training.images[: len(seeds)]]
+    contact_sheet([("reference\nimages", references), (f"step {training.search.step}", images)], path)
+    tell(Sampled(training.search.step, images, path))

@@ -1,0 +1,137 @@
+"""What a candidate token is judged by: the denoising loss on one draw (paper, eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ..base import rng
+from ..base.stopping import check_stop
+from ..model.latents import CachedPosteriors
+from ..model.load import Prompt, QuantizedModel
+from .timesteps import TimestepSampler
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Everything random about one step, shared by all its candidates. Noise follows from (seed, step)."""
+
+    seed: int
+    step: int
+    image: int
+    caption: int
+    timestep: int
+
+
+class Objective(Protocol):
+    """Maps candidates to losses: all that the search needs to know of a model."""
+
+    def draw(self, seed: int, step: int) -> Draw:
+        """The draw of a training step."""
+        ...
+
+    def losses(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Losses ``[K]``, float64 on the CPU, of candidates ``[K, num_vectors, dim]`` on one draw."""
+        ...
+
+
+class DiffusionObjective:
+    """Mean squared error of a Stable Diffusion's prediction, for K candidates on one draw.
+
+    Args:
+        model: text encoders and UNet.
+        posteriors: the cached posteriors of the N reference images.
+        captions: for each image the prompts it may be shown with.
+        timesteps: draws a step's timestep.
+        batch: candidates in one forward, 0 for all. Halved for good when the device runs out of memory.
+        on_smaller_batch: told the new batch when that happens.
+    """
+
+    def __init__(
+        self,
+        model: QuantizedModel,
+        posteriors: CachedPosteriors,
+        captions: Sequence[Sequence[Prompt]],
+        timesteps: TimestepSampler,
+        batch: int = 0,
+        on_smaller_batch: Callable[[int], None] = lambda batch: None,
+    ) -> None:
+        self.model = model
+        self.posteriors = posteriors
+        self.captions = captions
+        self.timesteps = timesteps
+        self.batch = batch
+        self.on_smaller_batch = on_smaller_batch
+
+    def draw(self, seed: int, step: int) -> Draw:
+        image = rng.integer(seed, step, "image", 0, len(self.posteriors))
+        caption = rng.integer(seed, step, "caption", 0, len(self.captions[image]))
+        return Draw(seed, step, image, caption, self.timesteps.sample(seed, step))
+
+    def noised(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy latents ``[1, ...]`` and what the model should predict of them, float32 on the CPU."""
+        scheduler, shape = self.model.scheduler, self.posteriors.mean.shape[1:]
+        latents = self.posteriors.sample(draw.image, rng.normal(draw.seed, draw.step, "posterior", shape))[None]
+        noise = rng.normal(draw.seed, draw.step, "noise", shape)[None]
+        t = torch.tensor([draw.timestep])
+        target = noise if self.model.prediction_type == "epsilon" else scheduler.get_velocity(latents, noise, t)
+        return scheduler.add_noise(latents, noise, t), target
+
+    @torch.no_grad()
+    def losses(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
+        noisy, target = self.noised(draw)
+        losses: list[torch.Tensor] = []
+        while len(losses) < len(candidates):
+            check_stop()
+            size = self.batch or len(candidates)
+            try:
+                losses += self._errors(candidates[len(losses) : len(losses) + size], draw, noisy, target)
+                continue
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            # Outside of the except block: the exception held the failed forward's tensors.
+            torch.cuda.empty_cache()
+            self.batch = size // 2
+            self.on_smaller_batch(self.batch)
+        return torch.stack(losses)
+
+    def _errors(
+        self, candidates: torch.Tensor, draw: Draw, noisy: torch.Tensor, target: torch.Tensor
+    ) -> list[torch.Tensor]:
+        condition = self.model.encode(self.captions[draw.image][draw.caption], candidates)
+        predicted = self.model.predict(noisy, draw.timestep, condition, self.posteriors.time_ids[draw.image])
+        assert not predicted.requires_grad, "forward passes only: no autograd graph may be built"
+        # In float64 on the CPU: these are the numbers whose small differences steer the search.
+        error = predicted.float().cpu().double() - target.double()
+        return list(error.square().mean(dim=(1, 2, 3)))
+
+
+_HELD_APART = 2_000_000_000
+"""No run takes as many steps: the noise of its steps is other than that of the draws that stay the same."""
+
+
+def fixed_draws(seed: int, images: int, timesteps: Sequence[int], repeats: int = 1) -> list[Draw]:
+    """Draws for measuring: every image at every timestep, ``repeats`` noises each; the first caption."""
+    return [
+        Draw(seed, 1_000_000 + (image * len(timesteps) + i) * repeats + repeat, image, 0, t)
+        for image in range(images)
+        for i, t in enumerate(timesteps)
+        for repeat in range(repeats)
+    ]
+
+
+def spread_draws(seed: int, images: int, t_lower: int, t_upper: int, count: int) -> list[Draw]:
+    """Draws that stay the same through a run: the images in turn, timesteps at equal distances, the first caption."""
+    return [
+        Draw(seed, _HELD_APART + i, i % images, 0, t_lower + (2 * i + 1) * (t_upper - t_lower) // (2 * count))
+        for i in range(count)
+    ]
+
+
+def mean_losses(objective: Objective, candidates: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    """Mean loss ``[K]`` of each candidate over the same draws (common random numbers)."""
+    return torch.stack([objective.losses(candidates, draw) for draw in draws]).mean(dim=0)

@@ -1,0 +1,271 @@
+"""A prepared training: all that its settings need is checked and loaded, and it can take a step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ..base.errors import NonFiniteLossError, NoRoomError
+from ..base.events import Event, Message
+from ..base.version import __version__
+from ..data.images import ReferenceImage, load_images, with_flips
+from ..data.prompts import captions_for, with_slots
+from ..model.embedding import Embedding
+from ..model.latents import encode_images
+from ..model.load import ModelInfo, Prompt, QuantizedModel, identify, load_quantized
+from ..model.memory import Plan, Watch, free_memory, plan
+from ..model.tokens import check_initializer, check_new, initial_vectors
+from .config import TrainConfig
+from .journal import Record
+from .objective import DiffusionObjective, mean_losses
+from .rounding import adapted
+from .run_folder import CHANGEABLE
+from .vocabulary import Spread, vocabulary_spread
+
+_WORST = sys.float_info.max
+"""In place of a loss that is not finite: the guard goes back from it, and a journal's line can hold it."""
+
+
+def load_model(config: TrainConfig) -> QuantizedModel:
+    """The model that a run's settings name.
+
+    Raises:
+        ModelError: it is missing, damaged, or of a family that is not supported.
+    """
+    return load_quantized(
+        config.model,
+        weights=config.weights,
+        dtype=config.dtype,
+        device=config.device,
+        prediction_type=config.prediction_type,
+        cache=config.cache,
+    )
+
+
+class Training:
+    """A prepared run: everything a user could get wrong is checked by the constructor.
+
+    Args:
+        config: the settings.
+        model: a loaded model, to share one; loaded as the settings say if None.
+        tell: called with what the user should know while it is prepared.
+        batch: candidates in one forward so far, of a run that goes on: another number rounds differently.
+        spread: that of the vocabulary, of a run that goes on; worked out if it is wanted and None.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: QuantizedModel | None = None,
+        tell: Callable[[Event], None] = lambda event: None,
+        batch: int = 0,
+        spread: Spread | None = None,
+    ) -> None:
+        self.config = config
+        self.tell = tell
+        info = model.info if model else identify(config.model, config.prediction_type)
+        self.images, skipped = load_references(config, info)
+        self.model = model or load_model(config)
+        self.warnings = skipped + noise_warning(config, self.model.dtype)
+        prompts = tokenised(config, self.model, self.images)
+        self.plan = self._plan(config.resolution or info.resolution, batch)
+        tell(Message(f"memory, predicted: {self.plan.use}"))
+        self.watch = Watch(self.model.device)
+        self._load(prompts, spread)
+
+    def _plan(self, resolution: int, batch: int) -> Plan:
+        model, candidates = self.model, self.config.make_estimator().num_candidates
+        # What is loaded already, by a host that shares its model, is not free and not needed again.
+        free = free_memory(model.device) + model.loaded_bytes()
+
+        def laid_out(batch: int) -> Plan:
+            return plan(
+                model.blueprint, model.weights, model.dtype, model.device, resolution, candidates, batch, free=free
+            )
+
+        if not batch or self.config.batch:
+            return laid_out(self.config.batch)
+        try:
+            return laid_out(batch)
+        except NoRoomError:
+            found = laid_out(0)
+            self.warnings.append(
+                f"there is room for {found.batch} candidates in one forward, not {batch} as before: the last digits "
+                "will differ from a run that was not stopped"
+            )
+            return found
+
+    def _load(self, prompts: list[list[Prompt]], spread: Spread | None) -> None:
+        """The long part: encode the images while the device is empty, then load the rest."""
+        config, model = self.config, self.model
+        self.fingerprint = model.blueprint.fingerprint
+        self.inputs = _inputs_hash(model, self.images, prompts)
+        self.tell(Message(f"encoding {len(self.images)} images"))
+        posteriors = encode_images(model, self.images)
+        self.tell(Message(f"loading {model.info.name}, {model.weights} weights"))
+        if self.plan.text_apart:
+            model.keep_text_apart()
+        theta0 = initial_vectors(
+            model.tokenizers, model.text_encoders, config.initializer, config.num_vectors, config.initializer_mode
+        )
+        self.objective = DiffusionObjective(
+            model,
+            posteriors,
+            prompts,
+            config.make_timesteps(model.scheduler.alphas_cumprod),
+            self.plan.batch,
+            lambda batch: self.tell(
+                Message(f"the device ran out of memory: {batch} candidates in one forward from now on", warning=True)
+            ),
+        )
+        if config.directions == "vocabulary" and not spread:
+            self.tell(Message("looking at the vocabulary"))
+            spread = vocabulary_spread(model.tokenizers, model.text_encoders)
+        if config.adapt_mu:
+            self.tell(Message("measuring how losses are rounded"))
+            self.config, said = adapted(config, self.objective, theta0, spread)
+            self.tell(said)
+        self.search = self.config.make_search(theta0, spread)
+        _ = model.unet  # a damaged file shows here, before anything is written
+
+    @property
+    def batch(self) -> int:
+        """Candidates in one forward pass, as the losses so far were computed."""
+        return self.objective.batch
+
+    @property
+    def done(self) -> bool:
+        return self.search.step >= self.config.steps or self.search.settled
+
+    def step(self) -> Record:
+        """One step of algorithm 1: draw, K losses in one forward, move. Returns what the journal keeps of it.
+
+        Raises:
+            NonFiniteLossError: a loss is not finite; the search stays where it was.
+        """
+        draw, scale = self.objective.draw(self.config.seed, self.search.step), self.search.guard.scale
+        held = self._held() if self.config.checked(self.search.step) else None
+        lr_scale, mu_scale = self.config.lr_scale(self.search.step), self.config.mu_scale(self.search.step)
+        losses = self.objective.losses(self.search.ask(mu_scale), draw)
+        try:
+            self.search.tell(losses, lr_scale, held=held, mu_scale=mu_scale)
+        except NonFiniteLossError as error:
+            name = self.images[draw.image].path.name
+            raise NonFiniteLossError(
+                f"{error} (image {name}, timestep {draw.timestep}); the token is kept as of step {self.search.step}: "
+                "try a smaller lr, a larger mu, or dtype float32"
+            ) from error
+        guard = self.search.guard
+        if guard.settled:
+            self.tell(Message(f"no progress in the last {guard.patience} checks: the best token so far is the result"))
+        elif guard.scale < scale:
+            what = "is not finite any more" if held == _WORST else f"rose to {held:.4g}"
+            said = f"step {self.search.step}: the loss {what}; back to the best token, and smaller steps"
+            self.tell(Message(said, warning=True))
+        return Record(
+            self.search.step,
+            draw.image,
+            draw.caption,
+            draw.timestep,
+            tuple(losses.tolist()),
+            self.batch or len(losses),
+            self.search.checksum,
+            held,
+        )
+
+    def _held(self) -> float:
+        """The token's loss on draws that stay the same."""
+        draws = self.config.fixed_draws(len(self.images))
+        loss = float(mean_losses(self.objective, self.search.theta[None], draws))
+        if math.isfinite(loss):
+            return loss
+        if self.search.guard.point is None:
+            raise NonFiniteLossError("the losses at the starting token are not all finite: try dtype float32")
+        return _WORST
+
+    def embedding(self) -> Embedding:
+        """The token as it is now. Nothing in it depends on the run's paths or clock."""
+        config = {
+            key: value
+            for key, value in self.config.to_dict().items()
+            if key == "steps" or key not in {*CHANGEABLE, "device", "batch", "token", "initializer"}
+        }
+        return Embedding(
+            self.config.token,
+            tuple(part.contiguous() for part in self.search.theta.split(self.model.info.dims, dim=1)),
+            {
+                "initializer": self.config.initializer,
+                "base_model": self.model.info.name,
+                "base_model_hash": self.fingerprint,
+                "family": self.model.info.family,
+                "steps": str(self.search.step),
+                "images": str(len(self.images)),
+                "config": json.dumps(config, sort_keys=True),
+                "zoodip_version": __version__,
+            },
+        )
+
+
+# ---------------------------------------------------------------- what can be checked without loading a model
+
+
+def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[ReferenceImage], list[str]]:
+    """The images that a run trains on, mirror images included, and a line for each that can not be used.
+
+    Raises:
+        ImagesError: none can be used.
+    """
+    resolution = config.resolution or info.resolution
+    images, skipped = load_images(config.images, resolution, crop=config.crop, background=config.background)
+    return with_flips(images) if config.flip else images, [f"skipped: {line}" for line in skipped]
+
+
+def tokenised(config: TrainConfig, model: QuantizedModel, images: Sequence[ReferenceImage]) -> list[list[Prompt]]:
+    """The captions of each image, as the model's text encoders read them. Needs tokenizers alone.
+
+    Raises:
+        CaptionError: one has no place for the token, or is too long; so for the samples' prompt.
+        TokenError: the model knows the token as a word, or no start can be made from the initializer.
+    """
+    texts = captions_for(
+        [image.path for image in images],
+        template=config.template,
+        token=config.token,
+        captions_file=Path(config.captions) if config.captions else None,
+    )
+    for tokenizer in model.tokenizers:
+        check_new(tokenizer, config.token)
+    check_initializer(model.tokenizers[0], config.initializer, config.num_vectors, config.initializer_mode)
+    sample_text = with_slots(config.sample_prompt, config.token)
+    model.prompt(sample_text, config.num_vectors, "sample_prompt: the prompt")
+    return [
+        [model.prompt(text, config.num_vectors, f"{image.path}: the caption") for text in each]
+        for image, each in zip(images, texts, strict=True)
+    ]
+
+
+def noise_warning(config: TrainConfig, dtype: torch.dtype) -> list[str]:
+    """A line for the user if mu is lost in the rounding of the activations."""
+    if dtype != torch.bfloat16 or config.mu >= 5e-3 or config.adapt_mu:
+        return []
+    return [
+        f"mu = {config.mu:g} is below the rounding noise of bfloat16: the estimated gradients will be noise. "
+        "Use mu 0.01 (the preset int4 does), or dtype float32 or float16"
+    ]
+
+
+def _inputs_hash(model: QuantizedModel, images: list[ReferenceImage], prompts: list[list[Prompt]]) -> str:
+    """What a run's losses depend on besides its settings: weights, noise schedule, pictures, texts as tokenised."""
+    digest = hashlib.sha256(model.blueprint.fingerprint.encode())
+    digest.update(json.dumps(model.blueprint.configs["scheduler"], sort_keys=True).encode())
+    for image, each in zip(images, prompts, strict=True):
+        digest.update(image.picture.tobytes())
+        for encoded in (encoded for prompt in each for encoded in prompt):
+            digest.update(encoded.ids.numpy().tobytes() + str(encoded.positions).encode())
+    return digest.hexdigest()

@@ -1,0 +1,144 @@
+"""A run's search as it was after any step, rebuilt from the journal without a single forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..base.errors import EmbeddingFileError, RunFolderError
+from ..model.embedding import Embedding, load_embedding, save_embedding
+from ..search.zeroth_order import State, ZerothOrderSearch
+from .config import TrainConfig
+from .journal import Record
+from .run_folder import RunFolder
+
+Records = Mapping[int, Record]
+
+
+def restore(search: ZerothOrderSearch, config: TrainConfig, records: Records, state: State | None = None) -> int | None:
+    """Take a search to the furthest step that a run's files lead to.
+
+    Args:
+        search: at its start.
+        config: the run's settings.
+        records: the journal's, by their steps.
+        state: a saved state; it shortens the way, and bridges what is missing in the records.
+
+    Returns:
+        None, or the first step that came out other than it was, before which the search stands: another processor or
+        version computes it, or the settings were changed by hand.
+    """
+    way = _way(search, records, state, max([*records, int(state["step"]) if state else 0], default=0))
+    search.load_state_dict(way.base)
+    differs = replay(search, config, records, way.reach)
+    if differs is not None:
+        search.load_state_dict(way.base)
+        replay(search, config, records, differs - 1)
+    return differs
+
+
+def replay(search: ZerothOrderSearch, config: TrainConfig, records: Records, upto: int) -> int | None:
+    """Take the recorded steps from where a search stands on; returns the first that came out other than it was."""
+    differs = None
+    for step in range(search.step + 1, upto + 1):
+        record = records[step]
+        losses = torch.tensor(record.losses, dtype=torch.float64)
+        search.tell(losses, config.lr_scale(step - 1), held=record.held, mu_scale=config.mu_scale(step - 1))
+        if differs is None and record.theta not in (None, search.checksum):
+            differs = step
+    return differs
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A state to start from, and the step to which records lead from there."""
+
+    base: State
+    reach: int
+
+
+def _way(search: ZerothOrderSearch, records: Records, state: State | None, upto: int) -> _Way:
+    known = {step for step, record in records.items() if len(record.losses) == search.estimator.num_candidates}
+    ways = []
+    for base in (state, search.state_dict()):
+        if base is not None and int(base["step"]) <= upto:
+            reach = int(base["step"])
+            while reach < upto and reach + 1 in known:
+                reach += 1
+            ways.append(_Way(base, reach))
+    return max(ways, key=lambda way: way.reach)  # of two that lead as far the first, which is shorter
+
+
+# ---------------------------------------------------------------- rewind
+
+
+@dataclass(frozen=True)
+class Rewound:
+    """The token of an earlier step.
+
+    Args:
+        path: its file.
+        differs: None, or the step from which on it may differ from what it was; see :func:`restore`.
+    """
+
+    path: Path
+    differs: int | None
+
+
+def rewind(path: str | Path, step: int, output: str | Path | None = None) -> Rewound:
+    """Write a run's token as it was after a step. The run stays as it is, and may be at work.
+
+    Args:
+        path: the run's folder.
+        step: completed steps; 0 for the token that it started from.
+        output: the file to write; the run's snapshot of that step if None.
+
+    Raises:
+        RunFolderError: no run folder, the run has not come to that step, or its files do not lead there.
+        StorageError: the file can not be written.
+    """
+    folder = RunFolder.open(Path(path))
+    records = folder.past().records
+    if output and Path(output).exists():
+        raise RunFolderError(f"{output} already exists; choose another file")
+    last = max(folder.step(), *records, 0)
+    if not 0 <= step <= last:
+        raise RunFolderError(f"{folder.path} has no step {step}; choose one from 0 to {last}")
+    first = _first_token(folder)
+    search = folder.config.make_search(first.vectors, folder.spread())
+    way = _way(search, records, folder.sound_state(), step)
+    if way.reach < step:
+        raise RunFolderError(
+            f"{folder.path}: step {step} can not be rebuilt, for the journal says nothing of step {way.reach + 1}; "
+            f"take the nearest token in {folder.snapshot_path(step).parent}"
+        )
+    search.load_state_dict(way.base)
+    differs = replay(search, folder.config, records, step)
+    tensors = tuple(part.contiguous() for part in search.theta.split([part.shape[1] for part in first.tensors], dim=1))
+    metadata = {**_described(folder, step, first), "steps": str(step)}
+    target = Path(output) if output else folder.snapshot_path(step)
+    return Rewound(save_embedding(Embedding(first.token, tensors, metadata), target), differs)
+
+
+def _first_token(folder: RunFolder) -> Embedding:
+    try:
+        return load_embedding(folder.snapshot_path(0))
+    except EmbeddingFileError as error:
+        raise RunFolderError(
+            f"{error}; it is the token that the run started from. Going on with the run writes it again, as long as "
+            "there are steps left"
+        ) from error
+
+
+def _described(folder: RunFolder, step: int, first: Embedding) -> dict[str, str]:
+    """What the run's files said of the token at that time: the number of steps that it is made for may change."""
+    for path in sorted(folder.snapshot_path(0).parent.glob("step-*.safetensors"), reverse=True):
+        if path.name <= folder.snapshot_path(step).name:
+            try:
+                return load_embedding(path).metadata
+            except EmbeddingFileError:
+                continue
+    return first.metadata

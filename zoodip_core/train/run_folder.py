@@ -1,0 +1,338 @@
+"""A run's folder: settings, journal, a saved state that spares most of its replay, snapshots, samples, loss curve."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from ..base.errors import RunFolderError
+from ..base.files import make_folder, storage_errors, write_atomically
+from ..base.paths import link_out
+from ..base.safetensors_files import open_safetensors
+from ..model.embedding import Embedding, save_embedding
+from ..model.tokens import file_stem
+from . import journal
+from .config import TrainConfig
+from .vocabulary import Spread
+
+CONFIG, JOURNAL, STATE, LOCK = "config.json", "steps.jsonl", "state.safetensors", ".lock"
+DIRECTIONS = "directions.safetensors"
+STATE_VERSION = 2
+"""Of the saved state; the first had no checksum."""
+CHANGEABLE = ("steps", "save_every", "sample_every", "sample_prompt", "images", "captions", "model", "cache")
+"""Settings that a run may change when it goes on: they do not change the steps it takes. What stands at another
+place must have the same content, which is checked."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A search's state on disk.
+
+    Args:
+        tensors: of :meth:`ZerothOrderSearch.state_dict`.
+        inputs: identifies the model, images and captions it belongs to.
+        batch: candidates in one forward pass at that time, 0 if that is not known.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    inputs: str
+    batch: int
+
+
+class RunFolder:
+    """Reads and writes one run's folder; see the module's first line for what lies in it."""
+
+    def __init__(self, path: Path, config: TrainConfig) -> None:
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig) -> RunFolder:
+        """Start a folder that does not exist yet, or is empty; best while it is :func:`locked`.
+
+        Raises:
+            RunFolderError: there is something already.
+            StorageError: it can not be written.
+        """
+        check_free(path)
+        make_folder(path)
+        folder = cls(path, config)
+        folder.save_config()
+        return folder
+
+    @classmethod
+    def open(cls, path: Path, changes: Mapping[str, Any] | None = None) -> RunFolder:
+        """A folder to go on in.
+
+        Args:
+            changes: settings that shall differ from now on, of :data:`CHANGEABLE`.
+
+        Raises:
+            RunFolderError: not a run folder, one from which a link leads out, or one whose search would not be the
+                same with these changes.
+            ConfigError: its settings can not be read, or a changed one is out of range.
+        """
+        file = path / CONFIG
+        if not file.is_file():
+            raise RunFolderError(
+                f"{path} is no run folder: it has no {CONFIG}; give the folder that a training run made"
+            )
+        link = link_out(path)
+        if link is not None:  # the folder may be a stranger's
+            raise RunFolderError(
+                f"{link} is a link that leads out of the run's folder; put what it leads to in its place"
+            )
+        try:
+            with storage_errors(file):
+                text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it") from error
+        config = _writing_nowhere_else(TrainConfig.from_json(text, str(file)))
+        fixed = sorted(set(changes or {}) - set(CHANGEABLE))
+        if fixed:
+            raise RunFolderError(
+                f"{path}: {', '.join(fixed)} can not change when a run goes on, only {', '.join(CHANGEABLE)}; start a "
+                "new run"
+            )
+        folder = cls(path, dataclasses.replace(config, **(changes or {})))
+        if folder.config.steps != config.steps:
+            folder._check_steps(config)
+        return folder
+
+    def _check_steps(self, before: TrainConfig) -> None:
+        if not before.can_grow:
+            raise RunFolderError(
+                f"{self.path}: the run's schedules and checks follow its {before.steps} steps, so their number can not "
+                "change; start a new run"
+            )
+        if self.config.steps < self.step():
+            raise RunFolderError(f"{self.path}: the run is at step {self.step()} already, beyond {self.config.steps}")
+
+    @property
+    def embedding_path(self) -> Path:
+        """Where the finished token goes."""
+        return self.path / f"{file_stem(self.config.token)}.safetensors"
+
+    @property
+    def loss_path(self) -> Path:
+        """Where the picture of the whole run's losses goes."""
+        return self.path / "loss.png"
+
+    @property
+    def journal_path(self) -> Path:
+        """Where each step has a line."""
+        return self.path / JOURNAL
+
+    @property
+    def state_path(self) -> Path:
+        """Where the search's state is kept."""
+        return self.path / STATE
+
+    def past(self) -> journal.Past:
+        """What the journal tells.
+
+        Raises:
+            StorageError: it can not be read.
+        """
+        return journal.read(self.journal_path)
+
+    def losses(self) -> list[float]:
+        """The loss at the token of each step that the journal tells of.
+
+        Raises:
+            StorageError: it can not be read.
+        """
+        estimator = self.config.make_estimator()
+        return [
+            estimator.loss(torch.tensor(record.losses, dtype=torch.float64))
+            for _, record in sorted(self.past().records.items())
+            if len(record.losses) == estimator.num_candidates
+        ]
+
+    def save_config(self) -> None:
+        """Write the settings, which may have changed."""
+        write_atomically(self.path / CONFIG, self.config.to_json())
+
+    def step(self) -> int:
+        """Completed steps, as far as the journal's end and the saved state tell."""
+        return self.progress()[0]
+
+    def progress(self) -> tuple[int, bool]:
+        """Completed steps, and whether the run is over: it has taken all, or its token had settled."""
+        saved = self.sound_state() or {"step": torch.tensor(0)}
+        step = max(journal.last_step(self.journal_path), int(saved["step"]))
+        settled = "guard.idle" in saved and 0 < self.config.patience <= int(saved["guard.idle"])
+        return step, settled or step >= self.config.steps
+
+    def save_state(self, state: dict[str, torch.Tensor], inputs: str, batch: int) -> None:
+        """Write the search's state.
+
+        Args:
+            state: its tensors.
+            inputs: identifies the model, images and captions it belongs to.
+            batch: candidates in one forward pass.
+        """
+        about = {"version": STATE_VERSION, "inputs": inputs, "batch": batch, "checksum": _checksum(state)}
+        # One entry: the library writes several in any order.
+        write_atomically(self.state_path, save(state, metadata={"about": json.dumps(about)}))
+
+    def saved_state(self) -> SavedState | None:
+        """The saved state, None if there is none.
+
+        Raises:
+            RunFolderError: it is damaged, or of a newer version.
+        """
+        file = self.state_path
+        if not file.is_file():
+            return None
+        try:
+            with safe_open(file, framework="pt") as stored:
+                tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118
+                about = json.loads((stored.metadata() or {}).get("about", "{}"))
+            version, batch = int(about.get("version", 1)), int(about.get("batch", 0))
+            counts = int(tensors["step"]), int(tensors.get("guard.idle", 0))
+            if min(counts) < 0 or (version == STATE_VERSION and about["checksum"] != _checksum(tensors)):
+                raise ValueError("its content does not match its checksum")
+        except Exception as error:  # a damaged file may raise anything
+            raise RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it") from error
+        if version > STATE_VERSION:
+            raise RunFolderError(f"{file} was written by a newer ZOODiP; update this one, or start a new run")
+        return SavedState(tensors, str(about.get("inputs")), batch)
+
+    def sound_state(self) -> dict[str, torch.Tensor] | None:
+        """The saved state's tensors, None if there is none to rely on."""
+        try:
+            saved = self.saved_state()
+        except RunFolderError:
+            return None
+        return saved.tensors if saved else None
+
+    @property
+    def spread_path(self) -> Path:
+        """Where the shape of the random directions is kept, of a run whose directions have one."""
+        return self.path / DIRECTIONS
+
+    def save_spread(self, spread: Spread) -> None:
+        """Keep the shape of the random directions: worked out anew, it might differ in its last digits."""
+        tensors = {"basis": spread.basis, "reach": spread.reach, "rest": torch.tensor(spread.rest, dtype=torch.float64)}
+        write_atomically(self.spread_path, save(tensors))
+
+    def spread(self) -> Spread | None:
+        """The shape of the random directions, None if the run's have none.
+
+        Raises:
+            RunFolderError: the file is missing or damaged.
+        """
+        if self.config.directions == "normal":
+            return None
+        try:
+            with open_safetensors(self.spread_path) as stored:
+                basis, reach, rest = (stored.get_tensor(name).clone() for name in ("basis", "reach", "rest"))
+            spread = Spread(basis, reach, float(rest))
+            if not (basis.dtype == torch.float32 == reach.dtype and basis.shape[:1] == reach.shape and basis.ndim == 2):
+                raise ValueError("its tensors are of another kind")
+            if not torch.isfinite(spread.stretch(torch.ones(basis.shape[1]))).all():
+                raise ValueError("it holds NaN or infinity")
+        except Exception as error:  # a damaged file may raise anything
+            raise RunFolderError(
+                f"{self.spread_path} is missing or damaged ({error}); put back a copy of it. Going on with the run "
+                "writes it again, as long as there are steps left"
+            ) from error
+        return spread
+
+    def snapshot_path(self, step: int) -> Path:
+        """Where the token of a step goes."""
+        return self.path / "snapshots" / f"step-{step:08d}.safetensors"
+
+    def save_snapshot(self, embedding: Embedding, step: int) -> Path:
+        """Keep the token as it is at a step."""
+        return save_embedding(embedding, self.snapshot_path(step))
+
+    def sample_path(self, step: int) -> Path:
+        """Where a step's sample images go."""
+        return self.path / "samples" / f"step-{step:08d}.png"
+
+
+def _writing_nowhere_else(config: TrainConfig) -> TrainConfig:
+    """The settings of a run that may be a stranger's.
+
+    Copies of models are read where its settings say. They are made there only if ``changes`` of :meth:`RunFolder.open`
+    say so as well, or some are there.
+    """
+    from ..model.copies import has_copies
+
+    known = config.cache is None or has_copies(Path(config.cache))
+    return config if known else dataclasses.replace(config, cache=None)
+
+
+def _checksum(state: Mapping[str, torch.Tensor]) -> str:
+    checksum = 0
+    for key in sorted(state):
+        checksum = zlib.crc32(state[key].numpy().tobytes(), zlib.crc32(key.encode(), checksum))
+    return f"{checksum:08x}"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only one at work on a run's folder, which is made if it is missing. The end of the process frees it.
+
+    Raises:
+        RunFolderError: another process is at work on it.
+        StorageError: it can not be written.
+    """
+    make_folder(path)
+    lock = filelock.FileLock(path / LOCK)
+    with storage_errors(path), contextlib.suppress(NotImplementedError):  # some network drives know no locks
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunFolderError(
+                f"{path}: another process is at work on this run; wait until it has ended, or stop it there"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_free(path: Path) -> None:
+    """Refuse a folder with something in it, a path that is a file, or one that can not be made.
+
+    Raises:
+        RunFolderError: it is not free.
+        StorageError: its place can not be written.
+    """
+    if path.is_file() or (path.is_dir() and any(file.name != LOCK for file in path.iterdir())):
+        raise RunFolderError(
+            f"{path} already exists; choose another output folder, or go on with "
+            f'--resume "{path}" if it is an unfinished run'
+        )
+    above = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    with storage_errors(path):
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+        if not os.access(above, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
+
+
+def free_folder(parent: Path, token: str) -> Path:
+    """A folder in ``parent`` named after the token that does not exist yet."""
+    stem = file_stem(token)
+    path, count = parent / stem, 1
+    while path.exists():
+        count += 1
+        path = parent / f"{stem}-{count}"
+    return path

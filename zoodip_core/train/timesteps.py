@@ -1,0 +1,77 @@
+"""Which diffusion timestep a training step looks at (paper, section 3.4 and table 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+
+from ..base import rng
+from ..base.errors import ConfigError
+
+
+class TimestepSampler(Protocol):
+    """Draws the timestep of one training step as a function of (seed, step)."""
+
+    def sample(self, seed: int, step: int) -> int:
+        """A timestep in [0, num_train_timesteps)."""
+        ...
+
+
+@dataclass(frozen=True)
+class PUTS:
+    """Partial Uniform Timestep Sampling, eq. 9: t ~ U(T_L, T_U), with T_L included and T_U not.
+
+    The paper finds the text to matter most in 500-900 (SD1.5, SD2.1) and 700-900 (SDXL).
+    """
+
+    t_lower: int = 500
+    t_upper: int = 900
+    num_train_timesteps: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.t_lower < self.t_upper <= self.num_train_timesteps:
+            raise ConfigError(
+                f"PUTS range: T_L = {self.t_lower}, T_U = {self.t_upper} is no range within "
+                f"0-{self.num_train_timesteps}; choose 0 <= t_lower < t_upper <= {self.num_train_timesteps}"
+            )
+
+    def sample(self, seed: int, step: int) -> int:
+        return rng.integer(seed, step, "timestep", self.t_lower, self.t_upper)
+
+
+@dataclass(frozen=True)
+class UniformTimesteps:
+    """t ~ U(0, num_train_timesteps), as in textual inversion."""
+
+    num_train_timesteps: int = 1000
+
+    def sample(self, seed: int, step: int) -> int:
+        return rng.integer(seed, step, "timestep", 0, self.num_train_timesteps)
+
+
+@dataclass(frozen=True, eq=False)
+class SNRTimesteps:
+    """SNR-based sampling (TextBoost, arXiv 2409.08248): p(t) proportional to max log SNR - log SNR(t).
+
+    Args:
+        alphas_cumprod: float tensor ``[num_train_timesteps]``; Stable Diffusion's schedule if None.
+    """
+
+    alphas_cumprod: torch.Tensor | None = None
+
+    @cached_property
+    def _cumulative(self) -> torch.Tensor:
+        alphas = self.alphas_cumprod
+        if alphas is None:
+            alphas = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+        alphas = alphas.detach().to("cpu", torch.float64)
+        log_snr = (alphas / (1 - alphas)).log()
+        weights = log_snr.max() - log_snr
+        return weights.cumsum(0) / weights.sum()
+
+    def sample(self, seed: int, step: int) -> int:
+        at = torch.tensor(rng.uniform(seed, step, "timestep"), dtype=torch.float64)
+        return min(int(torch.searchsorted(self._cumulative, at, right=True)), len(self._cumulative) - 1)
