@@ -11,7 +11,25 @@ import node_pack
 import pytest
 
 from tests.fake_host import FakeHost
+from tests.once import drawn_once, remembering
+from zoodip_core.jobs import tasks
+from zoodip_core.model import memory
 from zoodip_core.model.load import QuantizedModel, load_quantized
+from zoodip_core.train import loop
+
+
+@pytest.fixture(scope="session", autouse=True)
+def work_done_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Predicting memory and drawing losses take longer than the steps of most runs here: each is done once for the same.
+
+    The tests of the prediction itself have imported the real one.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        predict = remembering(memory.predict_memory)
+        for module in (memory, tasks):
+            patch.setattr(module, "predict_memory", predict)
+        patch.setattr(loop, "loss_curve", drawn_once(loop.loss_curve, tmp_path_factory.mktemp("curves")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +44,10 @@ def pack() -> Any:
 
     Its core is another copy of the modules than ``zoodip_core``: classes of the two differ.
     """
-    return node_pack.import_pack()
+    made = node_pack.import_pack()
+    own = importlib.import_module(f"{node_pack.NAME}.zoodip_core.model.memory")
+    own.predict_memory = remembering(own.predict_memory)
+    return made
 
 
 @pytest.fixture
