@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import zoodip_webui
-from tests.fake_page_host import FakePageHost, fake_worker, until
+from tests.fake_page_host import LIMIT, FakePageHost, fake_worker, until
 from tests.fake_webui import A1111, FORGE, FakeWebui, Model
 from zoodip_core.base.stopping import Stopped
 from zoodip_core.jobs.queue import RUNNING, Job
@@ -110,7 +110,7 @@ def test_a_generation_is_waited_for(fake: FakeWebui) -> None:
     assert fake.tasks == [f"queued {TASK}"]
     assert not entered.wait(0.2)
     fake.lock.release()
-    assert entered.wait(10)
+    assert entered.wait(LIMIT)
     assert said[1:] == ["the webui's model leaves the graphics card"]
     assert not fake.lock.free
     leave.set()
