@@ -39,14 +39,17 @@ def tiny_model() -> QuantizedModel:
 
 
 @pytest.fixture(scope="session")
-def pack() -> Any:
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The node pack, as ComfyUI imports it.
 
     Its core is another copy of the modules than ``zoodip_core``: classes of the two differ.
     """
     made = node_pack.import_pack()
-    own = importlib.import_module(f"{node_pack.NAME}.zoodip_core.model.memory")
-    own.predict_memory = remembering(own.predict_memory)
+    own_memory, own_loop = (
+        importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}") for name in ("model.memory", "train.loop")
+    )
+    own_memory.predict_memory = remembering(own_memory.predict_memory)
+    own_loop.loss_curve = drawn_once(own_loop.loss_curve, tmp_path_factory.mktemp("pack-curves"))
     return made
 
 

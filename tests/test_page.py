@@ -7,7 +7,6 @@ import json
 import math
 import re
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -634,14 +633,15 @@ def test_a_folder_of_runs_that_can_not_be_is_told_of(tmp_path: Path, capsys: pyt
     assert "a file stands where a folder should be" in capsys.readouterr().err
 
 
-def test_without_gradio_the_command_says_how_to_get_it(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['gradio'] = None; from zoodip_core.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
-    options = ["ui", "--runs", str(tmp_path / "runs")]
-    done = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert f'the page needs gradio: "{sys.executable}" -m pip install "gradio>=4.40"' in done.stderr
+def test_without_gradio_the_command_says_how_to_get_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("zoodip_core.page.")]:  # as if none was imported yet
+        monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr("zoodip_core.page", name.rpartition(".")[2], raising=False)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert command(tmp_path) == 2
+    assert f'the page needs gradio: "{sys.executable}" -m pip install "gradio>=4.40"' in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- over HTTP
