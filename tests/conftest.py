@@ -20,7 +20,7 @@ from zoodip_core.train import loop
 
 @pytest.fixture(scope="session", autouse=True)
 def work_done_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Predicting memory and drawing losses take longer than the steps of most runs here: each is done once for the same.
+    """Predicting memory and drawing losses take longer than the steps of most runs: each is done once for the same.
 
     The tests of the prediction itself have imported the real one.
     """

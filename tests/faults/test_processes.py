@@ -109,20 +109,21 @@ def last(run: Path) -> int:
     ],
 )
 @on_posix
-def test_however_a_command_is_ended_its_run_goes_on(
-    name: str, model: QuantizedModel, tmp_path: Path
-) -> None:
+def test_however_a_command_is_ended_its_run_goes_on(name: str, model: QuantizedModel, tmp_path: Path) -> None:
     """However slow this computer is just then, the run has not ended before; then it goes on to three steps more."""
     run, endless = tmp_path / "run", ["--steps", "100000", "--lr-schedule", "constant", "--save-every", "7"]
     with command_line("--images", PICTURE, *SETTINGS, *endless, "--output", run) as process:
         until(lambda: last(run) >= 9 or process.poll() is not None)
         if name == "twice":
             process.send_signal(signal.SIGINT)
-            time.sleep(0.03)  # two at once would be one
+            assert process.stderr
+            assert any("Ctrl-C again" in line for line in process.stderr)  # two at once would be one
             process.send_signal(signal.SIGINT)
+            error = process.stderr.read()
+            process.wait(LIMIT)
         else:
             process.send_signal(getattr(signal, name))
-        error = process.communicate(timeout=LIMIT)[1]
+            error = process.communicate(timeout=LIMIT)[1]
     codes = (1, 130) if name == "twice" else (-getattr(signal, name),)  # 1 where the first had its way already
     assert process.returncode in codes, error
     assert "Traceback" not in error
