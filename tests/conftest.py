@@ -18,6 +18,16 @@ from zoodip_core.model.load import QuantizedModel, load_quantized
 from zoodip_core.train import loop
 
 
+LONG = ("test_page_browser", "test_worker", "test_engine", "test_environment", "test_node_training", "test_memory")
+"""Begun first, so that at the end no process waits for another's long file."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files; within each its tests stay in order."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def work_done_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Predicting memory and drawing losses take longer than the steps of most runs: each is done once for the same.
