@@ -17,7 +17,6 @@ from zoodip_core.model import memory
 from zoodip_core.model.load import QuantizedModel, load_quantized
 from zoodip_core.train import loop
 
-
 LONG = ("test_page_browser", "test_worker", "test_engine", "test_environment", "test_node_training", "test_memory")
 """Begun first, so that at the end no process waits for another's long file."""
 

@@ -34,6 +34,16 @@ CAPTION = "a photo of a {} on grass"
 DRAW = Draw(seed=4, step=9, image=0, caption=0, timestep=640)
 
 
+SD15_ALONE = pytest.mark.parametrize(
+    "setting", ["sd15", *(pytest.param(family, marks=pytest.mark.slow) for family in ("sd21", "sdxl"))], indirect=True
+)
+"""For what no family has layers of its own for; in the order of all, which share a model."""
+NOT_SD21 = pytest.mark.parametrize(
+    "setting", ["sd15", pytest.param("sd21", marks=pytest.mark.slow), "sdxl"], indirect=True
+)
+"""For what is done alike for one text encoder of any width."""
+
+
 @dataclass
 class Setting:
     """A small random model of a family as float modules and as we load it, an image and candidates."""
@@ -219,6 +229,7 @@ def test_attention_in_pieces_is_attention(shape: tuple[int, ...], monkeypatch: p
     torch.testing.assert_close(attend(query, key, value), whole, rtol=1e-5, atol=1e-5)
 
 
+@SD15_ALONE
 @torch.no_grad()
 def test_attention_in_pieces_runs_the_unet(setting: Setting) -> None:
     unet = setting.modules["unet"]
@@ -232,6 +243,7 @@ def test_attention_in_pieces_runs_the_unet(setting: Setting) -> None:
     torch.testing.assert_close(in_pieces, whole, rtol=1e-4, atol=1e-5)
 
 
+@SD15_ALONE
 def test_bfloat16_on_a_cpu_uses_them(setting: Setting) -> None:
     model = load_quantized(setting.file, dtype="bfloat16", prediction_type="epsilon")
     kinds = {type(processor) for processor in model.unet.attn_processors.values()}
@@ -248,6 +260,7 @@ def replace_model(objective: DiffusionObjective, model: QuantizedModel) -> Diffu
 # ---------------------------------------------------------------- tokens and pictures of all families
 
 
+@NOT_SD21
 def test_a_token_is_what_diffusers_sees(setting: Setting, tmp_path: Path) -> None:
     """Saved, loaded by diffusers' own textual inversion into its pipeline, and encoded there."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -282,6 +295,7 @@ def test_a_token_is_what_diffusers_sees(setting: Setting, tmp_path: Path) -> Non
         torch.testing.assert_close(ours.pooled, theirs[2], rtol=1e-4, atol=1e-4)
 
 
+@NOT_SD21
 @pytest.mark.parametrize("weights", [pytest.param("none", marks=pytest.mark.slow), "int8"])
 def test_pictures_of_every_family(setting: Setting, weights: str) -> None:
     """Through diffusers' pipeline of the family; several rows, one decode at a time, progress to the end."""

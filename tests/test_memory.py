@@ -42,7 +42,8 @@ def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 @pytest.mark.parametrize(
     ("weights", "dtype", "pixels"),
     [
-        ("int8", "bfloat16", 192),
+        ("int8", "float32", 128),
+        pytest.param("int8", "bfloat16", 192, marks=pytest.mark.slow),
         pytest.param("none", "float32", 256, marks=pytest.mark.slow),
         pytest.param("int4", "float32", 64, marks=pytest.mark.slow),
     ],
