@@ -239,6 +239,11 @@ def test_both_halves_of_the_vae(sample: Sample) -> None:
         assert error(vae.decode(latents).sample, own.decode(latents).sample) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "sample",  # in the order of all, which share it
+    ["sd15", *(pytest.param(family, marks=pytest.mark.slow) for family in ("sd21", "sdxl"))],
+    indirect=True,
+)
 @pytest.mark.parametrize("weights", ["int8", "float8", "int4"])
 @torch.no_grad()
 def test_quantised_within_the_documented_errors(sample: Sample, truth: Truth, weights: str) -> None:
@@ -343,7 +348,8 @@ def test_a_copy_names_no_parameter_as_one_version_alone_does(lean: Callable[[str
     assert not [name for name in load_file(tmp_path / "cache" / copy) if "text_model." in name]
 
 
-COPIES = [("sd15", "int8"), ("sd15", "int4"), ("sd15", "float8"), ("sd21", "int4"), ("sdxl", "int8"), ("sdxl", "int4")]
+COPIES = [("sd15", "int8"), ("sd15", "int4"), ("sd15", "float8"), ("sdxl", "int4")]
+COPIES += [pytest.param(*pair, marks=pytest.mark.slow) for pair in (("sd21", "int4"), ("sdxl", "int8"))]
 
 
 @pytest.mark.parametrize(("family", "weights"), COPIES)

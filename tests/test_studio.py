@@ -698,6 +698,7 @@ def test_a_form_is_checked_by_a_real_worker(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_bad_initializer_fails_in_the_worker_and_leaves_no_folder(tmp_path: Path) -> None:
     desk = Desk(tmp_path, sys.executable)
     job = desk.ended(desk.studio.start({**FORM, "initializer": "no word at all"}))
