@@ -13,7 +13,7 @@ from typing import Any
 
 from zoodip_core.jobs.queue import Job
 
-LIMIT = 120.0
+LIMIT = 600.0
 """Seconds that a busy computer may take for what an idle one does at once."""
 
 

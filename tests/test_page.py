@@ -457,7 +457,7 @@ def test_a_choice_that_is_told_of_twice_is_one(page: Page, studio: Studio, monke
     monkeypatch.setattr(Draft, "add_concept", slow)
     first = threading.Thread(target=choose)
     first.start()
-    assert there.wait(60)
+    assert there.wait(600)
     choose()
     first.join()
     assert notices[0] == notices[1]
@@ -666,7 +666,7 @@ class Client:
     def ask(self, path: str, data: bytes | None = None, **headers: str) -> tuple[int, str]:
         request = urllib.request.Request(self._url + path, data, headers)
         try:
-            with self._opener.open(request, timeout=60) as answer:
+            with self._opener.open(request, timeout=600) as answer:
                 return answer.status, answer.read().decode("utf-8", "replace")
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode("utf-8", "replace")

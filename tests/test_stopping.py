@@ -359,7 +359,7 @@ def test_a_stop_does_not_reach_another_thread_or_context() -> None:
         with stopped_by(lambda: True):
             elsewhere["own"] = stops()
             entered.set()
-            assert leave.wait(60)
+            assert leave.wait(600)
 
     entered, leave = threading.Event(), threading.Event()
     fresh = contextvars.Context()
@@ -368,7 +368,7 @@ def test_a_stop_does_not_reach_another_thread_or_context() -> None:
     thread = threading.Thread(target=lambda: contextvars.Context().run(work))
     with stopped_by(lambda: False):
         thread.start()
-        assert entered.wait(60)
+        assert entered.wait(600)
         here = stops()  # while the other thread is within its scope
         leave.set()
         thread.join()
@@ -378,7 +378,7 @@ def test_a_stop_does_not_reach_another_thread_or_context() -> None:
 
 def test_two_trainings_at_once_are_stopped_apart(tmp_path: Path, whole: TrainResult) -> None:
     results: dict[str, TrainResult] = {}
-    started = threading.Barrier(2, timeout=60)
+    started = threading.Barrier(2, timeout=600)
 
     def run(name: str, stopping: bool) -> None:
         def on_event(event: Event) -> None:
@@ -395,7 +395,7 @@ def test_two_trainings_at_once_are_stopped_apart(tmp_path: Path, whole: TrainRes
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(600)
     assert (results["a"].step, results["b"].step) == (1, STEPS)
     assert_same(tmp_path / "b", whole)
 

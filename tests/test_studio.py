@@ -398,7 +398,7 @@ def test_a_second_run_of_a_name_has_a_folder_of_its_own(desk: Desk) -> None:
 
 def test_starts_at_the_same_time_have_folders_of_their_own(desk: Desk) -> None:
     desk.host.idle.clear()
-    begin, jobs = threading.Barrier(4, timeout=60), []
+    begin, jobs = threading.Barrier(4, timeout=600), []
 
     def start() -> None:
         begin.wait()

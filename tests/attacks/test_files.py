@@ -34,7 +34,7 @@ from zoodip_core.train.run_folder import RunFolder
 needs_links = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="for systems with links and pipes")
 ROOM = 300_000_000
 """Bytes that a refusal may take; the largest picture that is taken has its own test."""
-PATIENCE = 120.0
+PATIENCE = 600.0
 """Seconds after which something is taken to wait for ever."""
 
 

@@ -73,7 +73,7 @@ class Server:
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
         """The status and the text of the answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         content = json.dumps(body).encode() if isinstance(body, dict) else body
         kind = {"Content-Type": "application/json"} if isinstance(body, dict) else {}
         connection.request(method, path, content, {"Host": f"127.0.0.1:{self.port}", **kind, **headers})

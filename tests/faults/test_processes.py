@@ -25,7 +25,7 @@ from zoodip_core.train.loop import resume_training, train_token
 from zoodip_core.train.run_folder import RunFolder, locked
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 120
+LIMIT = 600
 on_posix = pytest.mark.skipif(os.name == "nt", reason="kills and forks as POSIX knows them")
 
 
