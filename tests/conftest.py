@@ -12,6 +12,7 @@ import pytest
 
 from tests.fake_host import FakeHost
 from tests.once import drawn_once, remembering
+from zoodip_core.base.stopping import check_stop
 from zoodip_core.jobs import tasks
 from zoodip_core.model import memory
 from zoodip_core.model.load import QuantizedModel, load_quantized
@@ -34,7 +35,7 @@ def work_done_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     The tests of the prediction itself have imported the real one.
     """
     with pytest.MonkeyPatch.context() as patch:
-        predict = remembering(memory.predict_memory)
+        predict = remembering(memory.predict_memory, check_stop)
         for module in (memory, tasks):
             patch.setattr(module, "predict_memory", predict)
         patch.setattr(loop, "loss_curve", drawn_once(loop.loss_curve, tmp_path_factory.mktemp("curves")))
@@ -54,10 +55,11 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Any:
     Its core is another copy of the modules than ``zoodip_core``: classes of the two differ.
     """
     made = node_pack.import_pack()
-    own_memory, own_loop = (
-        importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}") for name in ("model.memory", "train.loop")
+    own_memory, own_loop, own_stopping = (
+        importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}")
+        for name in ("model.memory", "train.loop", "base.stopping")
     )
-    own_memory.predict_memory = remembering(own_memory.predict_memory)
+    own_memory.predict_memory = remembering(own_memory.predict_memory, own_stopping.check_stop)
     own_loop.loss_curve = drawn_once(own_loop.loss_curve, tmp_path_factory.mktemp("pack-curves"))
     return made
 

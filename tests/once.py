@@ -9,11 +9,12 @@ from typing import Any
 from zoodip_core.base.files import write_atomically
 
 
-def remembering(predict: Callable[..., Any]) -> Callable[..., Any]:
-    """Predicts the memory of a layout, or tells what was predicted for it before."""
+def remembering(predict: Callable[..., Any], check_stop: Callable[[], None]) -> Callable[..., Any]:
+    """Predicts the memory of a layout, or tells what was predicted for it before; a stop is heeded in either case."""
     known: dict[str, Any] = {}
 
     def predicted(blueprint: Any, *arguments: Any, **more: Any) -> Any:
+        check_stop()
         key = repr((blueprint.info, blueprint.configs, blueprint.tokenizers, arguments, sorted(more.items())))
         if key not in known:
             known[key] = predict(blueprint, *arguments, **more)

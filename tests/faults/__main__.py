@@ -29,6 +29,7 @@ import torch
 from tests.faults.run import FILES, config_of, stopping
 from tests.once import remembering
 from zoodip_core.base.events import Commands
+from zoodip_core.base.stopping import check_stop
 from zoodip_core.model import memory
 from zoodip_core.model.load import QuantizedModel, load_quantized
 from zoodip_core.train import loop as trainer
@@ -194,7 +195,7 @@ def main() -> int:
     parser.add_argument("--interpreters", action="store_true", help="resume by the command line")
     args = parser.parse_args()
     torch.set_num_threads(1)  # before any work: threads do not survive a fork
-    memory.predict_memory = remembering(memory.predict_memory)
+    memory.predict_memory = remembering(memory.predict_memory, check_stop)
     model = load_quantized("tiny")
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
