@@ -59,16 +59,17 @@ from zoodip_core.base import rng
 from zoodip_core.base.files import read_object, write_atomically
 from zoodip_core.cli.demo import demo_config
 from zoodip_core.model.embedding import Embedding
-from zoodip_core.model.load import QuantizedModel, load_quantized
-from zoodip_core.model.tokens import table_of
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.token_table import table_of
 from zoodip_core.search import guard
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge, to_tensor
 from zoodip_core.tiny.scores import JUDGE, score
-from zoodip_core.train import rounding as noise
-from zoodip_core.train import vocabulary
+from zoodip_core.train import rounding, vocabulary
 from zoodip_core.train.config import ESTIMATORS, HELD_DRAWS
-from zoodip_core.train.objective import DiffusionObjective, Draw
+from zoodip_core.train.draws import Draw
+from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.presets import PRESETS, preset_for
 from zoodip_core.train.rounding import LEAST_FORWARDS, adapted
 from zoodip_core.train.timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
@@ -119,7 +120,7 @@ PARTS = 2
 CONSTANTS = {
     **{f"vocabulary.{name}": getattr(vocabulary, name) for name in ("RANK", "FLOOR")},
     **{f"guard.{name}": getattr(guard, name) for name in ("LOST", "PROGRESS", "NOTICEABLE")},
-    **{f"noise.{name}": getattr(noise, name) for name in ("SIGNAL", "DISTANCE")},
+    **{f"rounding.{name}": getattr(rounding, name) for name in ("SIGNAL", "DISTANCE")},
 }
 """What ours depends on besides its settings."""
 

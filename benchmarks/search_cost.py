@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from zoodip_core import TrainConfig
 from zoodip_core.base import rng
 from zoodip_core.cli.demo import demo_config
+from zoodip_core.search.preconditioner import spread_of
 from zoodip_core.search.zeroth_order import ZerothOrderSearch
 from zoodip_core.tiny import concepts
 from zoodip_core.train.prepared import Training
 from zoodip_core.train.presets import RECIPE
-from zoodip_core.train.vocabulary import spread_of
 
 WORDS = 33_000
 """About as many whole words as CLIP's vocabulary has."""

@@ -21,11 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from zoodip_core.data.images import load_images
 from zoodip_core.data.prompts import captions_for
 from zoodip_core.model.latents import CachedPosteriors, encode_images
-from zoodip_core.model.load import Prompt, QuantizedModel
-from zoodip_core.model.tokens import EncodedPrompt, initial_vectors, table_of
+from zoodip_core.model.quantized import Prompt, QuantizedModel
+from zoodip_core.model.token_table import table_of
+from zoodip_core.model.tokens import EncodedPrompt, initial_vectors
 from zoodip_core.tiny.concepts import Concept
+from zoodip_core.train.draws import Draw, fixed_draws
 from zoodip_core.train.heldout import TIMESTEPS
-from zoodip_core.train.objective import DiffusionObjective, Draw, fixed_draws
+from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.timesteps import PUTS, TimestepSampler
 
 ROWS = 128

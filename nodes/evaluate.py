@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..zoodip_core.evaluate.evaluation import Evaluation, Judges, Plan
     from ..zoodip_core.model.embedding import Embedding
-    from ..zoodip_core.model.load import QuantizedModel
+    from ..zoodip_core.model.quantized import QuantizedModel
 
 FOLDER = "zoodip/evaluations"
 """In ComfyUI's output folder: a folder for each evaluation."""

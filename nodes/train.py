@@ -18,7 +18,7 @@ from .pictures import thumbnails, to_image, to_pictures, write_references
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..zoodip_core.model.load import QuantizedModel
+    from ..zoodip_core.model.quantized import QuantizedModel
     from ..zoodip_core.train.config import TrainConfig
     from ..zoodip_core.train.loop import TrainResult
 
@@ -60,7 +60,7 @@ class ZOTrainToken:
     def VALIDATE_INPUTS(cls, token: Any) -> bool | str:  # noqa: N802
         # One input alone: ComfyUI would show the same message at each of several.
         from ..zoodip_core.base.errors import TokenError
-        from ..zoodip_core.model.tokens import check_name
+        from ..zoodip_core.base.names import check_name
 
         name = _one(token)
         try:
@@ -288,7 +288,7 @@ def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: an input needs another one.
     """
-    from ..zoodip_core.model.load import TINY, TINY_PATH
+    from ..zoodip_core.model.blueprint import TINY, TINY_PATH
     from ..zoodip_core.train.presets import check_given, preset_for
 
     sampler = inputs.pop("timestep_sampler", None) or {"timesteps": "uniform"}
@@ -348,7 +348,7 @@ def _key(config: TrainConfig, model: QuantizedModel, pictures: Sequence[Image], 
 
 def _folder(parent: Path, config: TrainConfig, key: str, resume: bool) -> Path:
     """The folder of the run to go on with, of several the furthest, or a new one."""
-    from ..zoodip_core.model.tokens import file_stem
+    from ..zoodip_core.base.names import file_stem
 
     name = f"{file_stem(config.token)}-{key}"
 

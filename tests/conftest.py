@@ -11,7 +11,8 @@ import node_pack
 import pytest
 
 from tests.fake_host import FakeHost
-from zoodip_core.model.load import QuantizedModel, load_quantized
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
 
 
 @pytest.fixture(scope="session")

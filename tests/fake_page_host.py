@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from zoodip_core.jobs.queue import Job
+from zoodip_core.jobs.job import Job
 
 LIMIT = 120.0
 """Seconds that a busy computer may take for what an idle one does at once."""

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zoodip_core.base.errors import ModelError, StorageError, ZoodipError
-from zoodip_core.model.load import identify, load_quantized
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.recognise import identify
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
 

@@ -56,9 +56,10 @@ from zoodip_core.evaluate.evaluation import (
 from zoodip_core.evaluate.metrics import image_alignment, mutual_similarity, text_alignment
 from zoodip_core.evaluate.prompt_sets import LIVING, OBJECT, PROMPT_SETS, default_set, prompts_of
 from zoodip_core.evaluate.report import JSON, MARKDOWN, SHEET, as_markdown, as_text, write_report
+from zoodip_core.model.blueprint import CLIP_PATH
 from zoodip_core.model.embedding import Embedding, save_embedding
 from zoodip_core.model.generation import generate
-from zoodip_core.model.load import CLIP_PATH, QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 
 CPU = torch.device("cpu")

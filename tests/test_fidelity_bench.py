@@ -16,7 +16,8 @@ from benchmarks.fidelity import Method, Plan, Recipe
 from benchmarks.gains import ORDER, Figures, derived, draw_figure, forwards_to_reach, gain, geometric_mean, tables
 from benchmarks.stacked import Lane, Request, Stack, Subject, descend, heldout, run
 from zoodip_core import PUTS
-from zoodip_core.model.load import QuantizedModel, load_quantized
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 from zoodip_core.train.heldout import heldout_losses
 from zoodip_core.train.prepared import Training

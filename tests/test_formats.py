@@ -23,10 +23,13 @@ from zoodip_core.base.stopping import Stopped, stopped_by
 from zoodip_core.cli.main import main
 from zoodip_core.data.prompts import read_listed
 from zoodip_core.evaluate.evaluation import Judges, Plan, evaluate
-from zoodip_core.jobs.history import FAILED, UNFINISHED, find_run, list_runs, task_of
-from zoodip_core.jobs.tasks import Job
+from zoodip_core.jobs.history import find_run, list_runs
+from zoodip_core.jobs.job_folder import Task, task_of
+from zoodip_core.jobs.protocol import FAILED, UNFINISHED
 from zoodip_core.model.embedding import Embedding, load_embedding
-from zoodip_core.model.load import QuantizedModel, load_quantized, open_copy, open_model
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.recognise import open_copy, open_model
 from zoodip_core.page.draft import Draft
 from zoodip_core.tiny import concepts
 from zoodip_core.train.config import TrainConfig
@@ -137,8 +140,14 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_a_job_of_version_1(home: Path) -> None:
-    job = Job.read(NOW / "page" / "task.json")
-    assert (job.kind, job.folder, job.settings, job.pace, job.changes) == ("train", Path("page"), SETTINGS, "fast", {})
+    job = Task.read(NOW / "page" / "task.json")
+    assert (job.kind, job.folder, job.settings, job.preset, job.changes) == (
+        "train",
+        Path("page"),
+        SETTINGS,
+        "fast",
+        {},
+    )
     task = task_of(home / "rex")
     assert (task["id"], task["replace"], task["settings"]) == (TASK, True, SETTINGS)
 
@@ -182,7 +191,7 @@ def test_an_outcome_without_an_id_is_older_than_a_job_that_has_one(home: Path) -
 def test_a_job_of_a_later_version_is_refused(home: Path) -> None:
     file = changed(NOW / "page" / "task.json", home / "rex" / "task.json", version=2)
     with pytest.raises(ConfigError, match="newer ZOODiP; update ZOODiP"):
-        Job.read(file)
+        Task.read(file)
     assert list_runs(home)[0].settings["steps"] == 7  # its run's own settings are enough
     shutil.rmtree(home / "rex" / "run")
     (run,) = list_runs(home)

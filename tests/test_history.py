@@ -18,19 +18,10 @@ from safetensors.torch import save_file
 from zoodip_core import Commands, TrainConfig, TrainResult, resume_training, train_token
 from zoodip_core.base.errors import RunFolderError, StorageError, TokenError, ZoodipError
 from zoodip_core.base.events import Event, Progress
-from zoodip_core.jobs.history import (
-    Run,
-    delete_run,
-    find_run,
-    list_runs,
-    log_tail,
-    losses_of,
-    new_folder,
-    task_of,
-    write_outcome,
-)
-from zoodip_core.jobs.queue import write_task
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.jobs.history import delete_run, find_run, list_runs, losses_of, new_folder
+from zoodip_core.jobs.job import Run
+from zoodip_core.jobs.job_folder import log_tail, task_of, write_outcome, write_task
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 
 PIP = concepts.load("pip")

@@ -18,9 +18,13 @@ import pytest
 
 from tests.fake_page_host import FakePageHost, fake_worker, log_of, until
 from zoodip_core.base.errors import ConfigError, RunFolderError
-from zoodip_core.jobs import queue as module
+from zoodip_core.jobs import process
 from zoodip_core.jobs.environment import ROOT, Trainer
-from zoodip_core.jobs.queue import FAILED, FINISHED, RUNNING, STOPPED, STOPPING, WAITING, Job, Jobs, ask, write_task
+from zoodip_core.jobs.job import Job
+from zoodip_core.jobs.job_folder import write_task
+from zoodip_core.jobs.process import ask
+from zoodip_core.jobs.protocol import FAILED, FINISHED, RUNNING, STOPPED, STOPPING, WAITING
+from zoodip_core.jobs.queue import Jobs
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the workers are shell scripts")
 
@@ -422,7 +426,7 @@ def test_a_worker_that_died_before_the_first_step_left_nothing_to_go_on_from(pag
 
 
 def test_a_worker_that_is_silent_but_does_not_end_is_killed(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LAST_SECONDS", 0.2)
+    monkeypatch.setattr(process, "_LAST_SECONDS", 0.2)
     does = '(folder / "pid").write_text(str(os.getpid()))\n' + ENDS + "os.close(1)\ntime.sleep(1000)"
     assert page.do(does).state == FINISHED
     assert not psutil.pid_exists(int((page.root / "job0" / "pid").read_text()))
@@ -507,7 +511,7 @@ def test_garbage_is_noted_and_survived(garbage: str, page: Page) -> None:
 
 
 def test_a_line_without_end_is_cut(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LONGEST_LINE", 10_000)
+    monkeypatch.setattr(process, "_LONGEST_LINE", 10_000)
     job = page.do(f'send("message", text="x" * 1_000_000, warning=True)\nprogress(2)\n{ENDS}')
     assert (job.state, job.step, job.warnings) == (FINISHED, 2, [])
     assert log_of(page.root / "job0").count("not an event: ") == 101
@@ -637,7 +641,7 @@ def test_a_question_without_an_answer(does: str, words: tuple[str, ...], tmp_pat
 def test_a_question_that_finds_no_end_is_given_up(
     does: str, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_LONGEST_QUESTION", 1.0)
+    monkeypatch.setattr(process, "_LONGEST_QUESTION", 1.0)
     does = f'Path({str(tmp_path)!r}, "pid").write_text(str(os.getpid()))\n' + does
     with pytest.raises(ConfigError, match="the check did not end within"):
         ask(fake_worker(tmp_path), "check", settings={"does": does})

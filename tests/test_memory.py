@@ -14,9 +14,11 @@ import random_models
 import torch
 
 from zoodip_core.base.errors import NoRoomError, ZoodipError
-from zoodip_core.model.load import DTYPES, TINY, load_quantized, open_model
+from zoodip_core.model.blueprint import DTYPES, TINY
+from zoodip_core.model.load import load_quantized
 from zoodip_core.model.memory import CUDA_CONTEXT, MemoryUse, activation_peak, plan, predict_memory
 from zoodip_core.model.quantize import stored_bytes
+from zoodip_core.model.recognise import open_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 """CUDA need not be there: it is described only."""

@@ -27,10 +27,9 @@ from tests.fake_page_host import FakePageHost
 from tests.page_server import PHOTOGRAPHS, ROOT, PageServer
 from zoodip_core.base.errors import ConfigError, ImagesError
 from zoodip_core.cli.main import main
-from zoodip_core.jobs.history import Run
-from zoodip_core.jobs.queue import FAILED, FINISHED, RUNNING, WAITING, Job
-from zoodip_core.page import form, views
-from zoodip_core.page import standalone as alone
+from zoodip_core.jobs.job import Job, Run
+from zoodip_core.jobs.protocol import FAILED, FINISHED, RUNNING, WAITING
+from zoodip_core.page import form, standalone, views
 from zoodip_core.page.draft import Draft
 from zoodip_core.page.page import Page, make_page
 from zoodip_core.page.pictures_tab import Pictures
@@ -503,28 +502,28 @@ def test_a_token_s_file_that_is_gone_is_not_offered(page: Page, tmp_path: Path) 
 
 @pytest.fixture(autouse=True)
 def no_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(alone.PASSWORD, raising=False)
+    monkeypatch.delenv(standalone.PASSWORD, raising=False)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.9.1"])
 def test_this_computer_needs_no_password(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert password_for(host) == ""
-    monkeypatch.setenv(alone.PASSWORD, "secret")
+    monkeypatch.setenv(standalone.PASSWORD, "secret")
     assert password_for(host) == "secret"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "fe80::1", "a-name", "localhost.evil.example"])
 def test_other_computers_need_a_password(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=alone.PASSWORD):
+    with pytest.raises(ConfigError, match=standalone.PASSWORD):
         password_for(host)
-    monkeypatch.setenv(alone.PASSWORD, "secret")
+    monkeypatch.setenv(standalone.PASSWORD, "secret")
     assert password_for(host) == "secret"
 
 
 def test_a_password_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    monkeypatch.setattr(alone, "getpass", lambda asked: f"typed when asked for the {asked}")
+    monkeypatch.setattr(standalone, "getpass", lambda asked: f"typed when asked for the {asked}")
     assert password_for("0.0.0.0").startswith("typed when asked for the password for the page on 0.0.0.0")
 
 
@@ -605,7 +604,7 @@ def test_a_folder_of_models_that_is_not_there_is_told_of(tmp_path: Path, capsys:
 
 def test_listening_to_all_without_a_password_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tmp_path, "--listen", "0.0.0.0") == 2
-    assert f"set a password in the environment variable {alone.PASSWORD}" in capsys.readouterr().err
+    assert f"set a password in the environment variable {standalone.PASSWORD}" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -631,7 +630,7 @@ def test_without_gradio_the_command_says_how_to_get_it(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A server that wants a password, also of this computer."""
-    server = PageServer(tmp_path_factory.mktemp("guarded"), env={alone.PASSWORD: "geheim"})
+    server = PageServer(tmp_path_factory.mktemp("guarded"), env={standalone.PASSWORD: "geheim"})
     server.start()
     yield server
     server.stop()

@@ -23,9 +23,10 @@ from zoodip_core.base.errors import ConfigError, ModelError, NonFiniteLossError,
 from zoodip_core.base.events import Message
 from zoodip_core.cli import main as cli
 from zoodip_core.cli.demo import demo_config
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.search.guard import Guard
 from zoodip_core.search.optimizers import NormalizedSGD
+from zoodip_core.search.preconditioner import FLOOR, Spread, spread_of
 from zoodip_core.tiny import concepts
 from zoodip_core.train import config as config_module
 from zoodip_core.train.config import OPTIMIZERS
@@ -34,7 +35,7 @@ from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.prepared import Training
 from zoodip_core.train.presets import RECIPE, preset_for, preset_of
 from zoodip_core.train.rounding import adapted, least_mu, line, noise_of
-from zoodip_core.train.vocabulary import FLOOR, Spread, spread_of, vocabulary_spread, word_ids
+from zoodip_core.train.vocabulary import vocabulary_spread, word_ids
 
 DIM, VECTORS, STEPS, SEED = 12, 2, 40, 7
 

@@ -28,9 +28,10 @@ from zoodip_core.base.errors import (
     ZoodipError,
 )
 from zoodip_core.base.events import Event, Progress
-from zoodip_core.jobs.history import UNFINISHED, task_of
-from zoodip_core.jobs.queue import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Job
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.jobs.job import Job
+from zoodip_core.jobs.job_folder import task_of
+from zoodip_core.jobs.protocol import FAILED, FINISHED, RUNNING, STOPPED, UNFINISHED, WAITING
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.page.studio import LEFT_TO_PACE, TINY_LABEL, Studio
 from zoodip_core.tiny import concepts
 

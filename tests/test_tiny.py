@@ -13,7 +13,7 @@ import torch
 from zoodip_core import generate, train_token
 from zoodip_core.cli.demo import demo_config, show
 from zoodip_core.data.images import load_images, to_tensor
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge
 from zoodip_core.tiny.scores import JUDGE, score

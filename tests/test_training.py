@@ -20,7 +20,7 @@ from zoodip_core import Commands, TrainConfig, load_embedding, resume_training, 
 from zoodip_core.base.errors import RunFolderError
 from zoodip_core.base.events import Event, Message, Progress, Sampled, Saved
 from zoodip_core.cli.main import main
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train.loop import TrainResult
 from zoodip_core.train.presets import PRESETS
 

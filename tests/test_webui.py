@@ -23,7 +23,8 @@ import zoodip_webui
 from tests.fake_page_host import FakePageHost, fake_worker, until
 from tests.fake_webui import A1111, FORGE, FakeWebui, Model
 from zoodip_core.base.stopping import Stopped
-from zoodip_core.jobs.queue import RUNNING, Job
+from zoodip_core.jobs.job import Job
+from zoodip_core.jobs.protocol import RUNNING
 from zoodip_core.page.studio import Studio
 from zoodip_webui import api, settings
 from zoodip_webui.host import Webui

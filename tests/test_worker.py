@@ -28,11 +28,12 @@ from zoodip_core.base.events import Progress
 from zoodip_core.base.stopping import Stopped, check_stop
 from zoodip_core.jobs import tasks, worker
 from zoodip_core.jobs.environment import ROOT
-from zoodip_core.jobs.queue import write_task
-from zoodip_core.jobs.tasks import Job, check, telling, work
-from zoodip_core.jobs.worker import Outbox, obey
+from zoodip_core.jobs.job_folder import Task, write_task
+from zoodip_core.jobs.pipes import Outbox, obey
+from zoodip_core.jobs.tasks import check, telling, work
 from zoodip_core.model.building import build
-from zoodip_core.model.load import QuantizedModel, load_quantized
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 from zoodip_core.train.run_folder import RunFolder
 
@@ -488,16 +489,16 @@ def done(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "is no job file"),
-        ("{", "is no job file"),
-        ("[" * 100_000, "is no job file"),
-        ("\x00", "is no job file"),
-        ("[]", "is no job file"),
-        ("{}", "is no job file"),
-        ('{"version": 1, "kind": "train"}', "is no job file"),
-        ('{"version": 1, "kind": "train", "folder": 3}', "is no job file"),
-        ('{"version": 1, "kind": "train", "folder": "x", "settings": 3}', "is no job file"),
-        ('{"version": 1, "kind": ["train"], "folder": "x"}', "is no job file"),
+        ("", "is not a job file"),
+        ("{", "is not a job file"),
+        ("[" * 100_000, "is not a job file"),
+        ("\x00", "is not a job file"),
+        ("[]", "is not a job file"),
+        ("{}", "is not a job file"),
+        ('{"version": 1, "kind": "train"}', "is not a job file"),
+        ('{"version": 1, "kind": "train", "folder": 3}', "is not a job file"),
+        ('{"version": 1, "kind": "train", "folder": "x", "settings": 3}', "is not a job file"),
+        ('{"version": 1, "kind": ["train"], "folder": "x"}', "is not a job file"),
         ('{"version": 2, "kind": "train", "folder": "x"}', "newer ZOODiP; update"),
         ('{"version": 1, "kind": "dance", "folder": "x"}', "of another version"),
     ],
@@ -550,7 +551,7 @@ def test_a_check_loads_no_network_and_tells_what_a_run_takes(tmp_path: Path, mon
         assert device.type == "meta", "a network was loaded"
         return build(*arguments, device=device, **settings)
 
-    monkeypatch.setattr("zoodip_core.model.load.build", empty)
+    monkeypatch.setattr("zoodip_core.model.quantized.build", empty)
     with pytest.raises(AssertionError, match="a network was loaded"):
         _ = load_quantized("tiny").text_encoders
     code, (checked, ended) = done(job_in(tmp_path, "check", batch=0), monkeypatch)
@@ -589,7 +590,7 @@ def test_the_preset_is_the_models_and_the_paces(tmp_path: Path) -> None:
         file.write_text(
             json.dumps({"version": 1, "kind": "train", "folder": str(tmp_path), "settings": settings, **more})
         )
-        return Job.read(file).config()
+        return tasks.settings_of(Task.read(file))
 
     assert (config().steps, config().directions, config().averaging) == (900, "vocabulary", 0.1)
     assert config(pace="fast").steps == 300

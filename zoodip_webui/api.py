@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from zoodip_core.base.errors import ConfigError, ImagesError, for_user
-from zoodip_core.base.files import whole_text
 from zoodip_core.base.origins import is_foreign_name, is_foreign_page
+from zoodip_core.base.texts import whole_text
 from zoodip_core.data.images import MAX_PICTURES
-from zoodip_core.jobs.history import Run
-from zoodip_core.jobs.queue import Job
+from zoodip_core.jobs.job import Job, Run
 from zoodip_core.page.draft import Draft
 from zoodip_core.page.form import NAMES, read_named
 from zoodip_core.page.studio import Studio

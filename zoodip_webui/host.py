@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from zoodip_core.base.origins import is_loopback
-from zoodip_core.jobs.queue import Job
+from zoodip_core.jobs.job import Job
 from zoodip_core.model.checkpoints import SUFFIXES
 
 from .settings import value

@@ -34,19 +34,22 @@ from tests.fake_page_host import FakePageHost, fake_worker
 from tests.fake_webui import A1111, FakeWebui
 from zoodip_core.base.errors import ZoodipError
 from zoodip_core.base.files import make_folder
+from zoodip_core.base.locks import locked
 from zoodip_core.cli import main as cli
 from zoodip_core.data.prompts import captions_for
 from zoodip_core.evaluate import evaluation
-from zoodip_core.jobs import queue as jobs
+from zoodip_core.jobs.job import Job
+from zoodip_core.jobs.job_folder import write_task
+from zoodip_core.jobs.queue import Jobs
 from zoodip_core.model import generation
+from zoodip_core.model.blueprint import TINY
 from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
-from zoodip_core.model.load import TINY
 from zoodip_core.page import form
 from zoodip_core.page.page import Page
 from zoodip_core.page.studio import TINY_LABEL, Studio
 from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.journal import Journal, Record
-from zoodip_core.train.run_folder import RunFolder, locked
+from zoodip_core.train.run_folder import RunFolder
 from zoodip_webui import api
 
 ALL, BAD, NONE = "all names", "bad names", "none"
@@ -421,9 +424,9 @@ def _text(answer: Any) -> str:
     return str(getattr(answer, "token", answer))
 
 
-def _fake_submit(self: Any, kind: str, folder: Path, token: str, **more: Any) -> jobs.Job:
+def _fake_submit(self: Any, kind: str, folder: Path, token: str, **more: Any) -> Job:
     """Queue a job that nobody works on."""
-    return jobs.Job(1, kind, folder, token, jobs.write_task(folder, kind, folder, **more))
+    return Job(1, kind, folder, token, write_task(folder, kind, folder, **more))
 
 
 def _run(home: Path, name: str, token: str, snapshot: bool = True) -> Path:
@@ -432,12 +435,12 @@ def _run(home: Path, name: str, token: str, snapshot: bool = True) -> Path:
     if snapshot:
         save_embedding(Embedding("<x>", VECTOR), folder / "run" / "snapshots" / "step-00000001.safetensors")
     settings = {"images": ["x"], "token": token, "initializer": "dog"}
-    jobs.write_task(folder, "train", folder, settings=settings)
+    write_task(folder, "train", folder, settings=settings)
     return folder
 
 
 def _page(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
-    patch.setattr(jobs.Jobs, "submit", _fake_submit)
+    patch.setattr(Jobs, "submit", _fake_submit)
     for name in ("home", "models", "embeddings"):
         canary.folder("page", name)
     host = FakePageHost(canary.root / "page", fake_worker(canary.temp))
@@ -555,7 +558,7 @@ def _runs(canary: Canary, host: FakePageHost, page: Page, both: tuple[Path, ...]
     def unfinished(cache: str) -> str:
         folder = _run(home, "cut-off", "<rex>")
         settings = {"images": ["x"], "token": "<rex>", "initializer": "dog", "cache": cache}
-        jobs.write_task(folder, "train", folder, settings=settings)
+        write_task(folder, "train", folder, settings=settings)
         _told(page._runs._continued("cut-off"))
         kept = json.loads((folder / "task.json").read_text())["settings"]["cache"]
         return "" if kept is None else f"{MARK}: a copy would be written to {kept}"

@@ -28,9 +28,11 @@ import torch
 
 from tests.faults.run import FILES, config_of, stopping
 from zoodip_core.base.events import Commands
-from zoodip_core.model.load import QuantizedModel, load_quantized
-from zoodip_core.train import loop as trainer
-from zoodip_core.train.objective import DiffusionObjective, Draw
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.train import loop
+from zoodip_core.train.draws import Draw
+from zoodip_core.train.objective import DiffusionObjective
 
 LOADING, STEPPING, SAVING = range(3)
 PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -56,7 +58,7 @@ class Board:
 
     def watch(self) -> None:
         """Have this process's training tell."""
-        draw, save = DiffusionObjective.draw, trainer._save
+        draw, save = DiffusionObjective.draw, loop._save
 
         def drawn(objective: DiffusionObjective, seed: int, step: int) -> Draw:
             self.write(STEPPING, self.read()[1] or step + 1, step + 1)
@@ -70,7 +72,7 @@ class Board:
             return path
 
         DiffusionObjective.draw = drawn  # type: ignore[method-assign, assignment]
-        trainer._save = saved  # type: ignore[assignment]
+        loop._save = saved  # type: ignore[assignment]
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -102,10 +104,10 @@ def go_on(run: Path, model: QuantizedModel, steps: int, stop_after: int | None =
     commands = Commands()
     on_event = stopping(commands, stop_after)
     if (run / "config.json").exists():
-        trainer.resume_training(run, model=model, on_event=on_event, commands=commands)
+        loop.resume_training(run, model=model, on_event=on_event, commands=commands)
     else:
         config = config_of(steps=steps, save_every=2)
-        trainer.train_token(config, run, model=model, on_event=on_event, commands=commands)
+        loop.train_token(config, run, model=model, on_event=on_event, commands=commands)
 
 
 def check(run: Path, whole: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from tests.faults.run import train
 from zoodip_core.model import memory
-from zoodip_core.model.load import QuantizedModel
-from zoodip_core.train import prepared as training
+from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.train import prepared
 
 
 @pytest.fixture(scope="session")
@@ -37,5 +37,5 @@ def quick(model: QuantizedModel, tmp_path: Path) -> Iterator[None]:
                 known[key] = memory.plan(*arguments, **more)
             return known[key]
 
-        patch.setattr(training, "plan", plan)
+        patch.setattr(prepared, "plan", plan)
         yield

@@ -14,7 +14,7 @@ from tests.faults.run import assert_same
 from zoodip_core.base.errors import ConfigError, RunFolderError
 from zoodip_core.base.events import Event, Message
 from zoodip_core.model.embedding import load_embedding
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train import journal
 from zoodip_core.train.loop import resume_training
 from zoodip_core.train.replay import restore

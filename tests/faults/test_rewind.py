@@ -14,7 +14,7 @@ from tests.faults.run import config_of, train
 from zoodip_core.base.errors import RunFolderError
 from zoodip_core.cli.main import main
 from zoodip_core.model.embedding import load_embedding
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train.loop import resume_training
 from zoodip_core.train.replay import rewind
 from zoodip_core.train.run_folder import RunFolder
@@ -79,8 +79,8 @@ def train_wide(path: Path) -> Path:
     import torch
 
     from zoodip_core.model.embedding import Embedding
+    from zoodip_core.search.preconditioner import spread_of
     from zoodip_core.train.journal import Journal, Record
-    from zoodip_core.train.vocabulary import spread_of
 
     config = config_of(steps=140, tau=128, lr_schedule="constant", averaging=0.1, directions="vocabulary")
     folder = RunFolder.create(path, config)

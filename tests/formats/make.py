@@ -26,11 +26,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 import random_models  # noqa: E402
 
 from zoodip_core.evaluate import evaluation  # noqa: E402
-from zoodip_core.jobs.history import write_outcome  # noqa: E402
-from zoodip_core.jobs.queue import write_task  # noqa: E402
+from zoodip_core.jobs.job_folder import (  # noqa: E402
+    write_outcome,
+    write_task,
+)
 from zoodip_core.model.copies import write_copy  # noqa: E402
 from zoodip_core.model.embedding import Embedding, save_embedding  # noqa: E402
-from zoodip_core.model.load import load_quantized, open_model  # noqa: E402
+from zoodip_core.model.load import load_quantized  # noqa: E402
+from zoodip_core.model.recognise import open_model  # noqa: E402
 from zoodip_core.page.draft import Draft  # noqa: E402
 from zoodip_core.train.config import TrainConfig  # noqa: E402
 from zoodip_core.train.run_folder import RunFolder  # noqa: E402

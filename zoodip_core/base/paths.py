@@ -49,11 +49,6 @@ def plain(text: str, most: int) -> str:
     return name.encode("utf-8")[:most].decode("utf-8", "ignore").rstrip("-_")
 
 
-def printable(text: str) -> str:
-    """A text that may be a stranger's, for a screen: without what would command a terminal, or is no text."""
-    return "".join(char if char.isprintable() else "?" for char in text)
-
-
 def inside(folder: Path, name: str, called: str) -> Path:
     """The path, links followed, of a file or folder of this name in a folder, or in a folder beneath it.
 

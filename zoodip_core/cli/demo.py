@@ -11,7 +11,7 @@ from PIL import Image
 from ..data.sheets import contact_sheet
 from ..model.embedding import Embedding
 from ..model.generation import generate
-from ..model.load import QuantizedModel
+from ..model.quantized import QuantizedModel
 from ..model.tokens import initial_vectors
 from ..tiny import concepts
 from ..tiny.scores import score

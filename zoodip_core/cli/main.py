@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import logging
 import signal
 import sys
 import time
@@ -16,16 +15,20 @@ from typing import Any
 
 from ..base.errors import ConfigError, for_user
 from ..base.events import Commands, Event, Message, Progress, Sampled, Saved
-from ..base.paths import plain, printable
+from ..base.paths import plain
 from ..base.stopping import Stopped, stopped_by
+from ..base.texts import printable
 from ..base.version import __version__
 from ..data.images import CROPS, find_images
 from ..data.prompts import TEMPLATES, with_slots
 from ..evaluate.encoders import CLIP_ID, DINO_ID
 from ..evaluate.prompt_sets import PROMPT_SETS, default_set, prompts_of
+from ..model.blueprint import DTYPES, PREDICTION_TYPES, TINY
 from ..model.embedding import MAX_BYTES, describe, load_embedding
-from ..model.load import DTYPES, PREDICTION_TYPES, TINY, QuantizedModel, load_quantized
+from ..model.libraries import quiet_libraries
+from ..model.load import load_quantized
 from ..model.quantize import WEIGHTS
+from ..model.quantized import QuantizedModel
 from ..model.tokens import INITIALIZER_MODES
 from ..train.config import DIRECTIONS, ESTIMATORS, LR_SCHEDULES, OPTIMIZERS, TIMESTEP_SAMPLERS, TrainConfig
 from ..train.loop import TrainResult, resume_training, train_token
@@ -60,17 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"zoodip: error: {text}", file=sys.stderr)
         return 2
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' own bars and notes off our screen; their errors still arrive as exceptions."""
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
-    logging.getLogger("optimum").setLevel(logging.ERROR)
 
 
 # ---------------------------------------------------------------- arguments
@@ -695,8 +687,8 @@ def _describe_model(model: str) -> list[tuple[str, str]]:
     """What a model is and what training on a GPU takes, candidates in turn, as (label, text) lines."""
     import torch
 
-    from ..model.load import open_model
     from ..model.memory import predict_memory
+    from ..model.recognise import open_model
 
     blueprint = open_model(model)
     info = blueprint.info

@@ -238,3 +238,13 @@ def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
 def with_flips(images: list[ReferenceImage]) -> list[ReferenceImage]:
     """The images followed by their mirror images, under the same paths."""
     return images + [replace(image, picture=ImageOps.mirror(image.picture)) for image in images]
+
+
+def check_resolution(resolution: int) -> None:
+    """Refuse what no model can draw or be shown.
+
+    Raises:
+        ConfigError: it is neither a multiple of 8 from 32 on, nor 0.
+    """
+    if resolution and (resolution < 32 or resolution % 8):
+        raise ConfigError(f"resolution = {resolution}: must be a multiple of 8, at least 32, or 0 for the model's own")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.errors import CaptionError, ConfigError
-from ..base.files import parse_json
+from ..base.texts import parse_json
 
 SLOT = "{}"
 MAX_TEXT = 8_000_000

@@ -21,14 +21,14 @@ import torch
 
 from ..base.errors import ConfigError, ImagesError, RunFolderError
 from ..base.files import is_newer, read_object, write_atomically
+from ..base.locks import LOCK, locked
 from ..base.paths import fault, inside, link_out, plain
 from ..data.images import open_picture
 from ..data.prompts import SLOT
 from ..data.sheets import save_png
 from ..model.embedding import Embedding, check_fits
 from ..model.generation import check_settings, generate
-from ..model.load import QuantizedModel
-from ..train.run_folder import LOCK, locked
+from ..model.quantized import QuantizedModel
 from .encoders import ClipFeatures, DinoFeatures, MissingModelError, ModelFiles, Picture, find_clip, find_dino
 from .metrics import Scores, image_alignment, mutual_similarity, text_alignment
 from .prompt_sets import MAX_SEEDS

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..base.files import write_atomically
-from ..base.paths import printable
+from ..base.texts import printable
 from ..data.images import fit, open_picture
 from ..data.prompts import SLOT
 from ..data.sheets import contact_sheet

@@ -24,9 +24,11 @@ from safetensors.torch import save_file
 
 from ..base.errors import ModelError, StorageError
 from ..base.files import make_folder, read_object, storage_errors, write_atomically, written_atomically
-from .building import give_back_freed, giving_back, layers_to_quantize
-from .load import CLIP_PATH, COPY_FORMAT, COPY_MARK, Blueprint, empty_network, open_copy, open_model, stored_name
+from .allocator import give_back_freed
+from .blueprint import CLIP_PATH, COPY_FORMAT, COPY_MARK, Blueprint, stored_name
+from .building import empty_network, giving_back, layers_to_quantize
 from .quantize import quantize_weight
+from .recognise import open_copy, open_model
 
 INDEX = "index.json"
 

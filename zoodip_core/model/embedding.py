@@ -20,21 +20,17 @@ import torch
 from safetensors.torch import save
 
 from ..base.errors import EmbeddingFileError
-from ..base.files import is_newer, parse_json, whole_text, write_atomically
+from ..base.files import is_newer, write_atomically
+from ..base.names import check_name, file_stem
 from ..base.pickles import load_plain, tensors_in
 from ..base.safetensors_files import open_safetensors
-from .tokens import check_name, file_stem
+from ..base.texts import parse_json, whole_text
+from .blueprint import family_of_widths
 
 FORMAT_VERSION = 1
 SUFFIXES = (".safetensors", ".pt", ".bin")
 SDXL_KEYS = ("clip_l", "clip_g")
 MAX_BYTES = 64_000_000
-_FAMILIES = {(768,): "sd1", (1024,): "sd2", (128,): "tiny", (768, 1280): "sdxl"}
-
-
-def family_of_widths(dims: tuple[int, ...]) -> str:
-    """The model family whose text encoders have these widths: sd1, sd2, sdxl, tiny, or sd-WIDTH."""
-    return _FAMILIES.get(dims, "sd-" + "+".join(map(str, dims)))
 
 
 @dataclass(frozen=True)

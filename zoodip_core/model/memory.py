@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from ..base.errors import NoRoomError
-from .building import layers_to_quantize
-from .load import Blueprint, QuantizedModel, empty_network
+from .blueprint import Blueprint
+from .building import empty_network, layers_to_quantize
 from .quantize import PARTS, Parts, part_shapes, stored_bytes
+from .quantized import QuantizedModel
 
 CUDA_CONTEXT = 450_000_000
 """What CUDA itself takes on the card: its context and the libraries' workspaces."""

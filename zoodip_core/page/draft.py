@@ -21,16 +21,9 @@ from typing import Any
 from PIL import Image
 
 from ..base.errors import CaptionError, ImagesError
-from ..base.files import (
-    is_newer,
-    read_object,
-    sha256_of,
-    storage_errors,
-    whole_text,
-    write_atomically,
-    written_atomically,
-)
+from ..base.files import is_newer, read_object, sha256_of, storage_errors, write_atomically, written_atomically
 from ..base.paths import plain
+from ..base.texts import whole_text
 from ..data.images import FORMATS, MAX_FILE_BYTES, MAX_PICTURES, SUFFIXES, find_images, open_picture
 from ..data.prompts import read_listed, read_text
 from ..tiny import concepts

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.images import CROPS
 from ..data.prompts import TEMPLATES
-from ..model.load import DTYPES, PREDICTION_TYPES
+from ..model.blueprint import DTYPES, PREDICTION_TYPES
 from ..model.quantize import WEIGHTS
 from ..model.tokens import INITIALIZER_MODES
 from ..train.config import DIRECTIONS, ESTIMATORS, LR_SCHEDULES, OPTIMIZERS, TIMESTEP_SAMPLERS

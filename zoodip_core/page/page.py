@@ -15,9 +15,9 @@ from gradio.context import Context
 from ..base.errors import ConfigError
 from ..base.origins import OnlyOwnPages
 from ..data.images import MAX_FILE_BYTES
-from ..jobs.history import Run
 from ..jobs.installer import Installer
-from ..jobs.queue import RUNNING, STOPPING, WAITING, Job
+from ..jobs.job import Job, Run
+from ..jobs.protocol import RUNNING, STOPPING, WAITING
 from . import form, views
 from .form import ADVANCED, FIELDS, MODEL_FIELDS, NAMES, PACE_FIELDS, TOKEN_FIELDS, Field
 from .gradios import UNSEEN, attempt, edited, fitting, html, listen, picture_box, pictured, shown

@@ -13,9 +13,10 @@ import gradio as gr
 
 from ..base.errors import TokenError
 from ..base.files import write_atomically
-from ..jobs.history import Run, losses_of
-from ..jobs.queue import FAILED
-from ..model.tokens import check_name, file_stem
+from ..base.names import check_name, file_stem
+from ..jobs.history import losses_of
+from ..jobs.job import Run
+from ..jobs.protocol import FAILED
 from . import views
 from .gradios import attempt, html, listen, picture_box, pictured, shown
 from .studio import Studio

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..base.errors import EmbeddingFileError, TokenError
 from ..base.files import write_atomically
-from ..model.tokens import check_name, file_stem
+from ..base.names import check_name, file_stem
 
 PICTURES = (".png", ".webp", ".jxl", ".avif")
 """Webuis take them for embeddings where one is hidden in them, and for thumbnails of the file beside them."""

@@ -15,14 +15,14 @@ from typing import Any
 from ..base.errors import ConfigError
 from ..base.files import make_folder
 from ..base.origins import is_loopback
-from ..jobs.queue import Job
+from ..jobs.job import Job
 from ..model.checkpoints import SUFFIXES
 
 PASSWORD = "ZOODIP_PASSWORD"
 
 
 class Alone:
-    """A :class:`studio.Host` with nothing beside it.
+    """A :class:`studio.PageHost` with nothing beside it.
 
     Args:
         home: the folder in which runs are kept.

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..base.errors import ConfigError, EmbeddingFileError, PathError, RunFolderError, TokenError
+from ..base.names import check_name
 from ..base.paths import typed
-from ..jobs import queue as jobs
 from ..jobs.environment import Trainer, find_trainer
-from ..jobs.history import RUN, Run, delete_run, find_run, list_runs, new_folder, task_of, write_outcome
-from ..jobs.queue import FAILED, FINISHED, Job, Jobs, python_of
-from ..model.load import TINY
-from ..model.tokens import check_name
+from ..jobs.history import delete_run, find_run, list_runs, new_folder
+from ..jobs.job import Job, Run
+from ..jobs.job_folder import RUN, task_of, write_outcome
+from ..jobs.process import ask, python_of
+from ..jobs.protocol import FAILED, FINISHED
+from ..jobs.queue import JobHost, Jobs
+from ..model.blueprint import TINY
 from ..train.config import TrainConfig
 from ..train.presets import PACES
 from ..train.run_folder import CONFIG, RunFolder
@@ -33,7 +36,7 @@ LEFT_TO_PACE = {
 """Settings that the form may leave to the pace and the model, and how it says so."""
 
 
-class Host(jobs.Host, Protocol):
+class PageHost(JobHost, Protocol):
     """What the page asks of the program it is part of."""
 
     name: str
@@ -75,7 +78,7 @@ class Studio:
         host: the program that the page is part of.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: PageHost) -> None:
         self.host = host
         self.jobs = Jobs(host, self.trainer, self._done)
 
@@ -161,7 +164,7 @@ class Studio:
         if self.shelf:
             self.shelf.check_free(settings["token"], bool(form.get("overwrite")))
         references = (draft or self.draft).references()
-        return jobs.ask(python, "check", settings={**settings, **references}, pace=form.get("pace", "default"))
+        return ask(python, "check", settings={**settings, **references}, pace=form.get("pace", "default"))
 
     # ------------------------------------------------------------ jobs
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..base.files import whole_text
-from ..jobs.history import Run
-from ..jobs.queue import FAILED, FINISHED, Job
+from ..base.texts import whole_text
+from ..jobs.job import Job, Run
+from ..jobs.protocol import FAILED, FINISHED
 from .form import FIELDS
 
 STYLE = """<style>

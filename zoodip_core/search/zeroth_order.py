@@ -15,10 +15,10 @@ from collections.abc import Iterator
 import torch
 
 from ..base.errors import ConfigError, NonFiniteLossError
-from ..train.vocabulary import Spread
 from .estimators import RGE, Estimator
 from .guard import Guard
 from .optimizers import Optimizer, ZOAdam
+from .preconditioner import Spread
 from .subspace import SubspaceGradient
 
 State = dict[str, torch.Tensor]

@@ -15,21 +15,22 @@ from typing import Any
 from torch import Tensor
 
 from ..base.errors import ConfigError, TokenError
-from ..base.files import parse_json
-from ..data.images import CROPS
+from ..base.names import check_name, file_stem
+from ..base.texts import parse_json
+from ..data.images import CROPS, check_resolution
 from ..data.prompts import SLOT, TEMPLATES, with_slots
-from ..model.load import DTYPES, PREDICTION_TYPES, TINY
+from ..model.blueprint import DTYPES, PREDICTION_TYPES, TINY
 from ..model.quantize import WEIGHTS
-from ..model.tokens import INITIALIZER_MODES, check_name, file_stem
+from ..model.tokens import INITIALIZER_MODES
 from ..search.estimators import RGE, SPSA, Estimator, OnePoint
 from ..search.guard import Guard
 from ..search.optimizers import ZOSGD, NormalizedSGD, Optimizer, ZOAdam
+from ..search.preconditioner import Spread
 from ..search.subspace import SubspaceGradient
 from ..search.zeroth_order import ZerothOrderSearch
-from .objective import Draw, spread_draws
+from .draws import Draw, spread_draws
 from .presets import PRESETS, check_given, preset_of
 from .timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
-from .vocabulary import Spread
 
 CONFIG_VERSION = 1
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {"rge": RGE, "spsa": SPSA, "one-point": OnePoint}
@@ -65,16 +66,6 @@ _RANGES = {
     "checks": (0, 10_000),
     "patience": (0, 10_000),
 }
-
-
-def check_resolution(resolution: int) -> None:
-    """Refuse what no model can draw or be shown.
-
-    Raises:
-        ConfigError: it is neither a multiple of 8 from 32 on, nor 0.
-    """
-    if resolution and (resolution < 32 or resolution % 8):
-        raise ConfigError(f"resolution = {resolution}: must be a multiple of 8, at least 32, or 0 for the model's own")
 
 
 @dataclass(frozen=True, kw_only=True)

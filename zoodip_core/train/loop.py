@@ -12,18 +12,19 @@ import torch
 
 from ..base.errors import ModelError, RunFolderError, StorageError
 from ..base.events import Commands, Event, Message, Progress, Sampled, Saved, Started
+from ..base.locks import locked
 from ..base.stopping import Stopped, stopped_by
 from ..data.sheets import contact_sheet, loss_curve
 from ..model.embedding import Embedding, save_embedding
 from ..model.generation import generate
-from ..model.load import QuantizedModel
 from ..model.memory import megabytes
+from ..model.quantized import QuantizedModel
+from ..search.preconditioner import Spread
 from .config import TrainConfig
 from .journal import Journal, Past, cut
 from .prepared import Training
 from .replay import restore
-from .run_folder import RunFolder, SavedState, check_free, locked
-from .vocabulary import Spread
+from .run_folder import RunFolder, SavedState, check_free
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,22 @@ from ..base.events import Event, Message
 from ..base.version import __version__
 from ..data.images import ReferenceImage, load_images, with_flips
 from ..data.prompts import captions_for, with_slots
+from ..model.blueprint import ModelInfo
 from ..model.embedding import Embedding
 from ..model.latents import encode_images
-from ..model.load import ModelInfo, Prompt, QuantizedModel, identify, load_quantized
+from ..model.load import load_quantized
 from ..model.memory import Plan, Watch, free_memory, plan
+from ..model.quantized import Prompt, QuantizedModel
+from ..model.recognise import identify
 from ..model.tokens import check_initializer, check_new, initial_vectors
+from ..search.preconditioner import Spread
 from .config import TrainConfig
+from .draws import mean_losses
 from .journal import Record
-from .objective import DiffusionObjective, mean_losses
+from .objective import DiffusionObjective
 from .rounding import adapted
 from .run_folder import CHANGEABLE
-from .vocabulary import Spread, vocabulary_spread
+from .vocabulary import vocabulary_spread
 
 _WORST = sys.float_info.max
 """In place of a loss that is not finite: the guard goes back from it, and a journal's line can hold it."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..base.errors import ConfigError
-from ..model.load import TINY, identify
+from ..model.blueprint import TINY
+from ..model.recognise import identify
 
 PAPER: dict[str, Any] = {
     "steps": 30_000,

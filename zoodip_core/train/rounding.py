@@ -15,9 +15,9 @@ import torch
 from ..base import rng
 from ..base.errors import NonFiniteLossError
 from ..base.events import Message
+from ..search.preconditioner import Spread
 from .config import TrainConfig
 from .objective import DiffusionObjective
-from .vocabulary import Spread
 
 SIGNAL = 3.0
 """A candidate's loss shall differ from the token's by as many times the noise."""

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
 from ..base.errors import RunFolderError
 from ..base.files import make_folder, storage_errors, write_atomically
+from ..base.locks import LOCK
+from ..base.names import file_stem
 from ..base.paths import link_out
 from ..base.safetensors_files import open_safetensors
 from ..model.embedding import Embedding, save_embedding
-from ..model.tokens import file_stem
+from ..search.preconditioner import Spread
 from . import journal
 from .config import TrainConfig
-from .vocabulary import Spread
 
-CONFIG, JOURNAL, STATE, LOCK = "config.json", "steps.jsonl", "state.safetensors", ".lock"
+CONFIG, JOURNAL, STATE = "config.json", "steps.jsonl", "state.safetensors"
 DIRECTIONS = "directions.safetensors"
 STATE_VERSION = 2
 """Of the saved state; the first had no checksum."""
@@ -283,29 +282,6 @@ def _checksum(state: Mapping[str, torch.Tensor]) -> str:
     for key in sorted(state):
         checksum = zlib.crc32(state[key].numpy().tobytes(), zlib.crc32(key.encode(), checksum))
     return f"{checksum:08x}"
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Be the only one at work on a run's folder, which is made if it is missing. The end of the process frees it.
-
-    Raises:
-        RunFolderError: another process is at work on it.
-        StorageError: it can not be written.
-    """
-    make_folder(path)
-    lock = filelock.FileLock(path / LOCK)
-    with storage_errors(path), contextlib.suppress(NotImplementedError):  # some network drives know no locks
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise RunFolderError(
-                f"{path}: another process is at work on this run; wait until it has ended, or stop it there"
-            ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def check_free(path: Path) -> None:
