@@ -197,7 +197,7 @@ def count_flops(work: Callable[[], object]) -> int:
 def ours(job: Job) -> tuple[Callable[[], object], int]:
     """A step of our training and how many candidates it takes through the UNet."""
     from zoodip_core import TrainConfig
-    from zoodip_core.model.blueprint import TINY
+    from zoodip_core.model.kinds import TINY
     from zoodip_core.train.prepared import Training
 
     settings: dict[str, Any] = {}
@@ -647,7 +647,7 @@ def main() -> None:
 
 def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace, temporary: Path) -> Job:
     """The job that the arms share: model and images in place, size, device and types decided."""
-    from zoodip_core.model.blueprint import TINY, TINY_PATH
+    from zoodip_core.model.kinds import TINY, TINY_PATH
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     half = args.dtype if args.dtype in ("float16", "bfloat16") else "float16" if device != "cpu" else "bfloat16"

@@ -44,7 +44,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,15 +62,16 @@ from zoodip_core.model.embedding import Embedding
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.model.token_table import table_of
-from zoodip_core.search import guard
+from zoodip_core.search import guard, preconditioner
+from zoodip_core.search.estimators import ESTIMATORS
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge, to_tensor
 from zoodip_core.tiny.scores import JUDGE, score
-from zoodip_core.train import rounding, vocabulary
-from zoodip_core.train.config import ESTIMATORS, HELD_DRAWS
+from zoodip_core.train import rounding
+from zoodip_core.train.config import CHECK_DRAWS
 from zoodip_core.train.draws import Draw
 from zoodip_core.train.objective import DiffusionObjective
-from zoodip_core.train.presets import PRESETS, preset_for
+from zoodip_core.train.presets import PAPER_PRESETS, preset_for
 from zoodip_core.train.rounding import LEAST_FORWARDS, adapted
 from zoodip_core.train.timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
 from zoodip_core.train.vocabulary import vocabulary_spread
@@ -118,7 +119,7 @@ QUICK_CONCEPTS, QUICK_SEEDS, QUICK_BUDGET = ("boo", "pip"), 2, 600
 PARTS = 2
 """Processes that trainings are dealt to. Which share a batch decides the last bits: it is the same on any machine."""
 CONSTANTS = {
-    **{f"vocabulary.{name}": getattr(vocabulary, name) for name in ("RANK", "FLOOR")},
+    **{f"preconditioner.{name}": getattr(preconditioner, name) for name in ("RANK", "FLOOR")},
     **{f"guard.{name}": getattr(guard, name) for name in ("LOST", "PROGRESS", "NOTICEABLE")},
     **{f"rounding.{name}": getattr(rounding, name) for name in ("SIGNAL", "DISTANCE")},
 }
@@ -145,7 +146,7 @@ class Plan:
     def coarse(self) -> dict[str, Any]:
         """What the presets change for int4 weights or bfloat16 activations (supplement S3.2)."""
         preset = preset_for("tiny", self.weights, self.dtype, "paper")
-        return {key: value for key, value in preset.items() if PRESETS["tiny"].get(key) != value}
+        return {key: value for key, value in preset.items() if PAPER_PRESETS["tiny"].get(key) != value}
 
 
 # ---------------------------------------------------------------- the methods
@@ -276,7 +277,7 @@ def forwards_of(config: TrainConfig) -> int:
     """All forward passes of one candidate that a run takes; those that adapt mu may be more."""
     looks = sum(map(config.checked, range(config.steps)))
     adapting = LEAST_FORWARDS if config.adapt_mu else 0
-    return config.steps * config.make_estimator().num_candidates + looks * HELD_DRAWS + adapting
+    return config.steps * config.make_estimator().num_candidates + looks * CHECK_DRAWS + adapting
 
 
 def our_lane(config: TrainConfig, subject: Subject) -> Lane:
@@ -287,11 +288,11 @@ def our_lane(config: TrainConfig, subject: Subject) -> Lane:
     spent = 0
     if config.adapt_mu:
         counted = Counted(objective)
-        config, _ = adapted(config, cast(DiffusionObjective, counted), subject.theta0, spread)
+        config, _ = adapted(config, counted, len(objective.posteriors), subject.theta0, spread)
         spent = counted.forwards
 
     def held(step: int) -> list[Draw]:
-        return config.fixed_draws(len(objective.posteriors)) if config.checked(step) else []
+        return config.check_draws(len(objective.posteriors)) if config.checked(step) else []
 
     search = config.make_search(subject.theta0, spread)
     return Lane(subject, objective, search, config.seed, config.lr_scale, config.mu_scale, held, spent=spent)
@@ -301,7 +302,10 @@ class Counted:
     """An objective whose forward passes of one candidate are counted."""
 
     def __init__(self, objective: DiffusionObjective) -> None:
-        self.objective, self.posteriors, self.forwards = objective, objective.posteriors, 0
+        self.objective, self.forwards = objective, 0
+
+    def draw(self, seed: int, step: int) -> Draw:
+        return self.objective.draw(seed, step)
 
     def losses(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
         self.forwards += len(candidates)

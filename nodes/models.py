@@ -31,7 +31,7 @@ class LoadQuantizedSD:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        from ..zoodip_core.model.blueprint import DTYPES, PREDICTION_TYPES
+        from ..zoodip_core.model.kinds import DTYPES, PREDICTION_TYPES
         from ..zoodip_core.model.quantize import WEIGHTS
 
         return {
@@ -93,7 +93,7 @@ class LoadQuantizedSD:
         keep_copy: bool = False,
     ) -> tuple[QuantizedModel, str]:
         check_packages()
-        from ..zoodip_core.model.blueprint import TINY
+        from ..zoodip_core.model.kinds import TINY
         from ..zoodip_core.model.load import load_quantized
 
         with stoppable():  # a copy takes as long to make as the model to load
@@ -110,7 +110,7 @@ class LoadQuantizedSD:
 
 def _path(checkpoint: str) -> Path:
     from ..zoodip_core.base.errors import ModelError
-    from ..zoodip_core.model.blueprint import TINY_PATH
+    from ..zoodip_core.model.kinds import TINY_PATH
 
     if checkpoint == TINY_CHOICE:
         return TINY_PATH

@@ -142,7 +142,9 @@ def _what_to_learn() -> dict[str, Any]:
 
 
 def _how_to_search() -> dict[str, Any]:
-    from ..zoodip_core.train.config import ESTIMATORS, LR_SCHEDULES, OPTIMIZERS
+    from ..zoodip_core.search.estimators import ESTIMATORS
+    from ..zoodip_core.search.optimizers import OPTIMIZERS
+    from ..zoodip_core.train.config import LR_SCHEDULES
 
     return {
         "steps": _number(
@@ -288,7 +290,7 @@ def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: an input needs another one.
     """
-    from ..zoodip_core.model.blueprint import TINY, TINY_PATH
+    from ..zoodip_core.model.kinds import TINY, TINY_PATH
     from ..zoodip_core.train.presets import check_given, preset_for
 
     sampler = inputs.pop("timestep_sampler", None) or {"timesteps": "uniform"}

@@ -17,8 +17,8 @@ from safetensors import safe_open
 
 from tests.faults.disk import Disk
 from zoodip_core.cli.main import main
-from zoodip_core.model.blueprint import TINY_PATH
 from zoodip_core.model.embedding import Embedding, save_embedding
+from zoodip_core.model.kinds import TINY_PATH
 from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 from zoodip_core.train.config import TrainConfig

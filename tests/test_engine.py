@@ -20,9 +20,9 @@ from transformers import CLIPTokenizerFast
 from zoodip_core.base import rng
 from zoodip_core.data.images import load_images, to_tensor
 from zoodip_core.model.attention import PiecewiseAttention, attend
-from zoodip_core.model.blueprint import CLIP_PATH
 from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
 from zoodip_core.model.generation import encode_text, generate
+from zoodip_core.model.kinds import CLIP_PATH
 from zoodip_core.model.latents import encode_images
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantized import QuantizedModel

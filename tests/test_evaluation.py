@@ -30,6 +30,7 @@ from zoodip_core.base.errors import (
 )
 from zoodip_core.base.stopping import Stopped, stopped_by
 from zoodip_core.cli import main as cli
+from zoodip_core.cli import screen
 from zoodip_core.data.images import find_images, open_picture
 from zoodip_core.evaluate import evaluation
 from zoodip_core.evaluate.encoders import (
@@ -56,9 +57,9 @@ from zoodip_core.evaluate.evaluation import (
 from zoodip_core.evaluate.metrics import image_alignment, mutual_similarity, text_alignment
 from zoodip_core.evaluate.prompt_sets import LIVING, OBJECT, PROMPT_SETS, default_set, prompts_of
 from zoodip_core.evaluate.report import JSON, MARKDOWN, SHEET, as_markdown, as_text, write_report
-from zoodip_core.model.blueprint import CLIP_PATH
 from zoodip_core.model.embedding import Embedding, save_embedding
 from zoodip_core.model.generation import generate
+from zoodip_core.model.kinds import CLIP_PATH
 from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 
@@ -740,7 +741,7 @@ def test_the_command_scores_a_token(command: list[str], capsys: pytest.CaptureFi
 def test_ctrl_c_stops_and_the_same_command_goes_on(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = cli._Stages.__call__
+    shown = screen.Stages.__call__
 
     def interrupted(self: Any, stage: str, done: int, total: int) -> None:
         shown(self, stage, done, total)
@@ -748,7 +749,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(cli._Stages, "__call__", interrupted)
+        patched.setattr(screen.Stages, "__call__", interrupted)
         assert cli.main(command) == 1
     assert "the same command goes on" in capsys.readouterr().err
     assert not Path("evaluations/boo/evaluation.md").exists()

@@ -21,7 +21,7 @@ from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 from zoodip_core.train.heldout import heldout_losses
 from zoodip_core.train.prepared import Training
-from zoodip_core.train.presets import PRESETS
+from zoodip_core.train.presets import PAPER_PRESETS
 from zoodip_core.train.rounding import LEAST_FORWARDS
 
 PLAN = Plan(("boo", "pip"), (0, 1), 600)
@@ -318,7 +318,7 @@ def test_the_papers_searches_are_the_papers() -> None:
         "t_upper": 900,
     }
     assert chosen["paper"].settings == paper
-    assert paper.items() <= PRESETS["tiny"].items()
+    assert paper.items() <= PAPER_PRESETS["tiny"].items()
     assert chosen["naive"].settings == {**paper, "tau": 0, "timesteps": "uniform"}
     assert fidelity.methods(Plan(("pip",), (0,), 600, dtype="bfloat16"))["paper"].settings["mu"] == 1e-2
     assert chosen["gradient"].marks == [300, 600, 1200, 2000, 2400]

@@ -69,7 +69,7 @@ def page_run(home: Path, trained: Path) -> Callable[..., Path]:
             "train",
             folder,
             settings={"token": "<asked>", "model": "tiny", "steps": 7, "images": ["x"]},
-            pace="paper",
+            preset="paper",
         )
         if of:
             shutil.copytree(trained / of, folder / "run")
@@ -194,7 +194,7 @@ def test_a_run_that_only_a_worker_knows_of(home: Path) -> None:
 def test_the_model_is_named_for_people(home: Path, model: Any, name: str) -> None:
     folder = home / "rex"
     folder.mkdir(parents=True)
-    write_task(folder, "train", folder, settings={"model": model}, pace="fast")
+    write_task(folder, "train", folder, settings={"model": model}, preset="fast")
     assert only(home).model == name
 
 
@@ -320,7 +320,7 @@ def test_damaged_notes_of_a_page_do_not_hide_the_run(home: Path, page_run: Calla
 )
 def test_settings_of_any_kind(home: Path, settings: Any) -> None:
     (home / "rex").mkdir(parents=True)
-    job = {"version": 1, "kind": "train", "settings": settings, "pace": 3}
+    job = {"version": 1, "kind": "train", "settings": settings, "preset": 3}
     (home / "rex" / "task.json").write_text(json.dumps(job))
     assert only(home).steps == 0
     assert only(home).embedding is None
@@ -487,9 +487,9 @@ def test_a_home_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_jobs_and_outcomes_are_what_was_written(tmp_path: Path) -> None:
     settings = {"token": "<狗>", "images": ("a", "b\udcff"), "lr": 0.5, "captions": None}
-    write_task(tmp_path, "train", tmp_path, settings=settings, pace="fast")
+    write_task(tmp_path, "train", tmp_path, settings=settings, preset="fast")
     expected = {**settings, "images": ["a", "b\udcff"]}
-    task = {"version": 1, "kind": "train", "folder": str(tmp_path), "settings": expected, "pace": "fast"}
+    task = {"version": 1, "kind": "train", "folder": str(tmp_path), "settings": expected, "preset": "fast"}
     found = task_of(tmp_path)
     task["id"] = found["id"]
     assert found == task
@@ -519,7 +519,7 @@ def test_notes_on_a_full_disk(home: Path, page_run: Callable[..., Path], monkeyp
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     monkeypatch.setattr(os, "fsync", full)
     for act in (
-        lambda: write_task(folder, "train", folder, settings={}, pace="paper"),
+        lambda: write_task(folder, "train", folder, settings={}, preset="paper"),
         lambda: write_outcome(folder, "failed", ""),
     ):
         with pytest.raises(StorageError, match="the disk is full"):

@@ -607,9 +607,9 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_question_is_answered(tmp_path: Path, temporary: Path) -> None:
     python = fake_worker(tmp_path)
-    does = 'send("checked", kind=job["kind"], pace=job["pace"])\n' + ENDS
-    answer = ask(python, "check", settings={"does": does}, pace="fast")
-    assert answer == {"event": "checked", "kind": "check", "pace": "fast"}
+    does = 'send("checked", kind=job["kind"], preset=job["preset"])\n' + ENDS
+    answer = ask(python, "check", settings={"does": does}, preset="fast")
+    assert answer == {"event": "checked", "kind": "check", "preset": "fast"}
     assert list(temporary.iterdir()) == []
 
 
@@ -656,7 +656,7 @@ def test_a_question_to_nobody(tmp_path: Path, temporary: Path) -> None:
 
 
 def test_a_job_file_holds_what_was_asked(tmp_path: Path) -> None:
-    file = write_task(tmp_path, "train", tmp_path / "work", settings={"token": "<你好>"}, pace="fast")
+    file = write_task(tmp_path, "train", tmp_path / "work", settings={"token": "<你好>"}, preset="fast")
     task = json.loads(file.read_text(encoding="utf-8"))
     assert len(task.pop("id")) == 16
     assert task == {
@@ -664,5 +664,5 @@ def test_a_job_file_holds_what_was_asked(tmp_path: Path) -> None:
         "kind": "train",
         "folder": str(tmp_path / "work"),
         "settings": {"token": "<你好>"},
-        "pace": "fast",
+        "preset": "fast",
     }

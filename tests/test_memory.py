@@ -14,7 +14,7 @@ import random_models
 import torch
 
 from zoodip_core.base.errors import NoRoomError, ZoodipError
-from zoodip_core.model.blueprint import DTYPES, TINY
+from zoodip_core.model.kinds import DTYPES, TINY
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.memory import CUDA_CONTEXT, MemoryUse, activation_peak, plan, predict_memory
 from zoodip_core.model.quantize import stored_bytes

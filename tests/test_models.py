@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from zoodip_core.base.errors import CaptionError, ConfigError
-from zoodip_core.model.blueprint import TINY_PATH
+from zoodip_core.model.kinds import TINY_PATH
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantize import QuantizedLayer, quantize_weight, stored_bytes
 from zoodip_core.model.quantized import QuantizedModel

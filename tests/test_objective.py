@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 
 from zoodip_core.base import rng
 from zoodip_core.data.images import load_images
-from zoodip_core.model.blueprint import TINY_PATH
+from zoodip_core.model.kinds import TINY_PATH
 from zoodip_core.model.latents import CachedPosteriors, encode_images
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.memory import activation_peak

@@ -34,8 +34,9 @@ from zoodip_core.page.draft import Draft
 from zoodip_core.page.page import Page, make_page
 from zoodip_core.page.pictures_tab import Pictures
 from zoodip_core.page.standalone import Alone, check_address, password_for
-from zoodip_core.page.studio import LEFT_TO_PACE, Studio
+from zoodip_core.page.studio import Studio
 from zoodip_core.train.config import TrainConfig
+from zoodip_core.train.settings import CHOICE, NUMBER, SWITCH, WHOLE
 
 HOSTILE = "<img src=x onerror=alert(1)>\n\"'&<script>alert(2)</script></div></p>"
 
@@ -114,7 +115,7 @@ def hostile_views() -> dict[str, str]:
         "warnings": [HOSTILE],
     }
     texts: dict[str, Any] = {"token": HOSTILE, "message": HOSTILE, "log": HOSTILE, "warnings": [HOSTILE]}
-    settings = {each.name: HOSTILE for each in form.FIELDS}
+    settings = {each.name: HOSTILE for each in form.fields()}
     stranger = run(name=HOSTILE, token=HOSTILE, model=HOSTILE, message=HOSTILE, settings=settings, folder=Path(HOSTILE))
     return {
         "notice": views.notice(HOSTILE, "error"),
@@ -296,23 +297,25 @@ def test_the_axes_have_round_numbers() -> None:
 
 def test_every_setting_is_in_the_form_or_left_out_on_purpose() -> None:
     settings = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert settings - set(form.NAMES) == set(form.NOT_ASKED)
-    assert set(form.NAMES) - settings == {"pace", "keep_copy"}
-    assert len(set(form.NAMES)) == len(form.NAMES)
+    names = form.names()
+    assert settings - set(names) == set(form.NOT_ASKED)
+    assert set(names) - settings == {"preset", "keep_copy"}
+    assert len(set(names)) == len(names)
 
 
-def test_what_is_left_to_the_pace_says_so() -> None:
-    fields = {each.name: each for each in form.FIELDS}
-    for name, value in LEFT_TO_PACE.items():
-        assert fields[name].value == value
-        assert value == "auto" or re.search(rf"(^| ){value}: ", fields[name].info), name
+def test_what_is_left_to_the_preset_says_so() -> None:
+    left = [each for each in form.fields() if each.setting.by_preset]
+    assert len(left) == 20
+    for each in left:
+        assert each.value == each.setting.left
+        assert re.search(rf"(^| ){each.value}: ", each.setting.explained), each.name
 
 
-@pytest.mark.parametrize("each", form.FIELDS, ids=lambda each: each.name)
+@pytest.mark.parametrize("each", form.fields(), ids=lambda each: each.name)
 def test_every_field_is_explained(each: form.Field) -> None:
-    assert each.label[0].isupper()
-    assert len(each.info) > 10
-    assert each.info.endswith(".")
+    assert each.setting.label[0].isupper()
+    assert len(each.setting.explained) > 10
+    assert each.setting.explained.endswith(".")
 
 
 def test_the_form_as_it_comes_needs_but_a_word(tmp_path: Path) -> None:
@@ -327,12 +330,12 @@ def test_the_form_as_it_comes_needs_but_a_word(tmp_path: Path) -> None:
     "junk", [None, [], {}, "", "nan", "\ud800", math.nan, math.inf, -math.inf, 10**400, True, "x" * 10**6, [[1]]]
 )
 def test_damaged_kept_values_give_a_form_that_can_be_shown(junk: Any) -> None:
-    values = form.filled(dict.fromkeys(form.NAMES, junk))
+    values = form.filled(dict.fromkeys(form.names(), junk))
     assert json.loads(json.dumps(values, allow_nan=False)) == values
-    for each, value in zip(form.FIELDS, values, strict=True):
-        kinds: dict[str, type | tuple[type, ...]] = {form.WHOLE: int, form.NUMBER: (int, float), form.TICK: bool}
+    for each, value in zip(form.fields(), values, strict=True):
+        kinds: dict[str, type | tuple[type, ...]] = {WHOLE: int, NUMBER: (int, float), SWITCH: bool}
         assert isinstance(value, kinds.get(each.kind, str)), each.name
-        if each.kind == form.CHOICE:
+        if each.kind == CHOICE:
             assert value in each.choices
         if isinstance(value, str):
             assert len(value.encode()) < 10_000
@@ -341,17 +344,26 @@ def test_damaged_kept_values_give_a_form_that_can_be_shown(junk: Any) -> None:
 
 
 def test_sound_values_are_kept() -> None:
-    changed = {"token": "<ä>", "steps": 70, "lr": 0.25, "pace": "fast", "flip": True, "model": "/x y/z.ckpt", "seed": 3}
+    changed = {
+        "token": "<ä>",
+        "steps": 70,
+        "lr": 0.25,
+        "preset": "fast",
+        "flip": True,
+        "model": "/x y/z.ckpt",
+        "seed": 3,
+    }
     named = form.read_named(changed)
     assert {name: named[name] for name in changed} == changed
     assert form.read(form.filled(named)) == named
     assert {name: named[name] for name in named if name not in changed} == {
-        each.name: each.value for each in form.FIELDS if each.name not in changed
+        each.name: each.value for each in form.fields() if each.name not in changed
     }
 
 
 def test_an_emptied_number_counts_as_the_field_s_own() -> None:
-    assert form.read([None] * len(form.FIELDS)) == {each.name: each.value for each in form.FIELDS}
+    fields = form.fields()
+    assert form.read([None] * len(fields)) == {each.name: each.value for each in fields}
 
 
 # ---------------------------------------------------------------- parts of the page

@@ -22,18 +22,19 @@ from zoodip_core import RGE, TrainConfig, ZerothOrderSearch, load_embedding, res
 from zoodip_core.base.errors import ConfigError, ModelError, NonFiniteLossError, RunFolderError
 from zoodip_core.base.events import Message
 from zoodip_core.cli import main as cli
+from zoodip_core.cli import train as train_command
 from zoodip_core.cli.demo import demo_config
 from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.search.guard import Guard
-from zoodip_core.search.optimizers import NormalizedSGD
+from zoodip_core.search.optimizers import OPTIMIZERS, NormalizedSGD
 from zoodip_core.search.preconditioner import FLOOR, Spread, spread_of
 from zoodip_core.tiny import concepts
 from zoodip_core.train import config as config_module
-from zoodip_core.train.config import OPTIMIZERS
+from zoodip_core.train.config import preset_of
 from zoodip_core.train.loop import TrainResult, train_token
 from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.prepared import Training
-from zoodip_core.train.presets import RECIPE, preset_for, preset_of
+from zoodip_core.train.presets import RECIPE, preset_for
 from zoodip_core.train.rounding import adapted, least_mu, line, noise_of
 from zoodip_core.train.vocabulary import vocabulary_spread, word_ids
 
@@ -336,7 +337,7 @@ def test_mu_is_doubled_until_losses_stand_out() -> None:
 def checks_at_any_cost() -> Iterator[None]:
     """Short runs are looked at as often as long ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config_module, "HELD_SHARE", 100)
+        patch.setattr(config_module, "CHECK_SHARE", 100)
         yield
 
 
@@ -476,7 +477,7 @@ def test_mu_is_raised_above_the_rounding_of_any_type(weights: str, dtype: str, t
 
 
 def test_checks_take_a_twentieth_of_the_forwards_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_module, "HELD_SHARE", 0.05)
+    monkeypatch.setattr(config_module, "CHECK_SHARE", 0.05)
     for steps, n, checks in ((500, 8, 20), (3000, 8, 20), (100, 8, 20), (30, 8, 20), (500, 2, 20), (500, 8, 500)):
         config = config_of(steps=steps, n=n, checks=checks)
         at = [step for step in range(steps) if config.checked(step)]
@@ -562,9 +563,9 @@ def test_what_would_do_nothing_to_a_settings_file_is_refused(tmp_path: Path) -> 
     begin = ["train", "--config", str(file)]
     for flags, says in ((["--tau", "64"], "tau = 64"), (["--optimizer", "zosgd"], "give lr as well")):
         with pytest.raises(ConfigError, match=says):
-            cli._config(cli._parser().parse_args([*begin, *flags]))
+            train_command._config(cli._parser().parse_args([*begin, *flags]))
     flags = ["--optimizer", "zosgd", "--lr", "0.5", "--subspace-gradient", "--tau", "64"]
-    config = cli._config(cli._parser().parse_args([*begin, *flags]))
+    config = train_command._config(cli._parser().parse_args([*begin, *flags]))
     assert (config.optimizer, config.lr, config.tau) == ("zosgd", 0.5, 64)
 
 
@@ -620,7 +621,7 @@ def test_candidates_whose_losses_are_lost_are_told_of() -> None:
             return torch.where(far > 2, math.inf, far)
 
     with pytest.raises(NonFiniteLossError, match=r"at mu = 2\.6 are not all finite"):
-        adapted(config_of(), cast(DiffusionObjective, Steep()), theta, None)
+        adapted(config_of(), cast(DiffusionObjective, Steep()), 1, theta, None)
 
 
 def test_words_that_are_not_finite_are_told_of() -> None:
@@ -643,4 +644,4 @@ def test_settings_of_a_run_are_measured_anew_on_another_model(
 ) -> None:
     """The mu in its file stands out of the rounding of the model it was measured on."""
     args = cli._parser().parse_args(["train", "--config", str(whole.path.parent / "config.json"), *flags])
-    assert cli._config(args).adapt_mu is measured
+    assert train_command._config(args).adapt_mu is measured

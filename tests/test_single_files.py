@@ -30,9 +30,9 @@ from transformers import CLIPTokenizer
 
 from zoodip_core.base.errors import ModelError
 from zoodip_core.model import checkpoints
-from zoodip_core.model.blueprint import CLIP_PATH
 from zoodip_core.model.building import build, empty_network
 from zoodip_core.model.checkpoints import Checkpoint
+from zoodip_core.model.kinds import CLIP_PATH
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantize import Parts, QuantizedLayer
 from zoodip_core.model.quantized import QuantizedModel

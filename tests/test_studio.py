@@ -32,13 +32,14 @@ from zoodip_core.jobs.job import Job
 from zoodip_core.jobs.job_folder import task_of
 from zoodip_core.jobs.protocol import FAILED, FINISHED, RUNNING, STOPPED, UNFINISHED, WAITING
 from zoodip_core.model.quantized import QuantizedModel
-from zoodip_core.page.studio import LEFT_TO_PACE, TINY_LABEL, Studio
+from zoodip_core.page import form as page_form
+from zoodip_core.page.studio import TINY_LABEL, Studio
 from zoodip_core.tiny import concepts
 
 needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 
 PIP = concepts.load("pip")
-FORM: dict[str, Any] = {"model": TINY_LABEL, "token": "<pip>", "initializer": "monster", "pace": "paper"}
+FORM: dict[str, Any] = {"model": TINY_LABEL, "token": "<pip>", "initializer": "monster", "preset": "paper"}
 SHORT: dict[str, Any] = {"steps": 3, "n": 2, "batch": 1, "tau": 3, "lr_schedule": "constant"}
 
 BRINGS = """
@@ -167,8 +168,9 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
 # ---------------------------------------------------------------- the form
 
 
-def test_what_is_left_to_the_pace_is_left_out(idle: Desk) -> None:
-    form = {**FORM, **LEFT_TO_PACE, "seed": 0, "flip": False, "num_vectors": None, "overwrite": True}
+def test_what_is_left_to_the_preset_is_left_out(idle: Desk) -> None:
+    left = {each.name: each.value for each in page_form.fields() if each.setting.by_preset}
+    form = {**FORM, **left, "seed": 0, "flip": False, "num_vectors": None, "overwrite": True}
     assert idle.studio.settings(form) == {
         "model": "tiny",
         "token": "<pip>",
@@ -179,7 +181,7 @@ def test_what_is_left_to_the_pace_is_left_out(idle: Desk) -> None:
     given = {"steps": 7, "n": 3, "lr_schedule": "constant", "mu": 0.5, "sample_every": 2}
     settings = idle.studio.settings({**form, **given})
     assert {name: settings[name] for name in given} == given
-    assert set(LEFT_TO_PACE) <= set(vars(TrainConfig(images=("x",), token="<a>", initializer="dog")))
+    assert set(left) <= set(vars(TrainConfig(images=("x",), token="<a>", initializer="dog")))
 
 
 def test_a_model_is_named_as_the_program_names_it_or_by_its_path(idle: Desk) -> None:
@@ -385,7 +387,7 @@ def test_a_finished_token_comes_to_its_user(desk: Desk, made: Made) -> None:
     (run,) = desk.studio.runs()
     assert (run.name, run.state, run.token, run.can_go_on) == ("pip", FINISHED, "<pip>", False)
     task = task_of(desk.home / "pip")
-    assert (task["kind"], task["pace"], task["settings"]["seed"]) == ("train", "paper", 3)
+    assert (task["kind"], task["preset"], task["settings"]["seed"]) == ("train", "paper", 3)
     images = desk.home / "pip" / "images"
     assert task["settings"]["images"] == [str(images)]
     assert len(list(images.iterdir())) == 6
@@ -557,14 +559,14 @@ def test_a_run_that_was_cut_off_is_listed_and_can_go_on_after_a_restart(desk: De
 
 def test_a_job_that_never_had_its_turn_is_begun_after_a_restart(desk: Desk) -> None:
     desk.host.idle.clear()
-    job = desk.studio.start({**FORM, "seed": 5, "pace": "fast"})
+    job = desk.studio.start({**FORM, "seed": 5, "preset": "fast"})
     assert desk.job(job.id).state == WAITING
     again = desk.restarted()
     (run,) = again.studio.runs()
     assert (run.name, run.state, run.step, run.can_go_on) == ("pip", UNFINISHED, 0, True)
     begun = again.studio.go_on("pip")
     task = task_of(begun.folder)
-    assert (task["kind"], task["settings"]["seed"], task["pace"]) == ("train", 5, "fast")
+    assert (task["kind"], task["settings"]["seed"], task["preset"]) == ("train", 5, "fast")
     assert again.finish(begun).state == FINISHED
 
 
@@ -692,7 +694,7 @@ def test_a_run_without_a_token_is_not_published(desk: Desk) -> None:
 def test_a_form_is_checked_by_a_real_worker(tmp_path: Path) -> None:
     desk = Desk(tmp_path, sys.executable)
     before = contents(tmp_path)
-    found = desk.studio.check({**FORM, "n": 4, "pace": "fast"})
+    found = desk.studio.check({**FORM, "n": 4, "preset": "fast"})
     assert (found["model"], found["images"], found["captions"], found["forwards"]) == ("tiny", 6, 6, 5)
     assert (found["settings"]["steps"], found["settings"]["averaging"]) == (300, 0.1)
     assert 1e6 < found["memory_in_turn"] < found["memory"]

@@ -327,7 +327,7 @@ def test_models_are_the_webui_s_that_can_be_read(fake: FakeWebui) -> None:
 def test_settings_before_the_webui_has_made_them(fake: FakeWebui) -> None:
     host = Webui()
     assert host.home() == fake.folder / "zoodip"
-    assert host.defaults() == {"pace": "default", "weights": "int8", "keep_copy": False}
+    assert host.defaults() == {"preset": "default", "weights": "int8", "keep_copy": False}
     assert host.python() == ""
     fake.options.data["zoodip_python"] = "/opt/python"  # saved by the webui's last start
     assert host.python() == "/opt/python"
@@ -338,7 +338,7 @@ def test_settings_in_the_webui(fake: FakeWebui, monkeypatch: pytest.MonkeyPatch)
     made = fake.options.data_labels
     assert {name: info.default for name, info in made.items()} == {
         "zoodip_folder": "zoodip",
-        "zoodip_pace": "default",
+        "zoodip_preset": "default",
         "zoodip_weights": "int8",
         "zoodip_keep_copy": False,
         "zoodip_python": "",
@@ -347,9 +347,9 @@ def test_settings_in_the_webui(fake: FakeWebui, monkeypatch: pytest.MonkeyPatch)
     guarded = {name for name, info in made.items() if info.restrict_api}
     assert guarded == {"zoodip_folder", "zoodip_python"}, "a script could name a program to run, or a folder"
     assert all(made[name].component_args is fake.shared.hide_dirs for name in guarded)
-    fake.options.data |= {"zoodip_folder": "", "zoodip_pace": "fast", "zoodip_weights": "int4"}
+    fake.options.data |= {"zoodip_folder": "", "zoodip_preset": "fast", "zoodip_weights": "int4"}
     assert Webui().home() == fake.folder / "zoodip"
-    assert Webui().defaults() == {"pace": "fast", "weights": "int4", "keep_copy": False}
+    assert Webui().defaults() == {"preset": "fast", "weights": "int4", "keep_copy": False}
     fake.options.data["zoodip_folder"] = str(fake.folder / "else")
     assert Webui().home() == fake.folder / "else"
     monkeypatch.setenv("HOME", str(fake.folder / "me"))

@@ -64,7 +64,7 @@ def settings_of(**settings: Any) -> dict[str, Any]:
 def job_in(folder: Path, kind: str = "train", changes: dict[str, Any] | None = None, **settings: Any) -> Path:
     """The file of a job on a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    return write_task(folder, kind, folder, settings=settings_of(**settings), pace="paper", changes=changes or {})
+    return write_task(folder, kind, folder, settings=settings_of(**settings), preset="paper", changes=changes or {})
 
 
 def uninterrupted(folder: Path, model: QuantizedModel, **settings: Any) -> bytes:
@@ -332,7 +332,7 @@ from zoodip_core.jobs.environment import Trainer
 from zoodip_core.jobs.queue import Jobs
 
 jobs = Jobs(FakePageHost(Path(sys.argv[1])), lambda: Trainer(Path(sys.executable), False, ""), lambda job: "")
-jobs.submit("train", Path(sys.argv[1]), "<pip>", settings=json.loads(sys.argv[2]), pace="paper")
+jobs.submit("train", Path(sys.argv[1]), "<pip>", settings=json.loads(sys.argv[2]), preset="paper")
 threading.Event().wait()
 """
 
@@ -582,7 +582,7 @@ def test_a_check_refuses_what_a_training_would(tmp_path: Path) -> None:
         check(TrainConfig.from_preset("tiny", **settings_of(images=(str(tmp_path),))))
 
 
-def test_the_preset_is_the_models_and_the_paces(tmp_path: Path) -> None:
+def test_the_preset_is_the_models_and_the_tasks(tmp_path: Path) -> None:
     file = tmp_path / "task.json"
 
     def config(**more: Any) -> TrainConfig:
@@ -593,11 +593,11 @@ def test_the_preset_is_the_models_and_the_paces(tmp_path: Path) -> None:
         return tasks.settings_of(Task.read(file))
 
     assert (config().steps, config().directions, config().averaging) == (900, "vocabulary", 0.1)
-    assert config(pace="fast").steps == 300
-    assert config(pace="careful").steps == 2700
-    assert (config(pace="paper").steps, config(pace="paper").directions) == (4500, "normal")
-    assert config(pace="fast", settings={"steps": 7, "n": 3}).steps == 7
-    assert config(pace="paper", settings={"weights": "int4"}).mu == 1e-2
+    assert config(preset="fast").steps == 300
+    assert config(preset="careful").steps == 2700
+    assert (config(preset="paper").steps, config(preset="paper").directions) == (4500, "normal")
+    assert config(preset="fast", settings={"steps": 7, "n": 3}).steps == 7
+    assert config(preset="paper", settings={"weights": "int4"}).mu == 1e-2
     assert (config().sample_every, config(settings={"steps": 7}).sample_every) == (90, 1)
     assert config(settings={"sample_every": 0}).sample_every == 0
 

@@ -25,7 +25,7 @@ from zoodip_core.base.texts import whole_text
 from zoodip_core.data.images import MAX_PICTURES
 from zoodip_core.jobs.job import Job, Run
 from zoodip_core.page.draft import Draft
-from zoodip_core.page.form import NAMES, read_named
+from zoodip_core.page.form import names, read_named
 from zoodip_core.page.studio import Studio
 
 ROOT = "/zoodip/v1"
@@ -177,9 +177,9 @@ def _start(studio: Studio, request: Mapping[str, Any]) -> Job:
     """Start a job from a request."""
     settings = {name: given for name, given in request.items() if name not in ("pictures", "overwrite")}
     pictures, overwrite = request.get("pictures"), request.get("overwrite", False)
-    unknown = sorted(set(settings) - set(NAMES))
+    unknown = sorted(set(settings) - set(names()))
     if unknown:
-        raise ConfigError(f"{', '.join(unknown)}: no such setting; there are pictures, overwrite, {', '.join(NAMES)}")
+        raise ConfigError(f"{', '.join(unknown)}: no such setting; there are pictures, overwrite, {', '.join(names())}")
     if not {"token", "initializer"} <= set(settings):
         raise ConfigError("token and initializer must be given")
     form = read_named({**studio.host.defaults(), **settings})

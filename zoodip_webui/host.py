@@ -68,7 +68,7 @@ class Webui:
 
     def defaults(self) -> dict[str, Any]:
         return {
-            "pace": value("pace", "default"),
+            "preset": value("preset", "default"),
             "weights": value("weights", "int8"),
             "keep_copy": value("keep_copy", False),
         }

@@ -42,8 +42,8 @@ from zoodip_core.jobs.job import Job
 from zoodip_core.jobs.job_folder import write_task
 from zoodip_core.jobs.queue import Jobs
 from zoodip_core.model import generation
-from zoodip_core.model.blueprint import TINY
 from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
+from zoodip_core.model.kinds import TINY
 from zoodip_core.page import form
 from zoodip_core.page.page import Page
 from zoodip_core.page.studio import TINY_LABEL, Studio

@@ -91,7 +91,7 @@ def test_the_page_s_values_are_not_the_webui_s(webui: Webui) -> None:
     """It would keep them in its ui-config.json, and give an old one back at the next start."""
     told = (webui.data / "ui-config.json").read_text()
     assert "txt2img/Prompt" in told
-    for label in ("Initializer", "Perturbation", "Every setting", "Weights", "Pace"):
+    for label in ("Initializer", "Perturbation", "Every setting", "Weights", "Preset"):
         assert label not in told
 
 

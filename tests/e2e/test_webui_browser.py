@@ -75,7 +75,7 @@ def test_the_settings(webui: Webui, page: Page) -> None:
     page.locator(TABS, has_text="Settings").click()
     page.locator("#settings > .tab-nav > button", has_text="ZOODiP").click()
     page.locator("#setting_zoodip_python").wait_for()
-    for name in ("folder", "pace", "weights", "keep_copy", "python"):
+    for name in ("folder", "preset", "weights", "keep_copy", "python"):
         assert page.locator(f"#setting_zoodip_{name}").is_visible(), name
     screenshot(page, webui, "settings")
 

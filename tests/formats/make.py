@@ -58,7 +58,7 @@ def run(folder: Path) -> None:
     """A run of a page that has failed, and its settings, which ``--config`` takes as well."""
     settings = {"images": ["images"], "token": "<rex>", "initializer": "dog", "steps": 7, "lr": 0.25}
     RunFolder.create(folder / "run", TrainConfig.from_dict({**settings, "model": "small.safetensors"}))
-    write_task(folder, "train", Path("page"), settings=settings, pace="fast", replace=True)
+    write_task(folder, "train", Path("page"), settings=settings, preset="fast", replace=True)
     write_outcome(folder, "failed", "the disk is full")
 
 

@@ -21,9 +21,9 @@ from PIL import Image
 from ..base.errors import ConfigError, ModelError
 from ..base.stopping import Stopped, check_stop
 from ..data.images import open_picture
-from ..model.blueprint import CLIP_PATH
 from ..model.building import build
 from ..model.checkpoints import Checkpoint, ComponentReader, Source, component_files, read_json
+from ..model.kinds import CLIP_PATH
 
 CLIP_ID = "openai/clip-vit-base-patch32"
 DINO_ID = "facebook/dinov2-base"

@@ -22,7 +22,8 @@ import torch
 from ..base.errors import ConfigError, ImagesError, RunFolderError
 from ..base.files import is_newer, read_object, write_atomically
 from ..base.locks import LOCK, locked
-from ..base.paths import fault, inside, link_out, plain
+from ..base.names import fault, plain
+from ..base.paths import inside, link_out
 from ..data.images import open_picture
 from ..data.prompts import SLOT
 from ..data.sheets import save_png

@@ -18,11 +18,11 @@ from typing import Any
 from ..base.errors import RunFolderError, StorageError, for_user
 from ..base.files import is_newer, make_folder, read_object, storage_errors
 from ..base.locks import locked
-from ..base.names import check_name, file_stem
-from ..base.paths import contains, fault, link_out
+from ..base.names import check_name, fault, file_stem
+from ..base.paths import contains, link_out
 from ..base.texts import whole_text
-from ..model.blueprint import TINY
 from ..model.checkpoints import SUFFIXES
+from ..model.kinds import TINY
 from ..train.config import TrainConfig
 from ..train.run_folder import CONFIG, JOURNAL, STATE, RunFolder, free_folder
 from .job import Run

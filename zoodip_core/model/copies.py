@@ -25,8 +25,9 @@ from safetensors.torch import save_file
 from ..base.errors import ModelError, StorageError
 from ..base.files import make_folder, read_object, storage_errors, write_atomically, written_atomically
 from .allocator import give_back_freed
-from .blueprint import CLIP_PATH, COPY_FORMAT, COPY_MARK, Blueprint, stored_name
+from .blueprint import COPY_FORMAT, COPY_MARK, Blueprint, stored_name
 from .building import empty_network, giving_back, layers_to_quantize
+from .kinds import CLIP_PATH
 from .quantize import quantize_weight
 from .recognise import open_copy, open_model
 

@@ -25,7 +25,7 @@ from ..base.names import check_name, file_stem
 from ..base.pickles import load_plain, tensors_in
 from ..base.safetensors_files import open_safetensors
 from ..base.texts import parse_json, whole_text
-from .blueprint import family_of_widths
+from .kinds import family_of_widths
 
 FORMAT_VERSION = 1
 SUFFIXES = (".safetensors", ".pt", ".bin")

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from ..base.errors import ConfigError, ModelError
-from .blueprint import DTYPES, TINY
 from .copies import cached_model
+from .kinds import DTYPES, TINY
 from .quantize import WEIGHTS
 from .quantized import QuantizedModel
 from .recognise import open_model

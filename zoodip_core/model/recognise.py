@@ -14,20 +14,9 @@ from ..base.errors import ConfigError, ModelError
 from ..base.files import is_newer
 from ..base.texts import parse_json
 from . import ldm
-from .blueprint import (
-    CLIP_PATH,
-    COPY_FORMAT,
-    COPY_MARK,
-    PREDICTION_TYPES,
-    TINY,
-    TINY_PATH,
-    Blueprint,
-    ModelInfo,
-    _config_useless,
-    family_of_widths,
-    stored_name,
-)
+from .blueprint import COPY_FORMAT, COPY_MARK, Blueprint, ModelInfo, _config_useless, stored_name
 from .checkpoints import SUFFIXES, Checkpoint, ComponentReader, Source, component_files, read_json
+from .kinds import CLIP_PATH, PREDICTION_TYPES, TINY, TINY_PATH, family_of_widths
 from .quantize import WEIGHTS
 
 _PADS = {"sd1": (None,), "sd2": ("!",), "sdxl": (None, "!")}

@@ -16,12 +16,10 @@ import torch
 from torch import nn
 
 from ..base.errors import CaptionError, ModelError, TokenError
-from ..base.names import file_stem
 from ..data.prompts import SLOT
 from .token_table import table_of
 
 _LONGEST_TEXT = 100_000
-INITIALIZER_MODES = ("single", "mean", "first")
 
 
 def check_new(tokenizer: Any, token: str) -> None:
@@ -31,7 +29,7 @@ def check_new(tokenizer: Any, token: str) -> None:
         if form in known:
             raise TokenError(
                 f"token {token!r} is already a word of the model's vocabulary; choose a new one, "
-                f"like <my-{file_stem(token)}>"
+                f"like <my-{token.strip('<>')}>"
             )
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ..base.errors import CaptionError, ImagesError
 from ..base.files import is_newer, read_object, sha256_of, storage_errors, write_atomically, written_atomically
-from ..base.paths import plain
+from ..base.names import plain
 from ..base.texts import whole_text
 from ..data.images import FORMATS, MAX_FILE_BYTES, MAX_PICTURES, SUFFIXES, find_images, open_picture
 from ..data.prompts import read_listed, read_text
@@ -91,7 +91,9 @@ class Draft:
         with _lock:
             data = read_object(self._values)
         values = data.get("values")
-        return values if data.get("version") == VERSION and isinstance(values, dict) else {}
+        if data.get("version") != VERSION or not isinstance(values, dict):
+            return {}
+        return {"preset" if name == "pace" else name: value for name, value in values.items()}  # as it was called once
 
     def keep(self, values: Mapping[str, Any]) -> None:
         """Add or change some of the form's values, which JSON must be able to hold.

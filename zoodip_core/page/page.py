@@ -18,8 +18,9 @@ from ..data.images import MAX_FILE_BYTES
 from ..jobs.installer import Installer
 from ..jobs.job import Job, Run
 from ..jobs.protocol import RUNNING, STOPPING, WAITING
+from ..train.settings import CHOICE, SWITCH, TEXT, WHOLE
 from . import form, views
-from .form import ADVANCED, FIELDS, MODEL_FIELDS, NAMES, PACE_FIELDS, TOKEN_FIELDS, Field
+from .form import IN_SIGHT, Field
 from .gradios import UNSEEN, attempt, edited, fitting, html, listen, picture_box, pictured, shown
 from .pictures_tab import Pictures
 from .runs_tab import Runs, replaceable
@@ -89,43 +90,46 @@ class Page:
     def _add_form(self) -> None:
         html(views.heading(1, "Model"))
         with gr.Row():
-            for each in MODEL_FIELDS:
-                self._add_field(each)
+            self._add_fields("model")
             self._refresh_models = gr.Button(
                 "Look again", size="sm", scale=1, min_width=100, elem_id="zoodip_refresh_models"
             )
         html(views.heading(2, "Pictures of the subject"))
         self._pictures.build()
-        html(views.heading(3, "Token and pace"))
+        html(views.heading(3, "Token and preset"))
         with gr.Row():
-            for each in TOKEN_FIELDS:
-                self._add_field(each)
-        for each in PACE_FIELDS:
-            self._add_field(each)
+            self._add_fields("token")
+        self._add_fields("preset")
         with gr.Accordion("Every setting", open=False, elem_id="zoodip_settings"):
-            for title, fields in ADVANCED.items():
+            for title, fields in form.groups().items():
                 gr.Markdown(f"**{title}**")
                 for first in range(0, len(fields), 3):
                     with gr.Row():
                         for each in fields[first : first + 3]:
                             self._add_field(each)
 
+    def _add_fields(self, place: str) -> None:
+        fields = {each.name: each for each in form.fields()}
+        for name in IN_SIGHT[place]:
+            self._add_field(fields[name])
+
     def _add_field(self, each: Field) -> None:
-        common = {"label": each.label, "info": each.info, "value": each.value, "elem_id": f"zoodip_{each.name}"}
+        about = each.setting
+        common = {"label": about.label, "info": about.explained, "value": each.value, "elem_id": f"zoodip_{each.name}"}
         made: Any
-        if each.kind == form.MODEL:
+        if each.name == "model":
             names = self.studio.models()
             made = gr.Dropdown(names, **{**common, "value": names[0]}, allow_custom_value=True, scale=4)
-        elif each.kind == form.CHOICE and len(each.choices) == 3:
+        elif each.kind == CHOICE and len(each.choices) == 3:
             made = gr.Radio(list(each.choices), **common)
-        elif each.kind == form.CHOICE:
+        elif each.kind == CHOICE:
             made = gr.Dropdown(list(each.choices), **common)
-        elif each.kind == form.TICK:
+        elif each.kind == SWITCH:
             made = gr.Checkbox(**common)
-        elif each.kind == form.TEXT:
+        elif each.kind == TEXT:
             made = gr.Textbox(**common, max_lines=1)
         else:
-            made = gr.Number(**common, precision=0 if each.kind == form.WHOLE else None)
+            made = gr.Number(**common, precision=0 if each.kind == WHOLE else None)
         self._fields[each.name] = made
 
     def _add_work(self) -> None:
@@ -155,7 +159,7 @@ class Page:
     # ------------------------------------------------------------ the form
 
     def _wire_form(self) -> None:
-        for each in FIELDS:
+        for each in form.fields():
             component = self._fields[each.name]
             outputs = [self._pictures.gallery] if each.name in ("crop", "background") else None
             listen(edited(component), self._keeper(each), [component], outputs, last=True)
@@ -173,7 +177,7 @@ class Page:
 
     def _values(self) -> list[Any]:
         kept = form.filled({**self.studio.host.defaults(), **self.studio.draft.values()})
-        place, models = NAMES.index("model"), self.studio.models()
+        place, models = form.names().index("model"), self.studio.models()
         kept[place] = gr.update(choices=models, value=kept[place] or models[0])
         return kept
 
@@ -219,7 +223,7 @@ class Page:
 
     def _asked_to_replace(self, values: Sequence[Any], done: bool) -> Any:
         """The box that allows to replace a token's file: there while it is in question."""
-        token = str(values[NAMES.index("token")] or "").strip()
+        token = str(values[form.names().index("token")] or "").strip()
         in_question = replaceable(self.studio, token)
         return gr.update(visible=in_question) if not done else gr.update(visible=in_question and bool(values[-1]))
 
@@ -373,7 +377,7 @@ def launch(studio: Studio, *, host: str, port: int, password: str = "") -> Any:
     queue = fitting(gr.Blocks.queue, default_concurrency_limit=_PAGES) or {"concurrency_count": _PAGES}
     page = make_page(studio).queue(max_size=_WAITING, **queue)
     page.launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host else host,
         server_port=port,
         auth=("zoodip", password) if password else None,
         share=False,

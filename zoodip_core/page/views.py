@@ -11,7 +11,7 @@ from typing import Any
 from ..base.texts import whole_text
 from ..jobs.job import Job, Run
 from ..jobs.protocol import FAILED, FINISHED
-from .form import FIELDS
+from .form import fields
 
 STYLE = """<style>
 .zoodip-title{display:flex;flex-wrap:wrap;align-items:baseline;gap:0 1em;padding:4px 0}
@@ -184,8 +184,8 @@ def run_details(run: Run) -> str:
     """A run's settings."""
     rows = [("Model", run.model)]
     rows += [
-        (each.label, _setting(run.settings[each.name]))
-        for each in FIELDS
+        (each.setting.label, _setting(run.settings[each.name]))
+        for each in fields()
         if each.name in run.settings and each.name not in ("model", "token")
     ]
     cells = "".join(f"<span>{escape(label)}<b>{escape(text)}</b></span>" for label, text in rows)

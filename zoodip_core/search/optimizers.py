@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -9,6 +10,9 @@ import torch
 from ..base.errors import ConfigError
 
 State = dict[str, torch.Tensor]
+
+
+MOST_LR = 100
 
 
 class Optimizer(Protocol):
@@ -24,8 +28,8 @@ class Optimizer(Protocol):
 
 
 def _check_lr(lr: float) -> None:
-    if not 0 < lr <= 100:
-        raise ConfigError(f"lr = {lr}: the learning rate must be above 0 and at most 100")
+    if not 0 < lr <= MOST_LR:
+        raise ConfigError(f"lr = {lr}: must be above 0 and at most {MOST_LR}")
 
 
 class ZOSGD:
@@ -125,3 +129,7 @@ class NormalizedSGD:
     def load_state_dict(self, state: State) -> None:
         self._steps = int(state["steps"])
         self._mean = state["mean"].clone() if "mean" in state else None
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"zoadam": ZOAdam, "zosgd": ZOSGD, "normalized-sgd": NormalizedSGD}
+"""By name."""

@@ -9,6 +9,9 @@ from ..base.errors import ConfigError
 State = dict[str, torch.Tensor]
 
 
+TAU_RANGE = (2, 65_536)
+
+
 class SubspaceGradient:
     """Keeps the last ``tau`` tokens and removes low-variance directions of their path from gradients.
 
@@ -23,10 +26,10 @@ class SubspaceGradient:
     """
 
     def __init__(self, tau: int = 128, nu: float = 1e-3) -> None:
-        if isinstance(tau, bool) or not isinstance(tau, int) or not 2 <= tau <= 65_536:
-            raise ConfigError(f"tau = {tau}: the buffer size must be a whole number of steps from 2 to 65536")
+        if isinstance(tau, bool) or not isinstance(tau, int) or not TAU_RANGE[0] <= tau <= TAU_RANGE[1]:
+            raise ConfigError(f"tau = {tau}: must be a whole number of steps from {TAU_RANGE[0]} to {TAU_RANGE[1]}")
         if not 0 < nu < 1:
-            raise ConfigError(f"nu = {nu}: the share of variance to drop must lie between 0 and 1")
+            raise ConfigError(f"nu = {nu}: must be above 0 and below 1")
         self.tau = tau
         self.nu = nu
         self.turns = 0

@@ -134,7 +134,7 @@ class Training:
             spread = vocabulary_spread(model.tokenizers, model.text_encoders)
         if config.adapt_mu:
             self.tell(Message("measuring how losses are rounded"))
-            self.config, said = adapted(config, self.objective, theta0, spread)
+            self.config, said = adapted(config, self.objective, len(self.images), theta0, spread)
             self.tell(said)
         self.search = self.config.make_search(theta0, spread)
         _ = model.unet  # a damaged file shows here, before anything is written
@@ -186,7 +186,7 @@ class Training:
 
     def _held(self) -> float:
         """The token's loss on draws that stay the same."""
-        draws = self.config.fixed_draws(len(self.images))
+        draws = self.config.check_draws(len(self.images))
         loss = float(mean_losses(self.objective, self.search.theta[None], draws))
         if math.isfinite(loss):
             return loss

@@ -11,6 +11,8 @@ import torch
 from ..base import rng
 from ..base.errors import ConfigError
 
+TIMESTEP_SAMPLERS = ("puts", "uniform", "snr")
+
 
 class TimestepSampler(Protocol):
     """Draws the timestep of one training step as a function of (seed, step)."""
