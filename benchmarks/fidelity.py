@@ -25,7 +25,7 @@ style, tokens draw other scores, which have no mean with theirs (``--concepts bl
     python benchmarks/fidelity.py --json FILE --figure FILE
     python benchmarks/fidelity.py --quick
 
-The JSON file is written after every method; the same command goes on with what is missing, and runs a method again
+The JSON file is written after every method; the same command resumes it with what is missing, and runs a method again
 whose settings have changed. ``--ablation`` and ``--tune`` make tables of their own, which want a FILE of their own.
 """
 
@@ -128,7 +128,7 @@ CONSTANTS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: it has to be the same for a run to be gone on with."""
+    """What is run: it has to be the same for a run to be resumed."""
 
     concepts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -245,7 +245,7 @@ class GradientFree:
         return torch.stack([self._token(z) for z in self._asked])
 
     def tell(
-        self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
+        self, losses: torch.Tensor, lr_scale: float = 1.0, *, check_loss: float | None = None, mu_scale: float = 1.0
     ) -> None:
         self._cma.tell(self._asked, losses.tolist())
         self._asked = []
@@ -449,7 +449,7 @@ class Bench:
     """The model, its subjects and the judge; runs one method after another.
 
     Its trainings are dealt to processes of one thread each, which get more done than one process of many threads. They
-    are forked, which Windows can not.
+    are forked, which Windows cannot.
     """
 
     def __init__(self, plan: Plan, clock: Clock, images: int = IMAGES, parts: int = PARTS) -> None:
@@ -656,7 +656,7 @@ def main() -> None:
     parser.add_argument("--weights", default="int8", choices=("int8", "int4", "float8", "none"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--num-vectors", type=int, default=1, metavar="N", help="vectors of the token (default 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, and go on from it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, and resume from it")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves as a PNG")
     parser.add_argument("--quick", action="store_true", help="2 concepts, 2 seeds, 4 methods, 600 forwards: minutes")
     mode = parser.add_mutually_exclusive_group()

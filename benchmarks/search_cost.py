@@ -52,8 +52,8 @@ def cost(dim: int, steps: int) -> dict[str, float]:
     for step in range(steps):
         began = time.perf_counter()
         search.ask(config.mu_scale(step))
-        held = 1.0 if step % 20 == 0 else None
-        search.tell(losses, config.lr_scale(step), held=held, mu_scale=config.mu_scale(step))
+        check_loss = 1.0 if step % 20 == 0 else None
+        search.tell(losses, config.lr_scale(step), check_loss=check_loss, mu_scale=config.mu_scale(step))
         times.append(time.perf_counter() - began)
     return {"dim": dim, "ms": 1e3 * statistics.median(times), "mb": held_bytes(search) / 1e6, "start_s": shape}
 

@@ -20,7 +20,7 @@ was loaded anew shows it with the next step."""
 WARNINGS = 100
 """The most warnings that are sent, the last of them: a run may warn at each of its samples."""
 _BETWEEN = 0.25
-"""Seconds between two messages: the page can not show more, and a step of the embedded model takes a tenth."""
+"""Seconds between two messages: the page cannot show more, and a step of the embedded model takes a tenth."""
 
 
 class Curve:

@@ -33,7 +33,7 @@ class ZOTrainToken:
 
     CATEGORY = "ZOODiP"
     DESCRIPTION = (
-        "Learns a new word from a few images, with forward passes only. Cancel saves the state; queue again to go on. "
+        "Learns a new word from a few images, with forward passes only. Cancel saves the state; queue again to resume. "
         "Everything is kept in output/zoodip."
     )
     RETURN_TYPES = ("ZOODIP_EMBEDDING", "IMAGE", "IMAGE")
@@ -87,7 +87,7 @@ class ZOTrainToken:
             trained = _train(settings, model, pictures, captions, folder, live)
             if not trained.finished:
                 again = "queue again" if resume else "turn resume on and queue again"
-                raise Stopped(f"stopped at step {trained.step}; {again} to go on")
+                raise Stopped(f"stopped at step {trained.step}; {again} to resume")
             previews = _previews(config, model, trained)
         chart = live.end("finished", f"{config.token} learned in {trained.step} steps, kept in {FOLDER}/{folder.name}")
         return {
@@ -205,7 +205,7 @@ def _while_it_runs() -> dict[str, Any]:
             "BOOLEAN",
             {
                 "default": True,
-                "tooltip": "Go on with a stopped run of the same inputs, or to more steps with a finished one where "
+                "tooltip": "Resume a stopped run of the same inputs, or to more steps with a finished one where "
                 "learning rate and mu stay and there are no checks, as with the preset paper. Off: start anew.",
             },
         ),
@@ -333,7 +333,7 @@ def _checked(settings: dict[str, Any]) -> TrainConfig:
 
 
 def _key(config: TrainConfig, model: QuantizedModel, pictures: Sequence[Image], captions: Sequence[str]) -> str:
-    """What a run can go on with: all that decides its steps, but not how many there are."""
+    """What a run can be resumed with: all that decides its steps, but not how many there are."""
     from ..zoodip_core.train.run_folder import CHANGEABLE
 
     free = {*CHANGEABLE, "device", "batch"}
@@ -349,7 +349,7 @@ def _key(config: TrainConfig, model: QuantizedModel, pictures: Sequence[Image], 
 
 
 def _folder(parent: Path, config: TrainConfig, key: str, resume: bool) -> Path:
-    """The folder of the run to go on with, of several the furthest, or a new one."""
+    """The folder of the run to resume, of several the furthest, or a new one."""
     from ..zoodip_core.base.names import file_stem
 
     name = f"{file_stem(config.token)}-{key}"
@@ -364,7 +364,7 @@ def _folder(parent: Path, config: TrainConfig, key: str, resume: bool) -> Path:
 
 
 def _steps_taken(run: Path, steps: int) -> int:
-    """How far a run has come that can go on to so many steps, -1 if it can not."""
+    """How far a run has come that can be resumed to so many steps, -1 if it cannot."""
     from ..zoodip_core.base.errors import ZoodipError
     from ..zoodip_core.train.run_folder import RunFolder
 

@@ -222,8 +222,8 @@ USELESS = {
     "dance.webp": (animated("WEBP"), "dance.webp is animated; save one picture"),
     "phone.heic": (b"\x00\x00\x00\x18ftypheic", "phone.heic is not a JPEG, PNG or WebP file; convert it"),
     "empty.png": (b"", "empty.png is damaged"),
-    "cut.jpg": (encoded("red", "JPEG", (200, 200))[:900], "cut.jpg can not be read"),
-    "cut.png": (encoded(size=(300, 300))[:200], "cut.png can not be read"),
+    "cut.jpg": (encoded("red", "JPEG", (200, 200))[:900], "cut.jpg cannot be read"),
+    "cut.png": (encoded(size=(300, 300))[:200], "cut.png cannot be read"),
     "dot.png": (encoded(size=(7, 300)), "dot.png has only 7 x 300 pixels"),
     "huge.png": (encoded(size=(9000, 9000)), "huge.png has 9000 x 9000 pixels"),
     "script.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "script.jpg is damaged, or no JPEG"),
@@ -254,8 +254,8 @@ def test_a_file_that_is_too_large_is_not_even_read(draft: Draft, uploads: Upload
 def test_an_upload_that_is_gone(draft: Draft, tmp_path: Path) -> None:
     lines = draft.add([(tmp_path / "gone", "cat.png"), (tmp_path / "gone", "cat.txt"), (tmp_path, "folder.png")])
     assert len(lines) == 3
-    assert "cat.txt can not be read" in lines[0]
-    assert "cat.png can not be read" in lines[1]
+    assert "cat.txt cannot be read" in lines[0]
+    assert "cat.png cannot be read" in lines[1]
     assert "folder.png" in lines[2]
     assert draft.pictures() == []
 
@@ -485,8 +485,8 @@ def test_folders_that_can_not_be_taken(draft: Draft, folder: Path, tmp_path: Pat
     (tmp_path / "file.png").write_bytes(encoded())
     (tmp_path / "empty").mkdir()
     for source, words in [
-        (tmp_path / "missing", "is no folder; give the path"),
-        (tmp_path / "file.png", "is no folder; give the path"),
+        (tmp_path / "missing", "is not a folder; give the path"),
+        (tmp_path / "file.png", "is not a folder; give the path"),
         (tmp_path / "empty", "no JPEG, PNG or WebP image in"),
         (tmp_path / ("x" * 400), "give the path of"),
         (tmp_path / "a\x00b", "give the path of"),

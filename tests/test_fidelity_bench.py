@@ -101,7 +101,7 @@ class FakeSearch:
         return torch.zeros(self.count, 1, 1)
 
     def tell(
-        self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
+        self, losses: torch.Tensor, lr_scale: float = 1.0, *, check_loss: float | None = None, mu_scale: float = 1.0
     ) -> None:
         assert losses.shape == (self.count,)
         self.theta = self.theta + 1
@@ -171,7 +171,7 @@ def test_ours_is_what_the_product_does(model: QuantizedModel, subjects: list[Sub
     assert (token - learned).norm() < 0.05 * (learned - subjects[0].theta0).norm()
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes can not be forked here")
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes cannot be forked here")
 def test_processes_share_the_trainings() -> None:
     """Each is what it is in one process, up to rounding, and all are counted."""
     plan = Plan(("pip",), (0, 1, 2), 300)

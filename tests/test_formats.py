@@ -22,7 +22,7 @@ from zoodip_core.base.errors import ConfigError, EmbeddingFileError, ModelError,
 from zoodip_core.base.stopping import Stopped, stopped_by
 from zoodip_core.cli.main import main
 from zoodip_core.data.prompts import read_listed
-from zoodip_core.evaluate.evaluation import Judges, Plan, evaluate
+from zoodip_core.evaluate.evaluation import EvaluationPlan, Judges, evaluate
 from zoodip_core.jobs.history import find_run, list_runs
 from zoodip_core.jobs.job_folder import Task, task_of
 from zoodip_core.jobs.protocol import FAILED, UNFINISHED
@@ -155,7 +155,7 @@ def test_a_job_of_version_1(home: Path) -> None:
 def test_a_run_of_version_1(home: Path) -> None:
     (run,) = list_runs(home)
     assert (run.state, run.message, run.token, run.model) == (FAILED, "the disk is full", "<rex>", "small")
-    assert (run.step, run.steps, run.settings["lr"], run.can_go_on) == (0, 7, 0.25, True)
+    assert (run.step, run.steps, run.settings["lr"], run.can_resume) == (0, 7, 0.25, True)
 
 
 def test_an_outcome_of_another_job_does_not_count(home: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_job_of_a_later_version_is_refused(home: Path) -> None:
     assert list_runs(home)[0].settings["steps"] == 7  # its run's own settings are enough
     shutil.rmtree(home / "rex" / "run")
     (run,) = list_runs(home)
-    assert (run.state, run.can_go_on) == (FAILED, False)
+    assert (run.state, run.can_resume) == (FAILED, False)
     assert "newer ZOODiP" in run.message
     assert "update ZOODiP" in run.message
     assert find_run(home, "rex") == run
@@ -210,7 +210,7 @@ def test_settings_of_a_later_version_are_told_in_the_list(home: Path) -> None:
     config = home / "rex" / "run" / "config.json"
     changed(config, config, config_version=2)
     (run,) = list_runs(home)
-    assert (run.state, run.can_go_on) == (FAILED, False)
+    assert (run.state, run.can_resume) == (FAILED, False)
     assert "update ZOODiP" in run.message
     with pytest.raises((ConfigError, RunFolderError), match="update ZOODiP"):
         RunFolder.open(run.run)
@@ -228,7 +228,7 @@ def test_a_run_of_version_1_goes_on_without_the_loss_of_a_step(tiny_model: Quant
     assert state
     assert (int(state.tensors["step"]), folder.step()) == (15, 30)
     assert (folder.past().records[30].theta, folder.past().damaged) == (None, ())
-    with pytest.raises(RunFolderError, match="Going on with the run writes it again"):
+    with pytest.raises(RunFolderError, match="Resuming the run writes it again"):
         rewind(run, 20)
     resumed = resume_training(run, changes, model=tiny_model)
     assert len(resumed.losses) == 10
@@ -307,7 +307,7 @@ def test_a_quantised_copy_of_a_later_version_is_refused(tmp_path: Path) -> None:
 
 def test_an_evaluation_of_version_1_goes_on(tmp_path: Path) -> None:
     model = load_quantized(device="cpu")
-    plan = Plan(("a {} in the snow", "a {}"), "monster", seeds=2, num_inference_steps=7, guidance_scale=2.5)
+    plan = EvaluationPlan(("a {} in the snow", "a {}"), "monster", seeds=2, num_inference_steps=7, guidance_scale=2.5)
     learned = Embedding("<rex>", (thousandths(1, 128),))
     pictures, folder = [Image.new("RGB", (64, 64))], tmp_path / "evaluation"
     file = NOW / "evaluation" / "settings.json"

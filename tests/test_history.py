@@ -100,7 +100,7 @@ def test_a_finished_run_of_a_page(home: Path, page_run: Callable[..., Path]) -> 
     run = only(home)
     assert (run.name, run.folder, run.run) == ("pip", folder, folder / "run")
     assert (run.token, run.model, run.step, run.steps) == ("<pip>", "embedded tiny model", STEPS, STEPS)
-    assert (run.state, run.message, run.can_go_on) == ("finished", "", False)
+    assert (run.state, run.message, run.can_resume) == ("finished", "", False)
     assert run.embedding == folder / "run" / "pip.safetensors"
     assert run.before_after == folder / "before_after.png"
     assert run.loss_curve == folder / "run" / "loss.png"
@@ -114,7 +114,7 @@ def test_a_run_of_the_command_line(home: Path, trained: Path) -> None:
     shutil.copytree(trained / "whole", home / "pip")
     run = only(home)
     assert run.run == run.folder == home / "pip"
-    assert (run.state, run.step, run.can_go_on) == ("finished", STEPS, False)
+    assert (run.state, run.step, run.can_resume) == ("finished", STEPS, False)
     assert run.embedding == home / "pip" / "pip.safetensors"
     assert run.before_after is None
 
@@ -122,11 +122,11 @@ def test_a_run_of_the_command_line(home: Path, trained: Path) -> None:
 def test_a_stopped_run_goes_on_and_ends(home: Path, page_run: Callable[..., Path], tiny_model: QuantizedModel) -> None:
     folder = page_run("stopped", "stopped", "stopped")
     run = only(home)
-    assert (run.state, run.step, run.steps, run.can_go_on) == ("stopped", 2, STEPS, True)
+    assert (run.state, run.step, run.steps, run.can_resume) == ("stopped", 2, STEPS, True)
     assert run.embedding == folder / "run" / "snapshots" / "step-00000002.safetensors"
     resume_training(run.run, model=tiny_model)
     run = only(home)
-    assert (run.state, run.step, run.can_go_on) == ("finished", STEPS, False)
+    assert (run.state, run.step, run.can_resume) == ("finished", STEPS, False)
     assert run.embedding == folder / "run" / "stopped.safetensors"
 
 
@@ -138,13 +138,13 @@ def test_a_run_that_was_cut_off(home: Path, page_run: Callable[..., Path]) -> No
     (samples / "step-100000000.txt").write_bytes(b"no picture")
     run = only(home)
     assert run.sample == samples / "step-00000009.png"
-    assert (run.state, run.message, run.can_go_on) == ("unfinished", "", True)
+    assert (run.state, run.message, run.can_resume) == ("unfinished", "", True)
 
 
-def test_a_run_that_was_asked_to_go_on_and_cut_off_then(home: Path, page_run: Callable[..., Path]) -> None:
+def test_a_run_that_was_asked_resumable_and_cut_off_then(home: Path, page_run: Callable[..., Path]) -> None:
     folder = page_run("rex", "stopped", "failed", "no room")
     assert (only(home).state, only(home).message) == ("failed", "no room")
-    # Only drawing pictures is no going on.
+    # Only drawing pictures is not resuming.
     for kind, state in (("show", "failed"), ("resume", "unfinished"), ("show", "unfinished")):
         write_task(folder, kind, folder)
         assert only(home).state == state
@@ -165,7 +165,7 @@ def test_a_clock_that_jumps_changes_no_state(jump: int, home: Path, page_run: Ca
 def test_a_run_that_failed_before_it_began(home: Path, page_run: Callable[..., Path]) -> None:
     page_run("early", None, "failed", "model: x.ckpt is damaged")
     run = only(home)
-    assert (run.state, run.message, run.can_go_on) == ("failed", "model: x.ckpt is damaged", True)
+    assert (run.state, run.message, run.can_resume) == ("failed", "model: x.ckpt is damaged", True)
     assert (run.token, run.step, run.steps) == ("<asked>", 0, 7)
     assert (run.embedding, run.before_after, run.loss_curve, run.sample) == (None, None, None, None)
     assert run.settings["images"] == ["x"]
@@ -176,7 +176,7 @@ def test_a_run_that_only_a_worker_knows_of(home: Path) -> None:
     task = {"version": 1, "kind": "train", "folder": "x", "settings": {"token": "<rex>", "steps": 9}}
     (home / "rex" / "task.json").write_text(json.dumps(task))
     run = only(home)
-    assert (run.token, run.steps, run.state, run.can_go_on) == ("<rex>", 9, "unfinished", True)
+    assert (run.token, run.steps, run.state, run.can_resume) == ("<rex>", 9, "unfinished", True)
 
 
 @pytest.mark.parametrize(
@@ -288,10 +288,10 @@ def test_a_damaged_run_says_so_and_can_be_deleted(
     damage(run / name)
     assert sorted(names(home)) == ["bad", "good"]
     bad = find_run(home, "bad")
-    assert (bad.state, bad.can_go_on, bad.step) == ("failed", False, 0)
+    assert (bad.state, bad.can_resume, bad.step) == ("failed", False, 0)
     assert bad.message
     assert len(bad.message) <= 2000
-    assert bad.embedding is not None  # what was learned is still there to be had
+    assert bad.embedding is not None  # what was learned is still there
     assert losses_of(bad.run) == ([] if name == "config.json" else losses_of(find_run(home, "good").run))
     delete_run(home, "bad")
     assert names(home) == ["good"]
@@ -442,7 +442,7 @@ def test_a_half_deleted_run_is_not_listed_and_goes_with_the_next(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", refuse)
-        with pytest.raises(StorageError, match=r"pip is no run any more, but not all.*\.deleted-\w+ yourself"):
+        with pytest.raises(StorageError, match=r"pip is not a run any more, but not all.*\.deleted-\w+ yourself"):
             delete_run(home, "pip")
     assert names(home) == ["rex"]
     delete_run(home, "rex")

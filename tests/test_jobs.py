@@ -306,19 +306,19 @@ def test_the_programs_progress_bar_is_shown_how_far_it_is(page: Page) -> None:
 
 
 def test_a_device_that_is_not_to_be_had_fails_that_job_alone(page: Page) -> None:
-    page.host.fails["taken"] = RuntimeError("the model can not be unloaded")
+    page.host.fails["taken"] = RuntimeError("the model cannot be unloaded")
     job = page.do(ENDS)
-    assert (job.state, job.message) == (FAILED, "RuntimeError: the model can not be unloaded")
+    assert (job.state, job.message) == (FAILED, "RuntimeError: the model cannot be unloaded")
     assert page.ended == [("<job0>", FAILED)]
     page.host.fails.clear()
     page.still_works()
 
 
 def test_a_device_that_is_not_taken_back_changes_nothing_about_the_job(page: Page) -> None:
-    page.host.fails["given back"] = RuntimeError("the model can not be loaded again")
+    page.host.fails["given back"] = RuntimeError("the model cannot be loaded again")
     job = page.do(ENDS)
     assert job.state == FINISHED
-    assert "the model can not be loaded again" in job.message
+    assert "the model cannot be loaded again" in job.message
     assert page.ended == [("<job0>", FINISHED)]
     page.host.fails.clear()
     page.still_works()
@@ -414,13 +414,13 @@ def test_a_worker_that_dies_without_a_word(death: str, words: str, page: Page) -
     job = page.do(f'progress(1)\nprint("last words", file=sys.stderr, flush=True)\n{death}')
     assert job.state == FAILED
     assert words in job.message
-    assert "Continue goes on" in job.message
+    assert "Resume starts" in job.message
     assert job.log.splitlines()[-1] == "last words"
     assert page.host.calls == ["taken", "given back"]
     page.still_works()
 
 
-def test_a_worker_that_died_before_the_first_step_left_nothing_to_go_on_from(page: Page) -> None:
+def test_a_worker_that_died_before_the_first_step_left_nothing_resumable_from(page: Page) -> None:
     job = page.do('send("message", text="loading", warning=False)\nos._exit(3)')
     assert job.message == "the training process ended unexpectedly (exit code 3)"
 
@@ -650,7 +650,7 @@ def test_a_question_that_finds_no_end_is_given_up(
 
 
 def test_a_question_to_nobody(tmp_path: Path, temporary: Path) -> None:
-    with pytest.raises(ConfigError, match="can not be started: No such file"):
+    with pytest.raises(ConfigError, match="cannot be started: No such file"):
         ask(tmp_path / "missing", "check")
     assert list(temporary.iterdir()) == []
 

@@ -209,7 +209,7 @@ def test_the_previews_are_what_the_token_draws(ran: Ran, pack: Any, model: Any, 
     np.testing.assert_array_equal(np.stack([np.asarray(Image.open(file)) for file in shown]), expected)
 
 
-def test_a_runs_folder_holds_all_it_needs_to_go_on(ran: Ran, core: Any) -> None:
+def test_a_runs_folder_holds_all_it_needs_resumable(ran: Ran, core: Any) -> None:
     assert re.fullmatch(r"pip-[0-9a-f]{10}", ran.folder.name)
     assert sorted(path.name for path in ran.folder.iterdir()) == ["captions.json", "images", "run"]
     names = [f"{i:04}.png" for i in range(1, 7)]
@@ -387,7 +387,7 @@ def test_without_resume_a_run_starts_anew_beside_the_other(pack: Any, model: Any
 def test_of_several_runs_the_furthest_goes_on(pack: Any, model: Any, host: FakeHost) -> None:
     stopped(pack, model, host, at=2)
     stopped(pack, model, host, at=4, resume=False)
-    assert told(host, "text")[-1] == "stopped at step 4; turn resume on and queue again to go on"
+    assert told(host, "text")[-1] == "stopped at step 4; turn resume on and queue again to resume"
     host.sent.clear()
     train(pack, model)
     assert told(host, "step")[0] == 4

@@ -92,7 +92,7 @@ def run(**more: Any) -> Run:
         "loss_curve": None,
         "sample": None,
         "settings": {},
-        "can_go_on": True,
+        "can_resume": True,
         **more,
     }
     return Run(**given)

@@ -158,8 +158,8 @@ def test_a_state_continues_bit_for_bit(averaging: float) -> None:
     def steps(search: ZerothOrderSearch, first: int, last: int) -> None:
         for step in range(first, last):
             losses = [bowl(step)(c.double().numpy().ravel()) for c in search.ask(0.5)]
-            held = held_at(search.theta.double().numpy().ravel()) if step % 3 == 0 else None
-            search.tell(torch.tensor(losses), held=held, mu_scale=0.5)
+            check_loss = held_at(search.theta.double().numpy().ravel()) if step % 3 == 0 else None
+            search.tell(torch.tensor(losses), check_loss=check_loss, mu_scale=0.5)
 
     def new() -> ZerothOrderSearch:
         spread = spread_of([torch.from_numpy(words())])
@@ -276,30 +276,30 @@ def test_a_little_worse_is_no_divergence_while_little_was_gained() -> None:
 def test_a_guard_settles_after_checks_without_progress() -> None:
     guard = Guard(patience=3)
     told(guard, 1.0, 0.8, 0.6, 0.6, 0.5999)
-    assert not guard.settled
+    assert not guard.converged
     told(guard, 0.601)
-    assert guard.settled
+    assert guard.converged
     patient = Guard()
     told(patient, 1.0, 0.5, *[0.5] * 100)
-    assert not patient.settled
+    assert not patient.converged
 
 
 def test_a_search_that_has_gained_nothing_does_not_settle() -> None:
     guard = Guard(patience=2)
     told(guard, 1.0, 0.995, *[0.995] * 20)
-    assert not guard.settled
+    assert not guard.converged
 
 
 @pytest.mark.parametrize("averaging", [0.0, 0.2])
 def test_a_search_goes_back_to_its_best_and_steps_half_as_far(averaging: float) -> None:
     optimizer = NormalizedSGD(1.0)
     search = ZerothOrderSearch(torch.zeros(1, 3), RGE(1, 0.1), optimizer=optimizer, guard=Guard(), averaging=averaging)
-    search.tell(torch.tensor([1.0, 2.0]), held=1.0)
+    search.tell(torch.tensor([1.0, 2.0]), check_loss=1.0)
     best = search.theta
-    search.tell(torch.tensor([1.0, 2.0]), held=0.5)
+    search.tell(torch.tensor([1.0, 2.0]), check_loss=0.5)
     moved = search.theta
     assert not torch.equal(moved, best)
-    search.tell(torch.tensor([1.0, 2.0]), held=5.0)
+    search.tell(torch.tensor([1.0, 2.0]), check_loss=5.0)
     torch.testing.assert_close(search.theta, best)
     before = search.state_dict()["theta"]
     torch.testing.assert_close(before.float(), best)  # it is searched from there, too
@@ -422,11 +422,11 @@ def test_lost_directions_are_made_anew(
     assert done.path.read_bytes() == whole.path.read_bytes()  # worked out by the same machine
 
 
-def test_a_settled_run_ends_early_with_its_best_token(
+def test_a_converged_run_ends_early_with_its_best_token(
     tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = iter([1.0, 0.9, 0.6, 0.61, 0.61])
-    monkeypatch.setattr(Training, "_held", lambda self: next(held))
+    monkeypatch.setattr(Training, "_check_loss", lambda self: next(held))
     messages: list[str] = []
     config = config_of(patience=2, checks=12, steps=12)
     done = train_token(
@@ -449,7 +449,7 @@ def test_a_settled_run_ends_early_with_its_best_token(
 def test_divergence_is_undone(tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The losses on fixed draws are given: a token that knows nothing is hardly worse than the word it starts from."""
     held = iter([1.0, 0.7, 0.9, 0.7, 0.6])
-    monkeypatch.setattr(Training, "_held", lambda self: next(held))
+    monkeypatch.setattr(Training, "_check_loss", lambda self: next(held))
     warnings: list[str] = []
     done = train_token(
         config_of(steps=10, checks=5),
@@ -578,11 +578,11 @@ def test_what_fits_is_taken() -> None:
 
 def test_a_loss_that_is_not_finite_moves_nothing() -> None:
     search = ZerothOrderSearch(torch.zeros(1, 3), RGE(1, 0.1), guard=Guard(3))
-    search.tell(torch.tensor([1.0, 2.0]), held=1.0)
+    search.tell(torch.tensor([1.0, 2.0]), check_loss=1.0)
     before = search.state_dict()
-    for held, losses in ((math.nan, [1.0, 2.0]), (math.inf, [1.0, 2.0]), (0.5, [1.0, 1e308])):
+    for check_loss, losses in ((math.nan, [1.0, 2.0]), (math.inf, [1.0, 2.0]), (0.5, [1.0, 1e308])):
         with pytest.raises(NonFiniteLossError):
-            search.tell(torch.tensor(losses, dtype=torch.float64), held=held)
+            search.tell(torch.tensor(losses, dtype=torch.float64), check_loss=check_loss)
         after = search.state_dict()
         assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -595,7 +595,7 @@ def test_a_run_whose_loss_is_lost_goes_back(tiny_model: QuantizedModel, monkeypa
     best = training.search.guard.point.clone()
     monkeypatch.setattr("zoodip_core.train.prepared.mean_losses", lambda *_given: torch.tensor(math.nan))
     record = training.step()
-    assert record.held == sys.float_info.max
+    assert record.check_loss == sys.float_info.max
     assert training.search.guard.scale == 0.5
     assert torch.equal(training.search.state_dict()["point"], best)
     with pytest.raises(NonFiniteLossError, match="starting token"):

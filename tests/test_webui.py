@@ -568,10 +568,10 @@ def test_a_body_that_is_no_object(site: Site, body: bytes) -> None:
 def test_jobs_and_runs_that_are_not_there(site: Site) -> None:
     for path in ("jobs/7", "jobs/x"):
         assert site.client.get(f"/zoodip/v1/{path}").status_code == 422
-    for path in ("jobs/7/stop", "runs/rex/continue", "runs/..%2F..%2Fetc/continue"):
+    for path in ("jobs/7/stop", "runs/rex/resume", "runs/..%2F..%2Fetc/resume"):
         answer = site.client.post(f"/zoodip/v1/{path}", json={})
         assert answer.status_code in (404, 422), answer.text
-    told = site.client.post("/zoodip/v1/runs/rex/continue", json={"steps": True}).json()["detail"]
+    told = site.client.post("/zoodip/v1/runs/rex/resume", json={"steps": True}).json()["detail"]
     assert told == "give steps, a whole number of them in all, or nothing"
 
 
@@ -596,7 +596,7 @@ def test_a_fault_of_the_program_is_no_fault_of_the_request(site: Site, monkeypat
 # ---------------------------------------------------------------- who may ask
 
 PATHS = [("GET", "jobs"), ("POST", "jobs"), ("GET", "jobs/1"), ("POST", "jobs/1/stop")]
-PATHS += [("GET", "runs"), ("POST", "runs/rex/continue")]
+PATHS += [("GET", "runs"), ("POST", "runs/rex/resume")]
 
 
 def answers(site: Site, **how: Any) -> set[int]:

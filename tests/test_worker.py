@@ -643,13 +643,13 @@ def test_a_run_goes_on_in_its_folder_or_is_it(
     assert (tmp_path / "run").exists() == (place == "run")
 
 
-def test_there_is_nothing_to_go_on_with(
+def test_there_is_nothing_resumable_with(
     tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("resume", "show"):
         code, (event,) = done(job_in(tmp_path, kind), monkeypatch, tiny_model)
         assert (code, event["fault"]) == (2, False)
-        assert "is no run folder" in event["error"]
+        assert "is not a run folder" in event["error"]
 
 
 # ---------------------------------------------------------------- the pictures before and after

@@ -264,7 +264,7 @@ def full_size(title: str, checkpoint: str, side: int, t_lower: int, memory: str,
         f"1. Choose your checkpoint in **both** loaders ({checkpoint}).\n"
         "2. **Load Reference Images**: upload three to ten pictures of your subject.\n"
         "3. **ZO Train Token**: name the token, and the plain word for what it is (*dog*, *toy*, *backpack*).\n"
-        "4. Run. Cancel whenever you like: queue again to go on.\n\n"
+        "4. Run. Cancel whenever you like: queue again to resume.\n\n"
         f"Training takes about {memory} of GPU memory, by count. Write the token's name in any prompt behind "
         "**Apply Embedding**, or `embedding:my-subject` elsewhere once it is saved."
     )

@@ -4,7 +4,7 @@
 - ``GET /jobs``, ``GET /jobs/{number}``, ``POST /jobs/{number}/stop``
 - ``GET /runs``, ``POST /runs/{name}/continue`` with ``steps`` for more of them
 
-What can not be done is answered with 422 and a sentence that says why.
+What cannot be done is answered with 422 and a sentence that says why.
 """
 
 import base64
@@ -33,7 +33,7 @@ MAX_REQUEST = 200_000_000
 """Bytes of a request with all its pictures; base64 has four for each three of theirs."""
 _MAX_SMALL = 10_000
 """Bytes of a request without pictures."""
-_OF_RUN = ("name", "token", "model", "state", "message", "step", "steps", "can_go_on", "folder", "embedding")
+_OF_RUN = ("name", "token", "model", "state", "message", "step", "steps", "can_resume", "folder", "embedding")
 
 
 def add(app: Any, studio: Studio) -> None:
@@ -62,8 +62,8 @@ def add(app: Any, studio: Studio) -> None:
     def runs() -> Any:
         return [_told(run) for run in studio.runs()]
 
-    def go_on(name: str, request: dict[str, Any] = _object(_MAX_SMALL)) -> Any:  # noqa: B008 - as fastapi wants it
-        return _answered(lambda: _told(_go_on(studio, name, request)))
+    def resume(name: str, request: dict[str, Any] = _object(_MAX_SMALL)) -> Any:  # noqa: B008 - as fastapi wants it
+        return _answered(lambda: _told(_resume(studio, name, request)))
 
     guards = _guards(app, shared.cmd_opts, studio.host.for_its_user())
     for path, method, route in (
@@ -72,7 +72,7 @@ def add(app: Any, studio: Studio) -> None:
         ("/jobs/{number}", "GET", job),
         ("/jobs/{number}/stop", "POST", stop),
         ("/runs", "GET", runs),
-        ("/runs/{name}/continue", "POST", go_on),
+        ("/runs/{name}/resume", "POST", resume),
     ):
         app.add_api_route(ROOT + path, route, methods=[method], dependencies=guards)
 
@@ -107,7 +107,7 @@ def _object(most: int) -> Any:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise HTTPException(status_code=422, detail="the request is no JSON object")
+            raise HTTPException(status_code=422, detail="the request is not a JSON object")
         return found
 
     return Depends(read)
@@ -148,7 +148,7 @@ def _from_here(options: Any, by_any_name: bool) -> Callable[..., None]:
             raise HTTPException(status_code=403, detail=f"{origin} may not use this; see --cors-allow-origins")
         if not by_any_name and is_foreign_name(request.headers):
             name = request.headers.get("host")
-            raise HTTPException(status_code=403, detail=f"{name} is no name of this computer; see --api-auth")
+            raise HTTPException(status_code=403, detail=f"{name} is not a name of this computer; see --api-auth")
 
     return check
 
@@ -216,11 +216,11 @@ def _add(draft: Draft, file: Path, picture: Any, where: str) -> None:
             draft.caption(each.name, caption)
 
 
-def _go_on(studio: Studio, name: str, request: Mapping[str, Any]) -> Job:
+def _resume(studio: Studio, name: str, request: Mapping[str, Any]) -> Job:
     steps = request.get("steps", 0)
     if set(request) - {"steps"} or not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise ConfigError("give steps, a whole number of them in all, or nothing")
-    return studio.go_on(name, steps)
+    return studio.resume(name, steps)
 
 
 # ---------------------------------------------------------------- what is told

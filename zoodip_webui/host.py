@@ -152,7 +152,7 @@ def _state() -> Iterator[None]:
 def _room(waiting: Callable[[str], None]) -> Iterator[None]:
     """The webui's models leave the graphics card, and the one in use comes back.
 
-    A model that can not be moved does not end the job: that sees for itself whether there is room.
+    A model that cannot be moved does not end the job: that sees for itself whether there is room.
     """
     from modules import devices, sd_models
 

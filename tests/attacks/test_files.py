@@ -235,7 +235,7 @@ def test_a_run_of_which_a_part_lies_elsewhere_is_neither_read_nor_written(canary
             (run,) = list_runs(home)
             assert run.state == FAILED
             assert "leads out of the run's folder" in run.message
-            assert (run.embedding, run.before_after, run.sample, run.can_go_on) == (None, None, None, False)
+            assert (run.embedding, run.before_after, run.sample, run.can_resume) == (None, None, None, False)
             if name.startswith("run/"):
                 with pytest.raises(RunFolderError, match="is a link that leads out of the run's folder"):
                     RunFolder.open(folder if (folder / "config.json").is_file() else folder / "run")

@@ -190,7 +190,7 @@ def test_a_trainer_in_a_subgraph_has_its_chart(server: ComfyUI, page: Page) -> N
 def test_cancel_stops_and_the_next_run_goes_on(server: ComfyUI, page: Page) -> None:
     learn(page, workflow(server, "<stopped>"))
     page.get_by_role("button", name="Cancel current run").click()
-    page.wait_for_function(f"/^stopped at step \\d+; queue again to go on$/.test({STATE})")
+    page.wait_for_function(f"/^stopped at step \\d+; queue again to resume$/.test({STATE})")
     stopped = page.evaluate(STEP)
     run(page)
     page.wait_for_function(f"{STEP} > {stopped} && ({STATE}).startsWith('learning')")

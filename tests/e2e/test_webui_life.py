@@ -63,7 +63,7 @@ def test_a_killed_webui_and_its_next_start(kind: Kind) -> None:
             for path in ROUTES:
                 assert second.status(path) == 404, "the webui's API is off"
             open_tab(second, page)
-            button = page.locator("#zoodip_continue")
+            button = page.locator("#zoodip_resume")
             button.wait_for()
             assert "boo-2" in button.inner_text()
             button.click()

@@ -20,7 +20,7 @@ from tests.e2e.webui_page import choose_subject, open_page, open_tab, wait_for_s
 MOST = 300_000
 """Bytes of a picture."""
 STEP = 400
-"""There is a chart and a sample by then, and the run has not settled yet."""
+"""There is a chart and a sample by then, and the run has not converged yet."""
 
 
 def save(shot: bytes, path: Path) -> None:

@@ -90,7 +90,7 @@ def forked(work: Callable[[], None]) -> int:
 
 def watched(board: Board, run: Path, model: QuantizedModel, steps: int) -> None:
     board.watch()
-    go_on(run, model, steps)
+    resume(run, model, steps)
 
 
 def wait(number: int) -> None:
@@ -99,8 +99,8 @@ def wait(number: int) -> None:
         raise DisturbedError(f"a process ended with {os.waitstatus_to_exitcode(status)}")
 
 
-def go_on(run: Path, model: QuantizedModel, steps: int, stop_after: int | None = None) -> None:
-    """Start a run, or go on with it, to the end or to a stop."""
+def resume(run: Path, model: QuantizedModel, steps: int, stop_after: int | None = None) -> None:
+    """Start a run, or resume with it, to the end or to a stop."""
     commands = Commands()
     on_event = stopping(commands, stop_after)
     if (run / "config.json").exists():
@@ -171,15 +171,15 @@ def kills(place: Path, model: QuantizedModel, count: int, steps: int, seed: int)
 def resumes(place: Path, model: QuantizedModel, steps: int, interpreters: bool) -> None:
     """Stop after every step, go on in another process."""
     whole = place / "whole"
-    wait(forked(lambda: go_on(whole, model, steps)))
+    wait(forked(lambda: resume(whole, model, steps)))
     for step in range(1, steps):
         run = place / f"stop-{step}"
-        wait(forked(partial(go_on, run, model, steps, step)))
+        wait(forked(partial(resume, run, model, steps, step)))
         if interpreters:
             command = [sys.executable, "-m", "zoodip_core", "train", "--resume", str(run)]
             subprocess.run(command, check=True, capture_output=True)
         else:
-            wait(forked(partial(go_on, run, model, steps)))
+            wait(forked(partial(resume, run, model, steps)))
         check(run, whole)
     how = "an interpreter started anew" if interpreters else "another process"
     print(f"a run of {steps} steps, stopped after each of {steps - 1} and gone on with in {how}: all the same bytes")
@@ -197,7 +197,7 @@ def main() -> int:
     model = load_quantized("tiny")
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
-        go_on(Path(place) / "warm", model, 2)  # what takes seconds the first time, each process inherits
+        resume(Path(place) / "warm", model, 2)  # what takes seconds the first time, each process inherits
         try:
             if args.what == "kills":
                 kills(Path(place), model, args.count, args.steps, args.seed)

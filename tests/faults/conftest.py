@@ -28,10 +28,10 @@ def whole(model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def quick(model: QuantizedModel, tmp_path: Path) -> Iterator[None]:
     """Predicts the memory of these runs once only: it takes longer than their steps."""
-    known: dict[str, memory.Plan] = {}
+    known: dict[str, memory.MemoryPlan] = {}
     with pytest.MonkeyPatch.context() as patch:
 
-        def plan(*arguments: Any, **more: Any) -> memory.Plan:
+        def plan(*arguments: Any, **more: Any) -> memory.MemoryPlan:
             key = repr(arguments[5:])
             if key not in known:
                 known[key] = memory.plan(*arguments, **more)

@@ -100,7 +100,7 @@ def test_a_changed_byte_in_a_journal_is_found(run: Path, thetas: list[torch.Tens
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("line", [2, 8])
-def test_a_damaged_journal_is_said_and_gone_on_from(line: int, run: Path, whole: Path, model: QuantizedModel) -> None:
+def test_a_damaged_journal_is_said_and_resumed_from(line: int, run: Path, whole: Path, model: QuantizedModel) -> None:
     state_at(run, 5)
     (run / "pip.safetensors").unlink()
     lines = (run / "steps.jsonl").read_bytes().splitlines(keepends=True)

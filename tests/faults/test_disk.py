@@ -27,7 +27,7 @@ def short(model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def finish(run: Path, model: QuantizedModel) -> None:
-    """Go on with a run, or start it if it never began."""
+    """Resume a run, or start it if it never began."""
     if (run / "config.json").exists():
         resume_training(run, model=model)
     else:

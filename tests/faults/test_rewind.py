@@ -99,14 +99,14 @@ def train_wide(path: Path) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- what can not be
+# ---------------------------------------------------------------- what cannot be
 
 
 def test_steps_that_the_run_has_not_come_to_are_refused(run: Path) -> None:
     for step in (-1, 13):
         with pytest.raises(RunFolderError, match=f"has no step {step}; choose one from 0 to 12"):
             rewind(run, step)
-    with pytest.raises(RunFolderError, match="is no run folder"):
+    with pytest.raises(RunFolderError, match="is not a run folder"):
         rewind(run.parent, 1)
 
 
@@ -116,7 +116,7 @@ def test_a_gap_in_the_journal_is_said_with_the_way_round(run: Path) -> None:
     assert rewind(run, 3).differs is None
     assert rewind(run, 12).differs is None  # the saved state's
     with pytest.raises(
-        RunFolderError, match=r"step 9 can not be rebuilt.* nothing of step 4; take the nearest token in"
+        RunFolderError, match=r"step 9 cannot be rebuilt.* nothing of step 4; take the nearest token in"
     ):
         rewind(run, 9)
 

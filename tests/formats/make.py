@@ -92,7 +92,9 @@ def copy(file: Path) -> None:
 def evaluated(folder: Path) -> None:
     """The settings of an evaluation, without its images."""
     folder.mkdir()
-    plan = evaluation.Plan(("a {} in the snow", "a {}"), "monster", seeds=2, num_inference_steps=7, guidance_scale=2.5)
+    plan = evaluation.EvaluationPlan(
+        ("a {} in the snow", "a {}"), "monster", seeds=2, num_inference_steps=7, guidance_scale=2.5
+    )
     settings = evaluation._settings(load_quantized(device="cpu"), Embedding("<rex>", (rows(1, 128),)), plan)
     (folder / evaluation.SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
 

@@ -252,7 +252,7 @@ def _runs(folder: Path) -> None:
 
 
 def _run_folder(folder: Path) -> None:
-    """All that is read when a run goes on, and when it is rewound."""
+    """All that is read when a run is resumed, and when it is rewound."""
     run = RunFolder.open(folder / "pip")
     _tellable(list_runs(folder)[0].step, run.step(), run.losses())
     state, past = run.saved_state(), run.past()

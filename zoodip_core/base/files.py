@@ -58,7 +58,7 @@ def _make_folder(path: Path) -> None:
 
 def sync_folder(path: Path) -> None:
     """Have a folder's list of names on the disk, as the content of its files is by their own sync."""
-    if os.name == "nt":  # where it can not be asked for
+    if os.name == "nt":  # where it cannot be asked for
         return
     folder = os.open(path, os.O_RDONLY)
     try:

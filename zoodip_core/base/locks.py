@@ -20,7 +20,7 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises:
         RunFolderError: another process is at work on it.
-        StorageError: it can not be written.
+        StorageError: it cannot be written.
     """
     make_folder(path)
     lock = filelock.FileLock(path / LOCK)

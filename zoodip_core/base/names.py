@@ -22,7 +22,7 @@ def fault(name: str) -> str | None:
     """What is wrong with the name of a file or folder, on any system; None if nothing is. It has no folders."""
     if not name.strip():
         return "is empty"
-    if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):  # a NUL ends a path, half a pair is no text
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):  # a NUL ends a path, half a pair is not text
         return "holds control characters"
     if re.search(r"[/\\:]", name) or name in (".", ".."):  # a colon is a drive, or another stream of a file
         return "holds parts of a path"

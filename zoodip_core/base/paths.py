@@ -71,7 +71,7 @@ def typed(text: str) -> Path:
     """A whole path as this computer's user typed it into a form: it may lead anywhere, and ~ is their home.
 
     Raises:
-        PathError: it can not be a path.
+        PathError: it cannot be a path.
     """
     given = text.strip()
     if not given or any(unicodedata.category(char) in ("Cc", "Cs") for char in given):

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def whole_text(text: str) -> str:
-    """A text without what UTF-8 can not hold, halves of characters, which JSON and pickles may have: ? instead."""
+    """A text without what UTF-8 cannot hold, halves of characters, which JSON and pickles may have: ? instead."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -15,7 +15,7 @@ def parse_json(text: str | bytes) -> Any:
     """What a JSON text holds.
 
     Raises:
-        ValueError: it is no JSON, nested too deep, or holds halves of characters, which nothing can show or write.
+        ValueError: it is not JSON, nested too deep, or holds halves of characters, which nothing can show or write.
     """
     try:
         found = json.loads(text)
@@ -26,5 +26,5 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def printable(text: str) -> str:
-    """A text that may be a stranger's, for a screen: without what would command a terminal, or is no text."""
+    """A text that may be a stranger's, for a screen: without what would command a terminal, or is not text."""
     return "".join(char if char.isprintable() else "?" for char in text)

@@ -64,13 +64,13 @@ def add(commands: Any) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder for images and scores; the same command goes on in it (default: evaluations/NAME)",
+        help="folder for images and scores; the same command resumes in it (default: evaluations/NAME)",
     )
     parser.add_argument("--json", action="store_true", help="print the scores as JSON, as in evaluation.json")
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from ..evaluate.evaluation import Plan, as_json, class_word_of, evaluate, find_judges, folder_for
+    from ..evaluate.evaluation import EvaluationPlan, as_json, class_word_of, evaluate, find_judges, folder_for
     from ..evaluate.report import as_text, write_report
 
     embedding = load_embedding(args.embedding)
@@ -82,13 +82,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     folder = args.output or folder_for(Path("evaluations"), embedding)
     model = load(args)
     prompts = prompts_of(args.prompts or default_set(model.info.family))
-    plan = Plan(prompts, word, args.seeds, args.seed, args.steps, args.guidance)
+    plan = EvaluationPlan(prompts, word, args.seeds, args.seed, args.steps, args.guidance)
     with session() as (_, commands), stopped_by(lambda: commands.stopping), Stages() as bar:
         try:
             evaluation = evaluate(model, embedding, references, plan, judges, folder, bar)
         except Stopped:
             bar.close()
-            print(f"stopped; what is drawn is kept in {folder}, and the same command goes on", file=sys.stderr)
+            print(f"stopped; what is drawn is kept in {folder}, and the same command resumes it", file=sys.stderr)
             return 1
         sheet = write_report(evaluation, references, folder)
     print(as_json(evaluation) if args.json else f"{as_text(evaluation)}\n{sheet}")

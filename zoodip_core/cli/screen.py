@@ -88,7 +88,7 @@ class Stages:
         if stage != self._stage:
             self.close()
             layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, ETA {remaining}"
-            # What an earlier call has drawn is no measure of how long the rest takes.
+            # What an earlier call has drawn is not a measure of how long the rest takes.
             self._bar = tqdm(
                 total=total, initial=done, desc=stage, dynamic_ncols=True, mininterval=0.25, bar_format=layout
             )
@@ -111,5 +111,5 @@ def closing(finished: bool, step: int, token: str, path: Path, run: Path) -> int
     if finished:
         print(f"done: {step} steps, token {token} in {path}")
         return 0
-    print(f'stopped at step {step}; the token so far is {path}\ngo on with:\n  {PROGRAM} train --resume "{run}"')
+    print(f'stopped at step {step}; the token so far is {path}\nresume with:\n  {PROGRAM} train --resume "{run}"')
     return 1

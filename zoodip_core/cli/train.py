@@ -38,7 +38,7 @@ def _output_options(parser: argparse.ArgumentParser) -> None:
         "--resume",
         type=Path,
         metavar="RUN",
-        help="go on with a run, with its settings; --steps may be more where learning rate and mu "
+        help="resume a run, with its settings; --steps may be more where learning rate and mu "
         "stay and there are no checks, as with the preset paper",
     )
     group.add_argument(
@@ -55,7 +55,7 @@ def _train(args: argparse.Namespace) -> int:
         fixed = sorted(set(changes) - set(CHANGEABLE))
         if fixed or args.config or args.preset or args.output:
             raise ConfigError(
-                f"--resume goes on with the run's own settings, of which {', '.join(CHANGEABLE)} may change; leave out "
+                f"--resume keeps the run's own settings, of which {', '.join(CHANGEABLE)} may change; leave out "
                 f"{', '.join(fixed) or 'the rest'}"
             )
         path = args.resume
@@ -86,7 +86,7 @@ def _config(args: argparse.Namespace) -> TrainConfig:
             base = TrainConfig.settings_from_json(args.config.read_text(encoding="utf-8-sig"), str(args.config))
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise ConfigError(f"config file {args.config} can not be read: {why}") from error
+            raise ConfigError(f"config file {args.config} cannot be read: {why}") from error
         cache = {} if "cache" in settings else {"cache": _known_cache(base.get("cache"))}
         preset = preset_of({**base, **settings}, args.preset) if args.preset else _measured_anew(base, settings)
         config = TrainConfig.from_dict({**base, **preset, **cache, **settings})

@@ -41,7 +41,7 @@ _MOST_MESSAGE = 2000
 
 
 def list_runs(home: Path) -> list[Run]:
-    """All runs, newest first. What is no run is left out; of one that is damaged, ``message`` says how."""
+    """All runs, newest first. What is not a run is left out; of one that is damaged, ``message`` says how."""
     runs = []
     for folder in _folders(home):
         with contextlib.suppress(OSError):  # it vanished meanwhile, or nobody may look into it
@@ -68,7 +68,7 @@ def delete_run(home: Path, name: str) -> None:
 
     Raises:
         RunFolderError: there is no such run, or a process is at work on it.
-        StorageError: it can not be deleted; what is left of it is not listed any more.
+        StorageError: it cannot be deleted; what is left of it is not listed any more.
     """
     run = find_run(home, name)
     folder = run.folder
@@ -91,7 +91,7 @@ def delete_run(home: Path, name: str) -> None:
     except OSError as error:
         raise StorageError(
             error.errno or 0,
-            f"{name} is no run any more, but not all of its files could be deleted ({error.strerror}); delete the "
+            f"{name} is not a run any more, but not all of its files could be deleted ({error.strerror}); delete the "
             f"folder {hidden} yourself",
         ) from error
 
@@ -100,8 +100,8 @@ def new_folder(home: Path, token: str) -> Path:
     """Make an empty folder for a new run, named after the token.
 
     Raises:
-        TokenError: the token can not name a folder.
-        StorageError: it can not be made.
+        TokenError: the token cannot name a folder.
+        StorageError: it cannot be made.
     """
     check_name(token)
     make_folder(home)
@@ -168,7 +168,7 @@ def _run_of(folder: Path) -> Run | None:
         loss_curve=_existing(run / "loss.png"),
         sample=newest(run / "samples", ".png"),
         settings=settings,
-        can_go_on=not damage and state != FINISHED and (config is not None or asked.get("kind") == "train"),
+        can_resume=not damage and state != FINISHED and (config is not None or asked.get("kind") == "train"),
     )
 
 
@@ -204,7 +204,7 @@ def _progress(run: Path) -> tuple[TrainConfig | None, int, bool, str]:
 
 
 def _outcome(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """How a run ended; empty if that is not known, or it was asked to go on since and then was cut off."""
+    """How a run ended; empty if that is not known, or it was asked to resume since and then was cut off."""
     outcome = read_object(folder / OUTCOME)
     if outcome.get("version") != VERSION:
         return {}

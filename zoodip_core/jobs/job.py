@@ -123,7 +123,7 @@ def _count(value: Any) -> int:
     """
     number = int(value)
     if abs(number) > _MOST:
-        raise ValueError(f"{value} is no count")
+        raise ValueError(f"{value} is not a count")
     return number
 
 
@@ -147,7 +147,7 @@ class Run:
         loss_curve: the picture of its losses.
         sample: its newest sample sheet.
         settings: by the names of :class:`TrainConfig`.
-        can_go_on: whether something is left to do for ``resume_training`` without more steps.
+        can_resume: whether something is left to do for ``resume_training`` without more steps.
     """
 
     name: str
@@ -165,4 +165,4 @@ class Run:
     loss_curve: Path | None
     sample: Path | None
     settings: Mapping[str, Any]
-    can_go_on: bool
+    can_resume: bool

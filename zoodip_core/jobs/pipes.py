@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Outbox:
-    """Events as JSON lines, on what was the standard output; prints of libraries can not come between them."""
+    """Events as JSON lines, on what was the standard output; prints of libraries cannot come between them."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe

@@ -35,8 +35,8 @@ class Worker:
         log: what it prints, its errors too, is added here.
 
     Raises:
-        ConfigError: it can not be started.
-        StorageError: its log can not be written.
+        ConfigError: it cannot be started.
+        StorageError: its log cannot be written.
     """
 
     def __init__(self, python: Path, file: Path, log: Path) -> None:
@@ -52,12 +52,12 @@ class Worker:
                     creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
                 )
             except OSError as error:
-                raise ConfigError(f"the trainer's Python, {python}, can not be started: {error.strerror}") from error
+                raise ConfigError(f"the trainer's Python, {python}, cannot be started: {error.strerror}") from error
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, args=(self._process.stdout, log), daemon=True).start()
 
     def _read(self, pipe: IO[bytes], log: Path) -> None:
-        """Queue events until the pipe ends; what is no event goes to the log."""
+        """Queue events until the pipe ends; what is not an event goes to the log."""
         with pipe:
             while line := pipe.readline(_LONGEST_LINE):
                 event = event_of(line)

@@ -33,7 +33,7 @@ class JobHost(Protocol):
         """The graphics card to ourselves: waits for the host's own work, frees its memory, gives it back.
 
         Args:
-            waiting: called with what is waited for, where it is not to be had at once; and called again when the wait
+            waiting: called with what is waited for, where it is not free at once; and called again when the wait
                 is over, before anything is taken. It raises ``Stopped`` where nobody wants the card any more.
         """
         ...
@@ -83,7 +83,7 @@ class Jobs:
 
         Raises:
             RunFolderError: the folder is in another job's hands.
-            StorageError: the job file can not be written.
+            StorageError: the job file cannot be written.
             ConfigError: nothing here can run it.
         """
         python_of(self._trainer())  # refuse now, not when its turn comes
@@ -249,7 +249,7 @@ class Jobs:
         if last:
             return FAILED, str(last.get("error"))
         begun = job.steps and job.kind != "show"
-        return FAILED, _death(code) + (". Continue goes on from the state saved last" if begun else "")
+        return FAILED, _death(code) + (". Resume starts from the state saved last" if begun else "")
 
 
 def _told(error: BaseException) -> str:

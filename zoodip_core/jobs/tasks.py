@@ -1,4 +1,4 @@
-"""What a worker does: checks, trains, goes on, draws, as a job file says.
+"""What a worker does: checks, trains, resumes, draws, as a job file says.
 
 See :mod:`worker` for the process that does it. This module loads torch and the model libraries.
 """
@@ -161,7 +161,7 @@ def _show(job: Task, out: Outbox, commands: Commands) -> int:
     finished = folder.embedding_path
     token = finished if finished.is_file() else newest(job.run / "snapshots", ".safetensors")
     if token is None:
-        raise ConfigError(f"{job.run} has no token to draw yet; go on with the run first")
+        raise ConfigError(f"{job.run} has no token to draw yet; resume the run first")
     with stopped_by(lambda: commands.stopping):
         model = load_model(folder.config)
     _draw(job, folder.config, model, token, out, commands)

@@ -35,7 +35,7 @@ def main() -> int:
     commands = Commands()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None if commands.stopping else commands.stop())
-    # Unbuffered: at the end Python can not close a buffer that a thread still waits on.
+    # Unbuffered: at the end Python cannot close a buffer that a thread still waits on.
     commanded = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - open for as long as the process lives
     threading.Thread(target=obey, args=(commanded, commands), daemon=True).start()
     quiet_libraries()

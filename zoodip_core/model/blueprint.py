@@ -79,6 +79,6 @@ def stored_name(name: str) -> str:
 def _config_useless(model: Path, part: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()
     return (
-        f"model: {model}: the config of its {part} can not be used: "
+        f"model: {model}: the config of its {part} cannot be used: "
         f"{reason[0] if reason else type(error).__name__}; copy the model again"
     )

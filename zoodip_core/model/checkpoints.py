@@ -108,7 +108,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model's folder.
 
     Raises:
-        ModelError: it can not be read, or is none.
+        ModelError: it cannot be read, or is none.
     """
     try:
         with path.open("rb") as file:
@@ -117,7 +117,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {_LONGEST_JSON // 10**6} MB")
         data = parse_json(text)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model: {path} can not be read: {error}") from error
+        raise ModelError(f"model: {path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise ModelError(f"model: {path} is not a JSON object; the folder is damaged, copy it again")
     return data
@@ -149,7 +149,7 @@ class _Reader(ABC):
             tensor = self._get(name)
         except Exception as error:  # of a type, or with more dimensions than PyTorch has
             raise ModelError(
-                f"model: {self.path}: {name} can not be read ({str(error)[:200]}); copy or download the model again"
+                f"model: {self.path}: {name} cannot be read ({str(error)[:200]}); copy or download the model again"
             ) from error
         self._left -= tensor.numel() * tensor.element_size()
         return tensor
@@ -193,7 +193,7 @@ class _PickleReader(_Reader):
             tensors = tensors_in(data, self.path)
         except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it
             raise ModelError(
-                f"model: {self.path} can not be read as plain tensors: it is damaged, or holds code, which is never "
+                f"model: {self.path} cannot be read as plain tensors: it is damaged, or holds code, which is never "
                 "run; get its .safetensors version"
             ) from error
         if not isinstance(data, dict) or len(tensors) > MOST_TENSORS:

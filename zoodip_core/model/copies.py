@@ -44,8 +44,8 @@ def cached_model(model: Path, weights: str, folder: Path, prediction_type: str =
         prediction_type: as for :func:`models.open_model`.
 
     Raises:
-        ModelError: the model can not be read.
-        StorageError: the copy can not be written; nothing is left of it.
+        ModelError: the model cannot be read.
+        StorageError: the copy cannot be written; nothing is left of it.
     """
     index = read_object(folder / INDEX)  # it only saves hashing
     key, stamp = str(model.resolve()), file_stamps(model)

@@ -37,7 +37,7 @@ def load_quantized(
 
     Raises:
         ModelError: the model is missing, damaged or unsupported.
-        StorageError: the copy can not be written.
+        StorageError: the copy cannot be written.
         ConfigError: an unknown ``weights``, ``dtype``, ``device`` or ``prediction_type``.
     """
     check_weights(weights)
@@ -59,7 +59,7 @@ def _device(device: str) -> torch.device:
         torch.empty(0, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError):
-        raise ConfigError(f"device = {device!r} is not to be had here; use cpu or auto") from None
+        raise ConfigError(f"device = {device!r} is not available here; use cpu or auto") from None
 
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:

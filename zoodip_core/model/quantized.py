@@ -196,8 +196,8 @@ def _load_tokenizer(folder: Path, pad: str | None, vocabulary: int, length: int)
 
     if any(file.stat().st_size > _LARGEST_WORDS for file in folder.glob("*.*") if file.is_file()):
         raise ModelError(
-            f"model: {folder} has files of more than {_LARGEST_WORDS // 10**6} MB, which are no tokenizer's; copy the "
-            "right one"
+            f"model: {folder} has files of more than {_LARGEST_WORDS // 10**6} MB, which are not a tokenizer's; "
+            "copy the right one"
         )
     for file in ("vocab.json", "merges.txt"):  # without them the library makes a two-word tokenizer, silently
         if not (folder / file).is_file():
@@ -211,7 +211,7 @@ def _load_tokenizer(folder: Path, pad: str | None, vocabulary: int, length: int)
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise ModelError(
-            f"model: {folder} can not be loaded: {reason[0] if reason else type(error).__name__}; "
+            f"model: {folder} cannot be loaded: {reason[0] if reason else type(error).__name__}; "
             "its files may be damaged, copy them again"
         ) from error
     if len(tokenizer) != vocabulary:

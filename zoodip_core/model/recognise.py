@@ -62,7 +62,7 @@ def open_model(model: str | Path, prediction_type: str = "auto") -> Blueprint:
             "embedded model"
         )
     if path.suffix.lower() not in SUFFIXES:
-        raise ModelError(f"model: {path} is no checkpoint; their names end in {', '.join(SUFFIXES)}")
+        raise ModelError(f"model: {path} is not a checkpoint; their names end in {', '.join(SUFFIXES)}")
     return _checked(_open_file(path, prediction_type))
 
 
@@ -160,7 +160,7 @@ def _predicts(checkpoint: Checkpoint, family: str) -> str:
 
 
 def _spread(tensor: torch.Tensor) -> float:
-    """The standard deviation, 0 where PyTorch can not compute with the tensor's type."""
+    """The standard deviation, 0 where PyTorch cannot compute with the tensor's type."""
     try:
         return float(tensor.float().std(unbiased=False))
     except RuntimeError:
@@ -221,7 +221,7 @@ def open_copy(copy: Path, prediction_type: str = "auto", original: Path | None =
 
 
 def _check_copy(info: Any, configs: Any, tokenizers: Any, weights: str) -> None:
-    """Refuse what a copy's header can not have said.
+    """Refuse what a copy's header cannot have said.
 
     Raises:
         Exception: of several kinds.

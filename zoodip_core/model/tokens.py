@@ -91,7 +91,7 @@ def _plain_ids(tokenizer: Any, text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
     except Exception as error:  # the library raises whatever damaged files make it
         raise ModelError(
-            f"model: its tokenizer can not read {text[:80]!r} ({error}); its files may be damaged, copy them again"
+            f"model: its tokenizer cannot read {text[:80]!r} ({error}); its files may be damaged, copy them again"
         ) from error
 
 

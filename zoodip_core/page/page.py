@@ -137,7 +137,7 @@ class Page:
         with gr.Row():
             self._start = gr.Button("Start", variant="primary", elem_id="zoodip_start", min_width=110)
             self._stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="zoodip_stop", min_width=110)
-            self._go_on = gr.Button("Continue", visible=False, elem_id="zoodip_continue", min_width=110)
+            self._resume = gr.Button("Resume", visible=False, elem_id="zoodip_resume", min_width=110)
         with gr.Row():
             small: dict[str, Any] = {"size": "sm", "min_width": 110}
             self._check = gr.Button("Check, predict memory", elem_id="zoodip_check", **small)
@@ -188,7 +188,7 @@ class Page:
         listen(self._start.click, self._started, values, [self._notice, self._overwrite])
         listen(self._check.click, self._checked, values, [self._notice, self._overwrite])
         listen(self._stop.click, self._stopped, None, told)
-        listen(self._go_on.click, self._gone_on, None, told)
+        listen(self._resume.click, self._resumed, None, told)
         listen(self._sample_now.click, lambda: self._asked("sample"), None, told)
         listen(self._save_now.click, lambda: self._asked("save"), None, told)
         listen(self._drop_waiting.click, self._dropped_waiting, None, told)
@@ -237,15 +237,15 @@ class Page:
 
         return shown(attempt(stop))
 
-    def _gone_on(self) -> Any:
-        def go_on() -> str:
-            run = self._to_go_on()
+    def _resumed(self) -> Any:
+        def resume() -> str:
+            run = self._resumable()
             if run is None:
-                raise ConfigError("there is no run to go on with")
-            job = self.studio.go_on(run.name)
+                raise ConfigError("there is no run to resume")
+            job = self.studio.resume(run.name)
             return "" if job.message == WAITING else f"{job.token}: {job.message}"
 
-        return shown(attempt(go_on))
+        return shown(attempt(resume))
 
     def _dropped_waiting(self) -> Any:
         def drop() -> str:
@@ -261,9 +261,9 @@ class Page:
             self.studio.jobs.ask(job.id, command)
         return shown("")
 
-    def _to_go_on(self) -> Run | None:
+    def _resumable(self) -> Run | None:
         """The newest run that was not finished and is not at work."""
-        return next((r for r in self.studio.runs() if r.can_go_on and not self.studio.jobs.busy(r.folder)), None)
+        return next((r for r in self.studio.runs() if r.can_resume and not self.studio.jobs.busy(r.folder)), None)
 
     def _waiting(self) -> list[Job]:
         """Jobs behind the one that is shown."""
@@ -285,7 +285,7 @@ class Page:
         loaded = listen(root.load, self._loaded, None, [*self._fields.values(), *pictures])
         listen(loaded.then, None, js=_LOOK)
         live = [self._seen, self._status, self._sample, *self._runs.outputs]
-        live += [self._start, self._stop, self._go_on, self._sample_now, self._save_now, self._drop_waiting]
+        live += [self._start, self._stop, self._resume, self._sample_now, self._save_now, self._drop_waiting]
         live += [self._installation, self._installing, self._install, self._stop_installing]
         listen(self._look_now.click, self._look, [self._seen, self._runs.chosen], live, queue=False)
 
@@ -308,7 +308,7 @@ class Page:
         sample = job.sample if job else None
         return [
             seen,
-            *fresh("status", (status, state), lambda: [shown(status or views.idle(self._to_go_on()))]),
+            *fresh("status", (status, state), lambda: [shown(status or views.idle(self._resumable()))]),
             *fresh("sample", sample, lambda: [pictured(sample)]),
             *fresh("runs", state, lambda: self._runs.follow(run)),
             *fresh("buttons", state, lambda: self._buttons(job, len(waiting))),
@@ -316,13 +316,13 @@ class Page:
         ]
 
     def _buttons(self, job: Job | None, waiting: int) -> list[Any]:
-        at_work, to_go_on = job is not None and job.open, self._to_go_on()
+        at_work, resumable = job is not None and job.open, self._resumable()
         learning = job is not None and job.state == RUNNING and job.kind != "show"
-        label = f"Continue {to_go_on.name}" if to_go_on else "Continue"
+        label = f"Resume {resumable.name}" if resumable else "Resume"
         return [
             gr.update(value="Start the next" if at_work else "Start"),
             gr.update(value="End at once" if job and job.state == STOPPING else "Stop", interactive=at_work),
-            gr.update(value=label, visible=to_go_on is not None and not at_work),
+            gr.update(value=label, visible=resumable is not None and not at_work),
             gr.update(visible=learning),
             gr.update(visible=learning),
             gr.update(visible=waiting > 0),

@@ -92,7 +92,7 @@ def _models_in(top: Path) -> Iterator[Path]:
         else:
             yield from (here / name for name in files if name.lower().endswith(SUFFIXES))
         real = here.resolve()
-        if "model_index.json" in files or real in walked:  # its parts are no models; or a link led back
+        if "model_index.json" in files or real in walked:  # its parts are not models; or a link led back
             below.clear()
         walked.add(real)
 
@@ -117,7 +117,7 @@ def password_for(host: str) -> str:
 
 
 def check_address(host: str, port: int) -> None:
-    """Refuse an address that can not be listened on.
+    """Refuse an address that cannot be listened on.
 
     Raises:
         ConfigError: the port is taken or may not be used, or the address is not this computer's.

@@ -182,20 +182,20 @@ class Studio:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def go_on(self, name: str, steps: int = 0) -> Job:
-        """Queue the rest of a run, or up to more steps.
+    def resume(self, name: str, steps: int = 0) -> Job:
+        """Queue the rest of a run, or more steps.
 
         Args:
             name: of the run.
             steps: in all; 0 for as many as it was made for.
 
         Raises:
-            RunFolderError: no such run, or it can not go on.
+            RunFolderError: no such run, or it cannot be resumed.
         """
         run = self.run(name)
-        if not run.can_go_on and not steps:
+        if not run.can_resume and not steps:
             why = run.message or f"it has taken all its {run.steps} steps; ask for more"
-            raise RunFolderError(f"{name} can not go on: {why}")
+            raise RunFolderError(f"{name} cannot be resumed: {why}")
         task = task_of(run.folder)
         changes: dict[str, Any] = {"steps": steps} if steps else {}
         replace = bool(task.get("replace"))
@@ -204,7 +204,7 @@ class Studio:
         if not (run.run / CONFIG).is_file():  # it had to wait, and the program ended before it had begun
             settings, preset = {**task.get("settings", {}), **changes}, preset_in(task)
             return self.jobs.submit("train", run.folder, run.token, settings=settings, preset=preset, replace=replace)
-        RunFolder.open(run.run, changes)  # what it can not do is said now
+        RunFolder.open(run.run, changes)  # what it cannot do is said now
         return self.jobs.submit("resume", run.folder, run.token, changes=changes, replace=replace)
 
     def show(self, name: str) -> Job:
@@ -270,7 +270,7 @@ class Studio:
         Raises:
             EmbeddingFileError: there is no token yet, no such folder, or the name is taken.
             TokenError: the run's files give it a name that is none.
-            StorageError: it can not be written.
+            StorageError: it cannot be written.
         """
         run, shelf = self._with_token(name), self.shelf
         if shelf is None:
@@ -283,5 +283,5 @@ class Studio:
     def _with_token(self, name: str) -> Run:
         run = self.run(name)
         if run.embedding is None:
-            raise EmbeddingFileError(f"{name} has no token yet; go on with the run first")
+            raise EmbeddingFileError(f"{name} has no token yet; resume the run first")
         return run

@@ -67,7 +67,7 @@ _ENDLESS = 1e100
 
 
 def escape(text: str) -> str:
-    """A text in HTML; what is no text in it, as in the name of a file that is none, is a question mark."""
+    """A text in HTML; what is not text in it, as in the name of a file that is none, is a question mark."""
     return html.escape(text.encode("utf-8", "replace").decode("utf-8"))
 
 
@@ -95,7 +95,7 @@ def notice(text: str, kind: str = "") -> str:
     return f'<div class="zoodip-box zoodip-{kind}"{role}>{lines}</div>'
 
 
-def idle(to_go_on: Run | None) -> str:
+def idle(resumable: Run | None) -> str:
     """What to do first, as long as nothing was trained."""
     lines = [
         "Choose a model, and add three to ten pictures of your subject.",
@@ -104,10 +104,10 @@ def idle(to_go_on: Run | None) -> str:
     ]
     steps = "".join(f"<li>{line}</li>" for line in lines)
     more = "<p>Just to see it work, choose a bundled subject: the embedded model learns it in minutes.</p>"
-    if to_go_on is not None:
+    if resumable is not None:
         more = (
-            f"<p><b>{escape(to_go_on.name)}</b> was not finished: Continue goes on at step {to_go_on.step:,} of "
-            f"{to_go_on.steps:,}.</p>"
+            f"<p><b>{escape(resumable.name)}</b> was not finished: Resume starts at step {resumable.step:,} of "
+            f"{resumable.steps:,}.</p>"
         )
     return f'<div class="zoodip-box" data-state="idle"><ol>{steps}</ol>{more}</div>'
 
@@ -304,7 +304,7 @@ def _ticks(top: float, count: int) -> list[float]:
 
 
 def _grouped(losses: Sequence[float]) -> list[tuple[float, Sequence[float]]]:
-    """Neighbouring steps together, a group for each point of a chart, with their places; without what is no number."""
+    """Neighbouring steps together, a group for each point of a chart, with their places, without what is not finite."""
     each = max(1, math.ceil(len(losses) / _POINTS))
     groups = ((i + (len(losses[i : i + each]) + 1) / 2, losses[i : i + each]) for i in range(0, len(losses), each))
     finite = ((place, [loss for loss in group if abs(loss) < _ENDLESS]) for place, group in groups)

@@ -54,7 +54,7 @@ def spread_of(pieces: Iterable[torch.Tensor], *, rank: int = RANK, floor: float 
         products = products + (rows.T @ rows).double()  # in float32, which is twice as fast; the sum in float64
     mean = total / count
     if not torch.isfinite(products).all():
-        raise ModelError("model: its words hold NaN or infinity, so it can not be trained on")
+        raise ModelError("model: its words hold NaN or infinity, so it cannot be trained on")
     variances, axes = torch.linalg.eigh(products / count - torch.outer(mean, mean))
     whole = variances.clamp(min=0).sum()
     if not whole > _ALIKE * mean.square().sum():

@@ -32,7 +32,7 @@ class Objective(Protocol):
         ...
 
 
-_HELD_APART = 2_000_000_000
+_CHECK_APART = 2_000_000_000
 """No run takes as many steps: the noise of its steps is other than that of the draws that stay the same."""
 
 
@@ -49,7 +49,7 @@ def fixed_draws(seed: int, images: int, timesteps: Sequence[int], repeats: int =
 def spread_draws(seed: int, images: int, t_lower: int, t_upper: int, count: int) -> list[Draw]:
     """Draws that stay the same through a run: the images in turn, timesteps at equal distances, the first caption."""
     return [
-        Draw(seed, _HELD_APART + i, i % images, 0, t_lower + (2 * i + 1) * (t_upper - t_lower) // (2 * count))
+        Draw(seed, _CHECK_APART + i, i % images, 0, t_lower + (2 * i + 1) * (t_upper - t_lower) // (2 * count))
         for i in range(count)
     ]
 

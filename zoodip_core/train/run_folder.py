@@ -32,7 +32,7 @@ DIRECTIONS = "directions.safetensors"
 STATE_VERSION = 2
 """Of the saved state; the first had no checksum."""
 CHANGEABLE = ("steps", "save_every", "sample_every", "sample_prompt", "images", "captions", "model", "cache")
-"""Settings that a run may change when it goes on: they do not change the steps it takes. What stands at another
+"""Settings that a run may change when it is resumed: they do not change the steps it takes. What stands at another
 place must have the same content, which is checked."""
 
 
@@ -64,7 +64,7 @@ class RunFolder:
 
         Raises:
             RunFolderError: there is something already.
-            StorageError: it can not be written.
+            StorageError: it cannot be written.
         """
         check_free(path)
         make_folder(path)
@@ -74,7 +74,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, changes: Mapping[str, Any] | None = None) -> RunFolder:
-        """A folder to go on in.
+        """A folder to resume in.
 
         Args:
             changes: settings that shall differ from now on, of :data:`CHANGEABLE`.
@@ -82,12 +82,12 @@ class RunFolder:
         Raises:
             RunFolderError: not a run folder, one from which a link leads out, or one whose search would not be the
                 same with these changes.
-            ConfigError: its settings can not be read, or a changed one is out of range.
+            ConfigError: its settings cannot be read, or a changed one is out of range.
         """
         file = path / CONFIG
         if not file.is_file():
             raise RunFolderError(
-                f"{path} is no run folder: it has no {CONFIG}; give the folder that a training run made"
+                f"{path} is not a run folder: it has no {CONFIG}; give the folder that a training run made"
             )
         link = link_out(path)
         if link is not None:  # the folder may be a stranger's
@@ -103,8 +103,8 @@ class RunFolder:
         fixed = sorted(set(changes or {}) - set(CHANGEABLE))
         if fixed:
             raise RunFolderError(
-                f"{path}: {', '.join(fixed)} can not change when a run goes on, only {', '.join(CHANGEABLE)}; start a "
-                "new run"
+                f"{path}: {', '.join(fixed)} cannot change when a run is resumed, only {', '.join(CHANGEABLE)}; "
+                "start a new run"
             )
         folder = cls(path, dataclasses.replace(config, **(changes or {})))
         if folder.config.steps != config.steps:
@@ -114,7 +114,7 @@ class RunFolder:
     def _check_steps(self, before: TrainConfig) -> None:
         if not before.can_grow:
             raise RunFolderError(
-                f"{self.path}: the run's schedules and checks follow its {before.steps} steps, so their number can not "
+                f"{self.path}: the run's schedules and checks follow its {before.steps} steps, so their number cannot "
                 "change; start a new run"
             )
         if self.config.steps < self.step():
@@ -144,7 +144,7 @@ class RunFolder:
         """What the journal tells.
 
         Raises:
-            StorageError: it can not be read.
+            StorageError: it cannot be read.
         """
         return journal.read(self.journal_path)
 
@@ -152,7 +152,7 @@ class RunFolder:
         """The loss at the token of each step that the journal tells of.
 
         Raises:
-            StorageError: it can not be read.
+            StorageError: it cannot be read.
         """
         estimator = self.config.make_estimator()
         return [
@@ -170,11 +170,11 @@ class RunFolder:
         return self.progress()[0]
 
     def progress(self) -> tuple[int, bool]:
-        """Completed steps, and whether the run is over: it has taken all, or its token had settled."""
+        """Completed steps, and whether the run is over: it has taken all, or its token had converged."""
         saved = self.sound_state() or {"step": torch.tensor(0)}
         step = max(journal.last_step(self.journal_path), int(saved["step"]))
-        settled = "guard.idle" in saved and 0 < self.config.patience <= int(saved["guard.idle"])
-        return step, settled or step >= self.config.steps
+        converged = "guard.idle" in saved and 0 < self.config.patience <= int(saved["guard.idle"])
+        return step, converged or step >= self.config.steps
 
     def save_state(self, state: dict[str, torch.Tensor], inputs: str, batch: int) -> None:
         """Write the search's state.
@@ -285,15 +285,15 @@ def _checksum(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def check_free(path: Path) -> None:
-    """Refuse a folder with something in it, a path that is a file, or one that can not be made.
+    """Refuse a folder with something in it, a path that is a file, or one that cannot be made.
 
     Raises:
         RunFolderError: it is not free.
-        StorageError: its place can not be written.
+        StorageError: its place cannot be written.
     """
     if path.is_file() or (path.is_dir() and any(file.name != LOCK for file in path.iterdir())):
         raise RunFolderError(
-            f"{path} already exists; choose another output folder, or go on with "
+            f"{path} already exists; choose another output folder, or resume with "
             f'--resume "{path}" if it is an unfinished run'
         )
     above = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
