@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .generate import seed_input
 from .host import check_packages, host, on_the_device
+from .inputs import input_of, inputs_of, settings_in
 from .live import Live
 from .pictures import thumbnails, to_image, to_pictures, write_references
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 FOLDER = "zoodip"
 """In ComfyUI's output folder: a folder for each run."""
 _SAMPLES = 4
-_BY_PRESET = "0: by preset and model"
 
 
 class ZOTrainToken:
@@ -49,9 +48,8 @@ class ZOTrainToken:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        required = {**_what_to_learn(), **_how_to_search(), **_while_it_runs()}
         return {
-            "required": required,
+            "required": _needed(),
             "optional": _optional(),
             "hidden": {"unique_id": "UNIQUE_ID", "extra": "EXTRA_PNGINFO"},
         }
@@ -79,7 +77,7 @@ class ZOTrainToken:
         captions = _captions(inputs.pop("captions", None), _one(inputs["token"]), len(pictures))
         _check_prompt(_one(inputs["preview_prompt"]), _one(inputs["token"]))
         live = Live(host(), str(_one(inputs.pop("unique_id", "0"))), _workflow(_one(inputs.pop("extra", None))))
-        resume = bool(_one(inputs.pop("resume")))
+        resume = bool(_one(inputs.pop("resume", True)))
         settings = _settings(model, {name: _one(value) for name, value in inputs.items()})
         config = _checked(settings)
         with on_the_device(model), live:
@@ -98,129 +96,34 @@ class ZOTrainToken:
 
 # ---------------------------------------------------------------- inputs
 
+_IN_SIGHT = ("token", "initializer", "steps", "seed", "sample_prompt", "sample_every")
+"""Beside model, images and preset: what most people set. The page shows the others when it is asked to."""
+_NOT_ASKED = ("images", "captions", "device", "cache")
+"""They follow from the node's other inputs and from the model."""
 
-def _what_to_learn() -> dict[str, Any]:
-    from ..zoodip_core.data.prompts import TEMPLATES
-    from ..zoodip_core.model.tokens import INITIALIZER_MODES
 
+def _needed() -> dict[str, Any]:
+    from ..zoodip_core.train.presets import PRESET
+    from ..zoodip_core.train.settings import RUN, SEARCH, SUBJECT
+
+    settings = inputs_of(SUBJECT, SEARCH, RUN, without=_NOT_ASKED, in_sight=_IN_SIGHT)
+    settings["token"][1]["default"], settings["initializer"][1]["default"] = "<my-subject>", "dog"
+    in_sight = {name: each for name, each in settings.items() if not each[1].get("advanced")}
+    preset = input_of(PRESET, advanced=False)
+    preset[1]["tooltip"] += " Of paper, wire the two parts as well: what is unconnected is left out."
     return {
         "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD."}),
         "images": ("IMAGE", {"tooltip": "Three to ten pictures of the subject: a batch, or a list of any sizes."}),
-        "token": (
-            "STRING",
-            {"default": "<my-subject>", "tooltip": "The new word, and the name of its file: letters, digits, - and _."},
-        ),
-        "initializer": (
-            "STRING",
-            {"default": "dog", "tooltip": "The plain word that the token starts from: what kind of thing it is."},
-        ),
-        "initializer_mode": (
-            list(INITIALIZER_MODES),
-            {
-                "default": "single",
-                "tooltip": "For an initializer of several tokens: refuse it, or start from their mean, or the first.",
-            },
-        ),
-        "num_vectors": (
-            "INT",
-            {
-                "default": 1,
-                "min": 1,
-                "max": 75,
-                "tooltip": "Vectors in the token: 1 is the paper's; more hold more detail and need more steps.",
-            },
-        ),
-        "template": (
-            list(TEMPLATES),
-            {"default": "object", "tooltip": "Captions for pictures without one: an object's, a style's, or varied."},
-        ),
-        "resolution": (
-            "INT",
-            {"default": 0, "min": 0, "max": 4096, "step": 8, "tooltip": "Pixels a side; 0 is the model's own."},
-        ),
+        **{name: in_sight.pop(name) for name in ("token", "initializer")},
+        "preset": preset,
+        **in_sight,
     }
-
-
-def _how_to_search() -> dict[str, Any]:
-    from ..zoodip_core.search.estimators import ESTIMATORS
-    from ..zoodip_core.search.optimizers import OPTIMIZERS
-    from ..zoodip_core.train.config import LR_SCHEDULES
-
-    return {
-        "steps": _number(
-            "INT", 10_000_000, f"Optimisation steps; {_BY_PRESET} (default: SD1.5 and SD2.1 6000, SDXL 4000, tiny 900)."
-        ),
-        "lr": _number("FLOAT", 10.0, f"Learning rate; {_BY_PRESET}."),
-        "lr_schedule": (
-            ["auto", *LR_SCHEDULES],
-            {
-                "default": "auto",
-                "tooltip": "Learning rate over the run: constant, or falling to 0. auto: by preset.",
-            },
-        ),
-        "n": _number(
-            "INT",
-            1024,
-            "Random directions a step, which takes n + 1 forward passes (spsa: 2n); "
-            f"{_BY_PRESET} (default: 4; paper: 2).",
-        ),
-        "mu": _number(
-            "FLOAT",
-            10.0,
-            f"How far each candidate is from the current token; {_BY_PRESET}. Of vocabulary directions, 1 is as far as "
-            "words are from their mean.",
-        ),
-        "estimator": (
-            list(ESTIMATORS),
-            {
-                "default": "rge",
-                "tooltip": "rge: the paper's. spsa: both sides of each direction, 2n forward passes. "
-                "one-point: for comparison.",
-            },
-        ),
-        "optimizer": (
-            ["auto", *OPTIMIZERS],
-            {
-                "default": "auto",
-                "tooltip": "zoadam: the paper's Adam. zosgd: plain descent. normalized-sgd: steps whose size does not "
-                "depend on the losses'. zosgd needs an lr of its own. auto: by preset.",
-            },
-        ),
-        "seed": seed_input("Of every random draw: the same seed learns the same token."),
-    }
-
-
-def _while_it_runs() -> dict[str, Any]:
-    return {
-        "preview_prompt": (
-            "STRING",
-            {"default": "a photo of a {}", "tooltip": "What to draw while it learns; {} stands for the token."},
-        ),
-        "preview_every": (
-            "INT",
-            {"default": 0, "min": 0, "max": 10_000_000, "tooltip": "Steps between previews; 0 draws only at the end."},
-        ),
-        "save_every": ("INT", {"default": 500, "min": 1, "max": 10_000_000, "tooltip": "Steps between saved states."}),
-        "resume": (
-            "BOOLEAN",
-            {
-                "default": True,
-                "tooltip": "Resume a stopped run of the same inputs, or to more steps with a finished one where "
-                "learning rate and mu stay and there are no checks, as with the preset paper. Off: start anew.",
-            },
-        ),
-    }
-
-
-def _number(kind: str, largest: float, tooltip: str) -> tuple[str, dict[str, Any]]:
-    fine = {"step": 1e-4, "round": 1e-7} if kind == "FLOAT" else {}
-    zero = 0.0 if kind == "FLOAT" else 0
-    return kind, {"default": zero, "min": zero, "max": largest, **fine, "tooltip": tooltip}
 
 
 def _optional() -> dict[str, Any]:
-    from ..zoodip_core.train.presets import PACES
+    from ..zoodip_core.train.settings import IMAGES, RUN, SEARCH, SUBJECT
 
+    rest = inputs_of(SUBJECT, IMAGES, SEARCH, RUN, without=(*_NOT_ASKED, *_IN_SIGHT))
     return {
         "captions": (
             "STRING",
@@ -235,15 +138,16 @@ def _optional() -> dict[str, Any]:
             {"tooltip": "From Subspace Gradient. Unconnected: gradients are used as estimated."},
         ),
         "timestep_sampler": ("TIMESTEP_SAMPLER", {"tooltip": "From PUTS Sampler. Unconnected: all timesteps alike."}),
-        "preset": (  # optional, so that graphs without it are still run
-            list(PACES),
+        "resume": (
+            "BOOLEAN",
             {
-                "default": "default",
-                "tooltip": "What inputs left at 0 or auto stand for. fast: a third of default's steps. careful: three "
-                "times as many. paper: the paper's settings for the model, where its two parts are wired as well: "
-                "what is unconnected is left out.",
+                "default": True,
+                "tooltip": "Resume a stopped run of the same inputs, or take more steps with a finished one where "
+                "learning rate and mu stay and there are no checks, as with the preset paper. Off: start anew.",
+                "advanced": True,
             },
         ),
+        **rest,
     }
 
 
@@ -292,23 +196,13 @@ def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     """
     from ..zoodip_core.model.kinds import TINY, TINY_PATH
     from ..zoodip_core.train.presets import check_given, preset_for
+    from ..zoodip_core.train.settings import given
 
     sampler = inputs.pop("timestep_sampler", None) or {"timesteps": "uniform"}
     subspace = inputs.pop("subspace_gradient", None) or {"subspace_gradient": False}
-    named = {
-        **inputs,
-        **sampler,
-        **subspace,
-        "sample_prompt": inputs["preview_prompt"],
-        "sample_every": inputs["preview_every"],
-    }
-    del named["preview_prompt"], named["preview_every"]
     dtype = str(model.dtype).removeprefix("torch.")
-    by_model = preset_for(model.info.family, model.weights, dtype, named.pop("preset", "default"))
-    left_out = {"steps": 0, "lr": 0, "n": 0, "mu": 0, "lr_schedule": "auto", "optimizer": "auto"}
-    for name, left in left_out.items():
-        if named.get(name) == left:
-            del named[name]
+    by_model = preset_for(model.info.family, model.weights, dtype, inputs.pop("preset", "default"))
+    named = given({**settings_in(inputs), **sampler, **subspace})
     check_given({**by_model, **named}, by_model, named)
     path = model.info.path
     return {

@@ -187,7 +187,7 @@ def trainer(
         links["subspace_gradient"] = (subspace, 0)
     if sampler:
         links["timestep_sampler"] = (sampler, 0)
-    return Node("ZoodipTrainToken", values, links, size=(400, 980))
+    return Node("ZoodipTrainToken", values, links, size=(400, 640))
 
 
 PLACES = ("snow", "meadow", "night", "beach", "candy", "ocean")

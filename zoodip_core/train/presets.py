@@ -12,20 +12,6 @@ from typing import Any
 from ..base.errors import ConfigError
 from .settings import CHOICE, SEARCH, SETTINGS, Setting
 
-PRESETS = ("fast", "default", "careful", "paper")
-"""Presets that fit any model: see :func:`preset_for`."""
-PRESET = Setting(
-    "preset",
-    CHOICE,
-    SEARCH,
-    "Preset",
-    "What settings stand for that are left to it. fast: a third of default's steps. careful: three times as many. "
-    "paper: the paper's own search for the model.",
-    "default",
-    "--preset",
-    choices=PRESETS,
-)
-"""As the fronts show it; a run keeps the settings that it stands for."""
 _COARSE_MU = 1e-2
 """Supplement S3.2, for int4; and what bfloat16 needs as well."""
 _PAPER: dict[str, dict[str, Any]] = {
@@ -53,6 +39,20 @@ RECIPE: dict[str, Any] = {
 }
 """Ours, of a third of the paper's forward passes. ``benchmarks/fidelity.py --ablation`` takes its parts away."""
 _STEPS = {"sdxl": 4000, "tiny": 900}
+PRESETS = ("fast", "default", "careful", "paper")
+"""Presets that fit any model: see :func:`preset_for`."""
+PRESET = Setting(
+    "preset",
+    CHOICE,
+    SEARCH,
+    "Preset",
+    f"What settings stand for that are left to it. default: {RECIPE['steps']} steps (SDXL {_STEPS['sdxl']}, the "
+    f"embedded model {_STEPS['tiny']}). fast: a third of them. careful: three times as many. paper: the paper's own search.",
+    "default",
+    "--preset",
+    choices=PRESETS,
+)
+"""As the fronts show it; a run keeps the settings that it stands for."""
 _KIND_OF_FAMILY = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl", "tiny": "tiny"}
 
 
@@ -87,9 +87,10 @@ def preset_for(family: str, weights: str = "int8", dtype: str = "auto", preset: 
 
 def said() -> str:
     """The preset ``default`` in a line, for people."""
-    steps = f"{RECIPE['steps']} steps (SDXL {_STEPS['sdxl']}, the embedded model {_STEPS['tiny']})"
-    rest = (f"{name} {'on' if value is True else 'off' if value is False else value}" for name, value in RECIPE.items())
-    return ", ".join([steps, *(each for each in rest if not each.startswith("steps"))])
+    words = {True: "on", False: "off"}
+    return ", ".join(
+        f"{name} {words.get(value, value) if isinstance(value, bool) else value}" for name, value in RECIPE.items()
+    )
 
 
 def check_given(settings: Mapping[str, Any], preset: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -69,6 +69,7 @@ class Setting:
         range: the least and the largest number.
         above: whether a number has to be above the least, which is not allowed itself.
         below: whether a number has to be below the largest, which is not allowed itself.
+        multiple: what a whole number has to be a multiple of.
         left: what a front shows, and is given, where the setting is left to the preset; None if it never is.
         left_means: what that stands for, in a word.
         node_input: the name of its input in ComfyUI.
@@ -86,6 +87,7 @@ class Setting:
     range: tuple[float, float] | None = None
     above: bool = False
     below: bool = False
+    multiple: int = 1
     left: Any = None
     left_means: str = "as the preset says"
     node_input: str = ""
@@ -238,6 +240,7 @@ class Settings:
         "Pixels a side; 0 is the model's own. Less takes less memory.",
         metavar="PIXELS",
         range=(0, 4096),
+        multiple=8,
     )
     crop: str = _setting(
         "center",
