@@ -141,7 +141,7 @@ def test_a_run_that_was_cut_off(home: Path, page_run: Callable[..., Path]) -> No
     assert (run.state, run.message, run.can_resume) == ("unfinished", "", True)
 
 
-def test_a_run_that_was_asked_resumable_and_cut_off_then(home: Path, page_run: Callable[..., Path]) -> None:
+def test_a_run_that_was_asked_to_resume_and_cut_off_then(home: Path, page_run: Callable[..., Path]) -> None:
     folder = page_run("rex", "stopped", "failed", "no room")
     assert (only(home).state, only(home).message) == ("failed", "no room")
     # Only drawing pictures is not resuming.

@@ -420,7 +420,7 @@ def test_a_worker_that_dies_without_a_word(death: str, words: str, page: Page) -
     page.still_works()
 
 
-def test_a_worker_that_died_before_the_first_step_left_nothing_resumable_from(page: Page) -> None:
+def test_a_worker_that_died_before_the_first_step_left_nothing_to_resume_from(page: Page) -> None:
     job = page.do('send("message", text="loading", warning=False)\nos._exit(3)')
     assert job.message == "the training process ended unexpectedly (exit code 3)"
 

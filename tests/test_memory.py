@@ -151,7 +151,7 @@ def test_no_room_says_what_would_fit() -> None:
         assert use.total * 1.05 <= needed(1) * 0.8
 
 
-def test_a_converged_batch_that_does_not_fit_is_told_of_a_smaller_one() -> None:
+def test_a_settled_batch_that_does_not_fit_is_told_of_a_smaller_one() -> None:
     free = int(needed(4) * 1.05) + 1
     assert laid_out(free).batch == 4
     with pytest.raises(NoRoomError, match=r"What would fit: .*(batch|in turn|at once)"):

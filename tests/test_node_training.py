@@ -210,7 +210,7 @@ def test_the_previews_are_what_the_token_draws(ran: Ran, pack: Any, model: Any, 
     np.testing.assert_array_equal(np.stack([np.asarray(Image.open(file)) for file in shown]), expected)
 
 
-def test_a_runs_folder_holds_all_it_needs_resumable(ran: Ran, core: Any) -> None:
+def test_a_runs_folder_holds_all_it_needs_to_be_resumed(ran: Ran, core: Any) -> None:
     assert re.fullmatch(r"pip-[0-9a-f]{10}", ran.folder.name)
     assert sorted(path.name for path in ran.folder.iterdir()) == ["captions.json", "images", "run"]
     names = [f"{i:04}.png" for i in range(1, 7)]

@@ -643,7 +643,7 @@ def test_a_run_goes_on_in_its_folder_or_is_it(
     assert (tmp_path / "run").exists() == (place == "run")
 
 
-def test_there_is_nothing_resumable_with(
+def test_there_is_nothing_to_resume_with(
     tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("resume", "show"):
