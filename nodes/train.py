@@ -98,7 +98,7 @@ class ZOTrainToken:
 
 _IN_SIGHT = ("token", "initializer", "steps", "seed", "sample_prompt", "sample_every")
 """Beside model, images and preset: what most people set. The page shows the others when it is asked to."""
-_NOT_ASKED = ("images", "captions", "device", "cache")
+_NOT_ASKED = ("images", "captions", "background", "device", "cache")
 """They follow from the node's other inputs and from the model."""
 
 
