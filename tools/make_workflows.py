@@ -171,7 +171,7 @@ def _node(
 
 
 def note(text: str, height: int = 260) -> Node:
-    """A note in Markdown. Not in backticks: Nodes 2.0 shows those in blue on blue. Angle brackets need backslashes."""
+    """A note in Markdown, without backticks, which Nodes 2.0 shows in blue on blue; angle brackets need backslashes."""
     return Node("MarkdownNote", {"text": text}, title="Read me", size=(340, height))
 
 
@@ -224,8 +224,9 @@ def embedded() -> list[list[Node]]:
     text = (
         "### Learn a subject in a minute, nothing to download\n\n"
         "A tiny Stable Diffusion comes with ZOODiP. It has never seen **boo**, an orange, spotted ghost.\n\n"
-        "Press **Run**: the trainer learns the word **\\<boo\\>** from six pictures, starting from *monster*, by forward "
-        "passes only. Watch its loss and previews; then compare what the model draws for *monster* and for **\\<boo\\>**.\n\n"
+        "Press **Run**: the trainer learns the word **\\<boo\\>** from six pictures, starting from *monster*, by "
+        "forward passes only. Watch its loss and previews; then compare what the model draws for *monster* and for "
+        "**\\<boo\\>**.\n\n"
         "Other subjects: choose another **bundled** folder."
     )
     return [[note(text), model, images], [sampler], [training], [before, after], [curve]]
