@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.page import Page, open_browser
+from tests.browser import open_browser
+from tests.e2e.page import Page
 from tests.e2e.webui import LONG, Webui
 from tests.e2e.webui_page import (
     PROMPT,

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.page import open_browser
+from tests.browser import open_browser
 from tests.e2e.webui import LIMIT, LONG, Kind, Webui, data_folder
 from tests.e2e.webui_page import open_page, open_tab, wait_for_state
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from PIL import Image
 
+from tests.browser import open_browser
 from tests.e2e.comfyui import ROOT
-from tests.e2e.page import LEARNING_LIMIT, open_browser
+from tests.e2e.page import LEARNING_LIMIT
 from tests.e2e.webui import KINDS, Kind, Webui, data_folder
 from tests.e2e.webui_page import choose_subject, open_page, open_tab, wait_for_step
 
