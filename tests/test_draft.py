@@ -303,6 +303,15 @@ def test_500_files_are_refused_as_a_whole(draft: Draft, uploads: Uploads) -> Non
         draft.add(files[-1:])
 
 
+def test_a_draft_that_says_pace_is_read_as_its_preset(draft: Draft, folder: Path) -> None:
+    """What is called preset was called pace once."""
+    folder.mkdir(parents=True)
+    (folder / "draft.json").write_text(json.dumps({"version": 1, "values": {"pace": "careful", "token": "<ä>"}}))
+    assert draft.values() == {"preset": "careful", "token": "<ä>"}
+    draft.keep({"token": "<ö>"})
+    assert json.loads((folder / "draft.json").read_text())["values"] == {"preset": "careful", "token": "<ö>"}
+
+
 def test_numbers_go_on_after_a_removal(draft: Draft, uploads: Uploads) -> None:
     draft.add(uploads(a__png=encoded("red"), b__png=encoded("blue"), c__png=encoded("green")))
     draft.remove("0002-b.png")
