@@ -110,7 +110,7 @@ def _needed() -> dict[str, Any]:
     settings["token"][1]["default"], settings["initializer"][1]["default"] = "<my-subject>", "dog"
     in_sight = {name: each for name, each in settings.items() if not each[1].get("advanced")}
     preset = input_of(PRESET, advanced=False)
-    preset[1]["tooltip"] += " Of paper, wire the two parts as well: what is unconnected is left out."
+    preset[1]["tooltip"] += " For paper, wire its two parts as well: what is unconnected is left out."
     return {
         "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD."}),
         "images": ("IMAGE", {"tooltip": "Three to ten pictures of the subject: a batch, or a list of any sizes."}),
