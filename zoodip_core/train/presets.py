@@ -47,7 +47,8 @@ PRESET = Setting(
     SEARCH,
     "Preset",
     f"Decides every setting that is left to it. default takes {RECIPE['steps']} steps (SDXL {_STEPS['sdxl']}, the "
-    f"embedded model {_STEPS['tiny']}), fast a third of them, careful three times as many; paper is the paper's own search.",
+    f"embedded model {_STEPS['tiny']}), fast a third of them, careful three times as many; paper is the paper's own "
+    "search.",
     "default",
     "--preset",
     choices=PRESETS,
