@@ -189,7 +189,7 @@ def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list
 
 
 def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the inputs stand for: where an input is 0 or auto, the preset's for the model.
+    """The settings that the inputs stand for: where one is left to the preset, the preset's for the model.
 
     Raises:
         ConfigError: an input needs another one.

@@ -12,11 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BETTER = {
     "can not": "cannot",
-    "is not a setting": "is not a setting",
-    "is not a checkpoint": "is not a checkpoint",
-    "is not a colour": "is not a colour",
-    "is not a number": "is not a number",
-    "is not a file": "is not a file",
+    "is no setting": "is not a setting",
+    "is no checkpoint": "is not a checkpoint",
+    "is no colour": "is not a colour",
+    "is no number": "is not a number",
+    "is no file": "is not a file",
     "to be had": "available",
     "be had for": "be available for",
     "go on with": "resume",
@@ -26,9 +26,9 @@ BETTER = {
     "gone on from": "resumed from",
     "went on with": "resumed",
     "to go on": "to resume",
-    "/resume": "/resume",
+    "/continue": "/resume",
     "continued": "resumed",
-    "converged": "converged",
+    "settled": "converged",
     "pace": "preset",
     "paces": "presets",
     "shall": "should, will, or the plain present",
@@ -104,9 +104,9 @@ def test_a_thing_is_called_by_its_one_word(patterns: tuple[str, ...]) -> None:
 
 
 def test_phrases_are_found_across_lines_in_whole_words_and_in_any_case() -> None:
-    text = "A run can\n  not be resumed.\nThe space is converged, shallow,\nand lr_2 Is no setting."
-    assert sorted(found_in(text)) == [(1, "can not"), (3, "converged"), (4, "is not a setting")]
-    assert sorted(found_in("POST /runs/rex/resume")) == [(1, "/resume")]
+    text = "A run can\n  not be resumed.\nThe space is settled, shallow,\nand lr_2 Is no setting."
+    assert sorted(found_in(text)) == [(1, "can not"), (3, "settled"), (4, "is no setting")]
+    assert sorted(found_in("POST /runs/rex/continue")) == [(1, "/continue")]
     assert not list(found_in("There is no setting of this name; it cannot be.\nthere is no file"))
 
 
@@ -116,7 +116,7 @@ def test_phrases_are_found_in_all_texts_of_code_but_not_in_comments() -> None:
         "# it shall be left alone\n"
         'raise ValueError(f"{name!r} is no " "setting; the run can" " not resume")\n'
     )
-    assert sorted(found_in_code(source)) == [(3, "shall"), (5, "can not"), (5, "is not a setting")]
+    assert sorted(found_in_code(source)) == [(3, "shall"), (5, "can not"), (5, "is no setting")]
 
 
 def test_every_exception_is_needed() -> None:
