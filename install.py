@@ -5,7 +5,7 @@
 
 Webuis run it at their start and ComfyUI-Manager after its installation: it then installs nothing, for a host's
 packages, torch above all, are the host's. With --trainer it installs into the folder .trainer beside this file and
-nowhere else; what was interrupted goes on when it is run again. Deleting .trainer removes everything.
+nowhere else; what was interrupted is resumed when it is run again. Deleting .trainer removes everything.
 
 This file alone runs pip, and nothing imports it.
 """
@@ -44,7 +44,7 @@ PULSE = 5.0
 OLDER_TORCH = ("transformers<5", "diffusers<0.36")
 """Newer ones do not work with torch 2.4 and 2.5: transformers 5 switches torch off."""
 CHECKS = (["-c", "import optimum.quanto"], ["-m", "zoodip_core", "inspect", "tiny"])
-AGAIN = "Then run this again: it goes on with what is there."
+AGAIN = "Then run this again: it resumes with what is there."
 NETWORK = (
     *("NewConnectionError", "Failed to establish a new connection", "Max retries exceeded", "ConnectTimeoutError"),
     *("ReadTimeoutError", "Read timed out", "ProtocolError", "IncompleteRead", "ConnectionResetError", "ProxyError"),
@@ -133,7 +133,7 @@ def state_line() -> str:
     size = f"about {environment.expected_size().download:g} GB to download"
     return {
         "absent": f"ZOODiP: the trainer is not installed; its tab has a button for that ({size})",
-        "incomplete": "ZOODiP: the trainer's installation was cut off; the button in its tab goes on with it",
+        "incomplete": "ZOODiP: the trainer's installation was cut off; the button in its tab resumes it",
         "outdated": "ZOODiP: the trainer has to be brought up to date; its tab has a button for that",
         "broken": f"ZOODiP: the trainer's Python is gone; the button in its tab makes it anew ({size})",
     }[environment.own_state()]
@@ -162,7 +162,9 @@ def install_trainer(index: str, yes: bool) -> int:
     try:
         check_python()
         if index and "://" not in index:
-            raise InstallError(f"--torch-index {index}: this is no address of a package index (https://...)", code=2)
+            raise InstallError(
+                f"--torch-index {index}: this is not an address of a package index (https://...)", code=2
+            )
         with only_one() as lock:
             Installation(index, lock).run(yes)
     except InstallError as error:
@@ -172,7 +174,7 @@ def install_trainer(index: str, yes: bool) -> int:
         say(f"ZOODiP: {error.strerror or error}. {AGAIN}")
         return FAILED
     except KeyboardInterrupt:
-        say("ZOODiP: stopped. What is there is kept: run this again to go on.")
+        say("ZOODiP: stopped. What is there is kept: run this again to resume.")
         return STOPPED
     return DONE
 
@@ -224,7 +226,7 @@ def only_one() -> Iterator[IO[bytes]]:
                 raise InstallError(
                     "another installation of the trainer is at work; wait for its end.", code=BUSY
                 ) from None
-        yield file  # a file system without locks is no reason not to install
+        yield file  # a file system without locks is not a reason not to install
 
 
 def _take(file: IO[bytes]) -> None:
@@ -324,7 +326,7 @@ class Installation:
         self.pip("[3/4]", ["-r", str(environment.ROOT / "requirements.txt"), "-c", str(bounds)])
 
     def make(self) -> None:
-        """The virtual environment, with a pip that goes on with a download that broke, as new ones do."""
+        """The virtual environment, with a pip that resumes a download that broke, as new ones do."""
         base = str(environment.this_python() or sys.executable)
         folder = str(self.folder.resolve())  # venv refuses a link to a folder, which may be on another disk
         code, lines = self.child("[1/4]", [base, "-I", "-m", "venv", folder], environment.clean_env())

@@ -107,7 +107,7 @@ def _status(name: str) -> int | None:
 
 
 def _process_peak() -> int | None:
-    """Peak resident bytes since the last reset, or of the process's whole life where it can not be reset."""
+    """Peak resident bytes since the last reset, or of the process's whole life where it cannot be reset."""
     peak = _status("VmHWM")
     if peak is None and sys.platform != "win32":
         import resource
@@ -117,7 +117,7 @@ def _process_peak() -> int | None:
 
 
 def _reset_process_peak() -> bool:
-    """Let the peak start again from what is resident now; False where the system can not."""
+    """Let the peak start again from what is resident now; False where the system cannot."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -197,7 +197,7 @@ def count_flops(work: Callable[[], object]) -> int:
 def ours(job: Job) -> tuple[Callable[[], object], int]:
     """A step of our training and how many candidates it takes through the UNet."""
     from zoodip_core import TrainConfig
-    from zoodip_core.model.load import TINY
+    from zoodip_core.model.kinds import TINY
     from zoodip_core.train.prepared import Training
 
     settings: dict[str, Any] = {}
@@ -602,7 +602,7 @@ def print_notes(results: dict[str, dict[str, Any]], cuda: bool) -> None:
         print("train and load: torch's allocated peak; reserved: its allocator's peak; driver: what the device lost")
         print("since the libraries started, CUDA's context not included; host: the process's resident peak.")
     elif any(not result.get("peak_resettable", True) for result in results.values()):
-        print("This system can not reset a process's peak (ru_maxrss): train includes the peak of loading.")
+        print("This system cannot reset a process's peak (ru_maxrss): train includes the peak of loading.")
     else:
         print("Both are the process's resident peaks (VmHWM, reset after loading).")
 
@@ -640,21 +640,21 @@ def main() -> None:
     if args.steps < 1 or args.n < 1:
         parser.error("--steps and --n must be at least 1")
     if args.images and not args.images.is_dir():
-        parser.error(f"--images: {args.images} is no folder")
+        parser.error(f"--images: {args.images} is not a folder")
     with tempfile.TemporaryDirectory() as temporary:
         compare(parser, args, arms, Path(temporary))
 
 
 def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace, temporary: Path) -> Job:
     """The job that the arms share: model and images in place, size, device and types decided."""
-    from zoodip_core.model.load import TINY, TINY_PATH
+    from zoodip_core.model.kinds import TINY, TINY_PATH
 
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
     half = args.dtype if args.dtype in ("float16", "bfloat16") else "float16" if device != "cpu" else "bfloat16"
     dtype = half if args.dtype == "auto" else args.dtype
     folder = args.folder or (str(TINY_PATH) if args.model == TINY else args.model)
     if args.model not in SIZES and not (Path(folder) / "unet").is_dir():
-        parser.error(f"{folder} is no diffusers folder; beside a single file give its folder with --folder")
+        parser.error(f"{folder} is not a diffusers folder; beside a single file give its folder with --folder")
     size = args.size or SIZES.get(args.model) or own_size(Path(folder))
     images = args.images or temporary / "images"
     if not args.images:

@@ -25,7 +25,7 @@ style, tokens draw other scores, which have no mean with theirs (``--concepts bl
     python benchmarks/fidelity.py --json FILE --figure FILE
     python benchmarks/fidelity.py --quick
 
-The JSON file is written after every method; the same command goes on with what is missing, and runs a method again
+The JSON file is written after every method; the same command resumes it with what is missing, and runs a method again
 whose settings have changed. ``--ablation`` and ``--tune`` make tables of their own, which want a FILE of their own.
 """
 
@@ -44,7 +44,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,17 +59,19 @@ from zoodip_core.base import rng
 from zoodip_core.base.files import read_object, write_atomically
 from zoodip_core.cli.demo import demo_config
 from zoodip_core.model.embedding import Embedding
-from zoodip_core.model.load import QuantizedModel, load_quantized
-from zoodip_core.model.tokens import table_of
-from zoodip_core.search import guard
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.token_table import table_of
+from zoodip_core.search import guard, preconditioner
+from zoodip_core.search.estimators import ESTIMATORS
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge, to_tensor
 from zoodip_core.tiny.scores import JUDGE, score
-from zoodip_core.train import rounding as noise
-from zoodip_core.train import vocabulary
-from zoodip_core.train.config import ESTIMATORS, HELD_DRAWS
-from zoodip_core.train.objective import DiffusionObjective, Draw
-from zoodip_core.train.presets import PRESETS, preset_for
+from zoodip_core.train import rounding
+from zoodip_core.train.config import CHECK_DRAWS
+from zoodip_core.train.draws import Draw
+from zoodip_core.train.objective import DiffusionObjective
+from zoodip_core.train.presets import PAPER_PRESETS, preset_for
 from zoodip_core.train.rounding import LEAST_FORWARDS, adapted
 from zoodip_core.train.timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
 from zoodip_core.train.vocabulary import vocabulary_spread
@@ -117,16 +119,16 @@ QUICK_CONCEPTS, QUICK_SEEDS, QUICK_BUDGET = ("boo", "pip"), 2, 600
 PARTS = 2
 """Processes that trainings are dealt to. Which share a batch decides the last bits: it is the same on any machine."""
 CONSTANTS = {
-    **{f"vocabulary.{name}": getattr(vocabulary, name) for name in ("RANK", "FLOOR")},
+    **{f"preconditioner.{name}": getattr(preconditioner, name) for name in ("RANK", "FLOOR")},
     **{f"guard.{name}": getattr(guard, name) for name in ("LOST", "PROGRESS", "NOTICEABLE")},
-    **{f"noise.{name}": getattr(noise, name) for name in ("SIGNAL", "DISTANCE")},
+    **{f"rounding.{name}": getattr(rounding, name) for name in ("SIGNAL", "DISTANCE")},
 }
 """What ours depends on besides its settings."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: it has to be the same for a run to be gone on with."""
+    """What is run: it has to be the same for a run to be resumed."""
 
     concepts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -144,7 +146,7 @@ class Plan:
     def coarse(self) -> dict[str, Any]:
         """What the presets change for int4 weights or bfloat16 activations (supplement S3.2)."""
         preset = preset_for("tiny", self.weights, self.dtype, "paper")
-        return {key: value for key, value in preset.items() if PRESETS["tiny"].get(key) != value}
+        return {key: value for key, value in preset.items() if PAPER_PRESETS["tiny"].get(key) != value}
 
 
 # ---------------------------------------------------------------- the methods
@@ -243,7 +245,7 @@ class GradientFree:
         return torch.stack([self._token(z) for z in self._asked])
 
     def tell(
-        self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
+        self, losses: torch.Tensor, lr_scale: float = 1.0, *, check_loss: float | None = None, mu_scale: float = 1.0
     ) -> None:
         self._cma.tell(self._asked, losses.tolist())
         self._asked = []
@@ -275,7 +277,7 @@ def forwards_of(config: TrainConfig) -> int:
     """All forward passes of one candidate that a run takes; those that adapt mu may be more."""
     looks = sum(map(config.checked, range(config.steps)))
     adapting = LEAST_FORWARDS if config.adapt_mu else 0
-    return config.steps * config.make_estimator().num_candidates + looks * HELD_DRAWS + adapting
+    return config.steps * config.make_estimator().num_candidates + looks * CHECK_DRAWS + adapting
 
 
 def our_lane(config: TrainConfig, subject: Subject) -> Lane:
@@ -286,11 +288,11 @@ def our_lane(config: TrainConfig, subject: Subject) -> Lane:
     spent = 0
     if config.adapt_mu:
         counted = Counted(objective)
-        config, _ = adapted(config, cast(DiffusionObjective, counted), subject.theta0, spread)
+        config, _ = adapted(config, counted, len(objective.posteriors), subject.theta0, spread)
         spent = counted.forwards
 
     def held(step: int) -> list[Draw]:
-        return config.fixed_draws(len(objective.posteriors)) if config.checked(step) else []
+        return config.check_draws(len(objective.posteriors)) if config.checked(step) else []
 
     search = config.make_search(subject.theta0, spread)
     return Lane(subject, objective, search, config.seed, config.lr_scale, config.mu_scale, held, spent=spent)
@@ -300,7 +302,10 @@ class Counted:
     """An objective whose forward passes of one candidate are counted."""
 
     def __init__(self, objective: DiffusionObjective) -> None:
-        self.objective, self.posteriors, self.forwards = objective, objective.posteriors, 0
+        self.objective, self.forwards = objective, 0
+
+    def draw(self, seed: int, step: int) -> Draw:
+        return self.objective.draw(seed, step)
 
     def losses(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
         self.forwards += len(candidates)
@@ -444,7 +449,7 @@ class Bench:
     """The model, its subjects and the judge; runs one method after another.
 
     Its trainings are dealt to processes of one thread each, which get more done than one process of many threads. They
-    are forked, which Windows can not.
+    are forked, which Windows cannot.
     """
 
     def __init__(self, plan: Plan, clock: Clock, images: int = IMAGES, parts: int = PARTS) -> None:
@@ -651,7 +656,7 @@ def main() -> None:
     parser.add_argument("--weights", default="int8", choices=("int8", "int4", "float8", "none"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--num-vectors", type=int, default=1, metavar="N", help="vectors of the token (default 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, and go on from it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here, and resume from it")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves as a PNG")
     parser.add_argument("--quick", action="store_true", help="2 concepts, 2 seeds, 4 methods, 600 forwards: minutes")
     mode = parser.add_mutually_exclusive_group()

@@ -19,7 +19,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from zoodip_core.model.attention import PiecewiseAttention
-from zoodip_core.model.load import QuantizedModel, load_quantized
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
 
 DIRECTIONS = 6
 MUS = (1e-3, 1e-2, 3e-2)

@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from zoodip_core import TrainConfig
 from zoodip_core.base import rng
 from zoodip_core.cli.demo import demo_config
+from zoodip_core.search.preconditioner import spread_of
 from zoodip_core.search.zeroth_order import ZerothOrderSearch
 from zoodip_core.tiny import concepts
 from zoodip_core.train.prepared import Training
 from zoodip_core.train.presets import RECIPE
-from zoodip_core.train.vocabulary import spread_of
 
 WORDS = 33_000
 """About as many whole words as CLIP's vocabulary has."""
@@ -52,8 +52,8 @@ def cost(dim: int, steps: int) -> dict[str, float]:
     for step in range(steps):
         began = time.perf_counter()
         search.ask(config.mu_scale(step))
-        held = 1.0 if step % 20 == 0 else None
-        search.tell(losses, config.lr_scale(step), held=held, mu_scale=config.mu_scale(step))
+        check_loss = 1.0 if step % 20 == 0 else None
+        search.tell(losses, config.lr_scale(step), check_loss=check_loss, mu_scale=config.mu_scale(step))
         times.append(time.perf_counter() - began)
     return {"dim": dim, "ms": 1e3 * statistics.median(times), "mb": held_bytes(search) / 1e6, "start_s": shape}
 

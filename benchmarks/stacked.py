@@ -21,11 +21,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from zoodip_core.data.images import load_images
 from zoodip_core.data.prompts import captions_for
 from zoodip_core.model.latents import CachedPosteriors, encode_images
-from zoodip_core.model.load import Prompt, QuantizedModel
-from zoodip_core.model.tokens import EncodedPrompt, initial_vectors, table_of
+from zoodip_core.model.quantized import Prompt, QuantizedModel
+from zoodip_core.model.token_table import table_of
+from zoodip_core.model.tokens import EncodedPrompt, initial_vectors
 from zoodip_core.tiny.concepts import Concept
+from zoodip_core.train.draws import Draw, fixed_draws
 from zoodip_core.train.heldout import TIMESTEPS
-from zoodip_core.train.objective import DiffusionObjective, Draw, fixed_draws
+from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.timesteps import PUTS, TimestepSampler
 
 ROWS = 128
@@ -208,7 +210,7 @@ class Search(Protocol):
         ...
 
     def tell(
-        self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
+        self, losses: torch.Tensor, lr_scale: float = 1.0, *, check_loss: float | None = None, mu_scale: float = 1.0
     ) -> None:
         """Move by the candidates' losses ``[K]``."""
         ...
@@ -265,9 +267,9 @@ def run(
         for i in active:
             requests = _requests(lanes[i])
             after = lanes[i].spent + sum(len(request.candidates) for request in requests)
-            while waiting[i] and (after > waiting[i][0] or _settled(lanes[i])):
+            while waiting[i] and (after > waiting[i][0] or _converged(lanes[i])):
                 on_mark(i, waiting[i].pop(0), lanes[i].search.theta)
-            if after <= budget and not _settled(lanes[i]):
+            if after <= budget and not _converged(lanes[i]):
                 going.append((i, requests))
         found = evaluate([request for _, requests in going for request in requests]) if going else []
         for i, requests in going:
@@ -286,14 +288,14 @@ def _requests(lane: Lane) -> list[Request]:
 
 def _tell(lane: Lane, losses: Sequence[torch.Tensor]) -> None:
     *looks, own = losses
-    held = float(torch.stack(looks).mean()) if looks else None
-    lane.search.tell(own, lane.lr_scale(lane.steps), held=held, mu_scale=lane.mu_scale(lane.steps))
+    check_loss = float(torch.stack(looks).mean()) if looks else None
+    lane.search.tell(own, lane.lr_scale(lane.steps), check_loss=check_loss, mu_scale=lane.mu_scale(lane.steps))
     lane.steps += 1
     lane.spent += len(looks) + len(own)
 
 
-def _settled(lane: Lane) -> bool:
-    return bool(getattr(lane.search, "settled", False))
+def _converged(lane: Lane) -> bool:
+    return bool(getattr(lane.search, "converged", False))
 
 
 def descend(

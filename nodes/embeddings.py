@@ -198,11 +198,11 @@ def _target(filename: str, token: str) -> Path:
 
     Raises:
         EmbeddingFileError: it would lie elsewhere.
-        TokenError: it is no name of a file.
+        TokenError: it is not a name of a file.
     """
     from ..zoodip_core.base.errors import EmbeddingFileError, PathError, TokenError
+    from ..zoodip_core.base.names import check_name, file_stem
     from ..zoodip_core.base.paths import inside
-    from ..zoodip_core.model.tokens import check_name, file_stem
 
     given = filename.strip().removesuffix(".safetensors").replace("\\", "/") or token
     parts = [file_stem(part) for part in given.split("/")]

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from ..zoodip_core.evaluate.evaluation import Evaluation, Judges, Plan
+    from ..zoodip_core.evaluate.evaluation import Evaluation, EvaluationPlan, Judges
     from ..zoodip_core.model.embedding import Embedding
-    from ..zoodip_core.model.load import QuantizedModel
+    from ..zoodip_core.model.quantized import QuantizedModel
 
 FOLDER = "zoodip/evaluations"
 """In ComfyUI's output folder: a folder for each evaluation."""
@@ -29,7 +29,7 @@ class EvaluateEmbedding:
     CATEGORY = "ZOODiP"
     DESCRIPTION = (
         "Draws the same prompts and seeds with the word the token began as and with the token, and scores both with "
-        "CLIP and DINOv2. Cancel keeps what is drawn; queue again to go on."
+        "CLIP and DINOv2. Cancel keeps what is drawn; queue again to resume."
     )
     RETURN_TYPES = ("IMAGE", "STRING", "FLOAT", "FLOAT", "FLOAT", "FLOAT")
     RETURN_NAMES = ("sheet", "table", "CLIP_T", "CLIP_I", "DINO", "DINO_inter")
@@ -140,16 +140,16 @@ def _one(value: Any) -> Any:
     return value[0] if isinstance(value, list | tuple) and value else value
 
 
-def _plan(model: QuantizedModel, embedding: Embedding, given: dict[str, Any]) -> Plan:
+def _plan(model: QuantizedModel, embedding: Embedding, given: dict[str, Any]) -> EvaluationPlan:
     from ..zoodip_core.base.errors import ConfigError
-    from ..zoodip_core.evaluate.evaluation import Plan, class_word_of
+    from ..zoodip_core.evaluate.evaluation import EvaluationPlan, class_word_of
     from ..zoodip_core.evaluate.prompt_sets import PROMPT_SETS, checked_prompts, default_set
 
     own = str(given.get("prompts") or "")
     name = default_set(model.info.family) if given["prompt_set"] == _AUTO else given["prompt_set"]
     if name not in PROMPT_SETS:
         raise ConfigError(f"prompt_set: there is no {str(name)[:60]!r}; choose one of {', '.join(PROMPT_SETS)}")
-    return Plan(
+    return EvaluationPlan(
         checked_prompts(own.splitlines(), "prompts") if own.strip() else PROMPT_SETS[name],
         class_word_of(embedding, given["class_word"]),
         given["seeds"],
@@ -194,7 +194,7 @@ def _place(name: str, usual: str, called: str) -> Path | None:
 
 
 def _evaluate(
-    model: QuantizedModel, embedding: Embedding, pictures: list[Image], plan: Plan, judges: Judges
+    model: QuantizedModel, embedding: Embedding, pictures: list[Image], plan: EvaluationPlan, judges: Judges
 ) -> tuple[Evaluation, Path]:
     """The scores, and the folder that keeps the images; the models leave the device afterwards."""
     from ..zoodip_core.evaluate.evaluation import evaluate, folder_for, key_of

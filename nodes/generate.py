@@ -9,7 +9,7 @@ from .pictures import thumbnails, to_image
 
 if TYPE_CHECKING:
     from ..zoodip_core.model.embedding import Embedding
-    from ..zoodip_core.model.load import QuantizedModel
+    from ..zoodip_core.model.quantized import QuantizedModel
 
 _SEED_LIMIT = 2**53 - 1
 """The largest whole number that JavaScript keeps exactly."""

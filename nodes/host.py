@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..zoodip_core.model.load import QuantizedModel
+    from ..zoodip_core.model.quantized import QuantizedModel
 
 NEEDED = (
     "torch",

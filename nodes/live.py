@@ -20,7 +20,7 @@ was loaded anew shows it with the next step."""
 WARNINGS = 100
 """The most warnings that are sent, the last of them: a run may warn at each of its samples."""
 _BETWEEN = 0.25
-"""Seconds between two messages: the page can not show more, and a step of the embedded model takes a tenth."""
+"""Seconds between two messages: the page cannot show more, and a step of the embedded model takes a tenth."""
 
 
 class Curve:
@@ -30,33 +30,28 @@ class Curve:
     """
 
     def __init__(self) -> None:
-        from ..zoodip_core.train.loop import RunningMean
-
         self.stride = 1
         self._raw: list[float] = []
-        self._smoothed: list[float] = []
         self._open: list[float] = []
-        self._mean = RunningMean()
 
     def add(self, loss: float) -> None:
-        smoothed = self._mean.add(loss)
         self._open.append(loss)
         if len(self._open) < self.stride:
             return
         self._raw.append(sum(self._open) / self.stride)
-        self._smoothed.append(smoothed)
         self._open = []
         if len(self._raw) == POINTS:
             self._raw = [(a + b) / 2 for a, b in zip(self._raw[::2], self._raw[1::2], strict=True)]
-            self._smoothed = self._smoothed[1::2]
             self.stride *= 2
 
     def data(self) -> dict[str, Any]:
         """``stride`` and, for each of its multiples, the ``raw`` and ``smoothed`` loss."""
+        from ..zoodip_core.data.curves import smooth
+
         return {
             "stride": self.stride,
             "raw": [round(loss, 6) for loss in self._raw],
-            "smoothed": [round(loss, 6) for loss in self._smoothed],
+            "smoothed": [round(point.mean, 6) for point in smooth(self._raw)],
         }
 
 

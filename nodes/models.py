@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .host import check_packages, host, stoppable
+from .inputs import inputs_of
 
 if TYPE_CHECKING:
-    from ..zoodip_core.model.load import QuantizedModel
+    from ..zoodip_core.model.quantized import QuantizedModel
 
 TINY_CHOICE = "tiny (embedded)"
 
@@ -31,9 +32,9 @@ class LoadQuantizedSD:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        from ..zoodip_core.model.load import DTYPES, PREDICTION_TYPES
-        from ..zoodip_core.model.quantize import WEIGHTS
+        from ..zoodip_core.train.settings import MODEL
 
+        settings = inputs_of(MODEL, without=("model", "device", "cache"), in_sight=("weights", "dtype"))
         return {
             "required": {
                 "checkpoint": (
@@ -44,28 +45,10 @@ class LoadQuantizedSD:
                         "ZOODiP and needs no download.",
                     },
                 ),
-                "weights": (
-                    list(WEIGHTS),
-                    {
-                        "default": "int8",
-                        "tooltip": "How weights are kept in memory. int4 takes half of int8's, float8 as much; "
-                        "none keeps them unquantised.",
-                    },
-                ),
-                "activations": (
-                    ["auto", *DTYPES],
-                    {"default": "auto", "tooltip": "auto: float16 on an NVIDIA GPU, else float32."},
-                ),
+                **{name: settings.pop(name) for name in ("weights", "activations")},
             },
             "optional": {
-                "prediction_type": (
-                    list(PREDICTION_TYPES),
-                    {
-                        "default": "auto",
-                        "tooltip": "auto reads it from the file. Change it only if a v-prediction model draws "
-                        "noise or grey.",
-                    },
-                ),
+                **settings,
                 "keep_copy": (
                     "BOOLEAN",
                     {
@@ -93,7 +76,8 @@ class LoadQuantizedSD:
         keep_copy: bool = False,
     ) -> tuple[QuantizedModel, str]:
         check_packages()
-        from ..zoodip_core.model.load import TINY, load_quantized
+        from ..zoodip_core.model.kinds import TINY
+        from ..zoodip_core.model.load import load_quantized
 
         with stoppable():  # a copy takes as long to make as the model to load
             model = load_quantized(
@@ -109,7 +93,7 @@ class LoadQuantizedSD:
 
 def _path(checkpoint: str) -> Path:
     from ..zoodip_core.base.errors import ModelError
-    from ..zoodip_core.model.load import TINY_PATH
+    from ..zoodip_core.model.kinds import TINY_PATH
 
     if checkpoint == TINY_CHOICE:
         return TINY_PATH

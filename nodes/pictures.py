@@ -43,7 +43,7 @@ def to_pictures(images: Sequence[Any], name: str) -> list[Image.Image]:
         name: of the node's input, for errors.
 
     Raises:
-        ImagesError: nothing, or something that is no picture.
+        ImagesError: nothing, or something that is not a picture.
     """
     import torch
     from PIL import Image
@@ -259,7 +259,7 @@ def _captions(folder: str, files: Sequence[Path]) -> list[str]:
 
 
 def write_references(pictures: Sequence[Image.Image], captions: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Write pictures, unchanged, and their captions into a run's folder, so that it can go on by itself.
+    """Write pictures, unchanged, and their captions into a run's folder, so that it can be resumed by itself.
 
     Returns:
         The settings ``images`` and ``captions`` of :class:`TrainConfig` that stand for them.

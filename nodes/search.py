@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .inputs import inputs_of
+
 
 class SubspaceGradient:
     """Subspace Gradient (paper, eq. 4-8): drop from each gradient what the token's own path shows to be noise."""
@@ -20,29 +22,11 @@ class SubspaceGradient:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
+        from ..zoodip_core.train.settings import SETTINGS, SUBSPACE
+
+        defaults = {name: SETTINGS[name].default for name in ("tau", "nu")}
         return {
-            "required": {
-                "tau": (
-                    "INT",
-                    {
-                        "default": 128,
-                        "min": 2,
-                        "max": 65_536,
-                        "tooltip": "Steps of the token's path to look at (the paper: 128; the embedded model: 21).",
-                    },
-                ),
-                "nu": (
-                    "FLOAT",
-                    {
-                        "default": 1e-3,
-                        "min": 1e-6,
-                        "max": 0.999,
-                        "step": 1e-4,
-                        "round": 1e-6,
-                        "tooltip": "Share of the path's variance to drop as noise (the paper: 0.001).",
-                    },
-                ),
-            }
+            "required": inputs_of(SUBSPACE, without=("subspace_gradient",), in_sight=tuple(defaults), defaults=defaults)
         }
 
     def settings(self, tau: int, nu: float) -> tuple[dict[str, Any]]:
@@ -64,33 +48,10 @@ class PUTSSampler:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        from ..zoodip_core.train.config import TIMESTEP_SAMPLERS
+        from ..zoodip_core.train.settings import SETTINGS, TIMESTEPS, of_part
 
-        return {
-            "required": {
-                "timesteps": (
-                    list(TIMESTEP_SAMPLERS),
-                    {
-                        "default": "puts",
-                        "tooltip": "puts: between T_L and T_U. uniform: all alike. snr: weighted by signal-to-noise "
-                        "ratio. T_L and T_U count for puts alone.",
-                    },
-                ),
-                "T_L": (
-                    "INT",
-                    {
-                        "default": 500,
-                        "min": 0,
-                        "max": 999,
-                        "tooltip": "Lowest timestep (the paper: 500; set 700 for SDXL).",
-                    },
-                ),
-                "T_U": (
-                    "INT",
-                    {"default": 900, "min": 1, "max": 1000, "tooltip": "Timestep to stay below (the paper: 900)."},
-                ),
-            }
-        }
+        defaults = {each.name: SETTINGS[each.name].default for each in of_part(TIMESTEPS)}
+        return {"required": inputs_of(TIMESTEPS, in_sight=tuple(defaults), defaults=defaults)}
 
     def settings(self, timesteps: str, T_L: int, T_U: int) -> tuple[dict[str, Any]]:  # noqa: N803
         from ..zoodip_core.base.errors import ConfigError

@@ -10,22 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .generate import seed_input
 from .host import check_packages, host, on_the_device
+from .inputs import input_of, inputs_of, settings_in
 from .live import Live
 from .pictures import thumbnails, to_image, to_pictures, write_references
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..zoodip_core.model.load import QuantizedModel
+    from ..zoodip_core.model.quantized import QuantizedModel
     from ..zoodip_core.train.config import TrainConfig
     from ..zoodip_core.train.loop import TrainResult
 
 FOLDER = "zoodip"
 """In ComfyUI's output folder: a folder for each run."""
 _SAMPLES = 4
-_BY_PRESET = "0: by preset and model"
 
 
 class ZOTrainToken:
@@ -33,7 +32,7 @@ class ZOTrainToken:
 
     CATEGORY = "ZOODiP"
     DESCRIPTION = (
-        "Learns a new word from a few images, with forward passes only. Cancel saves the state; queue again to go on. "
+        "Learns a new word from a few images, with forward passes only. Cancel saves the state; queue again to resume. "
         "Everything is kept in output/zoodip."
     )
     RETURN_TYPES = ("ZOODIP_EMBEDDING", "IMAGE", "IMAGE")
@@ -49,9 +48,8 @@ class ZOTrainToken:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        required = {**_what_to_learn(), **_how_to_search(), **_while_it_runs()}
         return {
-            "required": required,
+            "required": _needed(),
             "optional": _optional(),
             "hidden": {"unique_id": "UNIQUE_ID", "extra": "EXTRA_PNGINFO"},
         }
@@ -60,7 +58,7 @@ class ZOTrainToken:
     def VALIDATE_INPUTS(cls, token: Any) -> bool | str:  # noqa: N802
         # One input alone: ComfyUI would show the same message at each of several.
         from ..zoodip_core.base.errors import TokenError
-        from ..zoodip_core.model.tokens import check_name
+        from ..zoodip_core.base.names import check_name
 
         name = _one(token)
         try:
@@ -79,7 +77,7 @@ class ZOTrainToken:
         captions = _captions(inputs.pop("captions", None), _one(inputs["token"]), len(pictures))
         _check_prompt(_one(inputs["preview_prompt"]), _one(inputs["token"]))
         live = Live(host(), str(_one(inputs.pop("unique_id", "0"))), _workflow(_one(inputs.pop("extra", None))))
-        resume = bool(_one(inputs.pop("resume")))
+        resume = bool(_one(inputs.pop("resume", True)))
         settings = _settings(model, {name: _one(value) for name, value in inputs.items()})
         config = _checked(settings)
         with on_the_device(model), live:
@@ -87,7 +85,7 @@ class ZOTrainToken:
             trained = _train(settings, model, pictures, captions, folder, live)
             if not trained.finished:
                 again = "queue again" if resume else "turn resume on and queue again"
-                raise Stopped(f"stopped at step {trained.step}; {again} to go on")
+                raise Stopped(f"stopped at step {trained.step}; {again} to resume")
             previews = _previews(config, model, trained)
         chart = live.end("finished", f"{config.token} learned in {trained.step} steps, kept in {FOLDER}/{folder.name}")
         return {
@@ -98,127 +96,34 @@ class ZOTrainToken:
 
 # ---------------------------------------------------------------- inputs
 
+_IN_SIGHT = ("token", "initializer", "steps", "seed", "sample_prompt", "sample_every")
+"""Beside model, images and preset: what most people set. The page shows the others when it is asked to."""
+_NOT_ASKED = ("images", "captions", "background", "device", "cache")
+"""They follow from the node's other inputs and from the model."""
 
-def _what_to_learn() -> dict[str, Any]:
-    from ..zoodip_core.data.prompts import TEMPLATES
-    from ..zoodip_core.model.tokens import INITIALIZER_MODES
 
+def _needed() -> dict[str, Any]:
+    from ..zoodip_core.train.presets import PRESET
+    from ..zoodip_core.train.settings import RUN, SEARCH, SUBJECT
+
+    settings = inputs_of(SUBJECT, SEARCH, RUN, without=_NOT_ASKED, in_sight=_IN_SIGHT)
+    settings["token"][1]["default"], settings["initializer"][1]["default"] = "<my-subject>", "dog"
+    in_sight = {name: each for name, each in settings.items() if not each[1].get("advanced")}
+    preset = input_of(PRESET, advanced=False)
+    preset[1]["tooltip"] += " For paper, wire its two parts as well: what is unconnected is left out."
     return {
         "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD."}),
         "images": ("IMAGE", {"tooltip": "Three to ten pictures of the subject: a batch, or a list of any sizes."}),
-        "token": (
-            "STRING",
-            {"default": "<my-subject>", "tooltip": "The new word, and the name of its file: letters, digits, - and _."},
-        ),
-        "initializer": (
-            "STRING",
-            {"default": "dog", "tooltip": "The plain word that the token starts from: what kind of thing it is."},
-        ),
-        "initializer_mode": (
-            list(INITIALIZER_MODES),
-            {
-                "default": "single",
-                "tooltip": "For an initializer of several tokens: refuse it, or start from their mean, or the first.",
-            },
-        ),
-        "num_vectors": (
-            "INT",
-            {
-                "default": 1,
-                "min": 1,
-                "max": 75,
-                "tooltip": "Vectors in the token: 1 is the paper's; more hold more detail and need more steps.",
-            },
-        ),
-        "template": (
-            list(TEMPLATES),
-            {"default": "object", "tooltip": "Captions for pictures without one: an object's, a style's, or varied."},
-        ),
-        "resolution": (
-            "INT",
-            {"default": 0, "min": 0, "max": 4096, "step": 8, "tooltip": "Pixels a side; 0 is the model's own."},
-        ),
+        **{name: in_sight.pop(name) for name in ("token", "initializer")},
+        "preset": preset,
+        **in_sight,
     }
-
-
-def _how_to_search() -> dict[str, Any]:
-    from ..zoodip_core.train.config import ESTIMATORS, LR_SCHEDULES, OPTIMIZERS
-
-    return {
-        "steps": _number(
-            "INT", 10_000_000, f"Optimisation steps; {_BY_PRESET} (default: SD1.5 and SD2.1 6000, SDXL 4000, tiny 900)."
-        ),
-        "lr": _number("FLOAT", 10.0, f"Learning rate; {_BY_PRESET}."),
-        "lr_schedule": (
-            ["auto", *LR_SCHEDULES],
-            {
-                "default": "auto",
-                "tooltip": "Learning rate over the run: constant, or falling to 0. auto: by preset.",
-            },
-        ),
-        "n": _number(
-            "INT",
-            1024,
-            "Random directions a step, which takes n + 1 forward passes (spsa: 2n); "
-            f"{_BY_PRESET} (default: 4; paper: 2).",
-        ),
-        "mu": _number(
-            "FLOAT",
-            10.0,
-            f"How far each candidate is from the current token; {_BY_PRESET}. Of vocabulary directions, 1 is as far as "
-            "words are from their mean.",
-        ),
-        "estimator": (
-            list(ESTIMATORS),
-            {
-                "default": "rge",
-                "tooltip": "rge: the paper's. spsa: both sides of each direction, 2n forward passes. "
-                "one-point: for comparison.",
-            },
-        ),
-        "optimizer": (
-            ["auto", *OPTIMIZERS],
-            {
-                "default": "auto",
-                "tooltip": "zoadam: the paper's Adam. zosgd: plain descent. normalized-sgd: steps whose size does not "
-                "depend on the losses'. zosgd needs an lr of its own. auto: by preset.",
-            },
-        ),
-        "seed": seed_input("Of every random draw: the same seed learns the same token."),
-    }
-
-
-def _while_it_runs() -> dict[str, Any]:
-    return {
-        "preview_prompt": (
-            "STRING",
-            {"default": "a photo of a {}", "tooltip": "What to draw while it learns; {} stands for the token."},
-        ),
-        "preview_every": (
-            "INT",
-            {"default": 0, "min": 0, "max": 10_000_000, "tooltip": "Steps between previews; 0 draws only at the end."},
-        ),
-        "save_every": ("INT", {"default": 500, "min": 1, "max": 10_000_000, "tooltip": "Steps between saved states."}),
-        "resume": (
-            "BOOLEAN",
-            {
-                "default": True,
-                "tooltip": "Go on with a stopped run of the same inputs, or to more steps with a finished one where "
-                "learning rate and mu stay and there are no checks, as with the preset paper. Off: start anew.",
-            },
-        ),
-    }
-
-
-def _number(kind: str, largest: float, tooltip: str) -> tuple[str, dict[str, Any]]:
-    fine = {"step": 1e-4, "round": 1e-7} if kind == "FLOAT" else {}
-    zero = 0.0 if kind == "FLOAT" else 0
-    return kind, {"default": zero, "min": zero, "max": largest, **fine, "tooltip": tooltip}
 
 
 def _optional() -> dict[str, Any]:
-    from ..zoodip_core.train.presets import PACES
+    from ..zoodip_core.train.settings import IMAGES, RUN, SEARCH, SUBJECT
 
+    rest = inputs_of(SUBJECT, IMAGES, SEARCH, RUN, without=(*_NOT_ASKED, *_IN_SIGHT))
     return {
         "captions": (
             "STRING",
@@ -233,15 +138,16 @@ def _optional() -> dict[str, Any]:
             {"tooltip": "From Subspace Gradient. Unconnected: gradients are used as estimated."},
         ),
         "timestep_sampler": ("TIMESTEP_SAMPLER", {"tooltip": "From PUTS Sampler. Unconnected: all timesteps alike."}),
-        "preset": (  # optional, so that graphs without it are still run
-            list(PACES),
+        "resume": (
+            "BOOLEAN",
             {
-                "default": "default",
-                "tooltip": "What inputs left at 0 or auto stand for. fast: a third of default's steps. careful: three "
-                "times as many. paper: the paper's settings for the model, where its two parts are wired as well: "
-                "what is unconnected is left out.",
+                "default": True,
+                "tooltip": "Resume a stopped run of the same inputs, or take more steps with a finished one where "
+                "learning rate and mu stay and there are no checks, as with the preset paper. Off: start anew.",
+                "advanced": True,
             },
         ),
+        **rest,
     }
 
 
@@ -283,30 +189,20 @@ def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list
 
 
 def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the inputs stand for: where an input is 0 or auto, the preset's for the model.
+    """The settings that the inputs stand for: where one is left to the preset, the preset's for the model.
 
     Raises:
         ConfigError: an input needs another one.
     """
-    from ..zoodip_core.model.load import TINY, TINY_PATH
+    from ..zoodip_core.model.kinds import TINY, TINY_PATH
     from ..zoodip_core.train.presets import check_given, preset_for
+    from ..zoodip_core.train.settings import given
 
     sampler = inputs.pop("timestep_sampler", None) or {"timesteps": "uniform"}
     subspace = inputs.pop("subspace_gradient", None) or {"subspace_gradient": False}
-    named = {
-        **inputs,
-        **sampler,
-        **subspace,
-        "sample_prompt": inputs["preview_prompt"],
-        "sample_every": inputs["preview_every"],
-    }
-    del named["preview_prompt"], named["preview_every"]
     dtype = str(model.dtype).removeprefix("torch.")
-    by_model = preset_for(model.info.family, model.weights, dtype, named.pop("preset", "default"))
-    left_out = {"steps": 0, "lr": 0, "n": 0, "mu": 0, "lr_schedule": "auto", "optimizer": "auto"}
-    for name, left in left_out.items():
-        if named.get(name) == left:
-            del named[name]
+    by_model = preset_for(model.info.family, model.weights, dtype, inputs.pop("preset", "default"))
+    named = given({**settings_in(inputs), **sampler, **subspace})
     check_given({**by_model, **named}, by_model, named)
     path = model.info.path
     return {
@@ -331,7 +227,7 @@ def _checked(settings: dict[str, Any]) -> TrainConfig:
 
 
 def _key(config: TrainConfig, model: QuantizedModel, pictures: Sequence[Image], captions: Sequence[str]) -> str:
-    """What a run can go on with: all that decides its steps, but not how many there are."""
+    """What a run can be resumed with: all that decides its steps, but not how many there are."""
     from ..zoodip_core.train.run_folder import CHANGEABLE
 
     free = {*CHANGEABLE, "device", "batch"}
@@ -347,8 +243,8 @@ def _key(config: TrainConfig, model: QuantizedModel, pictures: Sequence[Image], 
 
 
 def _folder(parent: Path, config: TrainConfig, key: str, resume: bool) -> Path:
-    """The folder of the run to go on with, of several the furthest, or a new one."""
-    from ..zoodip_core.model.tokens import file_stem
+    """The folder of the run to resume, of several the furthest, or a new one."""
+    from ..zoodip_core.base.names import file_stem
 
     name = f"{file_stem(config.token)}-{key}"
 
@@ -362,7 +258,7 @@ def _folder(parent: Path, config: TrainConfig, key: str, resume: bool) -> Path:
 
 
 def _steps_taken(run: Path, steps: int) -> int:
-    """How far a run has come that can go on to so many steps, -1 if it can not."""
+    """How far a run has come that can be resumed to so many steps, -1 if it cannot."""
     from ..zoodip_core.base.errors import ZoodipError
     from ..zoodip_core.train.run_folder import RunFolder
 

@@ -13,9 +13,11 @@ import pytest
 from tests.fake_host import FakeHost
 from tests.once import drawn_once, remembering
 from zoodip_core.base.stopping import check_stop
+from zoodip_core.data.sheets import loss_curve
 from zoodip_core.jobs import tasks
 from zoodip_core.model import memory
-from zoodip_core.model.load import QuantizedModel, load_quantized
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train import loop
 
 LONG = ("test_page_browser", "test_worker", "test_engine", "test_environment", "test_node_training", "test_memory")
@@ -38,7 +40,7 @@ def work_done_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         predict = remembering(memory.predict_memory, check_stop)
         for module in (memory, tasks):
             patch.setattr(module, "predict_memory", predict)
-        patch.setattr(loop, "loss_curve", drawn_once(loop.loss_curve, tmp_path_factory.mktemp("curves")))
+        patch.setattr(loop, "loss_curve", drawn_once(loss_curve, tmp_path_factory.mktemp("curves")))
         yield
 
 
@@ -55,6 +57,8 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Any:
     Its core is another copy of the modules than ``zoodip_core``: classes of the two differ.
     """
     made = node_pack.import_pack()
+    own_memory: Any
+    own_loop: Any
     own_memory, own_loop, own_stopping = (
         importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}")
         for name in ("model.memory", "train.loop", "base.stopping")

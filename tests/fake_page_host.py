@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from zoodip_core.jobs.queue import Job
+from zoodip_core.jobs.job import Job
 
 LIMIT = 600.0
 """Seconds that a busy computer may take for what an idle one does at once."""
 
 
 class FakePageHost:
-    """Implements ``zoodip_core.page.studio.Host`` on folders below ``root``.
+    """Implements ``zoodip_core.page.studio.PageHost`` on folders below ``root``.
 
     Args:
         root: gets ``home``, ``models`` and ``embeddings``.

@@ -13,7 +13,7 @@ from tests.page_server import PageServer, visit
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SUBJECT, SHOWN = "boo", 400
-"""What is learned, and the step at which it is shown: a run may settle soon after."""
+"""What is learned, and the step at which it is shown: a run may converge soon after."""
 LIMIT = 1_800_000.0
 """Milliseconds that the training may take."""
 

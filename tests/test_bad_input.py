@@ -18,10 +18,12 @@ from safetensors import safe_open
 from tests.faults.disk import Disk
 from zoodip_core.cli.main import main
 from zoodip_core.model.embedding import Embedding, save_embedding
-from zoodip_core.model.load import TINY_PATH, QuantizedModel
+from zoodip_core.model.kinds import TINY_PATH
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 from zoodip_core.train.config import TrainConfig
-from zoodip_core.train.objective import DiffusionObjective, Draw
+from zoodip_core.train.draws import Draw
+from zoodip_core.train.objective import DiffusionObjective
 
 PIP = concepts.load("pip").images
 STEPS = 3
@@ -217,14 +219,14 @@ def broken_vae(model: Path) -> None:
     [
         (flux, ("is a FluxPipeline", "supported are Stable Diffusion 1.x and 2.x")),
         (without_index, ("has no model_index.json", "give the top of a diffusers folder")),
-        (broken_index, ("model_index.json can not be read",)),
+        (broken_index, ("model_index.json cannot be read",)),
         (without_unet, ("unet/config.json is missing", "copy it again")),
         (without_vocabulary, ("vocab.json is missing", "copy it again")),
-        (broken_vocabulary, ("tokenizer can not be loaded", "copy them again")),
+        (broken_vocabulary, ("tokenizer cannot be loaded", "copy them again")),
         (without_weights, ("unet has no weights", "copy it again")),
         (broken_weights, ("diffusion_pytorch_model.safetensors", "cut short", "download it again")),
         (broken_vae, ("diffusion_pytorch_model.safetensors", "cut short", "download it again")),
-        (broken_config, ("unet", "config", "can not be used")),
+        (broken_config, ("unet", "config", "cannot be used")),
     ],
 )
 def test_damaged_model(
@@ -247,7 +249,7 @@ def test_model_that_is_no_folder(tmp_path: Path, output: Path, capsys: pytest.Ca
     refused(capsys, train_command(output, "--model", file), output, "model: ", "cut short")
     text = tmp_path / "v1-5.txt"
     text.write_text("weights")
-    refused(capsys, train_command(output, "--model", text), output, "model: ", "is no checkpoint", ".safetensors")
+    refused(capsys, train_command(output, "--model", text), output, "model: ", "is not a checkpoint", ".safetensors")
 
 
 # ---------------------------------------------------------------- token and initializer
@@ -392,8 +394,8 @@ def test_captions_file_that_can_not_be_used(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"learning_rate": 1}, ("'learning_rate' is no setting", "the settings are", "lr, ")),
-        ({"num_vector": 1}, ("'num_vector' is no setting", "did you mean num_vectors?")),
+        ({"learning_rate": 1}, ("'learning_rate' is not a setting", "the settings are", "lr, ")),
+        ({"num_vector": 1}, ("'num_vector' is not a setting", "did you mean num_vectors?")),
         ({"config_version": 2}, ("config_version 2", "this program reads 1", "update ZOODiP")),
         ({"n": "two"}, ("n = 'two'", "expected int")),
         ({"flip": 1}, ("flip = 1", "expected bool")),
@@ -414,10 +416,10 @@ def test_settings_file_with_a_bad_setting(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, ("can not be read", "No such file")),
+        (None, ("cannot be read", "No such file")),
         (b"{,}", ("is not valid JSON",)),
         (b"[1]", ("is not a JSON object of settings",)),
-        (b"\xff", ("can not be read", "not UTF-8")),
+        (b"\xff", ("cannot be read", "not UTF-8")),
     ],
 )
 def test_settings_file_that_can_not_be_read(
@@ -445,7 +447,7 @@ def test_output_folder_that_is_in_use(output: Path, capsys: pytest.CaptureFixtur
 def test_resume_of_a_folder_that_is_no_run(tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         message = error_of(capsys, ["train", "--resume", str(folder)])
-        for word in (str(folder), "is no run folder", "config.json", "give the folder that a training run made"):
+        for word in (str(folder), "is not a run folder", "config.json", "give the folder that a training run made"):
             assert word in message
     assert not list(tmp_path.iterdir())
 
@@ -598,7 +600,7 @@ def not_finite(path: Path) -> None:
     [
         ("missing.safetensors", None, ("does not exist",)),
         ("text.safetensors", plain_text, ("is not a safetensors file, or damaged",)),
-        ("text.pt", plain_text, ("can not be read as plain tensors",)),
+        ("text.pt", plain_text, ("cannot be read as plain tensors",)),
         ("text.txt", plain_text, ("embedding files end in .safetensors, .pt, .bin",)),
         ("two.bin", two_tensors, ("holds 2 tensors", "an embedding has one")),
         ("nan.bin", not_finite, ("holds NaN", "its training failed")),
@@ -630,5 +632,5 @@ class RunsCode:
 @pytest.mark.parametrize("name", ["evil.pt", "evil.bin"])
 def test_inspect_runs_no_code(tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     torch.save({"string_to_param": {"*": RunsCode(output)}}, tmp_path / name)
-    words = (str(tmp_path / name), "can not be read as plain tensors", "holds code, which is never run")
+    words = (str(tmp_path / name), "cannot be read as plain tensors", "holds code, which is never run")
     refused(capsys, ["inspect", str(tmp_path / name)], output, *words)

@@ -1,4 +1,4 @@
-"""Models that can not be used, and copies that can not be written: the error says what, where and what to do."""
+"""Models that cannot be used, and copies that cannot be written: the error says what, where and what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zoodip_core.base.errors import ModelError, StorageError, ZoodipError
-from zoodip_core.model.load import identify, load_quantized
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.recognise import identify
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
 
@@ -61,7 +62,7 @@ def fake(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
 
 
 SHORT = r"is not a safetensors file, or was cut short \(.*\); copy or download it again"
-CODE = "can not be read as plain tensors: it is damaged, or holds code, .* get its .safetensors version"
+CODE = "cannot be read as plain tensors: it is damaged, or holds code, .* get its .safetensors version"
 
 
 def test_safetensors_cut_anywhere(tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def test_paths_that_lead_to_no_model(tmp_path: Path) -> None:
     refused("does not exist; give a checkpoint file, a diffusers folder, or 'tiny'", tmp_path / "none.safetensors")
     for name in ("model.gguf", "model.txt", "model"):
         (tmp_path / name).write_bytes(b"weights")
-        refused(r"is no checkpoint; their names end in \.safetensors, \.ckpt", tmp_path / name)
+        refused(r"is not a checkpoint; their names end in \.safetensors, \.ckpt", tmp_path / name)
     (tmp_path / "empty").mkdir()
     refused("has no model_index.json; give the top of a diffusers folder", tmp_path / "empty")
 
@@ -336,9 +337,9 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "flux": (lambda f: edit(f / "model_index.json", _class_name="FluxPipeline"), "is a FluxPipeline; supported"),
     "no index": (lambda f: (f / "model_index.json").unlink(), "has no model_index.json; give the top"),
     "index is a list": (lambda f: (f / "model_index.json").write_text("[]"), "is not a JSON object"),
-    "index is cut": (lambda f: (f / "model_index.json").write_text('{"_cl'), "model_index.json can not be read"),
+    "index is cut": (lambda f: (f / "model_index.json").write_text('{"_cl'), "model_index.json cannot be read"),
     "no unet": (lambda f: shutil.rmtree(f / "unet"), "unet/config.json is missing; the folder is incomplete"),
-    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "scheduler_config.json can not be read"),
+    "no scheduler": (lambda f: shutil.rmtree(f / "scheduler"), "scheduler_config.json cannot be read"),
     "odd prediction": (
         lambda f: edit(f / "scheduler" / "scheduler_config.json", prediction_type="sample"),
         "prediction type 'sample' is not supported",
@@ -375,7 +376,7 @@ def test_all_shards_are_read(folder: Path, pristine: Path) -> None:
     [
         (lambda f: (f / "merges.txt").unlink(), "merges.txt is missing; the folder is incomplete, copy it again"),
         (lambda f: (f / "vocab.json").unlink(), "vocab.json is missing; the folder is incomplete, copy it again"),
-        (lambda f: (f / "vocab.json").write_text("{"), "can not be loaded: .*; its files may be damaged"),
+        (lambda f: (f / "vocab.json").write_text("{"), "cannot be loaded: .*; its files may be damaged"),
         (lambda _: None, "knows 49408 words, the text encoder 100; it is not this model's, copy the right one"),
     ],
 )

@@ -226,8 +226,8 @@ USELESS = {
     "dance.webp": (animated("WEBP"), "dance.webp is animated; save one picture"),
     "phone.heic": (b"\x00\x00\x00\x18ftypheic", "phone.heic is not a JPEG, PNG or WebP file; convert it"),
     "empty.png": (b"", "empty.png is damaged"),
-    "cut.jpg": (encoded("red", "JPEG", (200, 200))[:900], "cut.jpg can not be read"),
-    "cut.png": (encoded(size=(300, 300))[:200], "cut.png can not be read"),
+    "cut.jpg": (encoded("red", "JPEG", (200, 200))[:900], "cut.jpg cannot be read"),
+    "cut.png": (encoded(size=(300, 300))[:200], "cut.png cannot be read"),
     "dot.png": (encoded(size=(7, 300)), "dot.png has only 7 x 300 pixels"),
     "huge.png": (encoded(size=(9000, 9000)), "huge.png has 9000 x 9000 pixels"),
     "script.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "script.jpg is damaged, or no JPEG"),
@@ -258,8 +258,8 @@ def test_a_file_that_is_too_large_is_not_even_read(draft: Draft, uploads: Upload
 def test_an_upload_that_is_gone(draft: Draft, tmp_path: Path) -> None:
     lines = draft.add([(tmp_path / "gone", "cat.png"), (tmp_path / "gone", "cat.txt"), (tmp_path, "folder.png")])
     assert len(lines) == 3
-    assert "cat.txt can not be read" in lines[0]
-    assert "cat.png can not be read" in lines[1]
+    assert "cat.txt cannot be read" in lines[0]
+    assert "cat.png cannot be read" in lines[1]
     assert "folder.png" in lines[2]
     assert draft.pictures() == []
 
@@ -310,6 +310,15 @@ def test_500_files_are_refused_as_a_whole(draft: Draft, uploads: Uploads, monkey
     assert len(draft.add(files[: MAX_PICTURES - 1])) == MAX_PICTURES - 1  # the same ones are none too many
     with pytest.raises(ImagesError, match="1 pictures are too many beside the 100"):
         draft.add(files[-1:])
+
+
+def test_a_draft_that_says_pace_is_read_as_its_preset(draft: Draft, folder: Path) -> None:
+    """What is called preset was called pace once."""
+    folder.mkdir(parents=True)
+    (folder / "draft.json").write_text(json.dumps({"version": 1, "values": {"pace": "careful", "token": "<ä>"}}))
+    assert draft.values() == {"preset": "careful", "token": "<ä>"}
+    draft.keep({"token": "<ö>"})
+    assert json.loads((folder / "draft.json").read_text())["values"] == {"preset": "careful", "token": "<ö>"}
 
 
 def test_numbers_go_on_after_a_removal(draft: Draft, uploads: Uploads) -> None:
@@ -494,8 +503,8 @@ def test_folders_that_can_not_be_taken(draft: Draft, folder: Path, tmp_path: Pat
     (tmp_path / "file.png").write_bytes(encoded())
     (tmp_path / "empty").mkdir()
     for source, words in [
-        (tmp_path / "missing", "is no folder; give the path"),
-        (tmp_path / "file.png", "is no folder; give the path"),
+        (tmp_path / "missing", "is not a folder; give the path"),
+        (tmp_path / "file.png", "is not a folder; give the path"),
         (tmp_path / "empty", "no JPEG, PNG or WebP image in"),
         (tmp_path / ("x" * 400), "give the path of"),
         (tmp_path / "a\x00b", "give the path of"),

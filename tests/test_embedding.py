@@ -69,7 +69,7 @@ def test_header_stays_aligned_and_readable() -> None:
 def test_diffusers_loads_our_file(tmp_path: Path, tiny_model: Any) -> None:
     from diffusers import StableDiffusionPipeline
 
-    from zoodip_core.model.load import TINY_PATH
+    from zoodip_core.model.kinds import TINY_PATH
 
     vectors = torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
     path = save_embedding(Embedding("<pip>", (vectors,)), tmp_path)
@@ -86,7 +86,8 @@ def test_diffusers_sees_the_token_as_we_do(tmp_path: Path, tiny_model: Any) -> N
     from diffusers import StableDiffusionPipeline
 
     from zoodip_core.model.generation import encode_text
-    from zoodip_core.model.load import TINY_PATH, load_quantized
+    from zoodip_core.model.kinds import TINY_PATH
+    from zoodip_core.model.load import load_quantized
 
     embedding = Embedding("<pip>", (torch.randn(3, 128, generator=torch.Generator().manual_seed(1)),))
     path = save_embedding(embedding, tmp_path)

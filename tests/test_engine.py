@@ -23,9 +23,12 @@ from zoodip_core.data.images import load_images, to_tensor
 from zoodip_core.model.attention import PiecewiseAttention, attend
 from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
 from zoodip_core.model.generation import encode_text, generate
+from zoodip_core.model.kinds import CLIP_PATH
 from zoodip_core.model.latents import encode_images
-from zoodip_core.model.load import CLIP_PATH, QuantizedModel, load_quantized
-from zoodip_core.train.objective import DiffusionObjective, Draw
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.train.draws import Draw
+from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.timesteps import PUTS
 
 FAMILIES = ("sd15", "sd21", "sdxl")

@@ -156,7 +156,7 @@ def installer() -> Any:
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A complete environment as far as files tell, in a process whose own Python can not train."""
+    """A complete environment as far as files tell, in a process whose own Python cannot train."""
     folder = tmp_path / ".trainer"
     python = environment.python_in(folder)
     python.parent.mkdir(parents=True)
@@ -376,7 +376,7 @@ def test_the_environment_is_found_afterwards_and_not_made_twice(made: Made) -> N
 
 
 def test_what_was_cut_off_goes_on_without_a_second_download(again: Copy) -> None:
-    """Of the other packages one can not be had for a while."""
+    """Of the other packages one cannot be had for a while."""
     without_torch(again)
     [site] = again.trainer.rglob("site-packages")
     shutil.rmtree(site / "transformers-4.57.1.dist-info")
@@ -468,7 +468,7 @@ def test_a_stop_ends_pip_too_and_a_second_installer_is_refused(again: Copy, sile
     assert second.returncode == 3
     assert "another installation of the trainer is at work" in second.stdout
     assert process.returncode == 130
-    assert rest.splitlines()[-1] == "ZOODiP: stopped. What is there is kept: run this again to go on."
+    assert rest.splitlines()[-1] == "ZOODiP: stopped. What is there is kept: run this again to resume."
     assert (again.trainer / "pyvenv.cfg").is_file()
     assert_without_network_it_says_so(again)  # so its lock is free again
 

@@ -30,6 +30,7 @@ from zoodip_core.base.errors import (
 )
 from zoodip_core.base.stopping import Stopped, stopped_by
 from zoodip_core.cli import main as cli
+from zoodip_core.cli import screen
 from zoodip_core.data.images import find_images, open_picture
 from zoodip_core.evaluate import evaluation
 from zoodip_core.evaluate.encoders import (
@@ -46,8 +47,8 @@ from zoodip_core.evaluate.evaluation import (
     AFTER,
     BEFORE,
     Evaluation,
+    EvaluationPlan,
     Judges,
-    Plan,
     as_json,
     evaluate,
     find_judges,
@@ -58,12 +59,13 @@ from zoodip_core.evaluate.prompt_sets import LIVING, OBJECT, PROMPT_SETS, defaul
 from zoodip_core.evaluate.report import JSON, MARKDOWN, SHEET, as_markdown, as_text, write_report
 from zoodip_core.model.embedding import Embedding, save_embedding
 from zoodip_core.model.generation import generate
-from zoodip_core.model.load import CLIP_PATH, QuantizedModel
+from zoodip_core.model.kinds import CLIP_PATH
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 
 CPU = torch.device("cpu")
 PROMPTS = ("a {} in the snow", "a {} at the beach")
-PLAN = Plan(PROMPTS, "monster", seeds=2, num_inference_steps=2)
+PLAN = EvaluationPlan(PROMPTS, "monster", seeds=2, num_inference_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +384,7 @@ def test_another_token_or_a_later_version_wants_another_folder(
 def test_a_token_of_any_name_goes_on_as_well(
     tiny_model: QuantizedModel, judges: Judges, references: list[Path], tmp_path: Path
 ) -> None:
-    plan, odd = Plan(("a {}",), "monster", seeds=1, num_inference_steps=1), token("\udc80" + "y" * 5 * 10**6)
+    plan, odd = EvaluationPlan(("a {}",), "monster", seeds=1, num_inference_steps=1), token("\udc80" + "y" * 5 * 10**6)
     found = [evaluate(tiny_model, odd, references, plan, judges, tmp_path / "out") for _ in range(2)]
     write_report(found[1], references, tmp_path / "out")
     assert as_json(found[0]) == as_json(found[1])
@@ -556,7 +558,7 @@ def test_judges_that_do_not_work_are_told_of_before_anything_is_drawn(
     folder = shutil.copytree(judges_at / "dino", tmp_path / "dino")
     file = folder / "preprocessor_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "image_std": [0.2, 0.2]}))
-    with pytest.raises(ModelError, match="can not be used together"):
+    with pytest.raises(ModelError, match="cannot be used together"):
         evaluate(tiny_model, token(), references, PLAN, Judges(None, find_dino(folder)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -701,9 +703,9 @@ def test_a_strangers_words_do_not_command_the_screen_or_the_page(
 def test_the_sheet_shows_eight_prompts_of_all_parts_or_seeds_of_one(done: tuple[Evaluation, Path]) -> None:
     from zoodip_core.evaluate.report import _columns
 
-    many = replace(done[0], plan=Plan(OBJECT, "dog", seeds=4, first_seed=7))
+    many = replace(done[0], plan=EvaluationPlan(OBJECT, "dog", seeds=4, first_seed=7))
     assert _columns(many) == [(i, 7) for i in (0, 3, 6, 9, 12, 15, 18, 21)]
-    one = replace(done[0], plan=Plan(("a {}",), "dog", seeds=50))
+    one = replace(done[0], plan=EvaluationPlan(("a {}",), "dog", seeds=50))
     assert [seed for _, seed in _columns(one)] == [0, 6, 12, 18, 25, 31, 37, 43]
 
 
@@ -739,7 +741,7 @@ def test_the_command_scores_a_token(command: list[str], capsys: pytest.CaptureFi
 def test_ctrl_c_stops_and_the_same_command_goes_on(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = cli._Stages.__call__
+    shown = screen.Stages.__call__
 
     def interrupted(self: Any, stage: str, done: int, total: int) -> None:
         shown(self, stage, done, total)
@@ -747,9 +749,9 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(cli._Stages, "__call__", interrupted)
+        patched.setattr(screen.Stages, "__call__", interrupted)
         assert cli.main(command) == 1
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes it" in capsys.readouterr().err
     assert not Path("evaluations/boo/evaluation.md").exists()
     asked = count_drawn(monkeypatch)
     assert cli.main(command) == 0
@@ -792,9 +794,9 @@ def test_the_embedded_models_own_prompts_are_its_default(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     at = command.index("--prompts")
-    asked: list[Plan] = []
+    asked: list[EvaluationPlan] = []
 
-    def noted(model: Any, embedding: Any, references: Any, plan: Plan, *_: Any) -> Any:
+    def noted(model: Any, embedding: Any, references: Any, plan: EvaluationPlan, *_: Any) -> Any:
         asked.append(plan)
         raise ConfigError("enough")
 

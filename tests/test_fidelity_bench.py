@@ -16,11 +16,12 @@ from benchmarks.fidelity import Method, Plan, Recipe
 from benchmarks.gains import ORDER, Figures, derived, draw_figure, forwards_to_reach, gain, geometric_mean, tables
 from benchmarks.stacked import Lane, Request, Stack, Subject, descend, heldout, run
 from zoodip_core import PUTS
-from zoodip_core.model.load import QuantizedModel, load_quantized
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 from zoodip_core.train.heldout import heldout_losses
 from zoodip_core.train.prepared import Training
-from zoodip_core.train.presets import PRESETS
+from zoodip_core.train.presets import PAPER_PRESETS
 from zoodip_core.train.rounding import LEAST_FORWARDS
 
 PLAN = Plan(("boo", "pip"), (0, 1), 600)
@@ -100,7 +101,7 @@ class FakeSearch:
         return torch.zeros(self.count, 1, 1)
 
     def tell(
-        self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
+        self, losses: torch.Tensor, lr_scale: float = 1.0, *, check_loss: float | None = None, mu_scale: float = 1.0
     ) -> None:
         assert losses.shape == (self.count,)
         self.theta = self.theta + 1
@@ -170,7 +171,7 @@ def test_ours_is_what_the_product_does(model: QuantizedModel, subjects: list[Sub
     assert (token - learned).norm() < 0.05 * (learned - subjects[0].theta0).norm()
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes can not be forked here")
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="processes cannot be forked here")
 def test_processes_share_the_trainings() -> None:
     """Each is what it is in one process, up to rounding, and all are counted."""
     plan = Plan(("pip",), (0, 1, 2), 300)
@@ -317,7 +318,7 @@ def test_the_papers_searches_are_the_papers() -> None:
         "t_upper": 900,
     }
     assert chosen["paper"].settings == paper
-    assert paper.items() <= PRESETS["tiny"].items()
+    assert paper.items() <= PAPER_PRESETS["tiny"].items()
     assert chosen["naive"].settings == {**paper, "tau": 0, "timesteps": "uniform"}
     assert fidelity.methods(Plan(("pip",), (0,), 600, dtype="bfloat16"))["paper"].settings["mu"] == 1e-2
     assert chosen["gradient"].marks == [300, 600, 1200, 2000, 2400]

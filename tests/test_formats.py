@@ -22,11 +22,14 @@ from zoodip_core.base.errors import ConfigError, EmbeddingFileError, ModelError,
 from zoodip_core.base.stopping import Stopped, stopped_by
 from zoodip_core.cli.main import main
 from zoodip_core.data.prompts import read_listed
-from zoodip_core.evaluate.evaluation import Judges, Plan, evaluate
-from zoodip_core.jobs.history import FAILED, UNFINISHED, find_run, list_runs, task_of
-from zoodip_core.jobs.tasks import Job
+from zoodip_core.evaluate.evaluation import EvaluationPlan, Judges, evaluate
+from zoodip_core.jobs.history import find_run, list_runs
+from zoodip_core.jobs.job_folder import Task, task_of
+from zoodip_core.jobs.protocol import FAILED, UNFINISHED
 from zoodip_core.model.embedding import Embedding, load_embedding
-from zoodip_core.model.load import QuantizedModel, load_quantized, open_copy, open_model
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.recognise import open_copy, open_model
 from zoodip_core.page.draft import Draft
 from zoodip_core.tiny import concepts
 from zoodip_core.train.config import TrainConfig
@@ -137,8 +140,14 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_a_job_of_version_1(home: Path) -> None:
-    job = Job.read(NOW / "page" / "task.json")
-    assert (job.kind, job.folder, job.settings, job.pace, job.changes) == ("train", Path("page"), SETTINGS, "fast", {})
+    job = Task.read(NOW / "page" / "task.json")
+    assert (job.kind, job.folder, job.settings, job.preset, job.changes) == (
+        "train",
+        Path("page"),
+        SETTINGS,
+        "fast",
+        {},
+    )
     task = task_of(home / "rex")
     assert (task["id"], task["replace"], task["settings"]) == (TASK, True, SETTINGS)
 
@@ -146,7 +155,7 @@ def test_a_job_of_version_1(home: Path) -> None:
 def test_a_run_of_version_1(home: Path) -> None:
     (run,) = list_runs(home)
     assert (run.state, run.message, run.token, run.model) == (FAILED, "the disk is full", "<rex>", "small")
-    assert (run.step, run.steps, run.settings["lr"], run.can_go_on) == (0, 7, 0.25, True)
+    assert (run.step, run.steps, run.settings["lr"], run.can_resume) == (0, 7, 0.25, True)
 
 
 def test_an_outcome_of_another_job_does_not_count(home: Path) -> None:
@@ -182,11 +191,11 @@ def test_an_outcome_without_an_id_is_older_than_a_job_that_has_one(home: Path) -
 def test_a_job_of_a_later_version_is_refused(home: Path) -> None:
     file = changed(NOW / "page" / "task.json", home / "rex" / "task.json", version=2)
     with pytest.raises(ConfigError, match="newer ZOODiP; update ZOODiP"):
-        Job.read(file)
+        Task.read(file)
     assert list_runs(home)[0].settings["steps"] == 7  # its run's own settings are enough
     shutil.rmtree(home / "rex" / "run")
     (run,) = list_runs(home)
-    assert (run.state, run.can_go_on) == (FAILED, False)
+    assert (run.state, run.can_resume) == (FAILED, False)
     assert "newer ZOODiP" in run.message
     assert "update ZOODiP" in run.message
     assert find_run(home, "rex") == run
@@ -201,7 +210,7 @@ def test_settings_of_a_later_version_are_told_in_the_list(home: Path) -> None:
     config = home / "rex" / "run" / "config.json"
     changed(config, config, config_version=2)
     (run,) = list_runs(home)
-    assert (run.state, run.can_go_on) == (FAILED, False)
+    assert (run.state, run.can_resume) == (FAILED, False)
     assert "update ZOODiP" in run.message
     with pytest.raises((ConfigError, RunFolderError), match="update ZOODiP"):
         RunFolder.open(run.run)
@@ -219,7 +228,7 @@ def test_a_run_of_version_1_goes_on_without_the_loss_of_a_step(tiny_model: Quant
     assert state
     assert (int(state.tensors["step"]), folder.step()) == (15, 30)
     assert (folder.past().records[30].theta, folder.past().damaged) == (None, ())
-    with pytest.raises(RunFolderError, match="Going on with the run writes it again"):
+    with pytest.raises(RunFolderError, match="Resuming the run writes it again"):
         rewind(run, 20)
     resumed = resume_training(run, changes, model=tiny_model)
     assert len(resumed.losses) == 10
@@ -298,7 +307,7 @@ def test_a_quantised_copy_of_a_later_version_is_refused(tmp_path: Path) -> None:
 
 def test_an_evaluation_of_version_1_goes_on(tmp_path: Path) -> None:
     model = load_quantized(device="cpu")
-    plan = Plan(("a {} in the snow", "a {}"), "monster", seeds=2, num_inference_steps=7, guidance_scale=2.5)
+    plan = EvaluationPlan(("a {} in the snow", "a {}"), "monster", seeds=2, num_inference_steps=7, guidance_scale=2.5)
     learned = Embedding("<rex>", (thousandths(1, 128),))
     pictures, folder = [Image.new("RGB", (64, 64))], tmp_path / "evaluation"
     file = NOW / "evaluation" / "settings.json"

@@ -19,19 +19,10 @@ from tests.reads import counted_reads
 from zoodip_core import Commands, TrainConfig, TrainResult, resume_training, train_token
 from zoodip_core.base.errors import RunFolderError, StorageError, TokenError, ZoodipError
 from zoodip_core.base.events import Event, Progress
-from zoodip_core.jobs.history import (
-    Run,
-    delete_run,
-    find_run,
-    list_runs,
-    log_tail,
-    losses_of,
-    new_folder,
-    task_of,
-    write_outcome,
-)
-from zoodip_core.jobs.queue import write_task
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.jobs.history import delete_run, find_run, list_runs, losses_of, new_folder
+from zoodip_core.jobs.job import Run
+from zoodip_core.jobs.job_folder import log_tail, task_of, write_outcome, write_task
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 
 PIP = concepts.load("pip")
@@ -79,7 +70,7 @@ def page_run(home: Path, trained: Path) -> Callable[..., Path]:
             "train",
             folder,
             settings={"token": "<asked>", "model": "tiny", "steps": 7, "images": ["x"]},
-            pace="paper",
+            preset="paper",
         )
         if of:
             shutil.copytree(trained / of, folder / "run")
@@ -110,7 +101,7 @@ def test_a_finished_run_of_a_page(home: Path, page_run: Callable[..., Path]) -> 
     run = only(home)
     assert (run.name, run.folder, run.run) == ("pip", folder, folder / "run")
     assert (run.token, run.model, run.step, run.steps) == ("<pip>", "embedded tiny model", STEPS, STEPS)
-    assert (run.state, run.message, run.can_go_on) == ("finished", "", False)
+    assert (run.state, run.message, run.can_resume) == ("finished", "", False)
     assert run.embedding == folder / "run" / "pip.safetensors"
     assert run.before_after == folder / "before_after.png"
     assert run.loss_curve == folder / "run" / "loss.png"
@@ -124,7 +115,7 @@ def test_a_run_of_the_command_line(home: Path, trained: Path) -> None:
     shutil.copytree(trained / "whole", home / "pip")
     run = only(home)
     assert run.run == run.folder == home / "pip"
-    assert (run.state, run.step, run.can_go_on) == ("finished", STEPS, False)
+    assert (run.state, run.step, run.can_resume) == ("finished", STEPS, False)
     assert run.embedding == home / "pip" / "pip.safetensors"
     assert run.before_after is None
 
@@ -132,11 +123,11 @@ def test_a_run_of_the_command_line(home: Path, trained: Path) -> None:
 def test_a_stopped_run_goes_on_and_ends(home: Path, page_run: Callable[..., Path], tiny_model: QuantizedModel) -> None:
     folder = page_run("stopped", "stopped", "stopped")
     run = only(home)
-    assert (run.state, run.step, run.steps, run.can_go_on) == ("stopped", 2, STEPS, True)
+    assert (run.state, run.step, run.steps, run.can_resume) == ("stopped", 2, STEPS, True)
     assert run.embedding == folder / "run" / "snapshots" / "step-00000002.safetensors"
     resume_training(run.run, model=tiny_model)
     run = only(home)
-    assert (run.state, run.step, run.can_go_on) == ("finished", STEPS, False)
+    assert (run.state, run.step, run.can_resume) == ("finished", STEPS, False)
     assert run.embedding == folder / "run" / "stopped.safetensors"
 
 
@@ -148,13 +139,13 @@ def test_a_run_that_was_cut_off(home: Path, page_run: Callable[..., Path]) -> No
     (samples / "step-100000000.txt").write_bytes(b"no picture")
     run = only(home)
     assert run.sample == samples / "step-00000009.png"
-    assert (run.state, run.message, run.can_go_on) == ("unfinished", "", True)
+    assert (run.state, run.message, run.can_resume) == ("unfinished", "", True)
 
 
-def test_a_run_that_was_asked_to_go_on_and_cut_off_then(home: Path, page_run: Callable[..., Path]) -> None:
+def test_a_run_that_was_asked_to_resume_and_cut_off_then(home: Path, page_run: Callable[..., Path]) -> None:
     folder = page_run("rex", "stopped", "failed", "no room")
     assert (only(home).state, only(home).message) == ("failed", "no room")
-    # Only drawing pictures is no going on.
+    # Only drawing pictures is not resuming.
     for kind, state in (("show", "failed"), ("resume", "unfinished"), ("show", "unfinished")):
         write_task(folder, kind, folder)
         assert only(home).state == state
@@ -175,7 +166,7 @@ def test_a_clock_that_jumps_changes_no_state(jump: int, home: Path, page_run: Ca
 def test_a_run_that_failed_before_it_began(home: Path, page_run: Callable[..., Path]) -> None:
     page_run("early", None, "failed", "model: x.ckpt is damaged")
     run = only(home)
-    assert (run.state, run.message, run.can_go_on) == ("failed", "model: x.ckpt is damaged", True)
+    assert (run.state, run.message, run.can_resume) == ("failed", "model: x.ckpt is damaged", True)
     assert (run.token, run.step, run.steps) == ("<asked>", 0, 7)
     assert (run.embedding, run.before_after, run.loss_curve, run.sample) == (None, None, None, None)
     assert run.settings["images"] == ["x"]
@@ -186,7 +177,7 @@ def test_a_run_that_only_a_worker_knows_of(home: Path) -> None:
     task = {"version": 1, "kind": "train", "folder": "x", "settings": {"token": "<rex>", "steps": 9}}
     (home / "rex" / "task.json").write_text(json.dumps(task))
     run = only(home)
-    assert (run.token, run.steps, run.state, run.can_go_on) == ("<rex>", 9, "unfinished", True)
+    assert (run.token, run.steps, run.state, run.can_resume) == ("<rex>", 9, "unfinished", True)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +195,7 @@ def test_a_run_that_only_a_worker_knows_of(home: Path) -> None:
 def test_the_model_is_named_for_people(home: Path, model: Any, name: str) -> None:
     folder = home / "rex"
     folder.mkdir(parents=True)
-    write_task(folder, "train", folder, settings={"model": model}, pace="fast")
+    write_task(folder, "train", folder, settings={"model": model}, preset="fast")
     assert only(home).model == name
 
 
@@ -298,10 +289,10 @@ def test_a_damaged_run_says_so_and_can_be_deleted(
     damage(run / name)
     assert sorted(names(home)) == ["bad", "good"]
     bad = find_run(home, "bad")
-    assert (bad.state, bad.can_go_on, bad.step) == ("failed", False, 0)
+    assert (bad.state, bad.can_resume, bad.step) == ("failed", False, 0)
     assert bad.message
     assert len(bad.message) <= 2000
-    assert bad.embedding is not None  # what was learned is still there to be had
+    assert bad.embedding is not None  # what was learned is still there
     assert losses_of(bad.run) == ([] if name == "config.json" else losses_of(find_run(home, "good").run))
     delete_run(home, "bad")
     assert names(home) == ["good"]
@@ -330,7 +321,7 @@ def test_damaged_notes_of_a_page_do_not_hide_the_run(home: Path, page_run: Calla
 )
 def test_settings_of_any_kind(home: Path, settings: Any) -> None:
     (home / "rex").mkdir(parents=True)
-    job = {"version": 1, "kind": "train", "settings": settings, "pace": 3}
+    job = {"version": 1, "kind": "train", "settings": settings, "preset": 3}
     (home / "rex" / "task.json").write_text(json.dumps(job))
     assert only(home).steps == 0
     assert only(home).embedding is None
@@ -456,7 +447,7 @@ def test_a_half_deleted_run_is_not_listed_and_goes_with_the_next(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", refuse)
-        with pytest.raises(StorageError, match=r"pip is no run any more, but not all.*\.deleted-\w+ yourself"):
+        with pytest.raises(StorageError, match=r"pip is not a run any more, but not all.*\.deleted-\w+ yourself"):
             delete_run(home, "pip")
     assert names(home) == ["rex"]
     delete_run(home, "rex")
@@ -501,9 +492,9 @@ def test_a_home_that_can_not_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_jobs_and_outcomes_are_what_was_written(tmp_path: Path) -> None:
     settings = {"token": "<狗>", "images": ("a", "b\udcff"), "lr": 0.5, "captions": None}
-    write_task(tmp_path, "train", tmp_path, settings=settings, pace="fast")
+    write_task(tmp_path, "train", tmp_path, settings=settings, preset="fast")
     expected = {**settings, "images": ["a", "b\udcff"]}
-    task = {"version": 1, "kind": "train", "folder": str(tmp_path), "settings": expected, "pace": "fast"}
+    task = {"version": 1, "kind": "train", "folder": str(tmp_path), "settings": expected, "preset": "fast"}
     found = task_of(tmp_path)
     task["id"] = found["id"]
     assert found == task
@@ -533,7 +524,7 @@ def test_notes_on_a_full_disk(home: Path, page_run: Callable[..., Path], monkeyp
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     monkeypatch.setattr(os, "fsync", full)
     for act in (
-        lambda: write_task(folder, "train", folder, settings={}, pace="paper"),
+        lambda: write_task(folder, "train", folder, settings={}, preset="paper"),
         lambda: write_outcome(folder, "failed", ""),
     ):
         with pytest.raises(StorageError, match="the disk is full"):

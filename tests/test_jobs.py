@@ -18,9 +18,13 @@ import pytest
 
 from tests.fake_page_host import FakePageHost, fake_worker, log_of, until
 from zoodip_core.base.errors import ConfigError, RunFolderError
-from zoodip_core.jobs import queue as module
+from zoodip_core.jobs import process
 from zoodip_core.jobs.environment import ROOT, Trainer
-from zoodip_core.jobs.queue import FAILED, FINISHED, RUNNING, STOPPED, STOPPING, WAITING, Job, Jobs, ask, write_task
+from zoodip_core.jobs.job import Job
+from zoodip_core.jobs.job_folder import write_task
+from zoodip_core.jobs.process import ask
+from zoodip_core.jobs.protocol import FAILED, FINISHED, RUNNING, STOPPED, STOPPING, WAITING
+from zoodip_core.jobs.queue import Jobs
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the workers are shell scripts")
 
@@ -302,19 +306,19 @@ def test_the_programs_progress_bar_is_shown_how_far_it_is(page: Page) -> None:
 
 
 def test_a_device_that_is_not_to_be_had_fails_that_job_alone(page: Page) -> None:
-    page.host.fails["taken"] = RuntimeError("the model can not be unloaded")
+    page.host.fails["taken"] = RuntimeError("the model cannot be unloaded")
     job = page.do(ENDS)
-    assert (job.state, job.message) == (FAILED, "RuntimeError: the model can not be unloaded")
+    assert (job.state, job.message) == (FAILED, "RuntimeError: the model cannot be unloaded")
     assert page.ended == [("<job0>", FAILED)]
     page.host.fails.clear()
     page.still_works()
 
 
 def test_a_device_that_is_not_taken_back_changes_nothing_about_the_job(page: Page) -> None:
-    page.host.fails["given back"] = RuntimeError("the model can not be loaded again")
+    page.host.fails["given back"] = RuntimeError("the model cannot be loaded again")
     job = page.do(ENDS)
     assert job.state == FINISHED
-    assert "the model can not be loaded again" in job.message
+    assert "the model cannot be loaded again" in job.message
     assert page.ended == [("<job0>", FINISHED)]
     page.host.fails.clear()
     page.still_works()
@@ -410,19 +414,19 @@ def test_a_worker_that_dies_without_a_word(death: str, words: str, page: Page) -
     job = page.do(f'progress(1)\nprint("last words", file=sys.stderr, flush=True)\n{death}')
     assert job.state == FAILED
     assert words in job.message
-    assert "Continue goes on" in job.message
+    assert "Resume starts" in job.message
     assert job.log.splitlines()[-1] == "last words"
     assert page.host.calls == ["taken", "given back"]
     page.still_works()
 
 
-def test_a_worker_that_died_before_the_first_step_left_nothing_to_go_on_from(page: Page) -> None:
+def test_a_worker_that_died_before_the_first_step_left_nothing_to_resume_from(page: Page) -> None:
     job = page.do('send("message", text="loading", warning=False)\nos._exit(3)')
     assert job.message == "the training process ended unexpectedly (exit code 3)"
 
 
 def test_a_worker_that_is_silent_but_does_not_end_is_killed(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LAST_SECONDS", 0.2)
+    monkeypatch.setattr(process, "_LAST_SECONDS", 0.2)
     does = '(folder / "pid").write_text(str(os.getpid()))\n' + ENDS + "os.close(1)\ntime.sleep(1000)"
     assert page.do(does).state == FINISHED
     assert not psutil.pid_exists(int((page.root / "job0" / "pid").read_text()))
@@ -507,7 +511,7 @@ def test_garbage_is_noted_and_survived(garbage: str, page: Page) -> None:
 
 
 def test_a_line_without_end_is_cut(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LONGEST_LINE", 10_000)
+    monkeypatch.setattr(process, "_LONGEST_LINE", 10_000)
     job = page.do(f'send("message", text="x" * 1_000_000, warning=True)\nprogress(2)\n{ENDS}')
     assert (job.state, job.step, job.warnings) == (FINISHED, 2, [])
     assert log_of(page.root / "job0").count("not an event: ") == 101
@@ -603,9 +607,9 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_question_is_answered(tmp_path: Path, temporary: Path) -> None:
     python = fake_worker(tmp_path)
-    does = 'send("checked", kind=job["kind"], pace=job["pace"])\n' + ENDS
-    answer = ask(python, "check", settings={"does": does}, pace="fast")
-    assert answer == {"event": "checked", "kind": "check", "pace": "fast"}
+    does = 'send("checked", kind=job["kind"], preset=job["preset"])\n' + ENDS
+    answer = ask(python, "check", settings={"does": does}, preset="fast")
+    assert answer == {"event": "checked", "kind": "check", "preset": "fast"}
     assert list(temporary.iterdir()) == []
 
 
@@ -637,7 +641,7 @@ def test_a_question_without_an_answer(does: str, words: tuple[str, ...], tmp_pat
 def test_a_question_that_finds_no_end_is_given_up(
     does: str, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_LONGEST_QUESTION", 1.0)  # on a slow computer it has not even begun by then
+    monkeypatch.setattr(process, "_LONGEST_QUESTION", 1.0)  # on a slow computer it has not even begun by then
     with pytest.raises(ConfigError, match="the check did not end within"):
         ask(fake_worker(tmp_path), "check", settings={"does": does})
     assert list(temporary.iterdir()) == []
@@ -645,13 +649,13 @@ def test_a_question_that_finds_no_end_is_given_up(
 
 
 def test_a_question_to_nobody(tmp_path: Path, temporary: Path) -> None:
-    with pytest.raises(ConfigError, match="can not be started: No such file"):
+    with pytest.raises(ConfigError, match="cannot be started: No such file"):
         ask(tmp_path / "missing", "check")
     assert list(temporary.iterdir()) == []
 
 
 def test_a_job_file_holds_what_was_asked(tmp_path: Path) -> None:
-    file = write_task(tmp_path, "train", tmp_path / "work", settings={"token": "<你好>"}, pace="fast")
+    file = write_task(tmp_path, "train", tmp_path / "work", settings={"token": "<你好>"}, preset="fast")
     task = json.loads(file.read_text(encoding="utf-8"))
     assert len(task.pop("id")) == 16
     assert task == {
@@ -659,5 +663,5 @@ def test_a_job_file_holds_what_was_asked(tmp_path: Path) -> None:
         "kind": "train",
         "folder": str(tmp_path / "work"),
         "settings": {"token": "<你好>"},
-        "pace": "fast",
+        "preset": "fast",
     }

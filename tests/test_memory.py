@@ -15,9 +15,11 @@ import torch
 
 from zoodip_core.base.errors import NoRoomError, ZoodipError
 from zoodip_core.model import memory
-from zoodip_core.model.load import DTYPES, TINY, load_quantized, open_model
+from zoodip_core.model.kinds import DTYPES, TINY
+from zoodip_core.model.load import load_quantized
 from zoodip_core.model.memory import CUDA_CONTEXT, MemoryUse, activation_peak, plan, predict_memory
 from zoodip_core.model.quantize import stored_bytes
+from zoodip_core.model.recognise import open_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 """CUDA need not be there: it is described only."""
@@ -155,7 +157,7 @@ def test_no_room_says_what_would_fit() -> None:
         assert use.total * 1.05 <= needed(1) * 0.8
 
 
-def test_a_settled_batch_that_does_not_fit_is_told_of_a_smaller_one() -> None:
+def test_a_converged_batch_that_does_not_fit_is_told_of_a_smaller_one() -> None:
     free = int(needed(4) * 1.05) + 1
     assert laid_out(free).batch == 4
     with pytest.raises(NoRoomError, match=r"What would fit: .*(batch|in turn|at once)"):

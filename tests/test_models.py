@@ -15,8 +15,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from zoodip_core.base.errors import CaptionError, ConfigError
-from zoodip_core.model.load import TINY_PATH, QuantizedModel, identify, load_quantized
+from zoodip_core.model.kinds import TINY_PATH
+from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantize import QuantizedLayer, quantize_weight, stored_bytes
+from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.recognise import identify
 from zoodip_core.model.tokens import encode_prompt, initial_vectors
 
 TABLE = "text_model.embeddings.token_embedding.weight"

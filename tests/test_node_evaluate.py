@@ -83,7 +83,9 @@ def test_the_node_gives_what_the_core_finds(pack: Any, host: FakeHost, model: An
     (folder,) = (host.root / "output" / "zoodip" / "evaluations").iterdir()
     assert folder.name.startswith("boo-")
     evaluation = core("evaluation")
-    plan = evaluation.Plan(("a {} in the snow", "a {} at the beach"), "monster", seeds=2, num_inference_steps=2)
+    plan = evaluation.EvaluationPlan(
+        ("a {} in the snow", "a {} at the beach"), "monster", seeds=2, num_inference_steps=2
+    )
     own = importlib.import_module("zoodip_pack.nodes.pictures").to_pictures(pictures((48, 64), (50, 40)), "images")
     judges = evaluation.find_judges(models / "clip", models / "dino")
     expected = evaluation.evaluate(model, token(), own, plan, judges, host.root / "again")

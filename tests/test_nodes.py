@@ -300,8 +300,9 @@ def test_a_package_below_a_missing_one_is_missing(pack: Any) -> None:
 def settings_of(pack: Any, family: str, weights: str = "int8", dtype: str = "float16", **changes: Any) -> Any:
     """The checked settings that the trainer's inputs stand for, as they are unless changed, on a model."""
     train = importlib.import_module("zoodip_pack.nodes.train")
-    required = pack.NODE_CLASS_MAPPINGS["ZoodipTrainToken"].INPUT_TYPES()["required"]
-    inputs = {name: options["default"] for name, (_, options) in required.items() if "default" in options}
+    kinds = pack.NODE_CLASS_MAPPINGS["ZoodipTrainToken"].INPUT_TYPES()
+    shown = {**kinds["required"], **kinds["optional"]}
+    inputs = {name: options["default"] for name, (_, options) in shown.items() if "default" in options}
     del inputs["resume"]
     info = SimpleNamespace(family=family, path=Path("/models/some.safetensors"), prediction_type="epsilon")
     model = SimpleNamespace(info=info, weights=weights, dtype=getattr(torch, dtype), device=torch.device("cpu"))

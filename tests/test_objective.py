@@ -13,11 +13,14 @@ from diffusers import StableDiffusionPipeline
 
 from zoodip_core.base import rng
 from zoodip_core.data.images import load_images
+from zoodip_core.model.kinds import TINY_PATH
 from zoodip_core.model.latents import CachedPosteriors, encode_images
-from zoodip_core.model.load import TINY_PATH, QuantizedModel, load_quantized
+from zoodip_core.model.load import load_quantized
 from zoodip_core.model.memory import activation_peak
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.model.tokens import initial_vectors
-from zoodip_core.train.objective import DiffusionObjective, Draw, fixed_draws, mean_losses
+from zoodip_core.train.draws import Draw, fixed_draws, mean_losses
+from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.timesteps import PUTS
 
 PIP = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip" / "images"

@@ -26,16 +26,16 @@ from tests.fake_page_host import FakePageHost
 from tests.page_server import PHOTOGRAPHS, ROOT, PageServer
 from zoodip_core.base.errors import ConfigError, ImagesError
 from zoodip_core.cli.main import main
-from zoodip_core.jobs.history import Run
-from zoodip_core.jobs.queue import FAILED, FINISHED, RUNNING, WAITING, Job
-from zoodip_core.page import form, views
-from zoodip_core.page import standalone as alone
+from zoodip_core.jobs.job import Job, Run
+from zoodip_core.jobs.protocol import FAILED, FINISHED, RUNNING, WAITING
+from zoodip_core.page import form, standalone, views
 from zoodip_core.page.draft import Draft
 from zoodip_core.page.page import Page, make_page
 from zoodip_core.page.pictures_tab import Pictures
 from zoodip_core.page.standalone import Alone, check_address, password_for
-from zoodip_core.page.studio import LEFT_TO_PACE, Studio
+from zoodip_core.page.studio import Studio
 from zoodip_core.train.config import TrainConfig
+from zoodip_core.train.settings import CHOICE, NUMBER, SWITCH, WHOLE
 
 HOSTILE = "<img src=x onerror=alert(1)>\n\"'&<script>alert(2)</script></div></p>"
 
@@ -91,7 +91,7 @@ def run(**more: Any) -> Run:
         "loss_curve": None,
         "sample": None,
         "settings": {},
-        "can_go_on": True,
+        "can_resume": True,
         **more,
     }
     return Run(**given)
@@ -114,7 +114,7 @@ def hostile_views() -> dict[str, str]:
         "warnings": [HOSTILE],
     }
     texts: dict[str, Any] = {"token": HOSTILE, "message": HOSTILE, "log": HOSTILE, "warnings": [HOSTILE]}
-    settings = {each.name: HOSTILE for each in form.FIELDS}
+    settings = {each.name: HOSTILE for each in form.fields()}
     stranger = run(name=HOSTILE, token=HOSTILE, model=HOSTILE, message=HOSTILE, settings=settings, folder=Path(HOSTILE))
     return {
         "notice": views.notice(HOSTILE, "error"),
@@ -315,23 +315,25 @@ def test_the_axes_have_round_numbers() -> None:
 
 def test_every_setting_is_in_the_form_or_left_out_on_purpose() -> None:
     settings = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert settings - set(form.NAMES) == set(form.NOT_ASKED)
-    assert set(form.NAMES) - settings == {"pace", "keep_copy"}
-    assert len(set(form.NAMES)) == len(form.NAMES)
+    names = form.names()
+    assert settings - set(names) == set(form.NOT_ASKED)
+    assert set(names) - settings == {"preset", "keep_copy"}
+    assert len(set(names)) == len(names)
 
 
-def test_what_is_left_to_the_pace_says_so() -> None:
-    fields = {each.name: each for each in form.FIELDS}
-    for name, value in LEFT_TO_PACE.items():
-        assert fields[name].value == value
-        assert value == "auto" or re.search(rf"(^| ){value}: ", fields[name].info), name
+def test_what_is_left_to_the_preset_says_so() -> None:
+    left = [each for each in form.fields() if each.setting.by_preset]
+    assert len(left) == 20
+    for each in left:
+        assert each.value == each.setting.left
+        assert re.search(rf"(^| ){each.value}: ", each.setting.explained), each.name
 
 
-@pytest.mark.parametrize("each", form.FIELDS, ids=lambda each: each.name)
+@pytest.mark.parametrize("each", form.fields(), ids=lambda each: each.name)
 def test_every_field_is_explained(each: form.Field) -> None:
-    assert each.label[0].isupper()
-    assert len(each.info) > 10
-    assert each.info.endswith(".")
+    assert each.setting.label[0].isupper()
+    assert len(each.setting.explained) > 10
+    assert each.setting.explained.endswith(".")
 
 
 def test_the_form_as_it_comes_needs_but_a_word(tmp_path: Path) -> None:
@@ -346,12 +348,12 @@ def test_the_form_as_it_comes_needs_but_a_word(tmp_path: Path) -> None:
     "junk", [None, [], {}, "", "nan", "\ud800", math.nan, math.inf, -math.inf, 10**400, True, "x" * 10**6, [[1]]]
 )
 def test_damaged_kept_values_give_a_form_that_can_be_shown(junk: Any) -> None:
-    values = form.filled(dict.fromkeys(form.NAMES, junk))
+    values = form.filled(dict.fromkeys(form.names(), junk))
     assert json.loads(json.dumps(values, allow_nan=False)) == values
-    for each, value in zip(form.FIELDS, values, strict=True):
-        kinds: dict[str, type | tuple[type, ...]] = {form.WHOLE: int, form.NUMBER: (int, float), form.TICK: bool}
+    for each, value in zip(form.fields(), values, strict=True):
+        kinds: dict[str, type | tuple[type, ...]] = {WHOLE: int, NUMBER: (int, float), SWITCH: bool}
         assert isinstance(value, kinds.get(each.kind, str)), each.name
-        if each.kind == form.CHOICE:
+        if each.kind == CHOICE:
             assert value in each.choices
         if isinstance(value, str):
             assert len(value.encode()) < 10_000
@@ -360,17 +362,26 @@ def test_damaged_kept_values_give_a_form_that_can_be_shown(junk: Any) -> None:
 
 
 def test_sound_values_are_kept() -> None:
-    changed = {"token": "<ä>", "steps": 70, "lr": 0.25, "pace": "fast", "flip": True, "model": "/x y/z.ckpt", "seed": 3}
+    changed = {
+        "token": "<ä>",
+        "steps": 70,
+        "lr": 0.25,
+        "preset": "fast",
+        "flip": True,
+        "model": "/x y/z.ckpt",
+        "seed": 3,
+    }
     named = form.read_named(changed)
     assert {name: named[name] for name in changed} == changed
     assert form.read(form.filled(named)) == named
     assert {name: named[name] for name in named if name not in changed} == {
-        each.name: each.value for each in form.FIELDS if each.name not in changed
+        each.name: each.value for each in form.fields() if each.name not in changed
     }
 
 
 def test_an_emptied_number_counts_as_the_field_s_own() -> None:
-    assert form.read([None] * len(form.FIELDS)) == {each.name: each.value for each in form.FIELDS}
+    fields = form.fields()
+    assert form.read([None] * len(fields)) == {each.name: each.value for each in fields}
 
 
 # ---------------------------------------------------------------- parts of the page
@@ -521,28 +532,28 @@ def test_a_token_s_file_that_is_gone_is_not_offered(page: Page, tmp_path: Path) 
 
 @pytest.fixture(autouse=True)
 def no_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(alone.PASSWORD, raising=False)
+    monkeypatch.delenv(standalone.PASSWORD, raising=False)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.9.1"])
 def test_this_computer_needs_no_password(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert password_for(host) == ""
-    monkeypatch.setenv(alone.PASSWORD, "secret")
+    monkeypatch.setenv(standalone.PASSWORD, "secret")
     assert password_for(host) == "secret"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "fe80::1", "a-name", "localhost.evil.example"])
 def test_other_computers_need_a_password(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=alone.PASSWORD):
+    with pytest.raises(ConfigError, match=standalone.PASSWORD):
         password_for(host)
-    monkeypatch.setenv(alone.PASSWORD, "secret")
+    monkeypatch.setenv(standalone.PASSWORD, "secret")
     assert password_for(host) == "secret"
 
 
 def test_a_password_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    monkeypatch.setattr(alone, "getpass", lambda asked: f"typed when asked for the {asked}")
+    monkeypatch.setattr(standalone, "getpass", lambda asked: f"typed when asked for the {asked}")
     assert password_for("0.0.0.0").startswith("typed when asked for the password for the page on 0.0.0.0")
 
 
@@ -623,7 +634,7 @@ def test_a_folder_of_models_that_is_not_there_is_told_of(tmp_path: Path, capsys:
 
 def test_listening_to_all_without_a_password_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(tmp_path, "--listen", "0.0.0.0") == 2
-    assert f"set a password in the environment variable {alone.PASSWORD}" in capsys.readouterr().err
+    assert f"set a password in the environment variable {standalone.PASSWORD}" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -650,7 +661,7 @@ def test_without_gradio_the_command_says_how_to_get_it(
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A server that wants a password, also of this computer."""
-    server = PageServer(tmp_path_factory.mktemp("guarded"), env={alone.PASSWORD: "geheim"})
+    server = PageServer(tmp_path_factory.mktemp("guarded"), env={standalone.PASSWORD: "geheim"})
     server.start()
     yield server
     server.stop()

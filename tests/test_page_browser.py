@@ -76,7 +76,7 @@ def test_a_subject_is_learned_on_the_page(server: PageServer, visitor: Visitor, 
 
     learn_and_stop(server, visitor)
     come_back(visitor)
-    visitor.press("continue")
+    visitor.press("resume")
     visitor.until_step(STEPS)
     visitor.until_state("finished")
     assert "write rex in a prompt" in visitor.status.inner_text()
@@ -97,8 +97,8 @@ def learn_and_stop(server: PageServer, visitor: Visitor) -> None:
         visitor.until_state("stopping")
     visitor.until_state("stopped")
     assert EVERY < visitor.step < STEPS
-    visitor.page.wait_for_selector("#zoodip_continue")
-    assert visitor.page.locator("#zoodip_continue").first.inner_text() == "Continue rex"
+    visitor.page.wait_for_selector("#zoodip_resume")
+    assert visitor.page.locator("#zoodip_resume").first.inner_text() == "Resume rex"
 
 
 @contextlib.contextmanager
@@ -172,18 +172,18 @@ def test_a_second_training_waits_and_both_outlive_the_server(
     server.start()
     with visit(browser, server.url) as again:
         assert again.state == "idle"
-        assert f"one was not finished: Continue goes on at step {step} of 5,000" in again.status.inner_text()
-        assert again.page.locator("#zoodip_continue").first.inner_text() == "Continue one"
+        assert f"one was not finished: Resume starts at step {step} of 5,000" in again.status.inner_text()
+        assert again.page.locator("#zoodip_resume").first.inner_text() == "Resume one"
         assert again.value("token") == "<two>"
         assert len(again.captions) == len(PHOTOGRAPHS)
-        again.press("continue")
+        again.press("resume")
         again.until_step(step + 1)
         again.press("stop")
         again.until_state("stopped")
         assert again.errors == []
 
 
-# ---------------------------------------------------------------- what can not be
+# ---------------------------------------------------------------- what cannot be
 
 
 def test_a_video_is_not_taken_and_a_start_without_pictures_is_refused(

@@ -17,24 +17,26 @@ import pytest
 import torch
 
 from tests.reference import Array
-from tests.test_training import go_on, train
+from tests.test_training import resume, train
 from zoodip_core import RGE, TrainConfig, ZerothOrderSearch, load_embedding, resume_training, rewind
 from zoodip_core.base.errors import ConfigError, ModelError, NonFiniteLossError, RunFolderError
 from zoodip_core.base.events import Message
 from zoodip_core.cli import main as cli
+from zoodip_core.cli import train as train_command
 from zoodip_core.cli.demo import demo_config
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.search.guard import Guard
-from zoodip_core.search.optimizers import NormalizedSGD
+from zoodip_core.search.optimizers import OPTIMIZERS, NormalizedSGD
+from zoodip_core.search.preconditioner import FLOOR, Spread, spread_of
 from zoodip_core.tiny import concepts
 from zoodip_core.train import config as config_module
-from zoodip_core.train.config import OPTIMIZERS
+from zoodip_core.train.config import preset_of
 from zoodip_core.train.loop import TrainResult, train_token
 from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.prepared import Training
-from zoodip_core.train.presets import RECIPE, preset_for, preset_of
+from zoodip_core.train.presets import RECIPE, preset_for
 from zoodip_core.train.rounding import adapted, least_mu, line, noise_of
-from zoodip_core.train.vocabulary import FLOOR, Spread, spread_of, vocabulary_spread, word_ids
+from zoodip_core.train.vocabulary import vocabulary_spread, word_ids
 
 DIM, VECTORS, STEPS, SEED = 12, 2, 40, 7
 
@@ -156,8 +158,8 @@ def test_a_state_continues_bit_for_bit(averaging: float) -> None:
     def steps(search: ZerothOrderSearch, first: int, last: int) -> None:
         for step in range(first, last):
             losses = [bowl(step)(c.double().numpy().ravel()) for c in search.ask(0.5)]
-            held = held_at(search.theta.double().numpy().ravel()) if step % 3 == 0 else None
-            search.tell(torch.tensor(losses), held=held, mu_scale=0.5)
+            check_loss = held_at(search.theta.double().numpy().ravel()) if step % 3 == 0 else None
+            search.tell(torch.tensor(losses), check_loss=check_loss, mu_scale=0.5)
 
     def new() -> ZerothOrderSearch:
         spread = spread_of([torch.from_numpy(words())])
@@ -274,30 +276,30 @@ def test_a_little_worse_is_no_divergence_while_little_was_gained() -> None:
 def test_a_guard_settles_after_checks_without_progress() -> None:
     guard = Guard(patience=3)
     told(guard, 1.0, 0.8, 0.6, 0.6, 0.5999)
-    assert not guard.settled
+    assert not guard.converged
     told(guard, 0.601)
-    assert guard.settled
+    assert guard.converged
     patient = Guard()
     told(patient, 1.0, 0.5, *[0.5] * 100)
-    assert not patient.settled
+    assert not patient.converged
 
 
 def test_a_search_that_has_gained_nothing_does_not_settle() -> None:
     guard = Guard(patience=2)
     told(guard, 1.0, 0.995, *[0.995] * 20)
-    assert not guard.settled
+    assert not guard.converged
 
 
 @pytest.mark.parametrize("averaging", [0.0, 0.2])
 def test_a_search_goes_back_to_its_best_and_steps_half_as_far(averaging: float) -> None:
     optimizer = NormalizedSGD(1.0)
     search = ZerothOrderSearch(torch.zeros(1, 3), RGE(1, 0.1), optimizer=optimizer, guard=Guard(), averaging=averaging)
-    search.tell(torch.tensor([1.0, 2.0]), held=1.0)
+    search.tell(torch.tensor([1.0, 2.0]), check_loss=1.0)
     best = search.theta
-    search.tell(torch.tensor([1.0, 2.0]), held=0.5)
+    search.tell(torch.tensor([1.0, 2.0]), check_loss=0.5)
     moved = search.theta
     assert not torch.equal(moved, best)
-    search.tell(torch.tensor([1.0, 2.0]), held=5.0)
+    search.tell(torch.tensor([1.0, 2.0]), check_loss=5.0)
     torch.testing.assert_close(search.theta, best)
     before = search.state_dict()["theta"]
     torch.testing.assert_close(before.float(), best)  # it is searched from there, too
@@ -335,7 +337,7 @@ def test_mu_is_doubled_until_losses_stand_out() -> None:
 def checks_at_any_cost() -> Iterator[None]:
     """Short runs are looked at as often as long ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(config_module, "HELD_SHARE", 100)
+        patch.setattr(config_module, "CHECK_SHARE", 100)
         yield
 
 
@@ -378,7 +380,7 @@ def test_another_averaging_is_noticed(whole: TrainResult, tmp_path: Path) -> Non
 def test_stop_at_any_step_and_resume(whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
     """One run, stopped after steps before, at and after a check, each time gone on with."""
     for stop in (1, 3, 4, 10):
-        go = train if stop == 1 else go_on
+        go = train if stop == 1 else resume
         assert go(config_of(), tmp_path / "run", tiny_model, stop_after=stop).step == stop
     assert resume_training(tmp_path / "run", model=tiny_model).finished
     for name in ("pip.safetensors", "state.safetensors", "steps.jsonl"):
@@ -435,11 +437,11 @@ def test_lost_directions_are_made_anew(
     assert done.path.read_bytes() == whole.path.read_bytes()  # worked out by the same machine
 
 
-def test_a_settled_run_ends_early_with_its_best_token(
+def test_a_converged_run_ends_early_with_its_best_token(
     tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = iter([1.0, 0.9, 0.6, 0.61, 0.61])
-    monkeypatch.setattr(Training, "_held", lambda self: next(held))
+    monkeypatch.setattr(Training, "_check_loss", lambda self: next(held))
     messages: list[str] = []
     config = config_of(patience=2, checks=12, steps=12)
     done = train_token(
@@ -462,7 +464,7 @@ def test_a_settled_run_ends_early_with_its_best_token(
 def test_divergence_is_undone(tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The losses on fixed draws are given: a token that knows nothing is hardly worse than the word it starts from."""
     held = iter([1.0, 0.7, 0.9, 0.7, 0.6])
-    monkeypatch.setattr(Training, "_held", lambda self: next(held))
+    monkeypatch.setattr(Training, "_check_loss", lambda self: next(held))
     warnings: list[str] = []
     done = train_token(
         config_of(steps=10, checks=5),
@@ -497,7 +499,7 @@ def test_mu_is_raised_above_the_rounding_of_any_type(weights: str, dtype: str, t
 
 
 def test_checks_take_a_twentieth_of_the_forwards_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_module, "HELD_SHARE", 0.05)
+    monkeypatch.setattr(config_module, "CHECK_SHARE", 0.05)
     for steps, n, checks in ((500, 8, 20), (3000, 8, 20), (100, 8, 20), (30, 8, 20), (500, 2, 20), (500, 8, 500)):
         config = config_of(steps=steps, n=n, checks=checks)
         at = [step for step in range(steps) if config.checked(step)]
@@ -583,9 +585,9 @@ def test_what_would_do_nothing_to_a_settings_file_is_refused(tmp_path: Path) -> 
     begin = ["train", "--config", str(file)]
     for flags, says in ((["--tau", "64"], "tau = 64"), (["--optimizer", "zosgd"], "give lr as well")):
         with pytest.raises(ConfigError, match=says):
-            cli._config(cli._parser().parse_args([*begin, *flags]))
+            train_command._config(cli._parser().parse_args([*begin, *flags]))
     flags = ["--optimizer", "zosgd", "--lr", "0.5", "--subspace-gradient", "--tau", "64"]
-    config = cli._config(cli._parser().parse_args([*begin, *flags]))
+    config = train_command._config(cli._parser().parse_args([*begin, *flags]))
     assert (config.optimizer, config.lr, config.tau) == ("zosgd", 0.5, 64)
 
 
@@ -598,11 +600,11 @@ def test_what_fits_is_taken() -> None:
 
 def test_a_loss_that_is_not_finite_moves_nothing() -> None:
     search = ZerothOrderSearch(torch.zeros(1, 3), RGE(1, 0.1), guard=Guard(3))
-    search.tell(torch.tensor([1.0, 2.0]), held=1.0)
+    search.tell(torch.tensor([1.0, 2.0]), check_loss=1.0)
     before = search.state_dict()
-    for held, losses in ((math.nan, [1.0, 2.0]), (math.inf, [1.0, 2.0]), (0.5, [1.0, 1e308])):
+    for check_loss, losses in ((math.nan, [1.0, 2.0]), (math.inf, [1.0, 2.0]), (0.5, [1.0, 1e308])):
         with pytest.raises(NonFiniteLossError):
-            search.tell(torch.tensor(losses, dtype=torch.float64), held=held)
+            search.tell(torch.tensor(losses, dtype=torch.float64), check_loss=check_loss)
         after = search.state_dict()
         assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -615,7 +617,7 @@ def test_a_run_whose_loss_is_lost_goes_back(tiny_model: QuantizedModel, monkeypa
     best = training.search.guard.point.clone()
     monkeypatch.setattr("zoodip_core.train.prepared.mean_losses", lambda *_given: torch.tensor(math.nan))
     record = training.step()
-    assert record.held == sys.float_info.max
+    assert record.check_loss == sys.float_info.max
     assert training.search.guard.scale == 0.5
     assert torch.equal(training.search.state_dict()["point"], best)
     with pytest.raises(NonFiniteLossError, match="starting token"):
@@ -641,7 +643,7 @@ def test_candidates_whose_losses_are_lost_are_told_of() -> None:
             return torch.where(far > 2, math.inf, far)
 
     with pytest.raises(NonFiniteLossError, match=r"at mu = 2\.6 are not all finite"):
-        adapted(config_of(), cast(DiffusionObjective, Steep()), theta, None)
+        adapted(config_of(), cast(DiffusionObjective, Steep()), 1, theta, None)
 
 
 def test_words_that_are_not_finite_are_told_of() -> None:
@@ -664,4 +666,4 @@ def test_settings_of_a_run_are_measured_anew_on_another_model(
 ) -> None:
     """The mu in its file stands out of the rounding of the model it was measured on."""
     args = cli._parser().parse_args(["train", "--config", str(whole.path.parent / "config.json"), *flags])
-    assert cli._config(args).adapt_mu is measured
+    assert train_command._config(args).adapt_mu is measured

@@ -14,6 +14,8 @@ from tests import reference
 from tests.reference import Array
 from zoodip_core import RGE, SPSA, ZOSGD, OnePoint, SubspaceGradient, ZerothOrderSearch, ZOAdam
 from zoodip_core.base.errors import ConfigError, NonFiniteLossError
+from zoodip_core.search.guard import Guard
+from zoodip_core.search.optimizers import OPTIMIZERS, Optimizer
 
 VECTORS, DIM, STEPS, TAU = 2, 24, 300, 16
 MU = 1e-2
@@ -207,6 +209,94 @@ def test_bad_losses_move_nothing() -> None:
     after = search.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+class Wild(ZOAdam):
+    """An optimizer whose step leads nowhere once."""
+
+    wild = False
+
+    def step(self, theta: torch.Tensor, gradient: torch.Tensor, lr_scale: float = 1.0) -> torch.Tensor:
+        point = super().step(theta, gradient, lr_scale)
+        return point * float("inf") if Wild.wild else point
+
+
+def test_a_step_that_fails_half_way_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the optimizer has moved, and while Subspace Gradient takes its turn: the next step is as if never tried."""
+
+    def fresh() -> ZerothOrderSearch:
+        return ZerothOrderSearch(
+            torch.ones(1, 6), RGE(2, MU), SubspaceGradient(4), Wild(1e-2), guard=Guard(3), averaging=0.5
+        )
+
+    def failing(*_given: object, **_named: object) -> None:
+        raise RuntimeError("no convergence")
+
+    def step(search: ZerothOrderSearch) -> None:
+        check_loss = float(search.theta.square().sum()) if search.step % 3 == 0 else None
+        search.tell(search.ask().square().sum((1, 2)), check_loss=check_loss)
+
+    plain, tried = fresh(), fresh()
+    for _ in range(11):
+        step(plain)
+        before = tried.state_dict()
+        with monkeypatch.context() as patch:
+            patch.setattr(Wild, "wild", True)
+            with pytest.raises(NonFiniteLossError, match="run away"):
+                step(tried)
+        if tried.step % 4 == 3:
+            with monkeypatch.context() as patch:
+                patch.setattr(torch.linalg, "svd", failing)
+                with pytest.raises(RuntimeError, match="no convergence"):
+                    step(tried)
+        after = tried.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+        step(tried)
+        assert all(torch.equal(value, tried.state_dict()[key]) for key, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_an_optimizer_that_was_reset_is_a_new_one(kind: Callable[[], Optimizer]) -> None:
+    used, new = kind(), kind()
+    gradients = torch.randn(4, 1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    theta = torch.ones(1, 5, dtype=torch.float64)
+    for gradient in gradients[:3]:
+        used.step(theta, gradient)
+    used.reset()
+    assert used.state_dict().keys() == new.state_dict().keys()
+    assert torch.equal(used.step(theta, gradients[3]), new.step(theta, gradients[3]))
+
+
+WRONG = {
+    "optimizer.mean": torch.zeros(1, 5).double(),
+    "optimizer.square": torch.full((1, 4), float("nan")).double(),
+    "optimizer.steps": torch.tensor(-1),
+    "subspace.buffer": torch.zeros(4, 4).double(),
+    "subspace.projection": torch.zeros(2, 5).double(),
+    "subspace.turns": torch.tensor(1.5),
+    "guard.losses": torch.zeros(3).double(),
+    "guard.idle": torch.tensor([1]),
+    "guard.point": torch.zeros(1, 4),
+    "theta": torch.zeros(1, 4),
+    "step": torch.tensor(2.0),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_each_part_refuses_a_state_that_is_not_its_own(name: str) -> None:
+    def fresh() -> ZerothOrderSearch:
+        return ZerothOrderSearch(torch.ones(1, 4), RGE(2), SubspaceGradient(4), ZOAdam(), guard=Guard(2))
+
+    search = fresh()
+    for step in range(6):
+        search.tell(search.ask().square().sum((1, 2)), check_loss=1.0 - step / 10)
+    other = fresh()
+    before = other.state_dict()
+    with pytest.raises(ConfigError, match="damaged"):
+        other.load_state_dict({**search.state_dict(), name: WRONG[name]})
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in before.items())
+    other.load_state_dict(search.state_dict())
 
 
 @pytest.mark.parametrize("theta", [torch.ones(4), torch.ones(1, 4, dtype=torch.int64), torch.full((1, 4), torch.nan)])

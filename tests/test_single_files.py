@@ -30,11 +30,15 @@ from transformers import CLIPTokenizer
 
 from zoodip_core.base.errors import ModelError
 from zoodip_core.model import checkpoints
-from zoodip_core.model.building import build
+from zoodip_core.model.building import build, empty_network
 from zoodip_core.model.checkpoints import Checkpoint
-from zoodip_core.model.load import CLIP_PATH, QuantizedModel, empty_network, identify, load_quantized, open_model
+from zoodip_core.model.kinds import CLIP_PATH
+from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantize import Parts, QuantizedLayer
-from zoodip_core.model.tokens import EncodedPrompt, table_of
+from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.recognise import identify, open_model
+from zoodip_core.model.token_table import table_of
+from zoodip_core.model.tokens import EncodedPrompt
 
 FAMILIES = random_models.FAMILIES
 DIMS = {"sd15": (768,), "sd21": (1024,), "sdxl": (768, 1280)}

@@ -23,8 +23,9 @@ from zoodip_core.base.events import Event, Message, Progress, Sampled, Saved, St
 from zoodip_core.base.stopping import Stopped, check_stop, stopped_by
 from zoodip_core.cli.main import main
 from zoodip_core.model.generation import generate
-from zoodip_core.model.load import QuantizedModel, load_quantized
+from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantize import QuantizedLayer
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train.loop import TrainResult
 
 PIP = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip"

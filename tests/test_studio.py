@@ -28,16 +28,18 @@ from zoodip_core.base.errors import (
     ZoodipError,
 )
 from zoodip_core.base.events import Event, Progress
-from zoodip_core.jobs.history import UNFINISHED, task_of
-from zoodip_core.jobs.queue import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Job
-from zoodip_core.model.load import QuantizedModel
-from zoodip_core.page.studio import LEFT_TO_PACE, TINY_LABEL, Studio
+from zoodip_core.jobs.job import Job
+from zoodip_core.jobs.job_folder import task_of
+from zoodip_core.jobs.protocol import FAILED, FINISHED, RUNNING, STOPPED, UNFINISHED, WAITING
+from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.page import form as page_form
+from zoodip_core.page.studio import TINY_LABEL, Studio
 from zoodip_core.tiny import concepts
 
 needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
 
 PIP = concepts.load("pip")
-FORM: dict[str, Any] = {"model": TINY_LABEL, "token": "<pip>", "initializer": "monster", "pace": "paper"}
+FORM: dict[str, Any] = {"model": TINY_LABEL, "token": "<pip>", "initializer": "monster", "preset": "paper"}
 SHORT: dict[str, Any] = {"steps": 3, "n": 2, "batch": 1, "tau": 3, "lr_schedule": "constant"}
 
 BRINGS = """
@@ -166,8 +168,9 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
 # ---------------------------------------------------------------- the form
 
 
-def test_what_is_left_to_the_pace_is_left_out(idle: Desk) -> None:
-    form = {**FORM, **LEFT_TO_PACE, "seed": 0, "flip": False, "num_vectors": None, "overwrite": True}
+def test_what_is_left_to_the_preset_is_left_out(idle: Desk) -> None:
+    left = {each.name: each.value for each in page_form.fields() if each.setting.by_preset}
+    form = {**FORM, **left, "seed": 0, "flip": False, "num_vectors": None, "overwrite": True}
     assert idle.studio.settings(form) == {
         "model": "tiny",
         "token": "<pip>",
@@ -178,7 +181,7 @@ def test_what_is_left_to_the_pace_is_left_out(idle: Desk) -> None:
     given = {"steps": 7, "n": 3, "lr_schedule": "constant", "mu": 0.5, "sample_every": 2}
     settings = idle.studio.settings({**form, **given})
     assert {name: settings[name] for name in given} == given
-    assert set(LEFT_TO_PACE) <= set(vars(TrainConfig(images=("x",), token="<a>", initializer="dog")))
+    assert set(left) <= set(vars(TrainConfig(images=("x",), token="<a>", initializer="dog")))
 
 
 def test_a_model_is_named_as_the_program_names_it_or_by_its_path(idle: Desk) -> None:
@@ -382,9 +385,9 @@ def test_a_finished_token_comes_to_its_user(desk: Desk, made: Made) -> None:
     assert there == [True]
     assert desk.published() == ["pip.safetensors"]
     (run,) = desk.studio.runs()
-    assert (run.name, run.state, run.token, run.can_go_on) == ("pip", FINISHED, "<pip>", False)
+    assert (run.name, run.state, run.token, run.can_resume) == ("pip", FINISHED, "<pip>", False)
     task = task_of(desk.home / "pip")
-    assert (task["kind"], task["pace"], task["settings"]["seed"]) == ("train", "paper", 3)
+    assert (task["kind"], task["preset"], task["settings"]["seed"]) == ("train", "paper", 3)
     images = desk.home / "pip" / "images"
     assert task["settings"]["images"] == [str(images)]
     assert len(list(images.iterdir())) == 6
@@ -519,15 +522,15 @@ def test_a_stopped_run_goes_on_and_its_token_comes_as_well(desk: Desk, made: Mad
     assert (job.state, job.message) == (STOPPED, "stopped at step 2")
     assert desk.published() == []
     run = desk.studio.run("pip")
-    assert (run.state, run.step, run.steps, run.can_go_on) == (STOPPED, 2, 3, True)
-    again = desk.studio.go_on("pip")
+    assert (run.state, run.step, run.steps, run.can_resume) == (STOPPED, 2, 3, True)
+    again = desk.studio.resume("pip")
     assert (again.kind, again.folder, again.token) == ("resume", run.folder, "<pip>")
     assert task_of(run.folder)["changes"] == {}
     assert desk.finish(again).message.endswith("write pip in a prompt")
     assert (desk.embeddings / "pip.safetensors").read_bytes() == made.token
     with pytest.raises(RunFolderError, match="has taken all its 3 steps; ask for more"):
-        desk.studio.go_on("pip")
-    assert desk.studio.go_on("pip", steps=5).kind == "resume"
+        desk.studio.resume("pip")
+    assert desk.studio.resume("pip", steps=5).kind == "resume"
     assert task_of(run.folder)["changes"] == {"steps": 5}
 
 
@@ -537,33 +540,33 @@ def test_leave_to_replace_a_file_outlasts_a_stop(restart: bool, desk: Desk, made
     path.write_bytes(b"old")
     desk.stop(desk.studio.start({**FORM, "overwrite": True}))
     now = desk.restarted() if restart else desk
-    assert now.finish(now.studio.go_on("pip")).state == FINISHED
+    assert now.finish(now.studio.resume("pip")).state == FINISHED
     assert path.read_bytes() == made.token
 
 
-def test_a_run_that_was_cut_off_is_listed_and_can_go_on_after_a_restart(desk: Desk, made: Made) -> None:
+def test_a_run_that_was_cut_off_is_listed_and_can_resume_after_a_restart(desk: Desk, made: Made) -> None:
     """With the program: nobody wrote how it ended."""
     job = desk.stop(desk.studio.start(FORM))
     (job.folder / "outcome.json").unlink()
     again = desk.restarted()
     (run,) = again.studio.runs()
-    assert (run.name, run.state, run.step, run.can_go_on) == ("pip", UNFINISHED, 2, True)
+    assert (run.name, run.state, run.step, run.can_resume) == ("pip", UNFINISHED, 2, True)
     assert again.studio.jobs.all() == []
-    assert again.finish(again.studio.go_on("pip")).state == FINISHED
+    assert again.finish(again.studio.resume("pip")).state == FINISHED
     assert (desk.embeddings / "pip.safetensors").read_bytes() == made.token
     assert again.studio.run("pip").state == FINISHED
 
 
 def test_a_job_that_never_had_its_turn_is_begun_after_a_restart(desk: Desk) -> None:
     desk.host.idle.clear()
-    job = desk.studio.start({**FORM, "seed": 5, "pace": "fast"})
+    job = desk.studio.start({**FORM, "seed": 5, "preset": "fast"})
     assert desk.job(job.id).state == WAITING
     again = desk.restarted()
     (run,) = again.studio.runs()
-    assert (run.name, run.state, run.step, run.can_go_on) == ("pip", UNFINISHED, 0, True)
-    begun = again.studio.go_on("pip")
+    assert (run.name, run.state, run.step, run.can_resume) == ("pip", UNFINISHED, 0, True)
+    begun = again.studio.resume("pip")
     task = task_of(begun.folder)
-    assert (task["kind"], task["settings"]["seed"], task["pace"]) == ("train", 5, "fast")
+    assert (task["kind"], task["settings"]["seed"], task["preset"]) == ("train", 5, "fast")
     assert again.finish(begun).state == FINISHED
 
 
@@ -572,15 +575,15 @@ def test_a_run_that_was_cut_off_before_its_first_file_is_begun(desk: Desk) -> No
     job = desk.studio.start(FORM)
     (job.folder / "run").mkdir()
     again = desk.restarted()
-    assert again.studio.run("pip").can_go_on
-    assert again.studio.go_on("pip").kind == "train"
+    assert again.studio.run("pip").can_resume
+    assert again.studio.resume("pip").kind == "train"
 
 
 def test_a_job_that_never_had_its_turn_may_be_given_other_steps(desk: Desk) -> None:
     desk.host.idle.clear()
     desk.studio.start(FORM)
     again = desk.restarted()
-    begun = again.studio.go_on("pip", steps=7)
+    begun = again.studio.resume("pip", steps=7)
     assert task_of(begun.folder)["settings"]["steps"] == 7
 
 
@@ -592,7 +595,7 @@ def test_a_job_that_never_had_its_turn_can_not_be_drawn(desk: Desk) -> None:
     again.host.idle.clear()
     with pytest.raises(ZoodipError, match="no token"):
         again.studio.show("pip")
-    assert again.studio.run("pip").can_go_on
+    assert again.studio.run("pip").can_resume
 
 
 def test_a_run_at_work_is_not_deleted(desk: Desk) -> None:
@@ -622,7 +625,7 @@ def test_a_run_is_named_by_its_name_alone(name: str, desk: Desk) -> None:
         desk.studio.run,
         desk.studio.delete,
         desk.studio.show,
-        desk.studio.go_on,
+        desk.studio.resume,
         desk.studio.publish,
     ]
     for use in uses:
@@ -631,11 +634,11 @@ def test_a_run_is_named_by_its_name_alone(name: str, desk: Desk) -> None:
     assert contents(desk.host.root) == before
 
 
-def test_a_run_that_was_refused_to_go_on_is_what_it_was(desk: Desk, made: Made) -> None:
-    """A finished run does not count as failed because more steps were asked of it that it can not take."""
+def test_a_run_that_was_refused_a_resume_is_what_it_was(desk: Desk, made: Made) -> None:
+    """A finished run does not count as failed because more steps were asked of it that it cannot take."""
     desk.train()
     with pytest.raises(RunFolderError, match="at step 3 already, beyond 2"):
-        desk.studio.go_on("pip", steps=2)
+        desk.studio.resume("pip", steps=2)
     assert desk.studio.run("pip").state == FINISHED
 
 
@@ -691,7 +694,7 @@ def test_a_run_without_a_token_is_not_published(desk: Desk) -> None:
 def test_a_form_is_checked_by_a_real_worker(tmp_path: Path) -> None:
     desk = Desk(tmp_path, sys.executable)
     before = contents(tmp_path)
-    found = desk.studio.check({**FORM, "n": 4, "pace": "fast"})
+    found = desk.studio.check({**FORM, "n": 4, "preset": "fast"})
     assert (found["model"], found["images"], found["captions"], found["forwards"]) == ("tiny", 6, 6, 5)
     assert (found["settings"]["steps"], found["settings"]["averaging"]) == (300, 0.1)
     assert 1e6 < found["memory_in_turn"] < found["memory"]
@@ -711,7 +714,7 @@ def test_a_bad_initializer_fails_in_the_worker_and_leaves_no_folder(tmp_path: Pa
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a signal of POSIX")
 @pytest.mark.slow
-def test_a_worker_that_was_killed_can_be_gone_on_from(tmp_path: Path, tiny_model: QuantizedModel) -> None:
+def test_a_worker_that_was_killed_can_be_resumed_from(tmp_path: Path, tiny_model: QuantizedModel) -> None:
     """As the kernel does where memory is short; and then the program is started again."""
     desk = Desk(tmp_path, sys.executable)
     endless = {**FORM, **SHORT, "steps": 1_000_000, "save_every": 2, "sample_every": 1_000_000}
@@ -723,10 +726,10 @@ def test_a_worker_that_was_killed_can_be_gone_on_from(tmp_path: Path, tiny_model
     assert (told.state, "killed by signal 9" in told.message) == (FAILED, True)
     assert told.embedding is not None
     run = desk.studio.run("pip")
-    assert (run.state, run.can_go_on, run.step > 0) == (FAILED, True, True)
+    assert (run.state, run.can_resume, run.step > 0) == (FAILED, True, True)
 
     again = desk.restarted()
-    told = again.ended(again.studio.go_on("pip", steps=run.step + 3))
+    told = again.ended(again.studio.resume("pip", steps=run.step + 3))
     assert told.state == FINISHED, told
     config = TrainConfig.from_json((run.run / "config.json").read_text())
     whole = train_token(config, tmp_path / "whole", model=tiny_model).path.read_bytes()

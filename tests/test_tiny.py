@@ -14,7 +14,7 @@ from zoodip_core import generate, train_token
 from zoodip_core.cli import demo
 from zoodip_core.cli.demo import demo_config, show
 from zoodip_core.data.images import load_images, to_tensor
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge
 from zoodip_core.tiny.scores import JUDGE, score
@@ -40,14 +40,14 @@ def test_subjects_are_not_in_the_training_world() -> None:
     rng = np.random.default_rng(0)
     for _ in range(5000):
         seen = monsters.random_monster(rng)
-        assert (seen.shape, seen.pattern, seen.colour_name) not in monsters.HELD_OUT
+        assert (seen.shape, seen.pattern, seen.colour_name) not in monsters.CHECK_OUT
         if seen.colour_name is None:
             for colour in monsters.UNNAMED_COLOURS.values():
                 assert np.linalg.norm(np.subtract(seen.colour, colour)) >= 28
     for name in ("zig", "valentine", "boo"):
         truth = concepts.load(name).attributes
         named = {rgb: word for word, rgb in monsters.COLOURS.items()}
-        assert (truth["shape"], truth["pattern"], named[tuple(truth["colour"])]) in monsters.HELD_OUT
+        assert (truth["shape"], truth["pattern"], named[tuple(truth["colour"])]) in monsters.CHECK_OUT
 
 
 def test_the_judge_reads_drawn_pictures() -> None:

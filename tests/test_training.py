@@ -20,7 +20,7 @@ from zoodip_core import Commands, TrainConfig, load_embedding, resume_training, 
 from zoodip_core.base.errors import RunFolderError
 from zoodip_core.base.events import Event, Message, Progress, Sampled, Saved
 from zoodip_core.cli.main import main
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train.loop import TrainResult
 from zoodip_core.train.presets import PRESETS
 
@@ -59,7 +59,7 @@ def train(config: TrainConfig, path: Path, model: QuantizedModel, stop_after: in
     return train_token(config, path, model=model, **stopping(stop_after))
 
 
-def go_on(_config: TrainConfig, path: Path, model: QuantizedModel, stop_after: int | None = None) -> TrainResult:
+def resume(_config: TrainConfig, path: Path, model: QuantizedModel, stop_after: int | None = None) -> TrainResult:
     return resume_training(path, model=model, **stopping(stop_after))
 
 
@@ -106,7 +106,7 @@ def test_the_file_tells_how_it_was_made(whole: TrainResult) -> None:
 def test_stop_at_any_step_and_resume(whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
     """One run, stopped after steps before, at and after a save and a turn, each time gone on with."""
     for stop in (1, 4, 5, 11, 13):
-        stopped = (train if stop == 1 else go_on)(config_of(), tmp_path / "run", tiny_model, stop_after=stop)
+        stopped = (train if stop == 1 else resume)(config_of(), tmp_path / "run", tiny_model, stop_after=stop)
         assert not stopped.finished
         assert stopped.step == stop
         assert not (tmp_path / "run" / "pip.safetensors").exists()

@@ -22,7 +22,8 @@ import zoodip_webui
 from tests.fake_page_host import LIMIT, FakePageHost, fake_worker, until
 from tests.fake_webui import A1111, FORGE, FakeWebui, Model
 from zoodip_core.base.stopping import Stopped
-from zoodip_core.jobs.queue import RUNNING, Job
+from zoodip_core.jobs.job import Job
+from zoodip_core.jobs.protocol import RUNNING
 from zoodip_core.page.studio import Studio
 from zoodip_webui import api, settings
 from zoodip_webui.host import Webui
@@ -326,7 +327,7 @@ def test_models_are_the_webui_s_that_can_be_read(fake: FakeWebui) -> None:
 def test_settings_before_the_webui_has_made_them(fake: FakeWebui) -> None:
     host = Webui()
     assert host.home() == fake.folder / "zoodip"
-    assert host.defaults() == {"pace": "default", "weights": "int8", "keep_copy": False}
+    assert host.defaults() == {"preset": "default", "weights": "int8", "keep_copy": False}
     assert host.python() == ""
     fake.options.data["zoodip_python"] = "/opt/python"  # saved by the webui's last start
     assert host.python() == "/opt/python"
@@ -337,7 +338,7 @@ def test_settings_in_the_webui(fake: FakeWebui, monkeypatch: pytest.MonkeyPatch)
     made = fake.options.data_labels
     assert {name: info.default for name, info in made.items()} == {
         "zoodip_folder": "zoodip",
-        "zoodip_pace": "default",
+        "zoodip_preset": "default",
         "zoodip_weights": "int8",
         "zoodip_keep_copy": False,
         "zoodip_python": "",
@@ -346,9 +347,9 @@ def test_settings_in_the_webui(fake: FakeWebui, monkeypatch: pytest.MonkeyPatch)
     guarded = {name for name, info in made.items() if info.restrict_api}
     assert guarded == {"zoodip_folder", "zoodip_python"}, "a script could name a program to run, or a folder"
     assert all(made[name].component_args is fake.shared.hide_dirs for name in guarded)
-    fake.options.data |= {"zoodip_folder": "", "zoodip_pace": "fast", "zoodip_weights": "int4"}
+    fake.options.data |= {"zoodip_folder": "", "zoodip_preset": "fast", "zoodip_weights": "int4"}
     assert Webui().home() == fake.folder / "zoodip"
-    assert Webui().defaults() == {"pace": "fast", "weights": "int4", "keep_copy": False}
+    assert Webui().defaults() == {"preset": "fast", "weights": "int4", "keep_copy": False}
     fake.options.data["zoodip_folder"] = str(fake.folder / "else")
     assert Webui().home() == fake.folder / "else"
     monkeypatch.setenv("HOME", str(fake.folder / "me"))
@@ -567,10 +568,10 @@ def test_a_body_that_is_no_object(site: Site, body: bytes) -> None:
 def test_jobs_and_runs_that_are_not_there(site: Site) -> None:
     for path in ("jobs/7", "jobs/x"):
         assert site.client.get(f"/zoodip/v1/{path}").status_code == 422
-    for path in ("jobs/7/stop", "runs/rex/continue", "runs/..%2F..%2Fetc/continue"):
+    for path in ("jobs/7/stop", "runs/rex/resume", "runs/..%2F..%2Fetc/resume"):
         answer = site.client.post(f"/zoodip/v1/{path}", json={})
         assert answer.status_code in (404, 422), answer.text
-    told = site.client.post("/zoodip/v1/runs/rex/continue", json={"steps": True}).json()["detail"]
+    told = site.client.post("/zoodip/v1/runs/rex/resume", json={"steps": True}).json()["detail"]
     assert told == "give steps, a whole number of them in all, or nothing"
 
 
@@ -595,7 +596,7 @@ def test_a_fault_of_the_program_is_no_fault_of_the_request(site: Site, monkeypat
 # ---------------------------------------------------------------- who may ask
 
 PATHS = [("GET", "jobs"), ("POST", "jobs"), ("GET", "jobs/1"), ("POST", "jobs/1/stop")]
-PATHS += [("GET", "runs"), ("POST", "runs/rex/continue")]
+PATHS += [("GET", "runs"), ("POST", "runs/rex/resume")]
 
 
 def answers(site: Site, **how: Any) -> set[int]:

@@ -28,11 +28,12 @@ from zoodip_core.base.events import Progress
 from zoodip_core.base.stopping import Stopped, check_stop
 from zoodip_core.jobs import tasks, worker
 from zoodip_core.jobs.environment import ROOT
-from zoodip_core.jobs.queue import write_task
-from zoodip_core.jobs.tasks import Job, check, telling, work
-from zoodip_core.jobs.worker import Outbox, obey
+from zoodip_core.jobs.job_folder import Task, write_task
+from zoodip_core.jobs.pipes import Outbox, obey
+from zoodip_core.jobs.tasks import check, telling, work
 from zoodip_core.model.building import build
-from zoodip_core.model.load import QuantizedModel, load_quantized
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 from zoodip_core.train.run_folder import RunFolder
 
@@ -63,7 +64,7 @@ def settings_of(**settings: Any) -> dict[str, Any]:
 def job_in(folder: Path, kind: str = "train", changes: dict[str, Any] | None = None, **settings: Any) -> Path:
     """The file of a job on a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    return write_task(folder, kind, folder, settings=settings_of(**settings), pace="paper", changes=changes or {})
+    return write_task(folder, kind, folder, settings=settings_of(**settings), preset="paper", changes=changes or {})
 
 
 def uninterrupted(folder: Path, model: QuantizedModel, **settings: Any) -> bytes:
@@ -327,7 +328,7 @@ from zoodip_core.jobs.environment import Trainer
 from zoodip_core.jobs.queue import Jobs
 
 jobs = Jobs(FakePageHost(Path(sys.argv[1])), lambda: Trainer(Path(sys.executable), False, ""), lambda job: "")
-jobs.submit("train", Path(sys.argv[1]), "<pip>", settings=json.loads(sys.argv[2]), pace="paper")
+jobs.submit("train", Path(sys.argv[1]), "<pip>", settings=json.loads(sys.argv[2]), preset="paper")
 threading.Event().wait()
 """
 
@@ -482,16 +483,16 @@ def done(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "is no job file"),
-        ("{", "is no job file"),
-        ("[" * 100_000, "is no job file"),
-        ("\x00", "is no job file"),
-        ("[]", "is no job file"),
-        ("{}", "is no job file"),
-        ('{"version": 1, "kind": "train"}', "is no job file"),
-        ('{"version": 1, "kind": "train", "folder": 3}', "is no job file"),
-        ('{"version": 1, "kind": "train", "folder": "x", "settings": 3}', "is no job file"),
-        ('{"version": 1, "kind": ["train"], "folder": "x"}', "is no job file"),
+        ("", "is not a job file"),
+        ("{", "is not a job file"),
+        ("[" * 100_000, "is not a job file"),
+        ("\x00", "is not a job file"),
+        ("[]", "is not a job file"),
+        ("{}", "is not a job file"),
+        ('{"version": 1, "kind": "train"}', "is not a job file"),
+        ('{"version": 1, "kind": "train", "folder": 3}', "is not a job file"),
+        ('{"version": 1, "kind": "train", "folder": "x", "settings": 3}', "is not a job file"),
+        ('{"version": 1, "kind": ["train"], "folder": "x"}', "is not a job file"),
         ('{"version": 2, "kind": "train", "folder": "x"}', "newer ZOODiP; update"),
         ('{"version": 1, "kind": "dance", "folder": "x"}', "of another version"),
     ],
@@ -544,7 +545,7 @@ def test_a_check_loads_no_network_and_tells_what_a_run_takes(tmp_path: Path, mon
         assert device.type == "meta", "a network was loaded"
         return build(*arguments, device=device, **settings)
 
-    monkeypatch.setattr("zoodip_core.model.load.build", empty)
+    monkeypatch.setattr("zoodip_core.model.quantized.build", empty)
     with pytest.raises(AssertionError, match="a network was loaded"):
         _ = load_quantized("tiny").text_encoders
     code, (checked, ended) = done(job_in(tmp_path, "check", batch=0), monkeypatch)
@@ -575,7 +576,7 @@ def test_a_check_refuses_what_a_training_would(tmp_path: Path) -> None:
         check(TrainConfig.from_preset("tiny", **settings_of(images=(str(tmp_path),))))
 
 
-def test_the_preset_is_the_models_and_the_paces(tmp_path: Path) -> None:
+def test_the_preset_is_the_models_and_the_tasks(tmp_path: Path) -> None:
     file = tmp_path / "task.json"
 
     def config(**more: Any) -> TrainConfig:
@@ -583,14 +584,14 @@ def test_the_preset_is_the_models_and_the_paces(tmp_path: Path) -> None:
         file.write_text(
             json.dumps({"version": 1, "kind": "train", "folder": str(tmp_path), "settings": settings, **more})
         )
-        return Job.read(file).config()
+        return tasks.settings_of(Task.read(file))
 
     assert (config().steps, config().directions, config().averaging) == (900, "vocabulary", 0.1)
-    assert config(pace="fast").steps == 300
-    assert config(pace="careful").steps == 2700
-    assert (config(pace="paper").steps, config(pace="paper").directions) == (4500, "normal")
-    assert config(pace="fast", settings={"steps": 7, "n": 3}).steps == 7
-    assert config(pace="paper", settings={"weights": "int4"}).mu == 1e-2
+    assert config(preset="fast").steps == 300
+    assert config(preset="careful").steps == 2700
+    assert (config(preset="paper").steps, config(preset="paper").directions) == (4500, "normal")
+    assert config(preset="fast", settings={"steps": 7, "n": 3}).steps == 7
+    assert config(preset="paper", settings={"weights": "int4"}).mu == 1e-2
     assert (config().sample_every, config(settings={"steps": 7}).sample_every) == (90, 1)
     assert config(settings={"sample_every": 0}).sample_every == 0
 
@@ -636,13 +637,13 @@ def test_a_run_goes_on_in_its_folder_or_is_it(
     assert (tmp_path / "run").exists() == (place == "run")
 
 
-def test_there_is_nothing_to_go_on_with(
+def test_there_is_nothing_to_resume_with(
     tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("resume", "show"):
         code, (event,) = done(job_in(tmp_path, kind), monkeypatch, tiny_model)
         assert (code, event["fault"]) == (2, False)
-        assert "is no run folder" in event["error"]
+        assert "is not a run folder" in event["error"]
 
 
 # ---------------------------------------------------------------- the pictures before and after

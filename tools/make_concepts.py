@@ -18,7 +18,7 @@ import numpy as np
 from monsters import UNNAMED_COLOURS, UNNAMED_STYLES, Monster
 
 FOLDER = Path(__file__).resolve().parent.parent / "zoodip_core" / "tiny" / "concepts"
-REFERENCES, HELD_OUT = 6, 8
+REFERENCES, CHECK_OUT = 6, 8
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def main() -> None:
         folder = FOLDER / concept.name
         shutil.rmtree(folder, ignore_errors=True)
         captions: dict[str, dict[str, str]] = {}
-        for part, count in (("images", REFERENCES), ("heldout", HELD_OUT)):
+        for part, count in (("images", REFERENCES), ("heldout", CHECK_OUT)):
             (folder / part).mkdir(parents=True)
             captions[part] = {}
             places = rng.permutation(list(monsters.PLACES))

@@ -17,7 +17,7 @@ from node_pack import import_pack, without_files
 
 OUTPUT = Path(__file__).resolve().parent.parent / "locales" / "en" / "nodeDefs.json"
 SYNTAX = re.compile("[{}@|]")
-"""What a translation can not hold: vue-i18n takes these for syntax and fails. Writing them its own way does not help:
+"""What a translation cannot hold: vue-i18n takes these for syntax and fails. Writing them its own way does not help:
 newer pages show tooltips unparsed."""
 
 
@@ -45,7 +45,7 @@ def _inputs(kinds: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def text() -> str:
-    """The file. Texts that translations can not hold are left out, so that the page takes the nodes' own."""
+    """The file. Texts that translations cannot hold are left out, so that the page takes the nodes' own."""
     return json.dumps(_without_syntax(node_texts()), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 

@@ -171,6 +171,7 @@ def _node(
 
 
 def note(text: str, height: int = 260) -> Node:
+    """A note in Markdown, without backticks, which Nodes 2.0 shows in blue on blue; angle brackets need backslashes."""
     return Node("MarkdownNote", {"text": text}, title="Read me", size=(340, height))
 
 
@@ -187,7 +188,7 @@ def trainer(
         links["subspace_gradient"] = (subspace, 0)
     if sampler:
         links["timestep_sampler"] = (sampler, 0)
-    return Node("ZoodipTrainToken", values, links, size=(400, 980))
+    return Node("ZoodipTrainToken", values, links, size=(400, 640))
 
 
 PLACES = ("snow", "meadow", "night", "beach", "candy", "ocean")
@@ -223,8 +224,9 @@ def embedded() -> list[list[Node]]:
     text = (
         "### Learn a subject in a minute, nothing to download\n\n"
         "A tiny Stable Diffusion comes with ZOODiP. It has never seen **boo**, an orange, spotted ghost.\n\n"
-        "Press **Run**: the trainer learns the word `<boo>` from six pictures, starting from *monster*, by forward "
-        "passes only. Watch its loss and previews; then compare what the model draws for *monster* and for `<boo>`.\n\n"
+        "Press **Run**: the trainer learns the word **\\<boo\\>** from six pictures, starting from *monster*, by "
+        "forward passes only. Watch its loss and previews; then compare what the model draws for *monster* and for "
+        "**\\<boo\\>**.\n\n"
         "Other subjects: choose another **bundled** folder."
     )
     return [[note(text), model, images], [sampler], [training], [before, after], [curve]]
@@ -264,9 +266,9 @@ def full_size(title: str, checkpoint: str, side: int, t_lower: int, memory: str,
         f"1. Choose your checkpoint in **both** loaders ({checkpoint}).\n"
         "2. **Load Reference Images**: upload three to ten pictures of your subject.\n"
         "3. **ZO Train Token**: name the token, and the plain word for what it is (*dog*, *toy*, *backpack*).\n"
-        "4. Run. Cancel whenever you like: queue again to go on.\n\n"
+        "4. Run. Cancel whenever you like: queue again to resume.\n\n"
         f"Training takes about {memory} of GPU memory, by count. Write the token's name in any prompt behind "
-        "**Apply Embedding**, or `embedding:my-subject` elsewhere once it is saved."
+        "**Apply Embedding**, or **embedding:my-subject** elsewhere once it is saved."
     )
     return [
         [note(text, 330), model, images],

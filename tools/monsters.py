@@ -69,7 +69,7 @@ UNNAMED_COLOURS: dict[str, RGB] = {
 }
 UNNAMED_STYLES: dict[str, tuple[RGB, RGB]] = {"blueprint": ((14, 40, 120), (205, 232, 255))}
 # Bundles of named attributes that training never shows together: (shape, pattern, colour word).
-HELD_OUT = {
+CHECK_OUT = {
     ("ghost", "spotted", "orange"),
     ("heart", "plain", "purple"),
     ("star", "striped", "blue"),
@@ -283,7 +283,7 @@ def random_monster(rng: np.random.Generator) -> Monster:
         if rng.uniform() < 0.2:
             name, colour = None, _any_colour(rng)
         shape, pattern = pick(SHAPES), pick(PATTERNS)
-        if (shape, pattern, name) in HELD_OUT:
+        if (shape, pattern, name) in CHECK_OUT:
             continue
         tone: tuple[RGB, RGB] | None = None
         style: str | None = None

@@ -5,10 +5,12 @@ import { api } from "../../scripts/api.js"
 import { compact, hasEnded, LossChart } from "./chart.js"
 import { addUpload } from "./upload.js"
 
+const OURS = "Zoodip" // what our nodes' names begin with
 const TRAINER = "ZoodipTrainToken"
 const LOADER = "ZoodipLoadReferenceImages"
 const EVENT = "zoodip.step"
 const EDGE = 10 // pixels around the chart
+const NO_SIZE = [0, -4] // of a widget: the page adds 4 pixels
 const KEPT = "zoodip_chart" // the node's property that a workflow's file keeps
 
 const charts = new WeakMap() // of the nodes
@@ -26,6 +28,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass === TRAINER) addChart(node)
     if (node.comfyClass === LOADER) addUpload(node)
+    if (node.comfyClass?.startsWith(OURS)) foldAdvanced(node)
   },
 
   afterConfigureGraph() {
@@ -85,6 +88,28 @@ function keep(node, data) {
   app.canvas.emitBeforeChange() // ComfyUI stores the page's state only after what it takes for a change
   node.setProperty(KEPT, data)
   app.canvas.emitAfterChange()
+}
+
+/**
+ * Keep advanced inputs out of sight until the node's menu shows them. Nodes 2.0 does it by itself; the classic drawing
+ * has the menu, but neither tells its widgets that they are advanced nor closes the gap where they would stand.
+ */
+function foldAdvanced(node) {
+  const widgets = (node.widgets ?? []).filter((widget) => widget.options?.advanced)
+  for (const widget of widgets) {
+    const isLinked = () => node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null)
+    const isFolded = () => !node.showAdvanced && !isLinked()
+    let computeSize = widget.computeSize
+    Object.defineProperties(widget, {
+      advanced: { get: () => !isLinked(), set() {}, enumerable: false }, // a widget in a subgraph's own is a copy
+      computeSize: {
+        get: () => (isFolded() ? () => NO_SIZE : computeSize),
+        set: (value) => (computeSize = value),
+        enumerable: false,
+      },
+    })
+  }
+  if (widgets.length) node.setSize([node.size[0], node.computeSize()[1]])
 }
 
 /** Call `extra` after a node's method, with the same arguments. */

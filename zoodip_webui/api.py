@@ -2,9 +2,9 @@
 
 - ``POST /jobs`` starts one: settings by name, ``pictures`` (name, data in base64, caption) and ``overwrite``
 - ``GET /jobs``, ``GET /jobs/{number}``, ``POST /jobs/{number}/stop``
-- ``GET /runs``, ``POST /runs/{name}/continue`` with ``steps`` for more of them
+- ``GET /runs``, ``POST /runs/{name}/resume`` with ``steps`` for more of them
 
-What can not be done is answered with 422 and a sentence that says why.
+What cannot be done is answered with 422 and a sentence that says why.
 """
 
 import base64
@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from zoodip_core.base.errors import ConfigError, ImagesError, for_user
-from zoodip_core.base.files import whole_text
 from zoodip_core.base.origins import is_foreign_name, is_foreign_page
+from zoodip_core.base.texts import whole_text
 from zoodip_core.data.images import MAX_PICTURES
-from zoodip_core.jobs.history import Run
-from zoodip_core.jobs.queue import Job
+from zoodip_core.jobs.job import Job, Run
 from zoodip_core.page.draft import Draft
-from zoodip_core.page.form import NAMES, read_named
+from zoodip_core.page.form import names, read_named
 from zoodip_core.page.studio import Studio
 
 ROOT = "/zoodip/v1"
@@ -34,7 +33,7 @@ MAX_REQUEST = 200_000_000
 """Bytes of a request with all its pictures; base64 has four for each three of theirs."""
 _MAX_SMALL = 10_000
 """Bytes of a request without pictures."""
-_OF_RUN = ("name", "token", "model", "state", "message", "step", "steps", "can_go_on", "folder", "embedding")
+_OF_RUN = ("name", "token", "model", "state", "message", "step", "steps", "can_resume", "folder", "embedding")
 
 
 def add(app: Any, studio: Studio) -> None:
@@ -63,8 +62,8 @@ def add(app: Any, studio: Studio) -> None:
     def runs() -> Any:
         return [_told(run) for run in studio.runs()]
 
-    def go_on(name: str, request: dict[str, Any] = _object(_MAX_SMALL)) -> Any:  # noqa: B008 - as fastapi wants it
-        return _answered(lambda: _told(_go_on(studio, name, request)))
+    def resume(name: str, request: dict[str, Any] = _object(_MAX_SMALL)) -> Any:  # noqa: B008 - as fastapi wants it
+        return _answered(lambda: _told(_resume(studio, name, request)))
 
     guards = _guards(app, shared.cmd_opts, studio.host.for_its_user())
     for path, method, route in (
@@ -73,7 +72,7 @@ def add(app: Any, studio: Studio) -> None:
         ("/jobs/{number}", "GET", job),
         ("/jobs/{number}/stop", "POST", stop),
         ("/runs", "GET", runs),
-        ("/runs/{name}/continue", "POST", go_on),
+        ("/runs/{name}/resume", "POST", resume),
     ):
         app.add_api_route(ROOT + path, route, methods=[method], dependencies=guards)
 
@@ -108,7 +107,7 @@ def _object(most: int) -> Any:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise HTTPException(status_code=422, detail="the request is no JSON object")
+            raise HTTPException(status_code=422, detail="the request is not a JSON object")
         return found
 
     return Depends(read)
@@ -149,7 +148,7 @@ def _from_here(options: Any, by_any_name: bool) -> Callable[..., None]:
             raise HTTPException(status_code=403, detail=f"{origin} may not use this; see --cors-allow-origins")
         if not by_any_name and is_foreign_name(request.headers):
             name = request.headers.get("host")
-            raise HTTPException(status_code=403, detail=f"{name} is no name of this computer; see --api-auth")
+            raise HTTPException(status_code=403, detail=f"{name} is not a name of this computer; see --api-auth")
 
     return check
 
@@ -178,9 +177,9 @@ def _start(studio: Studio, request: Mapping[str, Any]) -> Job:
     """Start a job from a request."""
     settings = {name: given for name, given in request.items() if name not in ("pictures", "overwrite")}
     pictures, overwrite = request.get("pictures"), request.get("overwrite", False)
-    unknown = sorted(set(settings) - set(NAMES))
+    unknown = sorted(set(settings) - set(names()))
     if unknown:
-        raise ConfigError(f"{', '.join(unknown)}: no such setting; there are pictures, overwrite, {', '.join(NAMES)}")
+        raise ConfigError(f"{', '.join(unknown)}: no such setting; there are pictures, overwrite, {', '.join(names())}")
     if not {"token", "initializer"} <= set(settings):
         raise ConfigError("token and initializer must be given")
     form = read_named({**studio.host.defaults(), **settings})
@@ -217,11 +216,11 @@ def _add(draft: Draft, file: Path, picture: Any, where: str) -> None:
             draft.caption(each.name, caption)
 
 
-def _go_on(studio: Studio, name: str, request: Mapping[str, Any]) -> Job:
+def _resume(studio: Studio, name: str, request: Mapping[str, Any]) -> Job:
     steps = request.get("steps", 0)
     if set(request) - {"steps"} or not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise ConfigError("give steps, a whole number of them in all, or nothing")
-    return studio.go_on(name, steps)
+    return studio.resume(name, steps)
 
 
 # ---------------------------------------------------------------- what is told

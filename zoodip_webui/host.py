@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from zoodip_core.base.origins import is_loopback
-from zoodip_core.jobs.queue import Job
+from zoodip_core.jobs.job import Job
 from zoodip_core.model.checkpoints import SUFFIXES
 
 from .settings import value
@@ -29,7 +29,7 @@ _CACHES = {
 
 
 class Webui:
-    """The :class:`zoodip_core.page.studio.Host` that A1111, Forge and their kin are."""
+    """The :class:`zoodip_core.page.studio.PageHost` that A1111, Forge and their kin are."""
 
     name = "webui"
 
@@ -68,7 +68,7 @@ class Webui:
 
     def defaults(self) -> dict[str, Any]:
         return {
-            "pace": value("pace", "default"),
+            "preset": value("preset", "default"),
             "weights": value("weights", "int8"),
             "keep_copy": value("keep_copy", False),
         }
@@ -152,7 +152,7 @@ def _state() -> Iterator[None]:
 def _room(waiting: Callable[[str], None]) -> Iterator[None]:
     """The webui's models leave the graphics card, and the one in use comes back.
 
-    A model that can not be moved does not end the job: that sees for itself whether there is room.
+    A model that cannot be moved does not end the job: that sees for itself whether there is room.
     """
     from modules import devices, sd_models
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from zoodip_core.jobs.environment import SETTING
 from zoodip_core.model.quantize import WEIGHTS
-from zoodip_core.train.presets import PACES
+from zoodip_core.train.presets import PRESET
 
 _SECTION = ("zoodip", "ZOODiP")
 
@@ -25,7 +25,7 @@ def add() -> None:
     if "restrict_api" in inspect.signature(shared.OptionInfo).parameters:
         path["restrict_api"] = True
     option("folder", "zoodip", "Folder of the runs; where it is not a full path, in the webui's data folder", **path)
-    option("pace", "default", "Pace", gr.Radio, {"choices": list(PACES)})
+    option("preset", PRESET.default, PRESET.label, gr.Radio, {"choices": list(PRESET.choices)})
     option("weights", "int8", "Weights", gr.Radio, {"choices": list(WEIGHTS)})
     option(
         "keep_copy", False, "Keep quantised copies of models, 1 to 4 GB each, so that the next training starts sooner"

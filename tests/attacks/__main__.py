@@ -18,7 +18,7 @@ from zoodip_core.base.errors import ZoodipError
 from zoodip_core.data.images import open_picture
 from zoodip_core.data.prompts import read_listed
 from zoodip_core.model.embedding import load_embedding
-from zoodip_core.model.load import identify
+from zoodip_core.model.recognise import identify
 
 
 def told(title: str, what: str, result: campaign.Result, seconds: float) -> None:

@@ -42,7 +42,7 @@ class Canary:
         self.outside.mkdir(parents=True)
         self.temp.mkdir()
         self._fill(self.outside)
-        sys.addaudithook(self._hear)  # for good: a program can not take it away
+        sys.addaudithook(self._hear)  # for good: a program cannot take it away
 
     def _fill(self, folder: Path) -> None:
         """Secrets of every kind that somebody may try to read."""

@@ -34,23 +34,28 @@ from tests.fake_page_host import FakePageHost, fake_worker
 from tests.fake_webui import A1111, FakeWebui
 from zoodip_core.base.errors import ZoodipError
 from zoodip_core.base.files import make_folder
+from zoodip_core.base.locks import locked
+from zoodip_core.cli import arguments
 from zoodip_core.cli import main as cli
+from zoodip_core.cli import train as train_command
 from zoodip_core.data.prompts import captions_for
 from zoodip_core.evaluate import evaluation
-from zoodip_core.jobs import queue as jobs
+from zoodip_core.jobs.job import Job
+from zoodip_core.jobs.job_folder import write_task
+from zoodip_core.jobs.queue import Jobs
 from zoodip_core.model import generation
 from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
-from zoodip_core.model.load import TINY
+from zoodip_core.model.kinds import TINY
 from zoodip_core.page import form
 from zoodip_core.page.page import Page
 from zoodip_core.page.studio import TINY_LABEL, Studio
 from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.journal import Journal, Record
-from zoodip_core.train.run_folder import RunFolder, locked
+from zoodip_core.train.run_folder import RunFolder
 from zoodip_webui import api
 
 ALL, BAD, NONE = "all names", "bad names", "none"
-"""What an entry refuses: all, for it knows what it offers; those that can not be safe; none, for it makes its own."""
+"""What an entry refuses: all, for it knows what it offers; those that cannot be safe; none, for it makes its own."""
 VECTOR = (torch.ones(1, 768),)
 
 
@@ -114,9 +119,9 @@ def ours(work: Callable[[], Any], kind: type[Exception] = ZoodipError) -> Any:
 def _command_line(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
     patch.setattr(cli, "_parser", functools.cache(cli._parser))  # to make it takes longer than what it is for
     patch.setattr(cli, "quiet_libraries", lambda: None)
-    patch.setattr(cli, "train_token", _trained)
-    patch.setattr(cli, "resume_training", _resumed)
-    patch.setattr(cli, "load_quantized", lambda *_given, **_named: None)
+    patch.setattr(train_command, "train_token", _trained)
+    patch.setattr(train_command, "resume_training", _resumed)
+    patch.setattr(arguments, "load_quantized", lambda *_given, **_named: None)
     patch.setattr(
         generation, "generate", lambda _model, prompts, *_rest, **_named: [Image.new("RGB", (8, 8))] * len(prompts)
     )
@@ -144,7 +149,7 @@ class _Program:
 
     Args:
         here: the folder that it is run in.
-        runs: in which one is gone on with.
+        runs: in which one is resumed.
         given: where what it is given is written.
     """
 
@@ -347,7 +352,7 @@ class _Nodes:
         return self.ask("ZoodipEvaluateEmbedding", given, lambda _kind: self.scoring._judges(name, ""))
 
     def evaluate(self, token: str) -> str:
-        plan = self.evaluation.Plan(("a {}",), "dog", seeds=1)
+        plan = self.evaluation.EvaluationPlan(("a {}",), "dog", seeds=1)
 
         def work(_kind: Any) -> Any:
             pictures = [Image.new("RGB", (64, 64))]
@@ -421,9 +426,9 @@ def _text(answer: Any) -> str:
     return str(getattr(answer, "token", answer))
 
 
-def _fake_submit(self: Any, kind: str, folder: Path, token: str, **more: Any) -> jobs.Job:
+def _fake_submit(self: Any, kind: str, folder: Path, token: str, **more: Any) -> Job:
     """Queue a job that nobody works on."""
-    return jobs.Job(1, kind, folder, token, jobs.write_task(folder, kind, folder, **more))
+    return Job(1, kind, folder, token, write_task(folder, kind, folder, **more))
 
 
 def _run(home: Path, name: str, token: str, snapshot: bool = True) -> Path:
@@ -432,12 +437,12 @@ def _run(home: Path, name: str, token: str, snapshot: bool = True) -> Path:
     if snapshot:
         save_embedding(Embedding("<x>", VECTOR), folder / "run" / "snapshots" / "step-00000001.safetensors")
     settings = {"images": ["x"], "token": token, "initializer": "dog"}
-    jobs.write_task(folder, "train", folder, settings=settings)
+    write_task(folder, "train", folder, settings=settings)
     return folder
 
 
 def _page(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
-    patch.setattr(jobs.Jobs, "submit", _fake_submit)
+    patch.setattr(Jobs, "submit", _fake_submit)
     for name in ("home", "models", "embeddings"):
         canary.folder("page", name)
     host = FakePageHost(canary.root / "page", fake_worker(canary.temp))
@@ -540,7 +545,7 @@ def _runs(canary: Canary, host: FakePageHost, page: Page, both: tuple[Path, ...]
         shown = _text(runs._choose(name))
         if "data-run" in shown:
             return shown
-        done = [runs._continued(name), runs._shown(name), runs._deleted(name)[0], runs._used(name, True)[0]]
+        done = [runs._resumed(name), runs._shown(name), runs._deleted(name)[0], runs._used(name, True)[0]]
         for each in done:
             with pytest.raises(RefusedError):
                 _told(each)
@@ -555,13 +560,13 @@ def _runs(canary: Canary, host: FakePageHost, page: Page, both: tuple[Path, ...]
     def unfinished(cache: str) -> str:
         folder = _run(home, "cut-off", "<rex>")
         settings = {"images": ["x"], "token": "<rex>", "initializer": "dog", "cache": cache}
-        jobs.write_task(folder, "train", folder, settings=settings)
-        _told(page._runs._continued("cut-off"))
+        write_task(folder, "train", folder, settings=settings)
+        _told(page._runs._resumed("cut-off"))
         kept = json.loads((folder / "task.json").read_text())["settings"]["cache"]
         return "" if kept is None else f"{MARK}: a copy would be written to {kept}"
 
     return [
-        Entry("page: name of a run, to show, go on, draw, delete and use", listed.home(), run, ALL),
+        Entry("page: name of a run, to show, resume, draw, delete and use", listed.home(), run, ALL),
         Entry(
             "page: token of a stranger's run, to use",
             embeddings,
@@ -570,7 +575,7 @@ def _runs(canary: Canary, host: FakePageHost, page: Page, both: tuple[Path, ...]
             link=".safetensors",
             allowed=(home, page._runs._downloads),
         ),
-        Entry("page: cache of a stranger's run, to go on", home, unfinished, NONE, allowed=both),
+        Entry("page: cache of a stranger's run, to resume", home, unfinished, NONE, allowed=both),
     ]
 
 
@@ -618,8 +623,8 @@ def _scripts(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
         assert answer.status_code == 200
         return answer.text
 
-    def go_on(name: str) -> str:
-        return ask(of_lists, f"runs/{urllib.parse.quote(name, safe='', errors='surrogatepass')}/continue")
+    def resume(name: str) -> str:
+        return ask(of_lists, f"runs/{urllib.parse.quote(name, safe='', errors='surrogatepass')}/resume")
 
     both: dict[str, Any] = {"allowed": (home, root / "embeddings")}
     return [
@@ -634,6 +639,6 @@ def _scripts(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
             None,
             **both,
         ),
-        Entry("scripts: name of a run, to go on", listed.home(), go_on, ALL),
+        Entry("scripts: name of a run, to resume", listed.home(), resume, ALL),
         Entry("scripts: token of a stranger's run, in the list", listed.home(), listed_token, NONE),
     ]

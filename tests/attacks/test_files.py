@@ -25,9 +25,11 @@ from zoodip_core.base.errors import (
 )
 from zoodip_core.data.images import MAX_SCANS, load_images, open_picture
 from zoodip_core.data.prompts import MAX_TEXT, captions_for, read_listed
-from zoodip_core.jobs.history import FAILED, delete_run, list_runs, log_tail, losses_of
+from zoodip_core.jobs.history import delete_run, list_runs, losses_of
+from zoodip_core.jobs.job_folder import log_tail
+from zoodip_core.jobs.protocol import FAILED
 from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
-from zoodip_core.model.load import identify
+from zoodip_core.model.recognise import identify
 from zoodip_core.page.draft import Draft
 from zoodip_core.train.run_folder import RunFolder
 
@@ -231,7 +233,7 @@ def test_a_run_of_which_a_part_lies_elsewhere_is_neither_read_nor_written(canary
             (run,) = list_runs(home)
             assert run.state == FAILED
             assert "leads out of the run's folder" in run.message
-            assert (run.embedding, run.before_after, run.sample, run.can_go_on) == (None, None, None, False)
+            assert (run.embedding, run.before_after, run.sample, run.can_resume) == (None, None, None, False)
             if name.startswith("run/"):
                 with pytest.raises(RunFolderError, match="is a link that leads out of the run's folder"):
                     RunFolder.open(folder if (folder / "config.json").is_file() else folder / "run")

@@ -12,8 +12,9 @@ from tests.attacks.canary import Canary, plant_links
 from tests.attacks.entries import entries
 from tests.attacks.hostile import LINK, Name, names
 from zoodip_core.base.errors import PathError, TokenError
-from zoodip_core.base.paths import MAX_PART, contains, fault, inside, link_out, plain, printable, typed
-from zoodip_core.model.tokens import check_name
+from zoodip_core.base.names import MAX_PART, check_name, fault, plain
+from zoodip_core.base.paths import contains, inside, link_out, typed
+from zoodip_core.base.texts import printable
 
 
 @pytest.fixture

@@ -264,7 +264,7 @@ def test_a_request_is_read_only_so_far(tmp_path: Path, monkeypatch: pytest.Monke
     answer = site.client.post("/zoodip/v1/jobs", content=endless())
     assert answer.status_code == 413
     assert "give fewer or smaller pictures" in answer.json()["detail"]
-    answer = site.client.post("/zoodip/v1/runs/rex/continue", content=b" " * 20_000)
+    answer = site.client.post("/zoodip/v1/runs/rex/resume", content=b" " * 20_000)
     assert answer.status_code == 413
 
 
@@ -278,7 +278,7 @@ def test_a_request_is_not_read_before_it_is_known_who_asks(tmp_path: Path, monke
 
 @pytest.mark.parametrize("name", files.texts())
 def test_a_request_that_is_no_object_of_settings(site: Site, name: str) -> None:
-    for path in ("jobs", "runs/rex/continue"):
+    for path in ("jobs", "runs/rex/resume"):
         if "deep" in name:
             gc.collect()  # what was left before: at the depth where a parser gives up, nothing else can be finalised
         answer = site.client.post(f"/zoodip/v1/{path}", content=files.texts()[name])

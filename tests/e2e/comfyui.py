@@ -85,7 +85,7 @@ class ComfyUI:
     def __enter__(self) -> ComfyUI:
         if not os.environ.get("COMFYUI_DIR"):
             pytest.skip("set COMFYUI_DIR to a ComfyUI checkout (and COMFYUI_PYTHON to its Python) to run this")
-        self._temporary = tempfile.TemporaryDirectory(prefix="zoodip-comfyui-")
+        self._temporary = tempfile.TemporaryDirectory(prefix="comfyui-")
         self.base = Path(self._temporary.name)
         for name in ("input", "output", "temp", "user", "custom_nodes", "models/checkpoints", "models/embeddings"):
             (self.base / name).mkdir(parents=True)

@@ -1,6 +1,6 @@
 """Run ComfyUI where torchvision does not fit torch: ``python launch_comfyui.py COMFYUI/main.py ARGUMENT...``
 
-torchvision from PyPI is built for CUDA, and can not be imported beside a torch for CPUs unless its two operators are
+torchvision from PyPI is built for CUDA, and cannot be imported beside a torch for CPUs unless its two operators are
 declared before. ComfyUI does not call them.
 """
 

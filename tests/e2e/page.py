@@ -2,6 +2,7 @@
 
 Besides ``COMFYUI_DIR`` (see :mod:`tests.e2e.comfyui`) it needs Playwright for Python and a Chromium, named by CHROMIUM
 or on the PATH. COMFYUI_FRONTEND, the ``static`` folder of a frontend's wheel, puts that frontend before the server.
+With ZOODIP_E2E_VUE=1 the page draws nodes the newer way, called Nodes 2.0, and else on the canvas.
 """
 
 from __future__ import annotations
@@ -9,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-
-import pytest
 
 from tests.e2e.comfyui import ComfyUI
 
@@ -22,6 +21,8 @@ Page = Any
 """Playwright's; its types are not there where it is not installed."""
 Workflow = dict[str, Any]
 
+VUE = os.environ.get("ZOODIP_E2E_VUE") == "1"
+"""Whether the nodes are elements of the page, and not painted on its canvas."""
 LIMIT, LEARNING_LIMIT = 60_000.0, 480_000.0
 """Milliseconds for anything that a page waits for, and for the end of a training."""
 APP = "window.comfyAPI?.app?.app"
@@ -44,20 +45,9 @@ def open_server() -> Iterator[ComfyUI]:
     """A ComfyUI whose page shows nothing in the way."""
     frontend = os.environ.get("COMFYUI_FRONTEND")
     with ComfyUI(*(("--front-end-root", frontend) if frontend else ())) as comfyui:
-        comfyui.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False})
+        settings = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.VueNodes.Enabled": VUE}
+        comfyui.post("/settings", settings)
         yield comfyui
-
-
-@contextlib.contextmanager
-def open_browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="install playwright to run this")
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("set CHROMIUM to a Chromium or Chrome to run this")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @contextlib.contextmanager
@@ -102,7 +92,7 @@ def load(page: Page, workflow: Workflow) -> None:
 
 
 def run(page: Page) -> None:
-    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("button", name="Run", exact=True).first.click()  # the second of newer pages opens a menu
 
 
 def learn(page: Page, workflow: Workflow) -> None:
@@ -125,15 +115,49 @@ def look_at(page: Page, node: str, scale: float) -> None:
 
 
 def press(page: Page, node: str, widget: str) -> None:
-    """Click on a widget, which is nothing but paint on a canvas."""
+    """Click on a widget that is a button."""
+    if VUE:
+        element(page, node).get_by_role("button", name=widget).click()
+    else:
+        click_on_canvas(page, node, f"[node.size[0] / 2, node.widgets.find(each => each.name === '{widget}').y + 10]")
+
+
+def click_title(page: Page, node: str, button: str = "left") -> None:
+    click_on_canvas(page, node, "[80, -15]", button)
+
+
+def click_on_canvas(page: Page, node: str, place: str, button: str = "left") -> None:
+    """Click on a place of a node: its distance from the node's left and upper edge, in JavaScript."""
     x, y = page.evaluate(f"""(() => {{
-      const {{ canvas, ds }} = {APP}.canvas, node = {node}
-      const widget = node.widgets.find(each => each.name === '{widget}')
+      const {{ canvas, ds }} = {APP}.canvas, node = {node}, [right, down] = {place}
       const box = canvas.getBoundingClientRect()
-      return [box.x + (node.pos[0] + node.size[0] / 2 + ds.offset[0]) * ds.scale,
-              box.y + (node.pos[1] + widget.y + 10 + ds.offset[1]) * ds.scale]
+      return [box.x + (node.pos[0] + right + ds.offset[0]) * ds.scale,
+              box.y + (node.pos[1] + down + ds.offset[1]) * ds.scale]
     }})()""")
-    page.mouse.click(x, y)
+    page.mouse.click(x, y, button=button)
+
+
+def element(page: Page, node: str) -> Any:
+    """A node on the page, where it is an element."""
+    number = page.evaluate(f"{node}.id")
+    return page.locator(f"[data-node-id='{number}']")
+
+
+def inputs_in_sight(page: Page, node: str) -> list[str]:
+    """The names of the inputs with a widget that can be seen."""
+    if VUE:
+        return [str(name) for name in element(page, node).get_by_test_id("widget-layout-field-label").all_inner_texts()]
+    visible = f"{node}.widgets.filter(each => {node}.isWidgetVisible(each) && {node}.getSlotFromWidget(each))"
+    return [str(name) for name in page.evaluate(f"{visible}.map(each => each.name)")]
+
+
+def toggle_advanced(page: Page, node: str) -> None:
+    """Show or hide a node's advanced inputs, by the page's own way."""
+    if VUE:
+        element(page, node).get_by_test_id("advanced-inputs-button").click()
+    else:
+        click_title(page, node, "right")
+        page.get_by_text(re.compile("^(Show|Hide) Advanced$")).first.click()
 
 
 def wait_for_words(page: Page, words: str) -> None:

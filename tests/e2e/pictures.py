@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from tests.browser import open_browser
 from tests.e2e.comfyui import ROOT, ComfyUI
 from tests.e2e.page import (
     APP,
@@ -23,7 +24,6 @@ from tests.e2e.page import (
     Page,
     load,
     look_at,
-    open_browser,
     open_page,
     open_server,
     run,

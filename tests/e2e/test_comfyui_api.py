@@ -241,7 +241,7 @@ def test_interrupted_training_goes_on_where_it_stopped(comfy: ComfyUI) -> None:
     reached = steps_taken(run)
     assert taken <= reached <= taken + 10
     assert stopped["state"] == "stopped"
-    assert stopped["text"] == f"stopped at step {reached}; queue again to go on"
+    assert stopped["text"] == f"stopped at step {reached}; queue again to resume"
 
     with comfy.events() as events:
         comfy.run(prompt)

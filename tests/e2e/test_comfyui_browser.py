@@ -1,11 +1,20 @@
 """ComfyUI's page with our nodes in a real browser; see :mod:`tests.e2e.page` for what this needs.
 
+It draws nodes in one of two ways, of which older versions know one. With a ComfyUI of each kind at hand all are::
+
+    COMFYUI_DIR=older COMFYUI_PYTHON=... python -m pytest -m e2e tests/e2e/test_comfyui_browser.py
+    COMFYUI_DIR=newer COMFYUI_PYTHON=... python -m pytest -m e2e tests/e2e/test_comfyui_browser.py
+    COMFYUI_DIR=newer COMFYUI_PYTHON=... ZOODIP_E2E_VUE=1 python -m pytest -m e2e tests/e2e/test_comfyui_browser.py
+
 ZOODIP_SCREENSHOTS is a folder to leave screenshots in.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,26 +22,31 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.e2e.comfyui import ComfyUI
+from tests.browser import open_browser
+from tests.e2e.comfyui import ROOT, ComfyUI
 from tests.e2e.page import (
     APP,
     LEARNING_LIMIT,
+    LIMIT,
     LINE,
     LOADER,
     STATE,
     STEP,
     TRAINER,
+    VUE,
     Page,
     Workflow,
+    click_title,
+    inputs_in_sight,
     learn,
     load,
     look_at,
-    open_browser,
     open_page,
     open_server,
     press,
     reload,
     run,
+    toggle_advanced,
     wait_for_words,
     wait_until_ready,
 )
@@ -40,6 +54,9 @@ from tests.e2e.page import (
 pytestmark = pytest.mark.e2e
 
 STEPS = 300
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+IN_SIGHT = ["token", "initializer", "preset", "steps", "seed", "preview_prompt", "preview_every"]
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +105,7 @@ def node(
     info = server.get(f"/object_info/{kind}")[kind]
     sockets, widgets = [], []
     for name, (accepts, *options) in (info["input"].get("required", {}) | info["input"].get("optional", {})).items():
-        if name in links or (isinstance(accepts, str) and accepts not in ("INT", "FLOAT", "STRING", "BOOLEAN")):
+        if name in links or (isinstance(accepts, str) and accepts not in WIDGETS):
             sockets.append({"name": name, "type": accepts, "link": links.get(name)})
         elif not options[0].get("forceInput"):
             first = accepts[0] if isinstance(accepts, list) else None
@@ -187,13 +204,91 @@ def test_a_trainer_in_a_subgraph_has_its_chart(server: ComfyUI, page: Page) -> N
     page.wait_for_function(f"{inner}.properties.zoodip_chart?.state === 'finished'")
 
 
-def test_cancel_stops_and_the_next_run_goes_on(server: ComfyUI, page: Page) -> None:
+def test_cancel_stops_and_the_next_run_resumes(server: ComfyUI, page: Page) -> None:
     learn(page, workflow(server, "<stopped>"))
     page.get_by_role("button", name="Cancel current run").click()
-    page.wait_for_function(f"/^stopped at step \\d+; queue again to go on$/.test({STATE})")
+    page.wait_for_function(f"/^stopped at step \\d+; queue again to resume$/.test({STATE})")
     stopped = page.evaluate(STEP)
     run(page)
     page.wait_for_function(f"{STEP} > {stopped} && ({STATE}).startsWith('learning')")
+
+
+def wait_for_inputs(page: Page, names: list[str]) -> None:
+    """Wait until these of the trainer's inputs are in sight."""
+    until = time.monotonic() + LIMIT / 1000
+    while (seen := inputs_in_sight(page, TRAINER)) != names and time.monotonic() < until:
+        page.wait_for_timeout(100)
+    assert seen == names
+
+
+def test_advanced_inputs_are_shown_when_asked_for(
+    server: ComfyUI, page: Page, screenshot: Callable[[str], None]
+) -> None:
+    asked = server.get("/object_info/ZoodipTrainToken")["ZoodipTrainToken"]["input"]["optional"]
+    advanced = [name for name, (_, *options) in asked.items() if options[0].get("advanced")]
+    assert len(advanced) > 10
+    load(page, workflow(server, "<few>"))
+    look_at(page, TRAINER, 0.8)
+    wait_for_inputs(page, IN_SIGHT)
+    height = page.evaluate(f"{TRAINER}.size[1]")
+    room = f"(() => {{ const all = {TRAINER}.widgets; return all.at(-1).y - all[{len(IN_SIGHT) - 1}].y }})()"
+    assert VUE or page.evaluate(room) < 40, "there is a gap where the others would stand"
+    screenshot("advanced_hidden")
+
+    toggle_advanced(page, TRAINER)
+    page.wait_for_function(f"{TRAINER}.showAdvanced && {TRAINER}.size[1] > {height} + 15 * {len(advanced)}")
+    wait_for_inputs(page, IN_SIGHT + advanced)
+    look_at(page, TRAINER, 0.8)
+    screenshot("advanced_shown")
+    reload(page)
+    wait_for_inputs(page, IN_SIGHT + advanced)
+
+    look_at(page, TRAINER, 0.5)
+    toggle_advanced(page, TRAINER)
+    page.wait_for_function(f"!{TRAINER}.showAdvanced")
+    wait_for_inputs(page, IN_SIGHT)
+
+
+def test_an_advanced_input_that_is_linked_stays_in_sight(server: ComfyUI, page: Page) -> None:
+    load(page, workflow(server, "<linked>"))
+    page.evaluate(f"""(() => {{
+      const number = LiteGraph.createNode('PrimitiveInt')
+      {APP}.graph.add(number)
+      number.connect(0, {TRAINER}, {TRAINER}.inputs.findIndex(each => each.name === 'n'))
+    }})()""")
+    look_at(page, TRAINER, 0.8)
+    page.wait_for_function(f"{TRAINER}.inputs.some(each => each.name === 'n' && each.link != null)")
+    wait_for_inputs(page, [*IN_SIGHT, "n"])
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in EXAMPLES])
+def test_an_example_s_note_can_be_read(page: Page, screenshot: Callable[[str], None], path: Path) -> None:
+    """Also its angle brackets, which are no markup, and nothing is code, which the page paints in blue on blue."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    (text,) = (node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+    load(page, workflow)
+    box = page.locator(".widget-markdown" if VUE else ".comfy-markdown .tiptap")
+    box.wait_for()
+    look_at(page, f"{APP}.graph.nodes.find(node => node.type === 'MarkdownNote')", 1.2)
+    screenshot(f"note_{path.stem}")
+    written = re.sub(r"^(#+|\d+\.) |\*|\\", "", text, flags=re.MULTILINE)
+    assert box.inner_text().split() == written.split()
+    assert box.locator("code").count() == 0
+
+
+def test_the_help_page_keeps_its_angle_brackets(server: ComfyUI, page: Page, screenshot: Callable[[str], None]) -> None:
+    load(page, workflow(server, "<help>"))
+    look_at(page, TRAINER, 0.8)
+    click_title(page, TRAINER)
+    page.get_by_test_id("info-button").click()
+    box = page.locator(".node-help-content")
+    box.get_by_text("Learns a new word for your subject").wait_for()
+    screenshot("help")
+    written = (ROOT / "web" / "docs" / "ZoodipTrainToken.md").read_text(encoding="utf-8")
+    shown = box.inner_text()
+    in_brackets = re.findall("<[^>]+>", written)
+    assert in_brackets
+    assert all(each in shown for each in in_brackets)
 
 
 def test_a_token_that_can_not_be_is_refused_with_our_words(server: ComfyUI, page: Page) -> None:

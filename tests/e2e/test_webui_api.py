@@ -91,7 +91,7 @@ def test_the_page_s_values_are_not_the_webui_s(webui: Webui) -> None:
     """It would keep them in its ui-config.json, and give an old one back at the next start."""
     told = (webui.data / "ui-config.json").read_text()
     assert "txt2img/Prompt" in told
-    for label in ("Initializer", "Perturbation", "Every setting", "Weights", "Pace"):
+    for label in ("Initializer", "Perturbation", "Every setting", "Weights", "Preset"):
         assert label not in told
 
 
@@ -130,7 +130,7 @@ def test_a_training_on_the_embedded_model(webui: Webui) -> None:
     assert published.read_bytes() == (folder / "run" / "boo.safetensors").read_bytes()
     assert [each["id"] for each in webui.get("/zoodip/v1/jobs")] == [number]
     (run,) = webui.get("/zoodip/v1/runs")
-    assert (run["name"], run["state"], run["can_go_on"]) == ("boo", "finished", False)
+    assert (run["name"], run["state"], run["can_resume"]) == ("boo", "finished", False)
     # 128 numbers wide, it does not fit the webui's model, which says so at once
     look = webui.look()
     assert ("boo" in look["skipped"], "boo" in look["loaded"]) == (True, False)
@@ -227,9 +227,9 @@ def test_progress_interrupt_and_going_on(webui: Webui) -> None:
     after, _ = webui.draw("a dog on a hill")
     assert same(before, after)
     (run,) = (each for each in webui.get("/zoodip/v1/runs") if each["name"] == "stay")
-    assert (run["state"], run["step"], run["can_go_on"]) == ("stopped", reached, True)
+    assert (run["state"], run["step"], run["can_resume"]) == ("stopped", reached, True)
 
-    number = webui.post("/zoodip/v1/runs/stay/continue")["id"]
+    number = webui.post("/zoodip/v1/runs/stay/resume")["id"]
     assert webui.wait_for_step(number, reached + 3)["kind"] == "resume"
 
 
@@ -266,7 +266,7 @@ def test_bad_requests(webui: Webui) -> None:
         assert refused.value.status == 422, refused.value
         assert told in str(refused.value.body), refused.value
     assert sorted(path.name for path in (webui.data / "zoodip").glob("*")) == before
-    for path in ("/zoodip/v1/jobs/999/stop", "/zoodip/v1/runs/nothing/continue"):
+    for path in ("/zoodip/v1/jobs/999/stop", "/zoodip/v1/runs/nothing/resume"):
         assert webui.status(path, "POST") == 422
     assert webui.status("/zoodip/v1/jobs", Origin="http://evil.example") == 403
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.page import Page, open_browser
+from tests.browser import open_browser
+from tests.e2e.page import Page
 from tests.e2e.webui import LONG, Webui
 from tests.e2e.webui_page import (
     PROMPT,
@@ -75,7 +76,7 @@ def test_the_settings(webui: Webui, page: Page) -> None:
     page.locator(TABS, has_text="Settings").click()
     page.locator("#settings > .tab-nav > button", has_text="ZOODiP").click()
     page.locator("#setting_zoodip_python").wait_for()
-    for name in ("folder", "pace", "weights", "keep_copy", "python"):
+    for name in ("folder", "preset", "weights", "keep_copy", "python"):
         assert page.locator(f"#setting_zoodip_{name}").is_visible(), name
     screenshot(page, webui, "settings")
 
@@ -107,7 +108,7 @@ def test_a_bundled_subject_is_learned_and_used(webui: Webui, page: Page) -> None
 
 def test_other_pages_and_reload_ui(webui: Webui, browser: Any) -> None:
     """A page that is opened later shows the same. Reload UI interrupts a training as whatever the webui does: the run
-    is saved, and the page offers to go on with it."""
+    is saved, and the page offers to resume it."""
     with open_page(webui, browser) as page:
         open_tab(webui, page)
         start(page, "boo", "<again>")
@@ -123,7 +124,7 @@ def test_other_pages_and_reload_ui(webui: Webui, browser: Any) -> None:
     with open_page(webui, browser) as page:
         open_tab(webui, page)
         assert f"stopped at step {job['step']}" in wait_for_state(page, "stopped")
-        page.locator("#zoodip_continue", has_text="again").click()
+        page.locator("#zoodip_resume", has_text="again").click()
         wait_for_step(page, "<again>", job["step"] + 1)
         page.locator("#zoodip_stop").click()
         wait_for_state(page, "stopped")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.page import open_browser
+from tests.browser import open_browser
 from tests.e2e.webui import LIMIT, LONG, Kind, Webui, data_folder
 from tests.e2e.webui_page import open_page, open_tab, wait_for_state
 
@@ -63,7 +63,7 @@ def test_a_killed_webui_and_its_next_start(kind: Kind) -> None:
             for path in ROUTES:
                 assert second.status(path) == 404, "the webui's API is off"
             open_tab(second, page)
-            button = page.locator("#zoodip_continue")
+            button = page.locator("#zoodip_resume")
             button.wait_for()
             assert "boo-2" in button.inner_text()
             button.click()

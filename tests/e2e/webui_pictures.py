@@ -12,15 +12,16 @@ from typing import Any
 
 from PIL import Image
 
+from tests.browser import open_browser
 from tests.e2e.comfyui import ROOT
-from tests.e2e.page import LEARNING_LIMIT, open_browser
+from tests.e2e.page import LEARNING_LIMIT
 from tests.e2e.webui import KINDS, Kind, Webui, data_folder
 from tests.e2e.webui_page import choose_subject, open_page, open_tab, wait_for_step
 
 MOST = 300_000
 """Bytes of a picture."""
 STEP = 400
-"""There is a chart and a sample by then, and the run has not settled yet."""
+"""There is a chart and a sample by then, and the run has not converged yet."""
 
 
 def save(shot: bytes, path: Path) -> None:

@@ -31,9 +31,11 @@ from tests.once import remembering
 from zoodip_core.base.events import Commands
 from zoodip_core.base.stopping import check_stop
 from zoodip_core.model import memory
-from zoodip_core.model.load import QuantizedModel, load_quantized
-from zoodip_core.train import loop as trainer
-from zoodip_core.train.objective import DiffusionObjective, Draw
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.train import loop
+from zoodip_core.train.draws import Draw
+from zoodip_core.train.objective import DiffusionObjective
 
 LOADING, STEPPING, SAVING = range(3)
 PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -59,7 +61,7 @@ class Board:
 
     def watch(self) -> None:
         """Have this process's training tell."""
-        draw, save = DiffusionObjective.draw, trainer._save
+        draw, save = DiffusionObjective.draw, loop._save
 
         def drawn(objective: DiffusionObjective, seed: int, step: int) -> Draw:
             self.write(STEPPING, self.read()[1] or step + 1, step + 1)
@@ -73,7 +75,7 @@ class Board:
             return path
 
         DiffusionObjective.draw = drawn  # type: ignore[method-assign, assignment]
-        trainer._save = saved  # type: ignore[assignment]
+        loop._save = saved  # type: ignore[assignment]
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -91,7 +93,7 @@ def forked(work: Callable[[], None]) -> int:
 
 def watched(board: Board, run: Path, model: QuantizedModel, steps: int) -> None:
     board.watch()
-    go_on(run, model, steps)
+    resume(run, model, steps)
 
 
 def wait(number: int) -> None:
@@ -100,15 +102,15 @@ def wait(number: int) -> None:
         raise DisturbedError(f"a process ended with {os.waitstatus_to_exitcode(status)}")
 
 
-def go_on(run: Path, model: QuantizedModel, steps: int, stop_after: int | None = None) -> None:
-    """Start a run, or go on with it, to the end or to a stop."""
+def resume(run: Path, model: QuantizedModel, steps: int, stop_after: int | None = None) -> None:
+    """Start a run, or resume with it, to the end or to a stop."""
     commands = Commands()
     on_event = stopping(commands, stop_after)
     if (run / "config.json").exists():
-        trainer.resume_training(run, model=model, on_event=on_event, commands=commands)
+        loop.resume_training(run, model=model, on_event=on_event, commands=commands)
     else:
         config = config_of(steps=steps, save_every=2)
-        trainer.train_token(config, run, model=model, on_event=on_event, commands=commands)
+        loop.train_token(config, run, model=model, on_event=on_event, commands=commands)
 
 
 def check(run: Path, whole: Path) -> None:
@@ -172,15 +174,15 @@ def kills(place: Path, model: QuantizedModel, count: int, steps: int, seed: int)
 def resumes(place: Path, model: QuantizedModel, steps: int, interpreters: bool) -> None:
     """Stop after every step, go on in another process."""
     whole = place / "whole"
-    wait(forked(lambda: go_on(whole, model, steps)))
+    wait(forked(lambda: resume(whole, model, steps)))
     for step in range(1, steps):
         run = place / f"stop-{step}"
-        wait(forked(partial(go_on, run, model, steps, step)))
+        wait(forked(partial(resume, run, model, steps, step)))
         if interpreters:
             command = [sys.executable, "-m", "zoodip_core", "train", "--resume", str(run)]
             subprocess.run(command, check=True, capture_output=True)
         else:
-            wait(forked(partial(go_on, run, model, steps)))
+            wait(forked(partial(resume, run, model, steps)))
         check(run, whole)
     how = "an interpreter started anew" if interpreters else "another process"
     print(f"a run of {steps} steps, stopped after each of {steps - 1} and gone on with in {how}: all the same bytes")
@@ -199,7 +201,7 @@ def main() -> int:
     model = load_quantized("tiny")
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
-        go_on(Path(place) / "warm", model, 2)  # what takes seconds the first time, each process inherits
+        resume(Path(place) / "warm", model, 2)  # what takes seconds the first time, each process inherits
         try:
             if args.what == "kills":
                 kills(Path(place), model, args.count, args.steps, args.seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.run import train
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 
 
 @pytest.fixture(scope="session")

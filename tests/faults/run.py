@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoodip_core.base.events import Commands, Event, Progress
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.loop import TrainResult, train_token

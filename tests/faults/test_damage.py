@@ -14,7 +14,7 @@ from tests.faults.run import assert_same
 from zoodip_core.base.errors import ConfigError, RunFolderError
 from zoodip_core.base.events import Event, Message
 from zoodip_core.model.embedding import load_embedding
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train import journal
 from zoodip_core.train.loop import resume_training
 from zoodip_core.train.replay import restore
@@ -100,7 +100,7 @@ def test_a_changed_byte_in_a_journal_is_found(run: Path, thetas: list[torch.Tens
 
 
 @pytest.mark.parametrize("line", [2, 8])
-def test_a_damaged_journal_is_said_and_gone_on_from(line: int, run: Path, whole: Path, model: QuantizedModel) -> None:
+def test_a_damaged_journal_is_said_and_resumed_from(line: int, run: Path, whole: Path, model: QuantizedModel) -> None:
     state_at(run, 5)
     (run / "pip.safetensors").unlink()
     lines = (run / "steps.jsonl").read_bytes().splitlines(keepends=True)

@@ -13,7 +13,7 @@ from tests.faults.disk import Disk, Image, lay_out
 from tests.faults.run import assert_same, config_of, train
 from zoodip_core.base.errors import StorageError
 from zoodip_core.base.events import Event, Progress
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train import journal
 from zoodip_core.train.loop import resume_training, train_token
 from zoodip_core.train.run_folder import RunFolder
@@ -27,7 +27,7 @@ def short(model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def finish(run: Path, model: QuantizedModel) -> None:
-    """Go on with a run, or start it if it never began."""
+    """Resume a run, or start it if it never began."""
     if (run / "config.json").exists():
         resume_training(run, model=model)
     else:

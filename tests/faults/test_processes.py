@@ -17,12 +17,13 @@ import pytest
 from tests.faults.run import PICTURE, assert_same, config_of, train
 from zoodip_core.base.errors import RunFolderError
 from zoodip_core.base.events import Event, Started
+from zoodip_core.base.locks import locked
 from zoodip_core.cli.main import main
 from zoodip_core.jobs.history import delete_run
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train import journal
 from zoodip_core.train.loop import resume_training, train_token
-from zoodip_core.train.run_folder import RunFolder, locked
+from zoodip_core.train.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 600

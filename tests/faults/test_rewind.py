@@ -13,7 +13,7 @@ from tests.faults.run import config_of, train
 from zoodip_core.base.errors import RunFolderError
 from zoodip_core.cli.main import main
 from zoodip_core.model.embedding import load_embedding
-from zoodip_core.model.load import QuantizedModel
+from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train.loop import resume_training
 from zoodip_core.train.replay import rewind
 from zoodip_core.train.run_folder import RunFolder
@@ -75,8 +75,8 @@ def test_another_number_of_threads_gives_the_same_bits(run: Path, whole: Path) -
 def train_wide(path: Path) -> Path:
     """A run's folder as a model of 768 numbers would leave it; its losses are those of a bowl."""
     from zoodip_core.model.embedding import Embedding
+    from zoodip_core.search.preconditioner import spread_of
     from zoodip_core.train.journal import Journal, Record
-    from zoodip_core.train.vocabulary import spread_of
 
     config = config_of(steps=140, tau=128, lr_schedule="constant", averaging=0.1, directions="vocabulary")
     folder = RunFolder.create(path, config)
@@ -95,14 +95,14 @@ def train_wide(path: Path) -> Path:
     return path
 
 
-# ---------------------------------------------------------------- what can not be
+# ---------------------------------------------------------------- what cannot be
 
 
 def test_steps_that_the_run_has_not_come_to_are_refused(run: Path) -> None:
     for step in (-1, 13):
         with pytest.raises(RunFolderError, match=f"has no step {step}; choose one from 0 to 12"):
             rewind(run, step)
-    with pytest.raises(RunFolderError, match="is no run folder"):
+    with pytest.raises(RunFolderError, match="is not a run folder"):
         rewind(run.parent, 1)
 
 
@@ -112,7 +112,7 @@ def test_a_gap_in_the_journal_is_said_with_the_way_round(run: Path) -> None:
     assert rewind(run, 3).differs is None
     assert rewind(run, 12).differs is None  # the saved state's
     with pytest.raises(
-        RunFolderError, match=r"step 9 can not be rebuilt.* nothing of step 4; take the nearest token in"
+        RunFolderError, match=r"step 9 cannot be rebuilt.* nothing of step 4; take the nearest token in"
     ):
         rewind(run, 9)
 

@@ -26,11 +26,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 import random_models  # noqa: E402
 
 from zoodip_core.evaluate import evaluation  # noqa: E402
-from zoodip_core.jobs.history import write_outcome  # noqa: E402
-from zoodip_core.jobs.queue import write_task  # noqa: E402
+from zoodip_core.jobs.job_folder import (  # noqa: E402
+    write_outcome,
+    write_task,
+)
 from zoodip_core.model.copies import write_copy  # noqa: E402
 from zoodip_core.model.embedding import Embedding, save_embedding  # noqa: E402
-from zoodip_core.model.load import load_quantized, open_model  # noqa: E402
+from zoodip_core.model.load import load_quantized  # noqa: E402
+from zoodip_core.model.recognise import open_model  # noqa: E402
 from zoodip_core.page.draft import Draft  # noqa: E402
 from zoodip_core.train.config import TrainConfig  # noqa: E402
 from zoodip_core.train.run_folder import RunFolder  # noqa: E402
@@ -55,7 +58,7 @@ def run(folder: Path) -> None:
     """A run of a page that has failed, and its settings, which ``--config`` takes as well."""
     settings = {"images": ["images"], "token": "<rex>", "initializer": "dog", "steps": 7, "lr": 0.25}
     RunFolder.create(folder / "run", TrainConfig.from_dict({**settings, "model": "small.safetensors"}))
-    write_task(folder, "train", Path("page"), settings=settings, pace="fast", replace=True)
+    write_task(folder, "train", Path("page"), settings=settings, preset="fast", replace=True)
     write_outcome(folder, "failed", "the disk is full")
 
 
@@ -89,7 +92,9 @@ def copy(file: Path) -> None:
 def evaluated(folder: Path) -> None:
     """The settings of an evaluation, without its images."""
     folder.mkdir()
-    plan = evaluation.Plan(("a {} in the snow", "a {}"), "monster", seeds=2, num_inference_steps=7, guidance_scale=2.5)
+    plan = evaluation.EvaluationPlan(
+        ("a {} in the snow", "a {}"), "monster", seeds=2, num_inference_steps=7, guidance_scale=2.5
+    )
     settings = evaluation._settings(load_quantized(device="cpu"), Embedding("<rex>", (rows(1, 128),)), plan)
     (folder / evaluation.SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
 

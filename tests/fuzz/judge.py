@@ -220,7 +220,7 @@ def _check_text(error: Exception) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Fault(f"an error's text that is no text: {text[:200]!a}") from error
+        raise Fault(f"an error's text that is not text: {text[:200]!a}") from error
 
 
 def _way(error: BaseException) -> tuple[Any, ...]:
@@ -243,7 +243,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _wanted_memory(error: BaseException) -> bool:
     """Whether an error is of the hard limit: without it the memory would have been taken.
 
-    What PyTorch can not allocate for the numbers in a file would not: it is filled as far as the file goes.
+    What PyTorch cannot allocate for the numbers in a file would not: it is filled as far as the file goes.
     """
     reading = any(
         Path(frame.filename).name == "serialization.py" for frame in traceback.extract_tb(error.__traceback__)

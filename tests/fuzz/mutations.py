@@ -302,7 +302,7 @@ def safetensors(draw: Draw, samples: Sequence[Safetensors], words: Sequence[str]
             key = _one_of(draw, list(file.metadata))
             try:
                 file.metadata[key] = _edit_json(draw, json.loads(file.metadata[key]), words)
-            except (ValueError, RecursionError):  # it is no JSON
+            except (ValueError, RecursionError):  # it is not JSON
                 file.metadata[key] = ""
     fill = _one_of(draw, (0, 0, 0x3C, 0x3C, 1, 0x7F, 0xFF))
     if kind in (5, 6):

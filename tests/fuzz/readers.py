@@ -28,18 +28,22 @@ from PIL import Image
 
 from zoodip_core.base.errors import ConfigError, ModelError
 from zoodip_core.base.events import Commands
-from zoodip_core.cli.main import quiet_libraries
 from zoodip_core.data.images import load_images, open_picture
 from zoodip_core.data.prompts import captions_for
 from zoodip_core.evaluate.encoders import CONFIG, PREPROCESSOR, ClipFeatures, DinoFeatures, find_clip, find_dino
-from zoodip_core.jobs import environment
-from zoodip_core.jobs.history import list_runs, log_tail
-from zoodip_core.jobs.queue import RUNNING, Job, Worker
-from zoodip_core.jobs.tasks import Job as JobFile
-from zoodip_core.jobs.worker import obey
+from zoodip_core.jobs import environment, tasks
+from zoodip_core.jobs.history import list_runs
+from zoodip_core.jobs.job import Job
+from zoodip_core.jobs.job_folder import Task, log_tail
+from zoodip_core.jobs.pipes import obey
+from zoodip_core.jobs.process import Worker
+from zoodip_core.jobs.protocol import RUNNING
+from zoodip_core.model.building import empty_network
 from zoodip_core.model.copies import _name, cached_model, file_stamps
 from zoodip_core.model.embedding import describe, load_embedding
-from zoodip_core.model.load import empty_network, load_quantized, open_model
+from zoodip_core.model.libraries import quiet_libraries
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.recognise import open_model
 from zoodip_core.page import views
 from zoodip_core.page.draft import Draft
 from zoodip_core.page.form import filled
@@ -248,7 +252,7 @@ def _runs(folder: Path) -> None:
 
 
 def _run_folder(folder: Path) -> None:
-    """All that is read when a run goes on, and when it is rewound."""
+    """All that is read when a run is resumed, and when it is rewound."""
     run = RunFolder.open(folder / "pip")
     _tellable(list_runs(folder)[0].step, run.step(), run.losses())
     state, past = run.saved_state(), run.past()
@@ -258,8 +262,7 @@ def _run_folder(folder: Path) -> None:
 
 
 def _job_file(folder: Path) -> None:
-    job = JobFile.read(folder / "task.json")
-    job.config()
+    tasks.settings_of(Task.read(folder / "task.json"))
 
 
 def _events(folder: Path) -> None:

@@ -352,7 +352,7 @@ TASK = {
     "version": 1,
     "kind": "train",
     "folder": "x",
-    "pace": "fast",
+    "preset": "fast",
     "changes": {"steps": 9},
     "settings": {**_SETTINGS, "model": "tiny", "weights": "int8", "steps": 5, "prediction_type": "auto"},
 }
@@ -376,7 +376,7 @@ REQUEST = {
     "model": "tiny",
     "token": "<pip>",
     "initializer": "cat",
-    "pace": "fast",
+    "preset": "fast",
     "steps": 5,
     "overwrite": False,
     "pictures": [{"name": "a.png", "data": "@picture@", "caption": "a {}"}],

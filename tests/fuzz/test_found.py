@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 if not Path("/proc/self/clear_refs").exists():
-    pytest.skip("memory can not be judged here", allow_module_level=True)
+    pytest.skip("memory cannot be judged here", allow_module_level=True)
 
 from tests.fuzz import samples as of
 from tests.fuzz.judge import Files, Tally, judged, limited

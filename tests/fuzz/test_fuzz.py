@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 if not Path("/proc/self/clear_refs").exists():
-    pytest.skip("memory can not be judged here", allow_module_level=True)
+    pytest.skip("memory cannot be judged here", allow_module_level=True)
 
 from tests.fuzz.judge import limited
 from tests.fuzz.readers import READERS, warm_up

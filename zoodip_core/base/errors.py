@@ -16,7 +16,7 @@ class ConfigError(ZoodipError, ValueError):
 
 
 class ImagesError(ZoodipError, ValueError):
-    """The reference images can not be used."""
+    """The reference images cannot be used."""
 
 
 class CaptionError(ZoodipError, ValueError):
@@ -36,15 +36,15 @@ class NoRoomError(ZoodipError, MemoryError):
 
 
 class EmbeddingFileError(ZoodipError, ValueError):
-    """An embedding file can not be read, or does not fit the model."""
+    """An embedding file cannot be read, or does not fit the model."""
 
 
 class RunFolderError(ZoodipError, ValueError):
-    """A run folder can not be written or continued."""
+    """A run folder cannot be written or resumed."""
 
 
 class PathError(ZoodipError, ValueError):
-    """A name from outside can not be that of a file, or leads out of the folder that it shall lie in."""
+    """A name from outside cannot be that of a file, or leads out of its folder."""
 
 
 class StorageError(ZoodipError, OSError):

@@ -22,7 +22,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Started:
-    """All is checked and loaded. ``losses`` are those of the ``step`` steps taken before, of a run that goes on."""
+    """All is checked and loaded. ``losses`` are those of the ``step`` steps taken before, of a run that is resumed."""
 
     folder: Path
     step: int
@@ -83,7 +83,7 @@ class Commands:
         self._stop, self._save, self._sample = threading.Event(), threading.Event(), threading.Event()
 
     def stop(self) -> None:
-        """Leave the step under way, save, and return; that step is taken again when the run goes on."""
+        """Leave the step under way, save, and return; that step is taken again when the run is resumed."""
         self._stop.set()
 
     def save(self) -> None:

@@ -58,7 +58,7 @@ def _make_folder(path: Path) -> None:
 
 def sync_folder(path: Path) -> None:
     """Have a folder's list of names on the disk, as the content of its files is by their own sync."""
-    if os.name == "nt":  # where it can not be asked for
+    if os.name == "nt":  # where it cannot be asked for
         return
     folder = os.open(path, os.O_RDONLY)
     try:
@@ -106,25 +106,6 @@ def sha256_of(path: Path) -> str:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
-
-
-def whole_text(text: str) -> str:
-    """A text without what UTF-8 can not hold, halves of characters, which JSON and pickles may have: ? instead."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds.
-
-    Raises:
-        ValueError: it is no JSON, nested too deep, or holds halves of characters, which nothing can show or write.
-    """
-    try:
-        found = json.loads(text)
-        json.dumps(found, ensure_ascii=False).encode("utf-8")
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-    return found
 
 
 def read_object(path: Path, most: int = 4_000_000) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_foreign_page(headers: Mapping[str, str]) -> bool:
-    """Whether a page of another site has sent a request. Programs that are no browser name no origin."""
+    """Whether a page of another site has sent a request. Programs that are not a browser name no origin."""
     origin = headers.get("origin")
     own = (headers.get("host"), headers.get("x-forwarded-host"))
     return origin is not None and (urlsplit(origin).netloc or origin) not in own

@@ -13,45 +13,10 @@ import unicodedata
 from pathlib import Path
 
 from .errors import PathError
+from .names import fault
 
-MAX_PART = 255
-"""Bytes of one name, which is what file systems take."""
 MAX_NAME = 1000
 """Bytes of a name with its folders."""
-_DEVICES = {
-    *("con", "prn", "aux", "nul", "conin$", "conout$", "clock$"),
-    *(f"{device}{number}" for device in ("com", "lpt") for number in "0123456789¹²³"),
-}
-
-
-def fault(name: str) -> str | None:
-    """What is wrong with the name of a file or folder, on any system; None if nothing is. It has no folders."""
-    if not name.strip():
-        return "is empty"
-    if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):  # a NUL ends a path, half a pair is no text
-        return "holds control characters"
-    if re.search(r"[/\\:]", name) or name in (".", ".."):  # a colon is a drive, or another stream of a file
-        return "holds parts of a path"
-    if re.search(r'[<>"|?*]', name):
-        return 'holds one of < > " | ? *, which Windows does not allow'
-    if name[-1] in ". ":
-        return "ends in a dot or a space, which Windows leaves out"
-    if len(name.encode()) > MAX_PART:
-        return f"has more than {MAX_PART} bytes"
-    if name.split(".")[0].rstrip().lower() in _DEVICES:  # whatever its ending
-        return "is a name that Windows reserves for a device"
-    return None
-
-
-def plain(text: str, most: int) -> str:
-    """A name of letters, digits, - and _ that is like a text, of at most so many bytes; empty if nothing is left."""
-    name = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", text)).strip("-_")
-    return name.encode("utf-8")[:most].decode("utf-8", "ignore").rstrip("-_")
-
-
-def printable(text: str) -> str:
-    """A text that may be a stranger's, for a screen: without what would command a terminal, or is no text."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def inside(folder: Path, name: str, called: str) -> Path:
@@ -106,7 +71,7 @@ def typed(text: str) -> Path:
     """A whole path as this computer's user typed it into a form: it may lead anywhere, and ~ is their home.
 
     Raises:
-        PathError: it can not be a path.
+        PathError: it cannot be a path.
     """
     given = text.strip()
     if not given or any(unicodedata.category(char) in ("Cc", "Cs") for char in given):

@@ -16,8 +16,8 @@ def open_safetensors(path: Path) -> Any:
 
     Raises:
         ValueError: its header is larger than that of any model.
-        SafetensorError: it is no safetensors file, or damaged.
-        OSError: it can not be read.
+        SafetensorError: it is not a safetensors file, or damaged.
+        OSError: it cannot be read.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

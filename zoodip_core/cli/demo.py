@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -11,14 +14,19 @@ from PIL import Image
 from ..data.sheets import contact_sheet
 from ..model.embedding import Embedding
 from ..model.generation import generate
-from ..model.load import QuantizedModel
+from ..model.kinds import TINY
+from ..model.load import load_quantized
+from ..model.quantized import QuantizedModel
 from ..model.tokens import initial_vectors
 from ..tiny import concepts
 from ..tiny.scores import score
 from ..train.config import TrainConfig
 from ..train.heldout import heldout_losses
-from ..train.loop import TrainResult
+from ..train.loop import TrainResult, train_token
 from ..train.presets import preset_for
+from ..train.run_folder import free_folder
+from .arguments import command
+from .screen import closing, session
 
 _PLACES = ("snow", "meadow", "night", "beach", "candy", "ocean")
 _SCORED = 24
@@ -85,3 +93,57 @@ def _draw(
     """The same prompts and seeds for word and token; the first ones are shown, all are scored."""
     prompts = [concept.prompt(_PLACES[i % len(_PLACES)]).format(name) for i in range(_SCORED)]
     return generate(model, prompts, list(range(_SCORED)), embedding=embedding)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def add(commands: Any) -> None:
+    parser = command(
+        commands, "demo", _demo, "learn a bundled concept on the embedded tiny model", "demo --concept otto"
+    )
+    from ..tiny.concepts import names
+
+    parser.add_argument("--concept", choices=(*names(), "all"), default="boo", help="which one (default: boo)")
+    parser.add_argument("--steps", type=int, metavar="N", help="optimisation steps (default: the preset's)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every random draw (default: 0)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo"), metavar="DIR", help="folder for the results (default: demo)"
+    )
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from ..tiny import concepts
+    from .demo import demo_config, show
+
+    settings = {"steps": args.steps} if args.steps is not None else {}
+    model = load_quantized(TINY)
+    results = []
+    for name in concepts.names() if args.concept == "all" else [args.concept]:
+        concept, began = concepts.load(name), time.monotonic()
+        print(f"\n{concept.token}: {concept.about}", flush=True)
+        folder = free_folder(args.output, name)
+        with session() as (screen, commands):
+            config = demo_config(concept, seed=args.seed, **settings)
+            trained = train_token(config, folder, model=model, on_event=screen, commands=commands)
+        if not trained.finished:
+            return closing(trained.finished, trained.step, concept.token, trained.path, folder)
+        results.append(show(concept, model, trained, folder))
+        _print_demo(results[-1], time.monotonic() - began)
+    if len(results) > 1:
+        won = sum(result.loss_after < result.loss_before for result in results)
+        print(f"\nheld-out loss: the token beats its word for {won} of {len(results)} concepts")
+    return 0
+
+
+def _print_demo(result: Any, seconds: float) -> None:
+    concept = result.concept
+    print(
+        f"held-out denoising loss: {concept.initializer!r} {result.loss_before:.4f} -> {concept.token} "
+        f"{result.loss_after:.4f} ({(result.loss_after / result.loss_before - 1) * 100:+.1f}%)"
+    )
+    print(f"{'generated images':18}{'word':>9}{'token':>9}{'subject':>9}")
+    for name in result.scores["word"]:
+        values = "".join(f"{result.scores[who][name]:>9.2f}" for who in ("word", "token", "subject"))
+        print(f"  {name:16}{values}")
+    print(f"in {seconds:.0f} s, wrote\n  {result.before_after}\n  {result.loss_curve}\n  {result.embedding}")

@@ -97,7 +97,7 @@ def load_images(
         colour = ImageColor.getrgb(background)[:3]
     except ValueError:
         raise ConfigError(
-            f"background = {background!r} is no colour; use a name like white or a value like #ffffff"
+            f"background = {background!r} is not a colour; use a name like white or a value like #ffffff"
         ) from None
     images, skipped = [], []
     for path in find_images(sources):
@@ -114,7 +114,7 @@ def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> I
     """A file's picture in RGB, turned as its EXIF data says, transparency laid on ``background``.
 
     Raises:
-        ImagesError: it is no JPEG, PNG or WebP, can not be read, or is too small or too large.
+        ImagesError: it is no JPEG, PNG or WebP, cannot be read, or is too small or too large.
     """
     try:
         with warnings.catch_warnings():
@@ -144,14 +144,14 @@ def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> I
         raise ImagesError(f"{path} has too many pixels; scale it down first") from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
         reason = str(error) or type(error).__name__
-        raise ImagesError(f"{path} can not be read ({reason}); the file may be damaged or cut off") from error
+        raise ImagesError(f"{path} cannot be read ({reason}); the file may be damaged or cut off") from error
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what is no file, such as a pipe, which would be waited for, and a file that is too large."""
+    """Refuse what is not a file, such as a pipe, which would be waited for, and a file that is too large."""
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
-        raise ImagesError(f"{path} is no file; put a picture in its place")
+        raise ImagesError(f"{path} is not a file; put a picture in its place")
     if about.st_size > MAX_FILE_BYTES:
         megabytes = f"{about.st_size / 1e6:.0f} MB, more than {MAX_FILE_BYTES // 10**6}"
         raise ImagesError(f"{path} has {megabytes}; scale it down first")
@@ -238,3 +238,13 @@ def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
 def with_flips(images: list[ReferenceImage]) -> list[ReferenceImage]:
     """The images followed by their mirror images, under the same paths."""
     return images + [replace(image, picture=ImageOps.mirror(image.picture)) for image in images]
+
+
+def check_resolution(resolution: int) -> None:
+    """Refuse what no model can draw or be shown.
+
+    Raises:
+        ConfigError: it is neither a multiple of 8 from 32 on, nor 0.
+    """
+    if resolution and (resolution < 32 or resolution % 8):
+        raise ConfigError(f"resolution = {resolution}: must be a multiple of 8, at least 32, or 0 for the model's own")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..base.errors import CaptionError, ConfigError
-from ..base.files import parse_json
+from ..base.texts import parse_json
 
 SLOT = "{}"
 MAX_TEXT = 8_000_000
@@ -129,7 +129,7 @@ def read_text(path: Path) -> str:
     """A caption file's text.
 
     Raises:
-        CaptionError: it can not be read, is far too long, or not UTF-8.
+        CaptionError: it cannot be read, is far too long, or not UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -142,7 +142,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError:
         raise CaptionError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
-        raise CaptionError(f"{path} can not be read: {error.strerror}") from error
+        raise CaptionError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def read_listed(path: Path, images: Sequence[str] | None = None) -> dict[str, list[str]]:
@@ -153,7 +153,7 @@ def read_listed(path: Path, images: Sequence[str] | None = None) -> dict[str, li
         images: names, of which at least one must be there; any will do if None.
 
     Raises:
-        CaptionError: it can not be read, holds something else, or captions of other images.
+        CaptionError: it cannot be read, holds something else, or captions of other images.
     """
     if not path.is_file():
         raise CaptionError(f"captions file {path} does not exist")

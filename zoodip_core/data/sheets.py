@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ..base.files import write_atomically
+from .curves import smooth
 
 _TILE = 144
 _LABEL = 150
@@ -53,7 +54,9 @@ def loss_curve(losses: Sequence[float], path: Path, title: str = "denoising loss
     axes = figure.subplots()
     steps = range(1, len(losses) + 1)
     axes.plot(steps, losses, color="#9ec5e8", linewidth=0.6, label="each step (its own image, timestep and noise)")
-    axes.plot(steps, _smooth(losses), color="#c0392b", linewidth=1.8, label="running mean")
+    smoothed = smooth(losses)
+    line = [point.step for point in smoothed], [point.mean for point in smoothed]
+    axes.plot(*line, color="#c0392b", linewidth=1.8, label="running mean")
     axes.set(title=title, xlabel="step", ylabel="loss")
     low, high = min(losses), sorted(losses)[int(0.99 * (len(losses) - 1))]
     axes.set_ylim(0 if low < high / 2 else low * 0.95, high * 1.1)
@@ -62,16 +65,3 @@ def loss_curve(losses: Sequence[float], path: Path, title: str = "denoising loss
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Centred mean over about a twentieth of the steps."""
-    half = max(1, len(values) // 40)
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    return [
-        (sums[min(len(values), i + half + 1)] - sums[max(0, i - half)])
-        / (min(len(values), i + half + 1) - max(0, i - half))
-        for i in range(len(values))
-    ]

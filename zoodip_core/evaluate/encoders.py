@@ -21,10 +21,9 @@ from PIL import Image
 from ..base.errors import ConfigError, ModelError
 from ..base.stopping import Stopped, check_stop
 from ..data.images import open_picture
-from ..model.building import ComponentReader, build
-from ..model.checkpoints import Checkpoint, component_files, read_json
-from ..model.ldm import Source
-from ..model.load import CLIP_PATH
+from ..model.building import build
+from ..model.checkpoints import Checkpoint, ComponentReader, Source, component_files, read_json
+from ..model.kinds import CLIP_PATH
 
 CLIP_ID = "openai/clip-vit-base-patch32"
 DINO_ID = "facebook/dinov2-base"
@@ -120,7 +119,7 @@ def _cached(name: str) -> list[Path]:
 
 
 def _cache_folder(name: str) -> Path | None:
-    """Where Hugging Face's cache keeps a model, None of what is no name there."""
+    """Where Hugging Face's cache keeps a model, None of what is not a name there."""
     from huggingface_hub import constants
 
     if not re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", name):
@@ -149,7 +148,7 @@ def _missing(kind: str, usual: str, given: str, lacking: Sequence[str]) -> str:
     elif (folder := _cache_folder(given)) is not None:
         place = f"{folder} (Hugging Face's cache)"
     else:
-        place = f"{given}, which is no folder"
+        place = f"{given}, which is not a folder"
     files = f"{CONFIG} {PREPROCESSOR} {_WEIGHTS[usual]}"
     option = "clip" if kind == "clip" else "dino"
     return (
@@ -196,7 +195,7 @@ class _ImageFeatures:
             on_step: called with (done, of) after each batch.
 
         Raises:
-            ImagesError: a file can not be read.
+            ImagesError: a file cannot be read.
             Stopped: a stop was asked for.
         """
         return _in_batches(pictures, self._processor, self._images, self._model.device, on_step)
@@ -210,7 +209,7 @@ class _ImageFeatures:
             raise
         except Exception as error:  # whatever the library makes of them
             raise ModelError(
-                f"{files.preprocessor} and {files.config.name} beside it can not be used together: {_reason(error)}; "
+                f"{files.preprocessor} and {files.config.name} beside it cannot be used together: {_reason(error)}; "
                 "fetch the model again"
             ) from error
 
@@ -329,7 +328,7 @@ def _known(config: Mapping[str, Any], keys: Sequence[str], files: ModelFiles) ->
     for key, value in settings.items():
         most = {"num_hidden_layers": _MOST_LAYERS, "image_size": _LARGEST_SIDE}.get(key, _LARGEST_NUMBER)
         if not isinstance(value, str | bool | int | float) or (not isinstance(value, str) and not 0 <= value <= most):
-            raise ModelError(f"{files.config}: {key} = {str(value)[:40]} can not be; fetch the model again")
+            raise ModelError(f"{files.config}: {key} = {str(value)[:40]} cannot be; fetch the model again")
     return settings
 
 
@@ -338,7 +337,7 @@ def _load(empty: Callable[[], Any], files: ModelFiles, device: torch.device) -> 
         with torch.device("meta"):
             network = empty()
     except Exception as error:  # the library raises a dozen kinds on configs that make no sense
-        raise ModelError(f"{files.config} can not be used: {_reason(error)}; fetch the model again") from error
+        raise ModelError(f"{files.config} cannot be used: {_reason(error)}; fetch the model again") from error
     checkpoint = Checkpoint(files.weights)
     reader = ComponentReader(checkpoint, partial(_place, checkpoint))
     return build(network, reader, weights="none", dtype=torch.float32, device=device)
@@ -379,7 +378,7 @@ def _processor(kind: str, files: ModelFiles) -> Any:
         _check_sizes(config)
         return maker.from_dict({key: value for key, value in config.items() if key in _PROCESSOR_KEYS})
     except Exception as error:  # the library raises several kinds on settings that make no sense
-        raise ModelError(f"{files.preprocessor} can not be used: {_reason(error)}; fetch it again") from error
+        raise ModelError(f"{files.preprocessor} cannot be used: {_reason(error)}; fetch it again") from error
 
 
 _PROCESSOR_KEYS = (

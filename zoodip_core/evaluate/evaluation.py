@@ -1,8 +1,8 @@
 """How good is a token? The paper's scores of images drawn with it, beside those drawn with its class word.
 
 The same prompts and seeds are drawn twice: before, with the class word in the token's place, and after, with the token.
-Each image is kept in the output folder, so that an evaluation that was stopped goes on where it was. When all are drawn
-the Stable Diffusion leaves memory and CLIP and DINOv2 come, one after the other.
+Each image is kept in the output folder, so that an evaluation that was stopped is resumed where it was. When all are
+drawn, the Stable Diffusion leaves memory and CLIP and DINOv2 come, one after the other.
 
 CLIP-T compares an image with its prompt. A learned token means nothing to CLIP's text encoder, so the class word stands
 in its place there, before and after, as is the field's custom. The paper does not say what stood there.
@@ -21,14 +21,15 @@ import torch
 
 from ..base.errors import ConfigError, ImagesError, RunFolderError
 from ..base.files import is_newer, read_object, write_atomically
-from ..base.paths import fault, inside, link_out, plain
+from ..base.locks import LOCK, locked
+from ..base.names import fault, plain
+from ..base.paths import inside, link_out
 from ..data.images import open_picture
 from ..data.prompts import SLOT
 from ..data.sheets import save_png
 from ..model.embedding import Embedding, check_fits
 from ..model.generation import check_settings, generate
-from ..model.load import QuantizedModel
-from ..train.run_folder import LOCK, locked
+from ..model.quantized import QuantizedModel
 from .encoders import ClipFeatures, DinoFeatures, MissingModelError, ModelFiles, Picture, find_clip, find_dino
 from .metrics import Scores, image_alignment, mutual_similarity, text_alignment
 from .prompt_sets import MAX_SEEDS
@@ -45,7 +46,7 @@ OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What is drawn.
 
     Args:
@@ -84,7 +85,7 @@ class Evaluation:
 
     token: str
     model: str
-    plan: Plan
+    plan: EvaluationPlan
     references: int
     before: Scores
     after: Scores
@@ -128,7 +129,7 @@ def class_word_of(embedding: Embedding, given: str = "") -> str:
     """The class word: the one given, else the word that the token was learned from.
 
     Raises:
-        ConfigError: there is none, or it can not stand in a prompt.
+        ConfigError: there is none, or it cannot stand in a prompt.
     """
     word = " ".join((given or embedding.metadata.get("initializer", "")).split())
     if not word:
@@ -141,14 +142,14 @@ def class_word_of(embedding: Embedding, given: str = "") -> str:
     return word
 
 
-def check(model: QuantizedModel, embedding: Embedding, references: Sequence[Picture], plan: Plan) -> None:
+def check(model: QuantizedModel, embedding: Embedding, references: Sequence[Picture], plan: EvaluationPlan) -> None:
     """Find what would go wrong, before anything is drawn or loaded.
 
     Raises:
         ConfigError: a setting out of range.
         CaptionError: a prompt longer than the model reads.
         EmbeddingFileError: the embedding is of another model family.
-        ImagesError: a reference can not be read, or there are none.
+        ImagesError: a reference cannot be read, or there are none.
     """
     if not 1 <= plan.seeds <= MAX_SEEDS:
         raise ConfigError(f"seeds = {plan.seeds}: must be from 1 to {MAX_SEEDS}")
@@ -174,7 +175,7 @@ def evaluate(
     model: QuantizedModel,
     embedding: Embedding,
     references: Sequence[Picture],
-    plan: Plan,
+    plan: EvaluationPlan,
     judges: Judges,
     folder: Path,
     on_progress: OnProgress | None = None,
@@ -184,14 +185,14 @@ def evaluate(
     Args:
         references: pictures of the subject, or their files.
         judges: from :func:`find_judges`.
-        folder: a new or empty one, or that of an evaluation of the same settings, which goes on; only
-            :attr:`Plan.seeds` may differ.
+        folder: a new or empty one, or that of an evaluation of the same settings, which is resumed; only
+            :attr:`EvaluationPlan.seeds` may differ.
 
     Raises:
         ZoodipError: as :func:`check`; and
         RunFolderError: the folder holds something else, or another process is at work on it.
         ModelError: CLIP's or DINOv2's files are damaged.
-        StorageError: an image can not be written.
+        StorageError: an image cannot be written.
         Stopped: a stop was asked for; what is drawn is kept.
     """
     check(model, embedding, references, plan)
@@ -239,7 +240,7 @@ def image_path(folder: Path, when: str, prompt: int, seed: int) -> Path:
 # ---------------------------------------------------------------- the folder
 
 
-def _settings(model: QuantizedModel, embedding: Embedding, plan: Plan) -> dict[str, Any]:
+def _settings(model: QuantizedModel, embedding: Embedding, plan: EvaluationPlan) -> dict[str, Any]:
     """What decides the images, as the folder keeps it."""
     digest = hashlib.sha256(embedding.vectors.float().contiguous().numpy().tobytes()).hexdigest()
     return {
@@ -258,7 +259,7 @@ def _settings(model: QuantizedModel, embedding: Embedding, plan: Plan) -> dict[s
     }
 
 
-def key_of(model: QuantizedModel, embedding: Embedding, plan: Plan) -> str:
+def key_of(model: QuantizedModel, embedding: Embedding, plan: EvaluationPlan) -> str:
     """Ten letters by which evaluations of different settings can be told apart."""
     return hashlib.sha256(json.dumps(_settings(model, embedding, plan), sort_keys=True).encode()).hexdigest()[:10]
 
@@ -289,7 +290,7 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _draw(
-    model: QuantizedModel, embedding: Embedding, plan: Plan, folder: Path, on_progress: OnProgress | None
+    model: QuantizedModel, embedding: Embedding, plan: EvaluationPlan, folder: Path, on_progress: OnProgress | None
 ) -> None:
     """Draw each group of images of which one is missing. Always in the same groups: a batch decides the last bits."""
     nameless = replace(embedding, token=SLOT)  # its name, which may be red or in, is a plain word in these prompts
@@ -323,7 +324,7 @@ def _paths(folder: Path, when: str, prompt: int, seeds: Sequence[int]) -> list[P
     return [image_path(folder, when, prompt, seed) for seed in seeds]
 
 
-def _groups(plan: Plan) -> Iterator[tuple[str, int, list[int]]]:
+def _groups(plan: EvaluationPlan) -> Iterator[tuple[str, int, list[int]]]:
     seeds = range(plan.first_seed, plan.first_seed + plan.seeds)
     for prompt in range(len(plan.prompts)):
         for first in range(0, len(seeds), _AT_ONCE):
@@ -348,7 +349,7 @@ def _score(
     model: QuantizedModel,
     embedding: Embedding,
     references: Sequence[Picture],
-    plan: Plan,
+    plan: EvaluationPlan,
     judges: Judges,
     folder: Path,
     on_progress: OnProgress | None,
@@ -385,7 +386,7 @@ def _clip_seen(
     clip: ClipFeatures,
     references: Sequence[Picture],
     pictures: dict[str, list[Path]],
-    plan: Plan,
+    plan: EvaluationPlan,
     on_progress: OnProgress | None,
 ) -> dict[str, torch.Tensor]:
     texts = clip.of_texts([prompt.replace(SLOT, plan.class_word) for prompt in plan.prompts])
@@ -411,7 +412,7 @@ def _scores(
     clip: dict[str, torch.Tensor] | None,
     dino: dict[str, torch.Tensor] | None,
     when: str,
-    plan: Plan,
+    plan: EvaluationPlan,
     prompts: Sequence[int],
 ) -> Scores:
     """The scores of the images of some prompts, by their indices."""

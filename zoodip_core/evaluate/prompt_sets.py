@@ -79,7 +79,7 @@ def prompts_of(choice: str) -> tuple[str, ...]:
 
     Raises:
         ConfigError: neither.
-        CaptionError: the file can not be read, holds none or too many, or one without ``{}``.
+        CaptionError: the file cannot be read, holds none or too many, or one without ``{}``.
     """
     if choice in PROMPT_SETS:
         return PROMPT_SETS[choice]

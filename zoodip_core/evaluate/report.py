@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..base.files import write_atomically
-from ..base.paths import printable
+from ..base.texts import printable
 from ..data.images import fit, open_picture
 from ..data.prompts import SLOT
 from ..data.sheets import contact_sheet
@@ -33,7 +33,7 @@ def write_report(evaluation: Evaluation, references: Sequence[Picture], folder: 
     """Write the table, the figures and the contact sheet into an evaluation's folder; returns the sheet's path.
 
     Raises:
-        StorageError: they can not be written.
+        StorageError: they cannot be written.
     """
     write_atomically(folder / JSON, as_json(evaluation))
     write_atomically(folder / MARKDOWN, as_markdown(evaluation))

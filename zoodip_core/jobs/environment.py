@@ -1,6 +1,6 @@
 """Which Python trains: one that the user chose, this one, or the trainer's own environment.
 
-A webui's environment can not train (its torch is too old, diffusers is missing), and nothing may be installed into it.
+A webui's environment cannot train (its torch is too old, diffusers is missing), and nothing may be installed into it.
 So the trainer gets an environment of its own in ``.trainer``, which ``install.py`` makes. This module only looks: it
 starts nothing and installs nothing, and it imports neither torch nor the model libraries, so that a page may ask at
 any time.
@@ -79,11 +79,11 @@ def _why_not(state: str, lacking: list[str]) -> str:
     """Why there is no trainer, and what to do."""
     said, remedy = {
         "absent": ("The trainer is not installed.", "To install it"),
-        "incomplete": ("The trainer's installation was cut off.", "To go on with what is there"),
+        "incomplete": ("The trainer's installation was cut off.", "To resume with what is there"),
         "outdated": ("The trainer was installed for other requirements than today's.", "To bring it up to date"),
         "broken": (f"The Python of the trainer in {TRAINER} is gone or was replaced.", "To make it anew"),
     }[state]
-    here = f" This environment can not train ({', '.join(lacking)})." if lacking else ""
+    here = f" This environment cannot train ({', '.join(lacking)})." if lacking else ""
     command = f'"{this_python() or "python"}" "{ROOT / "install.py"}" --trainer'
     return f'{said}{here} {remedy}, press "{BUTTON}" or run: {command}'
 
@@ -92,7 +92,7 @@ def unfit() -> list[str]:
     """What this interpreter lacks for training, each as a short phrase; nothing if it can train."""
     problems = [problem for line in requirements() if (problem := _problem(line))]
     if importlib.util.find_spec("packaging") is None:
-        problems.append("packaging is missing")  # transformers needs it; without it versions can not be told
+        problems.append("packaging is missing")  # transformers needs it; without it versions cannot be told
     return problems
 
 

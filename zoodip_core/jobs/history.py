@@ -7,87 +7,41 @@ A page's run is ``home/NAME/`` with its pictures, what was asked, how it ended, 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import RunFolderError, StorageError, for_user
-from ..base.files import is_newer, make_folder, read_object, storage_errors, whole_text, write_atomically
-from ..base.paths import contains, fault, link_out
+from ..base.files import is_newer, make_folder, read_object, storage_errors
+from ..base.locks import locked
+from ..base.names import check_name, fault, file_stem
+from ..base.paths import contains, link_out
+from ..base.texts import whole_text
 from ..model.checkpoints import SUFFIXES
-from ..model.load import TINY
-from ..model.tokens import check_name, file_stem
+from ..model.kinds import TINY
 from ..train.config import TrainConfig
-from ..train.run_folder import CONFIG, JOURNAL, STATE, RunFolder, free_folder, locked
+from ..train.run_folder import CONFIG, JOURNAL, STATE, RunFolder, free_folder
+from .job import Run
+from .job_folder import BEFORE_AFTER, OUTCOME, RUN, TASK, VERSION, task_of
+from .protocol import FAILED, FINISHED, STOPPED, UNFINISHED
 
-VERSION = 1
-TASK = "task.json"
-"""What a page asked of a run's worker last, but for drawings: those leave what is known of the run as it is."""
-DRAWING = "drawing.json"
-OUTCOME, LOG, RUN, BEFORE_AFTER = "outcome.json", "log.txt", "run", "before_after.png"
-FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped", "failed", "unfinished"
 NOT_RUNS = ("cache",)
 """Folders of a home that hold something else; so do those whose names begin with a dot."""
 TINY_NAME = "embedded tiny model"
 _DELETED = ".deleted-"
 _MOST_CONFIG = 4_000_000
-_MOST_LOG = 64_000
 _MOST_MESSAGE = 2000
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is known of a run.
-
-    Args:
-        name: of its folder in the home.
-        folder: that folder.
-        run: its :class:`RunFolder`, which may not exist yet.
-        token: the placeholder.
-        model: the base model, for people.
-        step: completed steps, as saved.
-        steps: those it was made for.
-        state: finished, stopped, failed, or unfinished if its process was cut off (or is at work).
-        message: why it failed, or what is damaged; else empty.
-        when: its last change, in seconds since the epoch.
-        embedding: the finished token, else its newest snapshot.
-        before_after: the picture of the word and the token.
-        loss_curve: the picture of its losses.
-        sample: its newest sample sheet.
-        settings: by the names of :class:`TrainConfig`.
-        can_go_on: whether something is left to do for ``resume_training`` without more steps.
-    """
-
-    name: str
-    folder: Path
-    run: Path
-    token: str
-    model: str
-    step: int
-    steps: int
-    state: str
-    message: str
-    when: float
-    embedding: Path | None
-    before_after: Path | None
-    loss_curve: Path | None
-    sample: Path | None
-    settings: Mapping[str, Any]
-    can_go_on: bool
 
 
 # ---------------------------------------------------------------- the runs of a home
 
 
 def list_runs(home: Path) -> list[Run]:
-    """All runs, newest first. What is no run is left out; of one that is damaged, ``message`` says how."""
+    """All runs, newest first. What is not a run is left out; of one that is damaged, ``message`` says how."""
     runs = []
     for folder in _folders(home):
         with contextlib.suppress(OSError):  # it vanished meanwhile, or nobody may look into it
@@ -114,7 +68,7 @@ def delete_run(home: Path, name: str) -> None:
 
     Raises:
         RunFolderError: there is no such run, or a process is at work on it.
-        StorageError: it can not be deleted; what is left of it is not listed any more.
+        StorageError: it cannot be deleted; what is left of it is not listed any more.
     """
     run = find_run(home, name)
     folder = run.folder
@@ -137,7 +91,7 @@ def delete_run(home: Path, name: str) -> None:
     except OSError as error:
         raise StorageError(
             error.errno or 0,
-            f"{name} is no run any more, but not all of its files could be deleted ({error.strerror}); delete the "
+            f"{name} is not a run any more, but not all of its files could be deleted ({error.strerror}); delete the "
             f"folder {hidden} yourself",
         ) from error
 
@@ -146,8 +100,8 @@ def new_folder(home: Path, token: str) -> Path:
     """Make an empty folder for a new run, named after the token.
 
     Raises:
-        TokenError: the token can not name a folder.
-        StorageError: it can not be made.
+        TokenError: the token cannot name a folder.
+        StorageError: it cannot be made.
     """
     check_name(token)
     make_folder(home)
@@ -214,7 +168,7 @@ def _run_of(folder: Path) -> Run | None:
         loss_curve=_existing(run / "loss.png"),
         sample=newest(run / "samples", ".png"),
         settings=settings,
-        can_go_on=not damage and state != FINISHED and (config is not None or asked.get("kind") == "train"),
+        can_resume=not damage and state != FINISHED and (config is not None or asked.get("kind") == "train"),
     )
 
 
@@ -226,12 +180,6 @@ def _with_link(folder: Path, link: Path) -> Run | None:
     why = f"{link} is a link that leads out of the run's folder; put what it leads to in its place"
     when, name = _changed(folder), folder.name
     return Run(name, folder, run, name, "", 0, 0, FAILED, why, when, None, None, None, None, {}, False)
-
-
-def task_of(folder: Path) -> dict[str, Any]:
-    """What a page asked of a run's worker last; empty if nothing, or it can not be read."""
-    task = read_object(folder / TASK)
-    return task if task.get("version") == VERSION and isinstance(task.get("kind"), str) else {}
 
 
 def _is_run_folder(path: Path) -> bool:
@@ -256,7 +204,7 @@ def _progress(run: Path) -> tuple[TrainConfig | None, int, bool, str]:
 
 
 def _outcome(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """How a run ended; empty if that is not known, or it was asked to go on since and then was cut off."""
+    """How a run ended; empty if that is not known, or it was asked to resume since and then was cut off."""
     outcome = read_object(folder / OUTCOME)
     if outcome.get("version") != VERSION:
         return {}
@@ -314,28 +262,7 @@ def newest(folder: Path, suffix: str) -> Path | None:
     return folder / max(names, key=lambda name: int(name[5 : -len(suffix)])) if names else None
 
 
-# ---------------------------------------------------------------- what a page writes and reads
-
-
-def write_outcome(folder: Path, state: str, message: str) -> None:
-    """Write how a run ended that did what its job file asks.
-
-    Args:
-        state: finished, stopped or failed.
-        message: why it failed.
-
-    Raises:
-        StorageError: it can not be written.
-    """
-    if state not in (FINISHED, STOPPED, FAILED):
-        raise ValueError(f"state = {state!r}: a run that has ended is finished, stopped or failed")
-    task = task_of(folder).get("id")
-    outcome = {"version": VERSION, "task": task, "state": state, "message": message, "ended": _now()}
-    write_atomically(folder / OUTCOME, json.dumps(outcome, indent=2))
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+# ---------------------------------------------------------------- the losses of one
 
 
 def losses_of(run: Path) -> list[float]:
@@ -350,20 +277,3 @@ def losses_of(run: Path) -> list[float]:
         return RunFolder(run, config).losses()
     except OSError:
         return []
-
-
-def log_tail(folder: Path, lines: int = 20) -> str:
-    """The last lines of a run's log, empty if there is none. However long it is, little is read."""
-    try:
-        if not (folder / LOG).is_file():  # a pipe would be waited for
-            return ""
-        with (folder / LOG).open("rb") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - _MOST_LOG)
-            file.seek(start)
-            text = file.read(_MOST_LOG).decode("utf-8", "replace")
-    except OSError:
-        return ""
-    found = text.splitlines()
-    if start and len(found) > 1:
-        del found[0]  # begun before the part that was read
-    return "\n".join(found[-lines:]) if lines > 0 else ""

@@ -46,7 +46,7 @@ class Installer:
         """Start, unless it is at work already.
 
         Raises:
-            ConfigError: the script is not there, or can not be started.
+            ConfigError: the script is not there, or cannot be started.
         """
         python = this_python()
         if python is None or not SCRIPT.is_file():
@@ -70,7 +70,7 @@ class Installer:
                     creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
                 )
             except OSError as error:
-                raise ConfigError(f"{python} can not be started: {error.strerror}") from error
+                raise ConfigError(f"{python} cannot be started: {error.strerror}") from error
             threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
 
     def _read(self, process: subprocess.Popen[str]) -> None:
@@ -82,7 +82,7 @@ class Installer:
         process.wait()
 
     def stop(self) -> None:
-        """Stop it; the next start goes on with what is there."""
+        """Stop it; the next start resumes with what is there."""
         with self._lock, contextlib.suppress(OSError):
             if self._process is not None and self._process.poll() is None:
                 self._process.terminate()

@@ -8,49 +8,32 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import json
 import queue
-import secrets
-import subprocess
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from ..base.errors import ConfigError, RunFolderError, for_user
-from ..base.files import storage_errors, whole_text, write_atomically
 from ..base.stopping import Stopped
-from .environment import ROOT, Trainer, clean_env
-from .history import DRAWING, LOG, TASK, log_tail
+from .environment import Trainer
+from .job import Job
+from .job_folder import LOG, log_tail, write_task
+from .process import _LOG_LINES, Worker, _death, python_of
+from .protocol import FAILED, FINISHED, RUNNING, STOPPED, STOPPING, WAITING
 
-WAITING, RUNNING, STOPPING = "waiting", "running", "stopping"
-FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
-OPEN = (WAITING, RUNNING, STOPPING)
-TASK_VERSION = 1
-MOST_WARNINGS = 100
-"""The last ones that are kept of a job: a run may warn at each of its samples."""
-_LONGEST_LINE = 64_000_000
-_MOST = 10**15
-_LAST_SECONDS = 60.0
-"""That a worker has to end once it has closed its pipe."""
-_LONGEST_QUESTION = 600.0
-"""Seconds for an answer: a busy computer that reads torch from a network's disk takes minutes, a hung one for ever."""
 _PATIENCE = 0.2
 """Seconds between two looks at the host's stop button."""
-_LOG_LINES = 20
 
 
-class Host(Protocol):
+class JobHost(Protocol):
     """What jobs ask of the program that the page runs in."""
 
     def device(self, waiting: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
         """The graphics card to ourselves: waits for the host's own work, frees its memory, gives it back.
 
         Args:
-            waiting: called with what is waited for, where it is not to be had at once; and called again when the wait
+            waiting: called with what is waited for, where it is not free at once; and called again when the wait
                 is over, before anything is taken. It raises ``Stopped`` where nobody wants the card any more.
         """
         ...
@@ -62,252 +45,6 @@ class Host(Protocol):
     def show(self, job: Job) -> None:
         """Show a running job on the host's own progress bar."""
         ...
-
-
-@dataclass
-class Job:
-    """A job and how far it is.
-
-    Args:
-        id: of this process's jobs.
-        kind: train, resume, show; see :mod:`tasks`.
-        folder: what it makes or changes.
-        token: the placeholder it is about.
-        file: its job file.
-        state: waiting, running, stopping, finished, stopped or failed.
-        message: what it does, waits for, or why it ended.
-        warnings: what needs the user's eye, the last of them.
-        losses: of every step so far.
-        rate: steps a second.
-        eta: seconds left.
-        memory: peak bytes so far, if that is known.
-        sample: the newest sample sheet.
-        shown: the pictures before and after.
-        embedding: the newest file of the token.
-        checked: what :func:`tasks.check` found.
-        log: the end of its log, if it failed.
-    """
-
-    id: int
-    kind: str
-    folder: Path
-    token: str
-    file: Path
-    state: str = WAITING
-    message: str = "waiting"
-    step: int = 0
-    steps: int = 0
-    loss: float = 0.0
-    smoothed: float = 0.0
-    rate: float = 0.0
-    eta: float = 0.0
-    memory: int | None = None
-    sample: Path | None = None
-    sampled_step: int = 0
-    shown: Path | None = None
-    embedding: Path | None = None
-    checked: dict[str, Any] | None = None
-    log: str = ""
-    warnings: list[str] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list, repr=False)
-
-    @property
-    def open(self) -> bool:
-        """Whether it has not ended yet."""
-        return self.state in OPEN
-
-    def hear(self, event: Mapping[str, Any]) -> None:
-        """Take in an event of its worker; one that makes no sense is left out."""
-        handler = getattr(self, f"_on_{event.get('event')}", None)
-        if handler is not None:
-            with contextlib.suppress(LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
-                handler(event)
-
-    def _on_message(self, event: Mapping[str, Any]) -> None:
-        if event["warning"]:
-            self.warnings = [*self.warnings, whole_text(str(event["text"]))][-MOST_WARNINGS:]
-        elif self.state == RUNNING:
-            self.message = whole_text(str(event["text"]))
-
-    def _on_checked(self, event: Mapping[str, Any]) -> None:
-        checked = {key: value for key, value in event.items() if key != "event"}
-        json.dumps(checked, allow_nan=False)  # as scripts are told it
-        self.checked = checked
-
-    def _on_started(self, event: Mapping[str, Any]) -> None:
-        step, steps, losses = _count(event["step"]), _count(event["steps"]), [float(loss) for loss in event["losses"]]
-        self.step, self.steps, self.losses[:] = step, steps, losses
-
-    def _on_progress(self, event: Mapping[str, Any]) -> None:
-        step, steps, memory = _count(event["step"]), _count(event["steps"]), event["memory"]
-        peak = None if memory is None else _count(memory)
-        loss, smoothed, rate, eta = (float(event[name]) for name in ("loss", "smoothed", "rate", "eta"))
-        self.step, self.steps, self.memory = step, steps, peak
-        self.loss, self.smoothed, self.rate, self.eta = loss, smoothed, rate, eta
-        self.losses.append(loss)
-        if self.state == RUNNING:
-            self.message = "learning"
-
-    def _on_sampled(self, event: Mapping[str, Any]) -> None:
-        self.sample, self.sampled_step = Path(event["path"]), _count(event["step"])
-
-    def _on_saved(self, event: Mapping[str, Any]) -> None:
-        self.embedding = Path(event["path"])
-
-    def _on_shown(self, event: Mapping[str, Any]) -> None:
-        self.shown = Path(event["path"])
-
-    def _on_ended(self, event: Mapping[str, Any]) -> None:
-        if event.get("embedding"):
-            self.embedding = Path(event["embedding"])
-
-
-def _count(value: Any) -> int:
-    """A number of steps or bytes.
-
-    Raises:
-        ValueError: it is more than any.
-    """
-    number = int(value)
-    if abs(number) > _MOST:
-        raise ValueError(f"{value} is no count")
-    return number
-
-
-# ---------------------------------------------------------------- one worker process
-
-
-class Worker:
-    """A running worker process.
-
-    Args:
-        python: the Python to run it with.
-        file: the job file.
-        log: what it prints, its errors too, is added here.
-
-    Raises:
-        ConfigError: it can not be started.
-        StorageError: its log can not be written.
-    """
-
-    def __init__(self, python: Path, file: Path, log: Path) -> None:
-        with storage_errors(log), log.open("ab") as out:
-            try:
-                self._process = subprocess.Popen(
-                    [str(python), "-m", "zoodip_core.jobs.worker", str(file)],
-                    cwd=ROOT,
-                    env=clean_env(),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=out,
-                    creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-                )
-            except OSError as error:
-                raise ConfigError(f"the trainer's Python, {python}, can not be started: {error.strerror}") from error
-        self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        threading.Thread(target=self._read, args=(self._process.stdout, log), daemon=True).start()
-
-    def _read(self, pipe: IO[bytes], log: Path) -> None:
-        """Queue events until the pipe ends; what is no event goes to the log."""
-        with pipe:
-            while line := pipe.readline(_LONGEST_LINE):
-                try:
-                    event = json.loads(line)
-                except (ValueError, RecursionError):  # not UTF-8, or not JSON
-                    event = None
-                if isinstance(event, dict):
-                    self._events.put(event)
-                else:
-                    with contextlib.suppress(OSError), log.open("ab") as out:
-                        out.write(b"not an event: " + line[:200] + b"\n")
-        self._events.put(None)
-
-    def events(self, every: float, idle: Callable[[], None]) -> Iterator[dict[str, Any]]:
-        """Events until the worker has closed its pipe; ``idle`` is called about each ``every`` seconds."""
-        last = time.monotonic()
-        while True:
-            with contextlib.suppress(queue.Empty):
-                event = self._events.get(timeout=every)
-                if event is None:
-                    return
-                yield event
-            if time.monotonic() - last >= every:
-                last = time.monotonic()
-                idle()
-
-    def command(self, name: str) -> None:
-        """Send stop, save or sample; nothing happens if the worker is gone."""
-        pipe = self._process.stdin
-        with contextlib.suppress(OSError, ValueError):
-            if pipe:
-                pipe.write(json.dumps({"command": name}).encode() + b"\n")
-                pipe.flush()
-
-    def kill(self) -> None:
-        """End it at once; the last saved state stays."""
-        with contextlib.suppress(OSError):
-            self._process.kill()
-
-    def close(self) -> int:
-        """Wait for its end and return the exit code. One that is at work still is stopped."""
-        with contextlib.suppress(OSError):
-            if self._process.stdin:
-                self._process.stdin.close()  # the end of its input is a stop
-        try:
-            return self._process.wait(_LAST_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return self._process.wait()
-
-
-def write_task(folder: Path, kind: str, work_on: Path, **more: Any) -> Path:
-    """Write a job file into ``folder``, for a worker; ``more`` are settings, pace, changes.
-
-    Raises:
-        StorageError: it can not be written.
-    """
-    task = {"version": TASK_VERSION, "id": secrets.token_hex(8), "kind": kind, "folder": str(work_on), **more}
-    file = folder / (DRAWING if kind == "show" else TASK)
-    write_atomically(file, json.dumps(task, indent=2))
-    return file
-
-
-def ask(python: Path, kind: str, **more: Any) -> dict[str, Any]:
-    """Run a worker that answers with one event, as check does, and return that event.
-
-    Raises:
-        ConfigError: what the worker found wrong, or that it does not answer.
-        StorageError: no room for its files.
-    """
-    answer: dict[str, Any] = {}
-    failed: dict[str, Any] | None = None
-    begun = time.monotonic()
-    with storage_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="zoodip-") as place:
-        folder = Path(place)
-        worker = Worker(python, write_task(folder, kind, folder, **more), folder / LOG)
-
-        def look_at_the_clock() -> None:
-            if time.monotonic() - begun > _LONGEST_QUESTION:
-                worker.kill()
-                raise ConfigError(
-                    f"the {kind} did not end within {_LONGEST_QUESTION / 60:.0f} minutes and was given up; see that "
-                    "the computer is not busy and that the disks of the model and the pictures answer, then try again"
-                )
-
-        try:
-            for event in worker.events(1.0, look_at_the_clock):
-                if event.get("event") == "failed":
-                    failed = event
-                elif event.get("event") != "ended":
-                    answer = event
-        finally:
-            code = worker.close()
-        if failed and not failed.get("fault"):
-            raise ConfigError(str(failed.get("error")))
-        if failed or not answer or code:
-            why = str(failed.get("error")) if failed else _death(code)
-            raise ConfigError(f"{why}\n{log_tail(folder, _LOG_LINES)}")
-    return answer
 
 
 # ---------------------------------------------------------------- one after another
@@ -323,7 +60,7 @@ class Jobs:
             besides, or nothing.
     """
 
-    def __init__(self, host: Host, trainer: Callable[[], Trainer], done: Callable[[Job], str]) -> None:
+    def __init__(self, host: JobHost, trainer: Callable[[], Trainer], done: Callable[[Job], str]) -> None:
         self._host, self._trainer, self._done = host, trainer, done
         self._lock = threading.RLock()
         self._jobs: dict[int, Job] = {}
@@ -339,11 +76,11 @@ class Jobs:
             kind: train, resume or show.
             folder: its folder, which exists.
             token: the placeholder.
-            more: settings, pace and changes, as in the job file.
+            more: settings, preset and changes, as in the job file.
 
         Raises:
             RunFolderError: the folder is in another job's hands.
-            StorageError: the job file can not be written.
+            StorageError: the job file cannot be written.
             ConfigError: nothing here can run it.
         """
         python_of(self._trainer())  # refuse now, not when its turn comes
@@ -509,28 +246,10 @@ class Jobs:
         if last:
             return FAILED, str(last.get("error"))
         begun = job.steps and job.kind != "show"
-        return FAILED, _death(code) + (". Continue goes on from the state saved last" if begun else "")
+        return FAILED, _death(code) + (". Resume starts from the state saved last" if begun else "")
 
 
 def _told(error: BaseException) -> str:
     """What to tell the user of whatever the host raised."""
     text = for_user(error) if isinstance(error, Exception) else None
     return text or f"{type(error).__name__}: {error}"
-
-
-def _death(code: int) -> str:
-    """Why a worker may have died without a word."""
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    why = "; often the computer ran out of memory" if code in (-9, 137, 0xC0000017) else ""
-    return f"the training process ended unexpectedly ({how}{why})"
-
-
-def python_of(trainer: Trainer) -> Path:
-    """The Python that runs jobs.
-
-    Raises:
-        ConfigError: there is none, and why.
-    """
-    if trainer.python is None:
-        raise ConfigError(trainer.why)
-    return trainer.python

@@ -5,11 +5,7 @@ So loading never holds more than the quantised network and one layer in full pre
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,10 +13,10 @@ from torch import nn
 
 from ..base.errors import ModelError
 from ..base.stopping import check_stop
-from .checkpoints import Checkpoint
-from .ldm import Source
-from .quantize import PARTS, Parts, QuantizedLayer, part_shapes, quantize_weight
-from .tokens import TokenTable
+from .allocator import give_back_freed
+from .blueprint import Blueprint, _config_useless
+from .quantize import Parts, QuantizedLayer, quantize_weight
+from .token_table import TokenTable
 
 _GIVE_BACK = 8_000_000
 """Parameters after which freed memory goes back to the system."""
@@ -34,59 +30,6 @@ class ParameterSource(Protocol):
     def quantized(self, name: str, shape: torch.Size, /) -> Parts | None: ...
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class ComponentReader:
-    """A component's parameters in a checkpoint.
-
-    Args:
-        checkpoint: the file or files.
-        locate: from a parameter's name to its place.
-    """
-
-    checkpoint: Checkpoint
-    locate: Callable[[str], Source]
-
-    def parameter(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        """The parameter as the file has it, on the CPU, perhaps mapped.
-
-        Raises:
-            ModelError: it is not there, or of another size.
-        """
-        source = self.locate(name)
-        where = self.checkpoint.files[0]
-        if source.name not in self.checkpoint.shapes:
-            raise ModelError(
-                f"model: {where} has no {source.name}; it is cut down, damaged, or of a variant that is not supported"
-            )
-        try:
-            return source.take(self.checkpoint.tensor(source.name), tuple(shape))
-        except ValueError as error:
-            have = list(self.checkpoint.shapes[source.name])
-            raise ModelError(
-                f"model: {where}: {source.name} has shape {have}, expected one for {list(shape)}; "
-                "it is damaged, or of a variant that is not supported"
-            ) from error
-
-    def quantized(self, name: str, shape: torch.Size) -> Parts | None:
-        """The parts of a weight of ``shape`` that is stored quantised already, or None.
-
-        Raises:
-            ModelError: they are not of that shape.
-        """
-        names = {part: self.locate(f"{name}.{part}").name for part in PARTS}
-        if names["data"] not in self.checkpoint.shapes:
-            return None
-        stored = {part: stored_as for part, stored_as in names.items() if stored_as in self.checkpoint.shapes}
-        sizes = {part: self.checkpoint.shapes[stored_as] for part, stored_as in stored.items()}
-        if sizes != part_shapes(shape, stored):
-            raise ModelError(f"model: {self.checkpoint.files[0]}: {name} has wrong shapes; delete this copy")
-        return {part: self.checkpoint.tensor(stored_as).clone() for part, stored_as in stored.items()}
-
-    def close(self) -> None:
-        """Let go of the file until the next read."""
-        self.checkpoint.close()
 
 
 def build(
@@ -144,17 +87,6 @@ def giving_back(layers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     give_back_freed()
 
 
-def give_back_freed() -> None:
-    """Return freed memory to the system, where glibc would keep it.
-
-    Small quantised weights that stay lie between large full-precision ones that went; without this a
-    process keeps more than twice of what it uses.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-            ctypes.CDLL(None).malloc_trim(0)
-
-
 def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:
     above, _, last = name.rpartition(".")
     setattr(network.get_submodule(above), last, layer)
@@ -196,3 +128,33 @@ def _fill(layer: nn.Module, name: str, reader: ParameterSource, dtype: torch.dty
         if own != "position_ids":
             raise ModelError(f"model: {name}.{own} is not known to this version; update ZOODiP")
         layer.register_buffer(own, torch.arange(buffer.shape[-1], device=device)[None], persistent=False)
+
+
+# ---------------------------------------------------------------- empty networks
+
+
+def empty_network(blueprint: Blueprint, part: str) -> Any:
+    """A component of the right shape on the meta device, without content."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = {key: value for key, value in blueprint.configs[part].items() if not key.startswith("_")}
+    if config.get("latents_mean") is not None:
+        raise ModelError(f"model: {blueprint.info.path} has a VAE with normalised latents, which is not supported")
+    try:
+        with torch.device("meta"):
+            if part == "unet":
+                return UNet2DConditionModel.from_config(config)
+            if part == "vae":
+                return AutoencoderKL.from_config(config)
+            kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+            return kind(CLIPTextConfig(**{key: config[key] for key in _OF_TEXT if key in config}))
+    except Exception as error:  # the libraries raise a dozen kinds on configs that make no sense
+        raise ModelError(_config_useless(blueprint.info.path, part, error)) from error
+
+
+_OF_TEXT = (
+    *("vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads"),
+    *("max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id"),
+)
+"""What counts of a text encoder's config. The rest may name code for the library to fetch."""

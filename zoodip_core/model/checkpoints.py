@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import torch
 from safetensors import SafetensorError
 
 from ..base.errors import ModelError
-from ..base.files import parse_json
 from ..base.pickles import load_plain, tensors_in
 from ..base.safetensors_files import MOST_TENSORS, open_safetensors
 from ..base.stopping import check_stop
+from ..base.texts import parse_json
+from .quantize import PARTS, Parts, part_shapes
 
 _WINDOW = 32 << 20
 _LONGEST_NAME = 200
@@ -106,7 +108,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model's folder.
 
     Raises:
-        ModelError: it can not be read, or is none.
+        ModelError: it cannot be read, or is none.
     """
     try:
         with path.open("rb") as file:
@@ -115,7 +117,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {_LONGEST_JSON // 10**6} MB")
         data = parse_json(text)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model: {path} can not be read: {error}") from error
+        raise ModelError(f"model: {path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise ModelError(f"model: {path} is not a JSON object; the folder is damaged, copy it again")
     return data
@@ -147,7 +149,7 @@ class _Reader(ABC):
             tensor = self._get(name)
         except Exception as error:  # of a type, or with more dimensions than PyTorch has
             raise ModelError(
-                f"model: {self.path}: {name} can not be read ({str(error)[:200]}); copy or download the model again"
+                f"model: {self.path}: {name} cannot be read ({str(error)[:200]}); copy or download the model again"
             ) from error
         self._left -= tensor.numel() * tensor.element_size()
         return tensor
@@ -191,7 +193,7 @@ class _PickleReader(_Reader):
             tensors = tensors_in(data, self.path)
         except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it
             raise ModelError(
-                f"model: {self.path} can not be read as plain tensors: it is damaged, or holds code, which is never "
+                f"model: {self.path} cannot be read as plain tensors: it is damaged, or holds code, which is never "
                 "run; get its .safetensors version"
             ) from error
         if not isinstance(data, dict) or len(tensors) > MOST_TENSORS:
@@ -208,3 +210,81 @@ def _load_pickle(path: Path) -> tuple[Any, bool]:
         if "mmap" not in str(error):
             raise
     return load_plain(path), False  # torch before 1.6 wrote no zip file
+
+
+# ---------------------------------------------------------------- one component of a model
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a parameter lies in a checkpoint: a tensor, or the third of one, perhaps transposed."""
+
+    name: str
+    third: int | None = None
+    transposed: bool = False
+
+    def take(self, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """The parameter of ``shape`` out of the file's tensor (1x1 convolutions are linear layers, too).
+
+        Raises:
+            ValueError: the tensor is of another shape.
+        """
+        if self.third is not None:
+            tensor = tensor.chunk(3)[self.third]
+        tensor = tensor.T if self.transposed else tensor
+        if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
+            raise ValueError(f"{list(tensor.shape)} is not {list(shape)}")
+        return tensor.reshape(shape)
+
+
+@dataclass(frozen=True)
+class ComponentReader:
+    """A component's parameters in a checkpoint.
+
+    Args:
+        checkpoint: the file or files.
+        locate: from a parameter's name to its place.
+    """
+
+    checkpoint: Checkpoint
+    locate: Callable[[str], Source]
+
+    def parameter(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """The parameter as the file has it, on the CPU, perhaps mapped.
+
+        Raises:
+            ModelError: it is not there, or of another size.
+        """
+        source = self.locate(name)
+        where = self.checkpoint.files[0]
+        if source.name not in self.checkpoint.shapes:
+            raise ModelError(
+                f"model: {where} has no {source.name}; it is cut down, damaged, or of a variant that is not supported"
+            )
+        try:
+            return source.take(self.checkpoint.tensor(source.name), tuple(shape))
+        except ValueError as error:
+            have = list(self.checkpoint.shapes[source.name])
+            raise ModelError(
+                f"model: {where}: {source.name} has shape {have}, expected one for {list(shape)}; "
+                "it is damaged, or of a variant that is not supported"
+            ) from error
+
+    def quantized(self, name: str, shape: torch.Size) -> Parts | None:
+        """The parts of a weight of ``shape`` that is stored quantised already, or None.
+
+        Raises:
+            ModelError: they are not of that shape.
+        """
+        names = {part: self.locate(f"{name}.{part}").name for part in PARTS}
+        if names["data"] not in self.checkpoint.shapes:
+            return None
+        stored = {part: stored_as for part, stored_as in names.items() if stored_as in self.checkpoint.shapes}
+        sizes = {part: self.checkpoint.shapes[stored_as] for part, stored_as in stored.items()}
+        if sizes != part_shapes(shape, stored):
+            raise ModelError(f"model: {self.checkpoint.files[0]}: {name} has wrong shapes; delete this copy")
+        return {part: self.checkpoint.tensor(stored_as).clone() for part, stored_as in stored.items()}
+
+    def close(self) -> None:
+        """Let go of the file until the next read."""
+        self.checkpoint.close()

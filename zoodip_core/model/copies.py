@@ -24,9 +24,12 @@ from safetensors.torch import save_file
 
 from ..base.errors import ModelError, StorageError
 from ..base.files import make_folder, read_object, storage_errors, write_atomically, written_atomically
-from .building import give_back_freed, giving_back, layers_to_quantize
-from .load import CLIP_PATH, COPY_FORMAT, COPY_MARK, Blueprint, empty_network, open_copy, open_model, stored_name
+from .allocator import give_back_freed
+from .blueprint import COPY_FORMAT, COPY_MARK, Blueprint, stored_name
+from .building import empty_network, giving_back, layers_to_quantize
+from .kinds import CLIP_PATH
 from .quantize import quantize_weight
+from .recognise import open_copy, open_model
 
 INDEX = "index.json"
 
@@ -38,11 +41,11 @@ def cached_model(model: Path, weights: str, folder: Path, prediction_type: str =
         model: a checkpoint file or diffusers folder.
         weights: ``int8``, ``int4`` or ``float8``.
         folder: where copies are kept.
-        prediction_type: as for :func:`models.open_model`.
+        prediction_type: as for :func:`recognise.open_model`.
 
     Raises:
-        ModelError: the model can not be read.
-        StorageError: the copy can not be written; nothing is left of it.
+        ModelError: the model cannot be read.
+        StorageError: the copy cannot be written; nothing is left of it.
     """
     index = read_object(folder / INDEX)  # it only saves hashing
     key, stamp = str(model.resolve()), file_stamps(model)

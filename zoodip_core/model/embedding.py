@@ -5,7 +5,7 @@ the token; any tensor more breaks other readers. SDXL: ``clip_l`` and ``clip_g``
 knowing stands in the safetensors header, as text.
 
 The header's ``format_version`` does not decide what is read: other programs load these files by their tensors alone,
-so a newer ZOODiP's file is as good as its tensors. Where they are no embedding, it decides what the user is told.
+so a newer ZOODiP's file is as good as its tensors. Where they are not an embedding, it decides what the user is told.
 """
 
 from __future__ import annotations
@@ -20,21 +20,17 @@ import torch
 from safetensors.torch import save
 
 from ..base.errors import EmbeddingFileError
-from ..base.files import is_newer, parse_json, whole_text, write_atomically
+from ..base.files import is_newer, write_atomically
+from ..base.names import check_name, file_stem
 from ..base.pickles import load_plain, tensors_in
 from ..base.safetensors_files import open_safetensors
-from .tokens import check_name, file_stem
+from ..base.texts import parse_json, whole_text
+from .kinds import family_of_widths
 
 FORMAT_VERSION = 1
 SUFFIXES = (".safetensors", ".pt", ".bin")
 SDXL_KEYS = ("clip_l", "clip_g")
 MAX_BYTES = 64_000_000
-_FAMILIES = {(768,): "sd1", (1024,): "sd2", (128,): "tiny", (768, 1280): "sdxl"}
-
-
-def family_of_widths(dims: tuple[int, ...]) -> str:
-    """The model family whose text encoders have these widths: sd1, sd2, sdxl, tiny, or sd-WIDTH."""
-    return _FAMILIES.get(dims, "sd-" + "+".join(map(str, dims)))
 
 
 @dataclass(frozen=True)
@@ -94,8 +90,8 @@ def save_embedding(embedding: Embedding, path: str | Path) -> Path:
         path: the file, or an existing folder, in which the file is named after the token.
 
     Raises:
-        TokenError: the token can not name a file.
-        StorageError: the file can not be written; an older file there is kept.
+        TokenError: the token cannot name a file.
+        StorageError: the file cannot be written; an older file there is kept.
     """
     path = Path(path)
     if path.is_dir():
@@ -111,7 +107,7 @@ def load_embedding(path: str | Path) -> Embedding:
     """Read our files and those of A1111 (``.pt``), diffusers (``.bin``) and other tools, without running code in them.
 
     Raises:
-        EmbeddingFileError: no such file, another kind of file, or tensors that are no embedding.
+        EmbeddingFileError: no such file, another kind of file, or tensors that are not an embedding.
     """
     path = Path(path)
     if not path.is_file():
@@ -148,7 +144,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         tensors = tensors_in(data.get("string_to_param", data) if isinstance(data, dict) else {}, path)
     except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it
         raise EmbeddingFileError(
-            f"{path} can not be read as plain tensors; it is damaged or holds code, which is never run"
+            f"{path} cannot be read as plain tensors; it is damaged or holds code, which is never run"
         ) from error
     if not isinstance(data, dict):
         raise EmbeddingFileError(f"{path} holds a {type(data).__name__}, not an embedding")
@@ -201,7 +197,7 @@ def _assemble(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, 
         try:
             rows = rows.float().contiguous()
         except RuntimeError as error:
-            raise EmbeddingFileError(f"{path} holds {tensor.dtype}, which PyTorch can not compute with") from error
+            raise EmbeddingFileError(f"{path} holds {tensor.dtype}, which PyTorch cannot compute with") from error
         if not torch.isfinite(rows).all():
             raise EmbeddingFileError(f"{path} holds NaN or infinity; its training failed")
         clean.append(rows)

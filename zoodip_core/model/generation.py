@@ -13,10 +13,11 @@ from PIL import Image
 from ..base import rng
 from ..base.errors import ConfigError
 from ..base.stopping import check_stop
+from ..data.images import check_resolution
 from ..data.prompts import with_slots
-from ..train.config import check_resolution
+from .building import empty_network
 from .embedding import Embedding, check_fits
-from .load import Conditioning, QuantizedModel, empty_network
+from .quantized import Conditioning, QuantizedModel
 
 _PIXELS_AT_ONCE = 512 * 512
 

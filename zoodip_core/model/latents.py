@@ -9,8 +9,8 @@ import torch
 
 from ..base.stopping import check_stop
 from ..data.images import ReferenceImage, to_tensor
-from .building import give_back_freed
-from .load import QuantizedModel
+from .allocator import give_back_freed
+from .quantized import QuantizedModel
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..base.errors import ModelError
+from .checkpoints import Source
 
 Shapes = Mapping[str, tuple[int, ...]]
 Config = dict[str, Any]
@@ -29,28 +27,6 @@ _CONTEXT = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _MOST_PARTS = 100
 """Of a kind, such as layers. SDXL has 32 of the most."""
 VAE_SCALE = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a parameter lies in a checkpoint: a tensor, or the third of one, perhaps transposed."""
-
-    name: str
-    third: int | None = None
-    transposed: bool = False
-
-    def take(self, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """The parameter of ``shape`` out of the file's tensor (1x1 convolutions are linear layers, too).
-
-        Raises:
-            ValueError: the tensor is of another shape.
-        """
-        if self.third is not None:
-            tensor = tensor.chunk(3)[self.third]
-        tensor = tensor.T if self.transposed else tensor
-        if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
-            raise ValueError(f"{list(tensor.shape)} is not {list(shape)}")
-        return tensor.reshape(shape)
 
 
 # ---------------------------------------------------------------- what is it?

@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from ..base.errors import NoRoomError
-from .building import layers_to_quantize
-from .load import Blueprint, QuantizedModel, empty_network
+from .blueprint import Blueprint
+from .building import empty_network, layers_to_quantize
 from .quantize import PARTS, Parts, part_shapes, stored_bytes
+from .quantized import QuantizedModel
 
 CUDA_CONTEXT = 450_000_000
 """What CUDA itself takes on the card: its context and the libraries' workspaces."""
@@ -145,7 +146,7 @@ def _fixed(blueprint: Blueprint, dtype: torch.dtype, device: torch.device) -> in
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """How a run is laid out.
 
     Args:
@@ -168,12 +169,12 @@ def plan(
     candidates: int,
     batch: int = 0,
     free: int | None = None,
-) -> Plan:
+) -> MemoryPlan:
     """The fastest layout that fits into the device's free memory.
 
     Args:
         candidates: of a step.
-        batch: candidates in one forward, if that is settled; 0 to choose.
+        batch: candidates in one forward, if it is fixed; 0 to choose.
         free: bytes to do with; what the device has if None.
 
     Raises:
@@ -187,7 +188,7 @@ def plan(
     sizes = [min(batch, candidates)] if batch else sorted({candidates, (candidates + 1) // 2, 1}, reverse=True)
     layouts = [(size, False) for size in sizes] + ([(sizes[-1], True)] if device.type != "cpu" else [])
     for size, text_apart in layouts:
-        found = Plan(size, text_apart, use(weights, resolution, size, text_apart))
+        found = MemoryPlan(size, text_apart, use(weights, resolution, size, text_apart))
         if found.use.total * _SPARE <= free:
             return found
     in_turn = [("candidates in turn (batch 1)", use(weights, resolution, 1, False).total)] if batch > 1 else []
@@ -238,7 +239,7 @@ class Watch:
     def grown(self) -> int | None:
         """Peak bytes so far: of CUDA's allocator and context, or by which the process grew.
 
-        None where that is not known, as on systems that can not start the peak again when it was higher before.
+        None where that is not known, as on systems that cannot start the peak again when it was higher before.
         """
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) + CUDA_CONTEXT

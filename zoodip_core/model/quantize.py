@@ -14,23 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..base.errors import ConfigError
-
 WEIGHTS = ("int8", "int4", "float8", "none")
 _AT_ONCE = 2_000_000
 PARTS = ("data", "scale", "shift")
 """The tensors of a quantised weight; ``shift`` only of int4."""
 Parts = dict[str, torch.Tensor]
-
-
-def check_weights(weights: str) -> None:
-    """Refuse an unknown kind of storage.
-
-    Raises:
-        ConfigError: not one of ``WEIGHTS``.
-    """
-    if weights not in WEIGHTS:
-        raise ConfigError(f"weights = {weights!r}: choose one of {', '.join(WEIGHTS)}")
 
 
 def group_size(shape: torch.Size | tuple[int, ...]) -> int | None:

@@ -8,8 +8,7 @@ quantised, shared or read-only model can be trained.
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,49 +16,10 @@ import torch
 from torch import nn
 
 from ..base.errors import CaptionError, ModelError, TokenError
-from ..base.paths import fault
 from ..data.prompts import SLOT
+from .token_table import table_of
 
-MAX_NAME = 200
 _LONGEST_TEXT = 100_000
-INITIALIZER_MODES = ("single", "mean", "first")
-
-
-def check_name(token: str) -> None:
-    """Refuse a placeholder that could not be a file name on every system, or not stand in a prompt.
-
-    Raises:
-        TokenError: empty, over 200 characters, white space, control characters, path parts,
-            characters that prompts give a meaning, or a name that Windows reserves.
-    """
-
-    def refuse(why: str) -> TokenError:
-        shown = token if len(token) <= 40 else token[:37] + "..."
-        return TokenError(f"token {shown!r} {why}; choose a name of letters, digits, - and _, like <my-cat>")
-
-    if not token.strip():
-        raise refuse("is empty")
-    if len(token.encode(errors="replace")) > MAX_NAME:  # file systems count bytes
-        raise refuse(f"has more than {MAX_NAME} characters (those beyond ASCII count up to four times)")
-    if re.search(r"\s", token):
-        raise refuse("holds white space or control characters")
-    if re.search(r"[(){}\[\],]", token):
-        raise refuse("holds brackets or commas, which mean something in prompts")
-    if re.search(r"[<>]", token[1:-1]) or token.startswith(">") or token.endswith("<"):
-        raise refuse("holds < or > in its middle")
-    name = file_stem(token)
-    if not name:
-        raise refuse("has no name between its brackets")
-    if name.startswith((".", "~")):
-        raise refuse("holds parts of a path")
-    why = fault(name)
-    if why:
-        raise refuse(why)
-
-
-def file_stem(token: str) -> str:
-    """The placeholder without its angle brackets, as in the name of its file."""
-    return token.strip("<>")
 
 
 def check_new(tokenizer: Any, token: str) -> None:
@@ -69,70 +29,8 @@ def check_new(tokenizer: Any, token: str) -> None:
         if form in known:
             raise TokenError(
                 f"token {token!r} is already a word of the model's vocabulary; choose a new one, "
-                f"like <my-{file_stem(token)}>"
+                f"like <my-{token.strip('<>')}>"
             )
-
-
-class TokenTable(nn.Module):
-    """The rows of a text encoder's embedding table that are in use, read from its file when first asked for.
-
-    Stands in for the ``nn.Embedding``, which holds tens of thousands of rows of which a run reads twenty.
-    The ids that the encoder sees stay the vocabulary's own: it looks for its end of text among them.
-
-    Args:
-        shape: ``(vocabulary, dim)`` of the whole table.
-        read: rows ``[N, dim]`` of some ids.
-        dtype: of the output.
-        device: of the output.
-    """
-
-    ids: torch.Tensor
-    weight: torch.Tensor
-
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        read: Callable[[list[int]], torch.Tensor],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        super().__init__()
-        self.num_embeddings, self.embedding_dim = shape
-        self._read = read
-        self._known: set[int] = set()
-        self.register_buffer("ids", torch.zeros(0, dtype=torch.long, device=device))
-        self.register_buffer("weight", torch.zeros(0, shape[1], dtype=dtype, device=device))
-
-    def keep(self, ids: Iterable[int]) -> None:
-        """Have the rows of these ids at hand; a forward of others fails."""
-        new = sorted(set(ids) - self._known)
-        if not new:
-            return
-        order = torch.cat([self.ids, torch.tensor(new, device=self.ids.device)]).sort()
-        self.weight = torch.cat([self.weight, self._read(new).to(self.weight)])[order.indices]
-        self.ids = order.values
-        self._known |= set(new)
-
-    def rows(self, ids: Sequence[int]) -> torch.Tensor:
-        """Rows ``[N, dim]`` as the file has them, in float32 on the CPU."""
-        return self._read(list(ids)).float().cpu()
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings ``[..., dim]`` of ids that were kept.
-
-        Raises:
-            KeyError: other ids (on the CPU; to look would stall a GPU).
-        """
-        places = torch.searchsorted(self.ids, ids.contiguous())
-        if ids.device.type == "cpu" and not torch.equal(self.ids[places.clamp(max=len(self.ids) - 1)], ids):
-            raise KeyError("the token table was not told to keep some of these ids")
-        return self.weight[places]
-
-
-def table_of(text_encoder: nn.Module) -> TokenTable:
-    """A loaded text encoder's table."""
-    table: TokenTable = text_encoder.get_input_embeddings()  # type: ignore[operator]
-    return table
 
 
 def initial_vectors(
@@ -193,7 +91,7 @@ def _plain_ids(tokenizer: Any, text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
     except Exception as error:  # the library raises whatever damaged files make it
         raise ModelError(
-            f"model: its tokenizer can not read {text[:80]!r} ({error}); its files may be damaged, copy them again"
+            f"model: its tokenizer cannot read {text[:80]!r} ({error}); its files may be damaged, copy them again"
         ) from error
 
 

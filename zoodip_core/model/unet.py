@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .building import give_back_freed
+from .allocator import give_back_freed
 
 _LARGE = 100_000
 """Numbers in a block's output from which on its temporaries are worth returning: tens of megabytes."""

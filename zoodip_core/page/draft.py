@@ -21,16 +21,9 @@ from typing import Any
 from PIL import Image
 
 from ..base.errors import CaptionError, ImagesError
-from ..base.files import (
-    is_newer,
-    read_object,
-    sha256_of,
-    storage_errors,
-    whole_text,
-    write_atomically,
-    written_atomically,
-)
-from ..base.paths import plain
+from ..base.files import is_newer, read_object, sha256_of, storage_errors, write_atomically, written_atomically
+from ..base.names import plain
+from ..base.texts import whole_text
 from ..data.images import FORMATS, MAX_FILE_BYTES, MAX_PICTURES, SUFFIXES, find_images, open_picture
 from ..data.prompts import read_listed, read_text
 from ..tiny import concepts
@@ -93,12 +86,14 @@ class Draft:
     def values(self) -> dict[str, Any]:
         """The form's values; none if there are none, or their file is damaged or of another version.
 
-        A newer version's is no reason to refuse the page: it begins empty, see :meth:`keep`.
+        A newer version's is not a reason to refuse the page: it begins empty, see :meth:`keep`.
         """
         with _lock:
             data = read_object(self._values)
         values = data.get("values")
-        return values if data.get("version") == VERSION and isinstance(values, dict) else {}
+        if data.get("version") != VERSION or not isinstance(values, dict):
+            return {}
+        return {"preset" if name == "pace" else name: value for name, value in values.items()}  # as it was called once
 
     def keep(self, values: Mapping[str, Any]) -> None:
         """Add or change some of the form's values, which JSON must be able to hold.
@@ -106,7 +101,7 @@ class Draft:
         The file of a newer ZOODiP is not written over but set aside, for when that is used again.
 
         Raises:
-            StorageError: they can not be written.
+            StorageError: they cannot be written.
         """
         with _lock:
             before = self.values()
@@ -142,7 +137,7 @@ class Draft:
         return {"images": tuple(str(picture.path) for picture in pictures), "captions": captions}
 
     def write_references(self, folder: Path) -> dict[str, Any]:
-        """Copy the pictures and captions into a new run's folder, so that the run can go on by itself.
+        """Copy the pictures and captions into a new run's folder, so that the run can be resumed by itself.
 
         Returns:
             The settings ``images`` and ``captions`` of :class:`TrainConfig` that stand for them.
@@ -312,7 +307,7 @@ class Draft:
         Raises:
             ImagesError: there is no such picture.
             CaptionError: it is far too long.
-            StorageError: it can not be written.
+            StorageError: it cannot be written.
         """
         with _lock:
             path = self._file(name)
@@ -334,7 +329,7 @@ class Draft:
 
         Raises:
             ImagesError: there is no such picture.
-            StorageError: it can not be deleted.
+            StorageError: it cannot be deleted.
         """
         with _lock:
             path = self._file(name)
@@ -346,7 +341,7 @@ class Draft:
         """Take all pictures out, with their captions; the form's values stay.
 
         Raises:
-            StorageError: they can not be deleted.
+            StorageError: they cannot be deleted.
         """
         with _lock:
             for path in self._files():
@@ -459,7 +454,7 @@ class _Known:
         self._hashes: dict[Path, str] = {}
 
     def add(self, path: Path, name: str) -> tuple[Path, str] | None:
-        """Add a file; or if one of the same bytes is known, return that. What can not be read, or used, is no twin."""
+        """Add a file; or if one of the same bytes is known, return that. What cannot be read, or used, is none."""
         try:
             size = path.stat().st_size
             if size > MAX_FILE_BYTES:
@@ -489,13 +484,13 @@ def _in_folder(folder: Path) -> tuple[list[Path], list[str]]:
     """
     try:
         if not folder.is_dir():
-            raise ImagesError(f"{folder} is no folder; give the path of the folder that the pictures are in")
+            raise ImagesError(f"{folder} is not a folder; give the path of the folder that the pictures are in")
         others = [path.name for path in folder.iterdir() if path.suffix.lower() not in (*SUFFIXES, ".txt", ".json")]
         return find_images([folder]), sorted(name for name in others if not name.startswith(".") and "." in name)
     except ImagesError:
         raise
     except (OSError, ValueError) as error:  # a name too long, a NUL in it, no permission
-        raise ImagesError(f"{folder} can not be read ({error}); give the path of a folder of pictures") from error
+        raise ImagesError(f"{folder} cannot be read ({error}); give the path of a folder of pictures") from error
 
 
 def _other_kind(shown: str, suffix: str) -> str:
@@ -507,7 +502,7 @@ def _other_kind(shown: str, suffix: str) -> str:
 
 
 def _why_not(given: _Given) -> str | None:
-    """Why a picture can not be used, None if it can."""
+    """Why a picture cannot be used, None if it can."""
     path, shown = given.path, given.shown
     try:
         path.stat()
@@ -515,7 +510,7 @@ def _why_not(given: _Given) -> str | None:
         if _moves(path):
             return f"{shown} is animated; save one picture of it as PNG"
     except OSError as error:
-        return f"{shown} can not be read ({error.strerror or error}); add it again"
+        return f"{shown} cannot be read ({error.strerror or error}); add it again"
     except ImagesError as error:
         return str(error).replace(str(path), shown)
     return None
@@ -558,21 +553,21 @@ def _caption_in(path: Path, shown: str) -> str:
     """A caption file's text, all of it one caption as in A1111.
 
     Raises:
-        CaptionError: it can not be read, is not UTF-8, or far too long.
+        CaptionError: it cannot be read, is not UTF-8, or far too long.
     """
     try:
         if path.stat().st_size > 4 * MAX_CAPTION:
             raise CaptionError(f"{shown} is too large for a caption; write a sentence, or leave it out")
         text = read_text(path)
     except OSError as error:
-        raise CaptionError(f"{shown} can not be read ({error.strerror}); add it again") from error
+        raise CaptionError(f"{shown} cannot be read ({error.strerror}); add it again") from error
     except CaptionError as error:
         raise CaptionError(str(error).replace(str(path), shown)) from None
     return _checked(" ".join(text.split()), shown)
 
 
 def _checked(text: str, where: str) -> str:
-    """Captions without blank lines, and without what UTF-8 can not hold.
+    """Captions without blank lines, and without what UTF-8 cannot hold.
 
     Raises:
         CaptionError: they are far too long.
@@ -584,7 +579,7 @@ def _checked(text: str, where: str) -> str:
 
 
 def _listed(file: Path, paths: Sequence[Path]) -> tuple[dict[str, str], list[str]]:
-    """The captions in a JSON file by the names of the pictures, and a line if it can not be used."""
+    """The captions in a JSON file by the names of the pictures, and a line if it cannot be used."""
     try:
         if not file.is_file():
             return {}, []
@@ -597,7 +592,7 @@ def _listed(file: Path, paths: Sequence[Path]) -> tuple[dict[str, str], list[str
     except CaptionError as error:
         return {}, [f"no captions were taken: {error}"]
     except (OSError, RecursionError):
-        return {}, [f"no captions were taken: {file} can not be read"]
+        return {}, [f"no captions were taken: {file} cannot be read"]
 
 
 def _one_line(text: str) -> str:

@@ -62,7 +62,7 @@ def listen(
 def edited(component: Any) -> Any:
     """The event of a person changing a component's value.
 
-    Where a handler can not be asked to have the last word (see ``last`` of :func:`listen`), an event for each key could
+    Where a handler cannot be asked to have the last word (see ``last`` of :func:`listen`), an event for each key could
     leave an older value; there a text or number tells when it is left.
     """
     if "trigger_mode" in inspect.signature(component.input).parameters:

@@ -15,11 +15,12 @@ from gradio.context import Context
 from ..base.errors import ConfigError
 from ..base.origins import OnlyOwnPages
 from ..data.images import MAX_FILE_BYTES
-from ..jobs.history import Run
 from ..jobs.installer import Installer
-from ..jobs.queue import RUNNING, STOPPING, WAITING, Job
+from ..jobs.job import Job, Run
+from ..jobs.protocol import RUNNING, STOPPING, WAITING
+from ..train.settings import CHOICE, SWITCH, TEXT, WHOLE
 from . import form, views
-from .form import ADVANCED, FIELDS, MODEL_FIELDS, NAMES, PACE_FIELDS, TOKEN_FIELDS, Field
+from .form import IN_SIGHT, Field
 from .gradios import UNSEEN, attempt, edited, fitting, html, listen, picture_box, pictured, shown
 from .pictures_tab import Pictures
 from .runs_tab import Runs, replaceable
@@ -89,43 +90,46 @@ class Page:
     def _add_form(self) -> None:
         html(views.heading(1, "Model"))
         with gr.Row():
-            for each in MODEL_FIELDS:
-                self._add_field(each)
+            self._add_fields("model")
             self._refresh_models = gr.Button(
                 "Look again", size="sm", scale=1, min_width=100, elem_id="zoodip_refresh_models"
             )
         html(views.heading(2, "Pictures of the subject"))
         self._pictures.build()
-        html(views.heading(3, "Token and pace"))
+        html(views.heading(3, "Token and preset"))
         with gr.Row():
-            for each in TOKEN_FIELDS:
-                self._add_field(each)
-        for each in PACE_FIELDS:
-            self._add_field(each)
+            self._add_fields("token")
+        self._add_fields("preset")
         with gr.Accordion("Every setting", open=False, elem_id="zoodip_settings"):
-            for title, fields in ADVANCED.items():
+            for title, fields in form.groups().items():
                 gr.Markdown(f"**{title}**")
                 for first in range(0, len(fields), 3):
                     with gr.Row():
                         for each in fields[first : first + 3]:
                             self._add_field(each)
 
+    def _add_fields(self, place: str) -> None:
+        fields = {each.name: each for each in form.fields()}
+        for name in IN_SIGHT[place]:
+            self._add_field(fields[name])
+
     def _add_field(self, each: Field) -> None:
-        common = {"label": each.label, "info": each.info, "value": each.value, "elem_id": f"zoodip_{each.name}"}
+        about = each.setting
+        common = {"label": about.label, "info": about.explained, "value": each.value, "elem_id": f"zoodip_{each.name}"}
         made: Any
-        if each.kind == form.MODEL:
+        if each.name == "model":
             names = self.studio.models()
             made = gr.Dropdown(names, **{**common, "value": names[0]}, allow_custom_value=True, scale=4)
-        elif each.kind == form.CHOICE and len(each.choices) == 3:
+        elif each.kind == CHOICE and len(each.choices) == 3:
             made = gr.Radio(list(each.choices), **common)
-        elif each.kind == form.CHOICE:
+        elif each.kind == CHOICE:
             made = gr.Dropdown(list(each.choices), **common)
-        elif each.kind == form.TICK:
+        elif each.kind == SWITCH:
             made = gr.Checkbox(**common)
-        elif each.kind == form.TEXT:
+        elif each.kind == TEXT:
             made = gr.Textbox(**common, max_lines=1)
         else:
-            made = gr.Number(**common, precision=0 if each.kind == form.WHOLE else None)
+            made = gr.Number(**common, precision=0 if each.kind == WHOLE else None)
         self._fields[each.name] = made
 
     def _add_work(self) -> None:
@@ -133,7 +137,7 @@ class Page:
         with gr.Row():
             self._start = gr.Button("Start", variant="primary", elem_id="zoodip_start", min_width=110)
             self._stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="zoodip_stop", min_width=110)
-            self._go_on = gr.Button("Continue", visible=False, elem_id="zoodip_continue", min_width=110)
+            self._resume = gr.Button("Resume", visible=False, elem_id="zoodip_resume", min_width=110)
         with gr.Row():
             small: dict[str, Any] = {"size": "sm", "min_width": 110}
             self._check = gr.Button("Check, predict memory", elem_id="zoodip_check", **small)
@@ -155,7 +159,7 @@ class Page:
     # ------------------------------------------------------------ the form
 
     def _wire_form(self) -> None:
-        for each in FIELDS:
+        for each in form.fields():
             component = self._fields[each.name]
             outputs = [self._pictures.gallery] if each.name in ("crop", "background") else None
             listen(edited(component), self._keeper(each), [component], outputs, last=True)
@@ -173,7 +177,7 @@ class Page:
 
     def _values(self) -> list[Any]:
         kept = form.filled({**self.studio.host.defaults(), **self.studio.draft.values()})
-        place, models = NAMES.index("model"), self.studio.models()
+        place, models = form.names().index("model"), self.studio.models()
         kept[place] = gr.update(choices=models, value=kept[place] or models[0])
         return kept
 
@@ -184,7 +188,7 @@ class Page:
         listen(self._start.click, self._started, values, [self._notice, self._overwrite])
         listen(self._check.click, self._checked, values, [self._notice, self._overwrite])
         listen(self._stop.click, self._stopped, None, told)
-        listen(self._go_on.click, self._gone_on, None, told)
+        listen(self._resume.click, self._resumed, None, told)
         listen(self._sample_now.click, lambda: self._asked("sample"), None, told)
         listen(self._save_now.click, lambda: self._asked("save"), None, told)
         listen(self._drop_waiting.click, self._dropped_waiting, None, told)
@@ -219,7 +223,7 @@ class Page:
 
     def _asked_to_replace(self, values: Sequence[Any], done: bool) -> Any:
         """The box that allows to replace a token's file: there while it is in question."""
-        token = str(values[NAMES.index("token")] or "").strip()
+        token = str(values[form.names().index("token")] or "").strip()
         in_question = replaceable(self.studio, token)
         return gr.update(visible=in_question) if not done else gr.update(visible=in_question and bool(values[-1]))
 
@@ -233,15 +237,15 @@ class Page:
 
         return shown(attempt(stop))
 
-    def _gone_on(self) -> Any:
-        def go_on() -> str:
-            run = self._to_go_on()
+    def _resumed(self) -> Any:
+        def resume() -> str:
+            run = self._resumable()
             if run is None:
-                raise ConfigError("there is no run to go on with")
-            job = self.studio.go_on(run.name)
+                raise ConfigError("there is no run to resume")
+            job = self.studio.resume(run.name)
             return "" if job.message == WAITING else f"{job.token}: {job.message}"
 
-        return shown(attempt(go_on))
+        return shown(attempt(resume))
 
     def _dropped_waiting(self) -> Any:
         def drop() -> str:
@@ -257,9 +261,9 @@ class Page:
             self.studio.jobs.ask(job.id, command)
         return shown("")
 
-    def _to_go_on(self) -> Run | None:
+    def _resumable(self) -> Run | None:
         """The newest run that was not finished and is not at work."""
-        return next((r for r in self.studio.runs() if r.can_go_on and not self.studio.jobs.busy(r.folder)), None)
+        return next((r for r in self.studio.runs() if r.can_resume and not self.studio.jobs.busy(r.folder)), None)
 
     def _waiting(self) -> list[Job]:
         """Jobs behind the one that is shown."""
@@ -281,7 +285,7 @@ class Page:
         loaded = listen(root.load, self._loaded, None, [*self._fields.values(), *pictures])
         listen(loaded.then, None, js=_LOOK)
         live = [self._seen, self._status, self._sample, *self._runs.outputs]
-        live += [self._start, self._stop, self._go_on, self._sample_now, self._save_now, self._drop_waiting]
+        live += [self._start, self._stop, self._resume, self._sample_now, self._save_now, self._drop_waiting]
         live += [self._installation, self._installing, self._install, self._stop_installing]
         listen(self._look_now.click, self._look, [self._seen, self._runs.chosen], live, queue=False)
 
@@ -304,7 +308,7 @@ class Page:
         sample = job.sample if job else None
         return [
             seen,
-            *fresh("status", (status, state), lambda: [shown(status or views.idle(self._to_go_on()))]),
+            *fresh("status", (status, state), lambda: [shown(status or views.idle(self._resumable()))]),
             *fresh("sample", sample, lambda: [pictured(sample)]),
             *fresh("runs", state, lambda: self._runs.follow(run)),
             *fresh("buttons", state, lambda: self._buttons(job, len(waiting))),
@@ -312,13 +316,13 @@ class Page:
         ]
 
     def _buttons(self, job: Job | None, waiting: int) -> list[Any]:
-        at_work, to_go_on = job is not None and job.open, self._to_go_on()
+        at_work, resumable = job is not None and job.open, self._resumable()
         learning = job is not None and job.state == RUNNING and job.kind != "show"
-        label = f"Continue {to_go_on.name}" if to_go_on else "Continue"
+        label = f"Resume {resumable.name}" if resumable else "Resume"
         return [
             gr.update(value="Start the next" if at_work else "Start"),
             gr.update(value="End at once" if job and job.state == STOPPING else "Stop", interactive=at_work),
-            gr.update(value=label, visible=to_go_on is not None and not at_work),
+            gr.update(value=label, visible=resumable is not None and not at_work),
             gr.update(visible=learning),
             gr.update(visible=learning),
             gr.update(visible=waiting > 0),
@@ -373,7 +377,7 @@ def launch(studio: Studio, *, host: str, port: int, password: str = "") -> Any:
     queue = fitting(gr.Blocks.queue, default_concurrency_limit=_PAGES) or {"concurrency_count": _PAGES}
     page = make_page(studio).queue(max_size=_WAITING, **queue)
     page.launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host else host,
         server_port=port,
         auth=("zoodip", password) if password else None,
         share=False,

@@ -13,9 +13,10 @@ import gradio as gr
 
 from ..base.errors import TokenError
 from ..base.files import write_atomically
-from ..jobs.history import Run, losses_of
-from ..jobs.queue import FAILED
-from ..model.tokens import check_name, file_stem
+from ..base.names import check_name, file_stem
+from ..jobs.history import losses_of
+from ..jobs.job import Run
+from ..jobs.protocol import FAILED
 from . import views
 from .gradios import attempt, html, listen, picture_box, pictured, shown
 from .studio import Studio
@@ -40,7 +41,7 @@ class Runs:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 self._list = gr.Radio([], label="Runs, newest first", elem_id="zoodip_run_list")
-                # gradio refuses a radio's value that is no choice any more, with words of its own.
+                # gradio refuses a radio's value that is not a choice any more, with words of its own.
                 self.chosen = gr.Textbox("", visible=False)
                 self._refresh = gr.Button("Look again", size="sm", elem_id="zoodip_refresh_runs")
             with gr.Column(scale=3, min_width=300):
@@ -59,7 +60,7 @@ class Runs:
         publish = "Use in prompt" if self._prompt is not None else "Put into the embeddings folder"
         with gr.Row():
             self._use = gr.Button(publish, variant="primary", visible=False, elem_id="zoodip_use")
-            self._go_on = gr.Button("Continue", visible=False, elem_id="zoodip_continue_run")
+            self._resume = gr.Button("Resume", visible=False, elem_id="zoodip_resume_run")
         with gr.Row():
             self._show = gr.Button("Draw before and after", size="sm", visible=False, elem_id="zoodip_show")
             self._delete = gr.Button("Delete", variant="stop", size="sm", elem_id="zoodip_delete")
@@ -77,12 +78,12 @@ class Runs:
         with gr.Accordion("Take more steps than planned", open=False, elem_id="zoodip_more"), gr.Row():
             self._steps = gr.Number(
                 label="Steps in all",
-                info="For runs of the pace paper, or with constant learning rate and mu and no checks.",
+                info="For runs of the preset paper, or with constant learning rate and mu and no checks.",
                 value=0,
                 precision=0,
                 scale=2,
             )
-            self._go_further = gr.Button("Continue to as many", size="sm", scale=1)
+            self._resume_to = gr.Button("Resume to as many", size="sm", scale=1)
 
     def wire(self, tab: Any) -> None:
         """Attach the handlers; ``tab`` is the one that this is in."""
@@ -90,8 +91,8 @@ class Runs:
         for event in (tab.select, self._refresh.click):
             listen(event, self.look, chosen, [self._list])
         listen(self._list.change, self._choose, [self._list], [self.chosen, self._notice, *self._details])
-        listen(self._go_on.click, self._continued, chosen, told)
-        listen(self._go_further.click, self._continued, [self.chosen, self._steps], told)
+        listen(self._resume.click, self._resumed, chosen, told)
+        listen(self._resume_to.click, self._resumed, [self.chosen, self._steps], told)
         listen(self._show.click, self._shown, chosen, told)
         listen(self._delete.click, lambda: gr.update(visible=True), None, [self._really])
         listen(self._no.click, lambda: gr.update(visible=False), None, [self._really])
@@ -129,7 +130,7 @@ class Runs:
 
     @property
     def _details(self) -> list[Any]:
-        box = [self._hint, self._box, self._head, self._before_after, self._use, self._go_on, self._show]
+        box = [self._hint, self._box, self._head, self._before_after, self._use, self._resume, self._show]
         return [*box, self._replace, self._really, self._chart, self._file, self._settings]
 
     def _choose(self, name: str | None) -> list[Any]:
@@ -148,7 +149,7 @@ class Runs:
             shown(views.run_head(run)),
             {**pictured(run.before_after or run.sample), "label": drawn if run.before_after else "Samples"},
             gr.update(visible=has_token and has_folder),
-            gr.update(visible=run.can_go_on, value=f"Continue at step {run.step:,}"),
+            gr.update(visible=run.can_resume, value=f"Resume at step {run.step:,}"),
             gr.update(visible=has_token, value="Draw it again" if run.before_after else "Draw before and after"),
             gr.update(visible=False, value=False),
             gr.update(visible=False),
@@ -175,8 +176,8 @@ class Runs:
 
     # ------------------------------------------------------------ what is done
 
-    def _continued(self, name: str, steps: float | None = 0) -> Any:
-        return self._queued(lambda: self._studio.go_on(name, int(steps or 0)), f"{name} goes on; see the tab Train")
+    def _resumed(self, name: str, steps: float | None = 0) -> Any:
+        return self._queued(lambda: self._studio.resume(name, int(steps or 0)), f"{name} is resumed; see the tab Train")
 
     def _shown(self, name: str) -> Any:
         return self._queued(lambda: self._studio.show(name), f"{name} is being drawn; the pictures appear here")

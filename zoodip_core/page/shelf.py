@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..base.errors import EmbeddingFileError, TokenError
 from ..base.files import write_atomically
-from ..model.tokens import check_name, file_stem
+from ..base.names import check_name, file_stem
 
 PICTURES = (".png", ".webp", ".jxl", ".avif")
 """Webuis take them for embeddings where one is hidden in them, and for thumbnails of the file beside them."""
@@ -27,13 +27,13 @@ class Shelf:
         """Where a token's file goes.
 
         Raises:
-            TokenError: it can not name a file; it may be what a file says.
+            TokenError: it cannot name a file; it may be what a file says.
         """
         check_name(token)
         return self.folder / f"{file_stem(token)}.safetensors"
 
     def taken(self, token: str) -> Path | None:
-        """A file that prompts find under the token's name: one that can not be replaced before one that can."""
+        """A file that prompts find under the token's name: one that cannot be replaced before one that can."""
         target = self.target(token)
         found = [path for path in self._named(file_stem(token).lower()) if not _is_thumbnail(path, target)]
         return next((path for path in found if not _is_same(path, target)), found[0] if found else None)
@@ -47,7 +47,7 @@ class Shelf:
         """Refuse a token whose name is taken.
 
         Raises:
-            TokenError: it is, and its file may not be replaced, or is not the only one; or it can not name a file.
+            TokenError: it is, and its file may not be replaced, or is not the only one; or it cannot name a file.
         """
         there = self.taken(token)
         if there is None or (replace and self.replaceable(token)):
@@ -59,7 +59,7 @@ class Shelf:
             )
         raise TokenError(
             f"token {token!r}: {there.name} is in the embeddings folder already. Tick 'Replace the file of this "
-            "name' if it shall be replaced when the training ends, or choose another name"
+            "name' to have it replaced when the training ends, or choose another name"
         )
 
     def put(self, token: str, content: bytes, *, replace: bool = False, another_name: bool = False) -> Path:
@@ -70,9 +70,9 @@ class Shelf:
             another_name: take the next free name where it may not.
 
         Raises:
-            TokenError: it can not name a file.
+            TokenError: it cannot name a file.
             EmbeddingFileError: the name is taken.
-            StorageError: it can not be written.
+            StorageError: it cannot be written.
         """
         there, target = self.taken(token), self.target(token)
         if there is not None and not (self.replaceable(token) and (replace or there.read_bytes() == content)):

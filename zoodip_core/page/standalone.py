@@ -15,14 +15,15 @@ from typing import Any
 from ..base.errors import ConfigError
 from ..base.files import make_folder
 from ..base.origins import is_loopback
-from ..jobs.queue import Job
+from ..jobs.job import Job
 from ..model.checkpoints import SUFFIXES
+from .studio import Studio
 
 PASSWORD = "ZOODIP_PASSWORD"
 
 
 class Alone:
-    """A :class:`studio.Host` with nothing beside it.
+    """A :class:`studio.PageHost` with nothing beside it.
 
     Args:
         home: the folder in which runs are kept.
@@ -91,7 +92,7 @@ def _models_in(top: Path) -> Iterator[Path]:
         else:
             yield from (here / name for name in files if name.lower().endswith(SUFFIXES))
         real = here.resolve()
-        if "model_index.json" in files or real in walked:  # its parts are no models; or a link led back
+        if "model_index.json" in files or real in walked:  # its parts are not models; or a link led back
             below.clear()
         walked.add(real)
 
@@ -116,7 +117,7 @@ def password_for(host: str) -> str:
 
 
 def check_address(host: str, port: int) -> None:
-    """Refuse an address that can not be listened on.
+    """Refuse an address that cannot be listened on.
 
     Raises:
         ConfigError: the port is taken or may not be used, or the address is not this computer's.
@@ -137,37 +138,22 @@ def check_address(host: str, port: int) -> None:
         raise ConfigError(f"--listen {host}: this computer has no such address") from error
 
 
-def open_page(home: Path, models: tuple[Path, ...], embeddings: Path | None, host: str, port: int) -> None:
-    """Serve the page until Ctrl-C.
+def make_studio(home: Path, models: tuple[Path, ...], embeddings: Path | None, host: str) -> Studio:
+    """What is behind the page that is served at an address; its folders are made.
 
     Raises:
-        ConfigError: gradio is missing, the address can not be listened on, or a password is needed.
-        StorageError: a folder can not be made.
+        ConfigError: a folder of models does not exist.
+        StorageError: a folder cannot be made.
     """
-    password = password_for(host)
     for folder in models:
         if not folder.is_dir():
             raise ConfigError(f"--models {folder}: there is no such folder")
     for folder in (home, *([embeddings] if embeddings else [])):
         make_folder(folder)
-    check_address(host, port)
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        from .page import serve
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise ConfigError(f'the page needs gradio: "{sys.executable}" -m pip install "gradio>=4.40"') from None
-    from .studio import Studio
+    return Studio(Alone(home, models, embeddings, for_others=not is_loopback(host)))
 
-    name = f"[{host}]" if ":" in host else host
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else name
 
-    def ready() -> None:
-        print(f"ZOODiP: http://{shown}:{port} (runs are kept in {home}; Ctrl-C ends it)", flush=True)
-
-    try:
-        studio = Studio(Alone(home, models, embeddings, for_others=not is_loopback(host)))
-        serve(studio, host=name, port=port, password=password, ready=ready)
-    except OSError as error:  # taken meanwhile
-        raise ConfigError(f"--port {port}: another program listens there; choose another one") from error
+def address_of(host: str, port: int) -> str:
+    """What to open in a browser on this computer for a page that listens there."""
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::", "localhost") else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}"

@@ -10,30 +10,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..base.errors import ConfigError, EmbeddingFileError, PathError, RunFolderError, TokenError
+from ..base.errors import EmbeddingFileError, PathError, RunFolderError, TokenError
+from ..base.names import check_name
 from ..base.paths import typed
-from ..jobs import queue as jobs
 from ..jobs.environment import Trainer, find_trainer
-from ..jobs.history import RUN, Run, delete_run, find_run, list_runs, new_folder, task_of, write_outcome
-from ..jobs.queue import FAILED, FINISHED, Job, Jobs, python_of
-from ..model.load import TINY
-from ..model.tokens import check_name
+from ..jobs.history import delete_run, find_run, list_runs, new_folder
+from ..jobs.job import Job, Run
+from ..jobs.job_folder import RUN, preset_in, task_of, write_outcome
+from ..jobs.process import ask, python_of
+from ..jobs.protocol import FAILED, FINISHED
+from ..jobs.queue import JobHost, Jobs
+from ..model.kinds import TINY
 from ..train.config import TrainConfig
-from ..train.presets import PACES
+from ..train.presets import PRESET
 from ..train.run_folder import CONFIG, RunFolder
+from ..train.settings import given
 from .draft import Draft
+from .form import OWN
 from .shelf import Shelf
 
 TINY_LABEL = "the embedded tiny model"
-LEFT_TO_PACE = {
-    **dict.fromkeys(("steps", "n", "mu", "mu_end", "lr", "tau", "nu", "t_lower", "t_upper", "sample_every"), 0),
-    **dict.fromkeys(("averaging", "checks", "patience"), -1),
-    **dict.fromkeys(("lr_schedule", "optimizer", "directions", "subspace_gradient", "adapt_mu"), "auto"),
-}
-"""Settings that the form may leave to the pace and the model, and how it says so."""
 
 
-class Host(jobs.Host, Protocol):
+class PageHost(JobHost, Protocol):
     """What the page asks of the program it is part of."""
 
     name: str
@@ -75,7 +74,7 @@ class Studio:
         host: the program that the page is part of.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: PageHost) -> None:
         self.host = host
         self.jobs = Jobs(host, self.trainer, self._done)
 
@@ -95,22 +94,18 @@ class Studio:
     # ------------------------------------------------------------ the form
 
     def settings(self, form: Mapping[str, Any]) -> dict[str, Any]:
-        """The run's settings that a form stands for, without its images; what is left to the pace is left out.
+        """The run's settings that a form stands for, without its images; what is left to the preset is left out.
 
         Args:
-            form: by the names of :class:`TrainConfig`, with the model as :meth:`models` names it; see
-                :data:`LEFT_TO_PACE`. ``pace``, ``overwrite`` and ``keep_copy`` are the form's own.
+            form: by the names of :class:`TrainConfig`, with the model as :meth:`models` names it. ``preset``,
+                ``overwrite`` and ``keep_copy`` are the form's own.
 
         Raises:
             ZoodipError: of the kind that tells what is wrong.
         """
-        named = {key: value for key, value in form.items() if key not in ("pace", "overwrite", "keep_copy")}
-        named = {key: value for key, value in named.items() if value is not None and value != LEFT_TO_PACE.get(key)}
-        for name in ("subspace_gradient", "adapt_mu"):
-            if named.get(name) in ("on", "off"):
-                named[name] = named[name] == "on"
-        if form.get("pace", "default") not in PACES:
-            raise ConfigError(f"pace = {form['pace']!r}: choose one of {', '.join(PACES)}")
+        named = {key: value for key, value in form.items() if key not in ("preset", "overwrite", "keep_copy")}
+        named = given(named, OWN)
+        PRESET.check(form.get("preset", "default"))
         label = str(named.get("model") or TINY_LABEL).strip()
         named["model"] = TINY if label in (TINY, TINY_LABEL) else str(self._model_path(label))
         if form.get("keep_copy") and named["model"] != TINY:
@@ -161,7 +156,7 @@ class Studio:
         if self.shelf:
             self.shelf.check_free(settings["token"], bool(form.get("overwrite")))
         references = (draft or self.draft).references()
-        return jobs.ask(python, "check", settings={**settings, **references}, pace=form.get("pace", "default"))
+        return ask(python, "check", settings={**settings, **references}, preset=form.get("preset", "default"))
 
     # ------------------------------------------------------------ jobs
 
@@ -181,35 +176,35 @@ class Studio:
         try:
             settings |= draft.write_references(folder)
             return self.jobs.submit(
-                "train", folder, token, settings=settings, pace=form.get("pace", "default"), replace=replace
+                "train", folder, token, settings=settings, preset=form.get("preset", "default"), replace=replace
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def go_on(self, name: str, steps: int = 0) -> Job:
-        """Queue the rest of a run, or up to more steps.
+    def resume(self, name: str, steps: int = 0) -> Job:
+        """Queue the rest of a run, or more steps.
 
         Args:
             name: of the run.
             steps: in all; 0 for as many as it was made for.
 
         Raises:
-            RunFolderError: no such run, or it can not go on.
+            RunFolderError: no such run, or it cannot be resumed.
         """
         run = self.run(name)
-        if not run.can_go_on and not steps:
+        if not run.can_resume and not steps:
             why = run.message or f"it has taken all its {run.steps} steps; ask for more"
-            raise RunFolderError(f"{name} can not go on: {why}")
+            raise RunFolderError(f"{name} cannot be resumed: {why}")
         task = task_of(run.folder)
         changes: dict[str, Any] = {"steps": steps} if steps else {}
         replace = bool(task.get("replace"))
         if run.settings.get("cache") not in (None, self._cache):  # a run's files do not say what else is written
             changes["cache"] = None
         if not (run.run / CONFIG).is_file():  # it had to wait, and the program ended before it had begun
-            settings, pace = {**task.get("settings", {}), **changes}, task.get("pace", "default")
-            return self.jobs.submit("train", run.folder, run.token, settings=settings, pace=pace, replace=replace)
-        RunFolder.open(run.run, changes)  # what it can not do is said now
+            settings, preset = {**task.get("settings", {}), **changes}, preset_in(task)
+            return self.jobs.submit("train", run.folder, run.token, settings=settings, preset=preset, replace=replace)
+        RunFolder.open(run.run, changes)  # what it cannot do is said now
         return self.jobs.submit("resume", run.folder, run.token, changes=changes, replace=replace)
 
     def show(self, name: str) -> Job:
@@ -275,7 +270,7 @@ class Studio:
         Raises:
             EmbeddingFileError: there is no token yet, no such folder, or the name is taken.
             TokenError: the run's files give it a name that is none.
-            StorageError: it can not be written.
+            StorageError: it cannot be written.
         """
         run, shelf = self._with_token(name), self.shelf
         if shelf is None:
@@ -288,5 +283,5 @@ class Studio:
     def _with_token(self, name: str) -> Run:
         run = self.run(name)
         if run.embedding is None:
-            raise EmbeddingFileError(f"{name} has no token yet; go on with the run first")
+            raise EmbeddingFileError(f"{name} has no token yet; resume the run first")
         return run

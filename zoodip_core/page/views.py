@@ -8,10 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..base.files import whole_text
-from ..jobs.history import Run
-from ..jobs.queue import FAILED, FINISHED, Job
-from .form import FIELDS
+from ..base.texts import whole_text
+from ..data.curves import smooth
+from ..jobs.job import Job, Run
+from ..jobs.protocol import FAILED, FINISHED
+from .form import fields
 
 STYLE = """<style>
 .zoodip-title{display:flex;flex-wrap:wrap;align-items:baseline;gap:0 1em;padding:4px 0}
@@ -60,14 +61,11 @@ TITLE = """<style>.gradio-container .app{max-width:1400px!important;padding-top:
 <div class="zoodip-title"><h1>ZOODiP</h1><p>Teach Stable Diffusion a new subject or style, with forward passes only.</p>
 </div>"""
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 640, 210, 52, 14, 24, 22
-_POINTS = 240
 _LONGEST = 200
-_ENDLESS = 1e100
-"""From here on a loss is as good as infinite, and its square may be."""
 
 
 def escape(text: str) -> str:
-    """A text in HTML; what is no text in it, as in the name of a file that is none, is a question mark."""
+    """A text in HTML; what is not text in it, as in the name of a file that is none, is a question mark."""
     return html.escape(text.encode("utf-8", "replace").decode("utf-8"))
 
 
@@ -95,7 +93,7 @@ def notice(text: str, kind: str = "") -> str:
     return f'<div class="zoodip-box zoodip-{kind}"{role}>{lines}</div>'
 
 
-def idle(to_go_on: Run | None) -> str:
+def idle(resumable: Run | None) -> str:
     """What to do first, as long as nothing was trained."""
     lines = [
         "Choose a model, and add three to ten pictures of your subject.",
@@ -104,10 +102,10 @@ def idle(to_go_on: Run | None) -> str:
     ]
     steps = "".join(f"<li>{line}</li>" for line in lines)
     more = "<p>Just to see it work, choose a bundled subject: the embedded model learns it in minutes.</p>"
-    if to_go_on is not None:
+    if resumable is not None:
         more = (
-            f"<p><b>{escape(to_go_on.name)}</b> was not finished: Continue goes on at step {to_go_on.step:,} of "
-            f"{to_go_on.steps:,}.</p>"
+            f"<p><b>{escape(resumable.name)}</b> was not finished: Resume starts at step {resumable.step:,} of "
+            f"{resumable.steps:,}.</p>"
         )
     return f'<div class="zoodip-box" data-state="idle"><ol>{steps}</ol>{more}</div>'
 
@@ -184,8 +182,8 @@ def run_details(run: Run) -> str:
     """A run's settings."""
     rows = [("Model", run.model)]
     rows += [
-        (each.label, _setting(run.settings[each.name]))
-        for each in FIELDS
+        (each.setting.label, _setting(run.settings[each.name]))
+        for each in fields()
         if each.name in run.settings and each.name not in ("model", "token")
     ]
     cells = "".join(f"<span>{escape(label)}<b>{escape(text)}</b></span>" for label, text in rows)
@@ -253,12 +251,12 @@ def ago(seconds: float) -> str:
 
 def chart(losses: Sequence[float]) -> str:
     """The losses so far as an SVG: their running mean, and a standard deviation to either side of it as a band."""
-    groups = _grouped(losses)
-    if not groups:
+    smoothed = smooth(losses)
+    if not smoothed:
         return ""
-    places, means, spreads = _running(groups)
-    lows = [max(0.0, mean - spread) for mean, spread in zip(means, spreads, strict=True)]
-    highs = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
+    places, means = [point.step for point in smoothed], [point.mean for point in smoothed]
+    lows = [max(0.0, point.mean - point.spread) for point in smoothed]
+    highs = [point.mean + point.spread for point in smoothed]
     last, most = max(len(losses), 10), max(highs) * 1.05
     levels = _ticks(most, 4)
     across, high = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM - _TOP
@@ -301,23 +299,3 @@ def _ticks(top: float, count: int) -> list[float]:
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
     return [step * i for i in range(int(top / step * 1.0001) + 1)]
-
-
-def _grouped(losses: Sequence[float]) -> list[tuple[float, Sequence[float]]]:
-    """Neighbouring steps together, a group for each point of a chart, with their places; without what is no number."""
-    each = max(1, math.ceil(len(losses) / _POINTS))
-    groups = ((i + (len(losses[i : i + each]) + 1) / 2, losses[i : i + each]) for i in range(0, len(losses), each))
-    finite = ((place, [loss for loss in group if abs(loss) < _ENDLESS]) for place, group in groups)
-    return [(place, group) for place, group in finite if group]
-
-
-def _running(groups: Sequence[tuple[float, Sequence[float]]]) -> tuple[list[float], list[float], list[float]]:
-    """Places, and mean and standard deviation over about a tenth of the groups around each."""
-    half = max(1, len(groups) // 20)
-    sums = [(len(group), sum(group), sum(loss * loss for loss in group)) for _, group in groups]
-    means, spreads = [], []
-    for i in range(len(sums)):
-        count, total, squares = map(sum, zip(*sums[max(0, i - half) : i + half + 1], strict=True))
-        means.append(total / count)
-        spreads.append(math.sqrt(max(0.0, squares / count - (total / count) ** 2)))
-    return [place for place, _ in groups], means, spreads

@@ -7,6 +7,7 @@ but the losses has to be kept to replay a step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,8 @@ import torch
 
 from ..base import rng
 from ..base.errors import ConfigError
+
+MOST_DIRECTIONS, MOST_MU = 1024, 10
 
 
 class Estimator(Protocol):
@@ -52,10 +55,10 @@ class _Estimator:
     mu: float = 1e-3
 
     def __post_init__(self) -> None:
-        if isinstance(self.n, bool) or not isinstance(self.n, int) or not 1 <= self.n <= 1024:
-            raise ConfigError(f"n = {self.n}: the number of random directions must be a whole number from 1 to 1024")
-        if not 0 < self.mu <= 10:
-            raise ConfigError(f"mu = {self.mu}: the perturbation size must be above 0 and at most 10")
+        if isinstance(self.n, bool) or not isinstance(self.n, int) or not 1 <= self.n <= MOST_DIRECTIONS:
+            raise ConfigError(f"n = {self.n}: must be a whole number of directions from 1 to {MOST_DIRECTIONS}")
+        if not 0 < self.mu <= MOST_MU:
+            raise ConfigError(f"mu = {self.mu}: must be above 0 and at most {MOST_MU}")
 
     def directions(self, seed: int, step: int, shape: torch.Size) -> torch.Tensor:
         return rng.normal(seed, step, "directions", (self._num_directions(), *shape)).double()
@@ -132,3 +135,7 @@ class OnePoint(_Estimator):
 
     def loss(self, losses: torch.Tensor) -> float:
         return float(losses.mean())
+
+
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {"rge": RGE, "spsa": SPSA, "one-point": OnePoint}
+"""By name."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import torch
 
-State = dict[str, torch.Tensor]
+from .state import State, count_in, numbers_in
 
 LOST = 0.5
 """Of what was gained, the share whose loss is divergence."""
 PROGRESS = 0.01
 """Of what was gained in all: less is no progress."""
 NOTICEABLE = 0.01
-"""Of the starting loss: less is neither a gain after which a search could settle, nor a loss that is divergence."""
+"""Of the starting loss: less is neither a gain after which a search could converge, nor a loss that is divergence."""
 
 
 class Guard:
     """Told the loss on draws that stay the same now and then, together with the point it is of.
 
     Args:
-        patience: checks without progress after which the search has settled; 0 for never.
+        patience: checks without progress after which the search has converged; 0 for never.
     """
 
     def __init__(self, patience: int = 0) -> None:
@@ -31,12 +31,12 @@ class Guard:
         self._idle = 0
 
     @property
-    def settled(self) -> bool:
+    def converged(self) -> bool:
         """Whether the search should end, at the best point."""
         return 0 < self.patience <= self._idle
 
     def check(self, loss: float, point: torch.Tensor) -> bool:
-        """Whether a point can be gone on from; else the search should go back to the best one, with smaller steps."""
+        """Whether the search can keep a point; else the search should go back to the best one, with smaller steps."""
         if self.point is None:
             self._first = self._best = self._mark = loss
             self.point = point.clone()
@@ -60,7 +60,13 @@ class Guard:
         }
         return state if self.point is None else {**state, "point": self.point.clone()}
 
-    def load_state_dict(self, state: State) -> None:
-        self._first, self._best, self._mark, self.scale = state["losses"].tolist()
-        self._idle = int(state["idle"])
-        self.point = state["point"].clone() if "point" in state else None
+    def load_state_dict(self, state: State, shape: torch.Size) -> None:
+        """Continue from :meth:`state_dict`, with points of this shape.
+
+        Raises:
+            KeyError, ValueError: the state is not a guard's of this shape; it is left as it was.
+        """
+        losses, idle = numbers_in(state, "losses", (4,)), count_in(state, "idle")
+        self.point = numbers_in(state, "point", shape) if "point" in state else None
+        self._first, self._best, self._mark, self.scale = losses.tolist()
+        self._idle = idle

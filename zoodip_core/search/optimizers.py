@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from ..base.errors import ConfigError
+from .state import State, count_in, numbers_in
 
-State = dict[str, torch.Tensor]
+MOST_LR = 100
 
 
 class Optimizer(Protocol):
@@ -18,14 +20,26 @@ class Optimizer(Protocol):
         """The new theta; ``lr_scale`` multiplies the learning rate (a schedule's value)."""
         ...
 
-    def state_dict(self) -> State: ...
+    def reset(self) -> None:
+        """Forget all earlier gradients."""
+        ...
 
-    def load_state_dict(self, state: State) -> None: ...
+    def state_dict(self) -> State:
+        """Tensors that, given to an optimizer of the same settings, continue it bit for bit."""
+        ...
+
+    def load_state_dict(self, state: State, shape: torch.Size) -> None:
+        """Continue from :meth:`state_dict`, with a theta of this shape.
+
+        Raises:
+            KeyError, ValueError: the state is not one of this optimizer and shape; it is left as it was.
+        """
+        ...
 
 
 def _check_lr(lr: float) -> None:
-    if not 0 < lr <= 100:
-        raise ConfigError(f"lr = {lr}: the learning rate must be above 0 and at most 100")
+    if not 0 < lr <= MOST_LR:
+        raise ConfigError(f"lr = {lr}: must be above 0 and at most {MOST_LR}")
 
 
 class ZOSGD:
@@ -38,11 +52,14 @@ class ZOSGD:
     def step(self, theta: torch.Tensor, gradient: torch.Tensor, lr_scale: float = 1.0) -> torch.Tensor:
         return theta - self.lr * lr_scale * gradient
 
+    def reset(self) -> None:
+        """Nothing to forget: plain descent has no memory."""
+
     def state_dict(self) -> State:
         return {}
 
-    def load_state_dict(self, state: State) -> None:
-        """Nothing to restore: plain descent has no memory."""
+    def load_state_dict(self, state: State, shape: torch.Size) -> None:
+        """Nothing to restore."""
 
 
 class ZOAdam:
@@ -63,6 +80,9 @@ class ZOAdam:
         self.lr = lr
         self.betas = betas
         self.eps = eps
+        self.reset()
+
+    def reset(self) -> None:
         self._steps = 0
         self._mean: torch.Tensor | None = None
         self._square: torch.Tensor | None = None
@@ -84,10 +104,10 @@ class ZOAdam:
             state |= {"mean": self._mean.clone(), "square": self._square.clone()}
         return state
 
-    def load_state_dict(self, state: State) -> None:
-        self._steps = int(state["steps"])
-        self._mean = state["mean"].clone() if "mean" in state else None
-        self._square = state["square"].clone() if "square" in state else None
+    def load_state_dict(self, state: State, shape: torch.Size) -> None:
+        steps, known = count_in(state, "steps"), "mean" in state or "square" in state
+        mean, square = (numbers_in(state, name, shape) if known else None for name in ("mean", "square"))
+        self._steps, self._mean, self._square = steps, mean, square
 
 
 class NormalizedSGD:
@@ -107,6 +127,9 @@ class NormalizedSGD:
             raise ConfigError(f"momentum = {momentum}: must be at least 0 and below 1")
         self.lr = lr
         self.momentum = momentum
+        self.reset()
+
+    def reset(self) -> None:
         self._steps = 0
         self._mean: torch.Tensor | None = None
 
@@ -122,6 +145,11 @@ class NormalizedSGD:
         state = {"steps": torch.tensor(self._steps)}
         return state if self._mean is None else {**state, "mean": self._mean.clone()}
 
-    def load_state_dict(self, state: State) -> None:
-        self._steps = int(state["steps"])
-        self._mean = state["mean"].clone() if "mean" in state else None
+    def load_state_dict(self, state: State, shape: torch.Size) -> None:
+        steps = count_in(state, "steps")
+        self._mean = numbers_in(state, "mean", shape) if "mean" in state else None
+        self._steps = steps
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"zoadam": ZOAdam, "zosgd": ZOSGD, "normalized-sgd": NormalizedSGD}
+"""By name."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ..base.errors import ConfigError
+from .state import State, count_in, numbers_in
 
-State = dict[str, torch.Tensor]
+TAU_RANGE = (2, 65_536)
 
 
 class SubspaceGradient:
@@ -23,10 +24,10 @@ class SubspaceGradient:
     """
 
     def __init__(self, tau: int = 128, nu: float = 1e-3) -> None:
-        if isinstance(tau, bool) or not isinstance(tau, int) or not 2 <= tau <= 65_536:
-            raise ConfigError(f"tau = {tau}: the buffer size must be a whole number of steps from 2 to 65536")
+        if isinstance(tau, bool) or not isinstance(tau, int) or not TAU_RANGE[0] <= tau <= TAU_RANGE[1]:
+            raise ConfigError(f"tau = {tau}: must be a whole number of steps from {TAU_RANGE[0]} to {TAU_RANGE[1]}")
         if not 0 < nu < 1:
-            raise ConfigError(f"nu = {nu}: the share of variance to drop must lie between 0 and 1")
+            raise ConfigError(f"nu = {nu}: must be above 0 and below 1")
         self.tau = tau
         self.nu = nu
         self.turns = 0
@@ -45,34 +46,37 @@ class SubspaceGradient:
         return (flat - self._projection.T @ (self._projection @ flat)).view_as(gradient)
 
     def record(self, theta: torch.Tensor) -> None:
-        """Note an updated token; the ``tau``-th one turns the buffer into a new projection."""
+        """Note an updated token; the ``tau``-th one turns the buffer into a new projection.
+
+        Where that fails, all is as it was: the row counts only once it is followed through.
+        """
         flat = theta.detach().reshape(-1)
         if self._buffer is None:
             self._buffer = flat.new_zeros(self.tau, flat.numel())
         self._buffer[self._filled] = flat
-        self._filled += 1
-        if self._filled == self.tau:
-            self._turn(self._buffer)
-            self._filled = 0
+        if self._filled + 1 < self.tau:
+            self._filled += 1
+            return
+        self.kept, self._projection = self._turned(self._buffer)
+        self.turns += 1
+        self._filled = 0
 
-    def _turn(self, buffer: torch.Tensor) -> None:
-        """Algorithm 2."""
+    def _turned(self, buffer: torch.Tensor) -> tuple[int | None, torch.Tensor | None]:
+        """i* and P of a full buffer (algorithm 2); None of a token that did not move at all."""
         spread = buffer.std(dim=0)
         # A feature that never moved has no direction to vote for.
         standard = (buffer - buffer.mean(dim=0)) / torch.where(spread > 0, spread, torch.inf)
         _, singular, directions = torch.linalg.svd(standard, full_matrices=False)
-        self.turns += 1
         variance = singular.square()
         total = variance.sum()
-        if not total > 0:  # the token did not move at all
-            self.kept, self._projection = None, None
-            return
+        if not total > 0:
+            return None, None
         enough = variance.cumsum(0) / total > 1 - self.nu
-        self.kept = int(enough.to(torch.int8).argmax()) + 1
+        kept = int(enough.to(torch.int8).argmax()) + 1
         # Centring leaves the buffer at most tau - 1 directions; what the decomposition gives beyond
         # its rank is arbitrary, and no part of the token's path.
         rank = int((singular > singular[0] * 1e-10).sum())
-        self._projection = directions[self.kept : rank].contiguous()
+        return kept, directions[kept:rank].contiguous()
 
     def state_dict(self) -> State:
         """Everything a bit-identical continuation needs."""
@@ -83,13 +87,20 @@ class SubspaceGradient:
             state["projection"] = self._projection.clone()
         return state
 
-    def load_state_dict(self, state: State) -> None:
-        self.turns = int(state["turns"])
-        self.kept = int(state["kept"]) or None
-        self._projection = state["projection"].clone() if "projection" in state else None
+    def load_state_dict(self, state: State, features: int) -> None:
+        """Continue from :meth:`state_dict`, with tokens of so many numbers.
+
+        Raises:
+            KeyError, ValueError: the state is not one of this buffer size and width; it is left as it was.
+        """
+        turns, kept = count_in(state, "turns"), count_in(state, "kept")
+        written = numbers_in(state, "buffer", (-1, features)) if "buffer" in state else None
+        projection = numbers_in(state, "projection", (-1, features)) if "projection" in state else None
+        if written is not None and len(written) >= self.tau:
+            raise ValueError(f"buffer has {len(written)} of less than {self.tau} rows")
+        self.turns, self.kept, self._projection = turns, kept or None, projection
         self._buffer, self._filled = None, 0
-        if "buffer" in state:
-            written = state["buffer"]
-            self._buffer = written.new_zeros(self.tau, written.shape[1])
+        if written is not None:
+            self._buffer = written.new_zeros(self.tau, features)
             self._buffer[: len(written)] = written
             self._filled = len(written)

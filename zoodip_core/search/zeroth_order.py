@@ -15,13 +15,12 @@ from collections.abc import Iterator
 import torch
 
 from ..base.errors import ConfigError, NonFiniteLossError
-from ..train.vocabulary import Spread
 from .estimators import RGE, Estimator
 from .guard import Guard
 from .optimizers import Optimizer, ZOAdam
+from .preconditioner import Spread
+from .state import State, count_in, numbers_in, part_of
 from .subspace import SubspaceGradient
-
-State = dict[str, torch.Tensor]
 
 
 class ZerothOrderSearch:
@@ -34,7 +33,7 @@ class ZerothOrderSearch:
         optimizer: how a gradient becomes a step; ``ZOAdam()`` by default.
         seed: every direction is a function of (seed, step).
         spread: the shape of the random directions, of theta0's width; without one they are alike in all numbers.
-        guard: looks after the search by the losses that :meth:`tell` is given as ``held``.
+        guard: looks after the search by the losses that :meth:`tell` is given as ``check_loss``.
         averaging: theta is the mean of the tokens that the search went through, of which about the last ones count:
             this share of all steps so far. 0: the last one alone; 1: all alike.
 
@@ -110,25 +109,25 @@ class ZerothOrderSearch:
         return self.estimator.candidates(self._searched, directions).float()
 
     @property
-    def settled(self) -> bool:
+    def converged(self) -> bool:
         """Whether the guard has seen no progress for long, and taken theta to where it was best."""
-        return self.guard.settled
+        return self.guard.converged
 
     def tell(
-        self, losses: torch.Tensor, lr_scale: float = 1.0, *, held: float | None = None, mu_scale: float = 1.0
+        self, losses: torch.Tensor, lr_scale: float = 1.0, *, check_loss: float | None = None, mu_scale: float = 1.0
     ) -> None:
         """Take a step by the candidates' losses ``[K]``, in the order of :meth:`ask`.
 
         Args:
             losses: of this step's draw.
             lr_scale: multiplies the learning rate (a schedule's value).
-            held: theta's loss, before this step, on draws that are the same each time; not known if None.
-                Where the guard sees by it that the search diverged or has settled, theta goes back to its best.
+            check_loss: theta's loss, before this step, on draws that are the same each time; not known if None.
+                Where the guard sees by it that the search diverged or has converged, theta goes back to its best.
             mu_scale: that of :meth:`ask`.
 
         Raises:
             ValueError: not one loss a candidate.
-            NonFiniteLossError: a loss is NaN or infinite, or so large that the token would be; it has not moved.
+            NonFiniteLossError: a loss is NaN or infinite, or so large that the token would be. All is as it was.
         """
         losses = torch.as_tensor(losses).detach().to("cpu", torch.float64)
         if losses.shape != (self.estimator.num_candidates,):
@@ -137,41 +136,43 @@ class ZerothOrderSearch:
             )
         if not torch.isfinite(losses).all():
             raise NonFiniteLossError(f"step {self.step + 1}: losses {losses.tolist()} are not all finite")
-        if held is not None and not math.isfinite(held):
-            raise NonFiniteLossError(f"step {self.step + 1}: the loss on fixed draws is {held}")
-        guard = copy.deepcopy(self.guard)  # which stays as it was if the step fails
-        fine = held is None or guard.check(held, self._mean)
+        if check_loss is not None and not math.isfinite(check_loss):
+            raise NonFiniteLossError(f"step {self.step + 1}: the loss on fixed draws is {check_loss}")
+        # On copies, so that all is as it was where the step fails.
+        guard, optimizer = copy.deepcopy((self.guard, self.optimizer))
+        fine = check_loss is None or guard.check(check_loss, self._mean)
+        loss = self.estimator.loss(losses)
         with _one_thread():
-            if fine and not guard.settled:
-                self._move(losses, lr_scale * guard.scale, mu_scale)
+            if fine and not guard.converged:
+                self._move(optimizer, losses, lr_scale * guard.scale, mu_scale)
             else:
-                self._go_back(guard)
-        self.guard = guard
-        self.loss = self.estimator.loss(losses)
+                self._go_back(guard, optimizer)
+        self.guard, self.optimizer, self.loss = guard, optimizer, loss
         self.step += 1
 
-    def _go_back(self, guard: Guard) -> None:
+    def _go_back(self, guard: Guard, optimizer: Optimizer) -> None:
         assert guard.point is not None
-        self._point = self._mean = guard.point.clone()
-        self._searched = self._token(self._point)
-        self.optimizer.load_state_dict({"steps": torch.tensor(0)})  # its running means led astray
+        point = guard.point.clone()
+        self._searched = self._token(point)
+        self._point = self._mean = point
+        optimizer.reset()  # its running means led astray
 
-    def _move(self, losses: torch.Tensor, lr_scale: float, mu_scale: float) -> None:
+    def _move(self, optimizer: Optimizer, losses: torch.Tensor, lr_scale: float, mu_scale: float) -> None:
         gradient = self.estimator.gradient(losses, self._directions()) / mu_scale
         if self.subspace:
             gradient = self.subspace.project(gradient)
         if not _moderate(gradient):
             raise NonFiniteLossError(f"step {self.step + 1}: losses {losses.tolist()} are too far apart for mu")
-        point = self.optimizer.step(self._point, gradient, lr_scale)
+        point = optimizer.step(self._point, gradient, lr_scale)
         searched = self._token(point)
         if not _moderate(searched):
             raise NonFiniteLossError(f"step {self.step + 1}: the token has run away")
-        self._point, self._searched = point, searched
         # A share of the steps so far, not of the run: early on the mean must not lag, later it can be over many.
         weight = 1 / (1 + self.averaging * self.step)
-        self._mean = point if weight == 1 else self._mean + weight * (point - self._mean)
+        mean = point if weight == 1 else self._mean + weight * (point - self._mean)
         if self.subspace:
             self.subspace.record(point)
+        self._point, self._searched, self._mean = point, searched, mean
 
     def _token(self, point: torch.Tensor) -> torch.Tensor:
         return self._theta0 + self.spread.stretch(point) if self.spread else point
@@ -194,7 +195,7 @@ class ZerothOrderSearch:
         return state
 
     def load_state_dict(self, state: State) -> None:
-        """Continue from :meth:`state_dict`.
+        """Resume from :meth:`state_dict`.
 
         Raises:
             ConfigError: the state belongs to a search of another shape, seed, directions, averaging or Subspace
@@ -221,27 +222,19 @@ class ZerothOrderSearch:
             raise ConfigError("the saved search and this one differ in their directions; use the saved run's settings")
         if ("mean" in state) != (self.averaging > 0):
             raise ConfigError("the saved search and this one differ in their averaging; use the saved run's settings")
-        self.step = int(state["step"])
-        self.loss = None
-        for name, tensor in state.items():
-            numbers = tensor.dtype == torch.float64 and bool(torch.isfinite(tensor).all())
-            if not (numbers if tensor.ndim else tensor.dtype == torch.int64):
-                raise ValueError(f"{name} is of another kind")
-        for name in ("point", "mean", "guard.point", "optimizer.mean", "optimizer.square"):
-            if name in state and state[name].shape != self._theta0.shape:
-                raise ValueError(f"{name} is not of the token's shape")
-        for name in ("subspace.buffer", "subspace.projection"):
-            if name in state and state[name].shape[1:] != (self._theta0.numel(),):
-                raise ValueError(f"{name} is not of the token's width")
-        self._searched = state["theta"].clone()
-        self._point = state["point"].clone() if self.spread else self._searched
-        self._mean = state.get("mean", self._point).clone()
-        self.optimizer.load_state_dict(_part(state, "optimizer."))
-        self.guard = Guard(self.guard.patience)
+        shape = self._theta0.shape
+        step, searched = count_in(state, "step"), numbers_in(state, "theta", shape)
+        point = numbers_in(state, "point", shape) if self.spread else searched
+        mean = numbers_in(state, "mean", shape) if self.averaging else point.clone()
+        guard, optimizer, subspace = Guard(self.guard.patience), *copy.deepcopy((self.optimizer, self.subspace))
+        optimizer.load_state_dict(part_of(state, "optimizer."), shape)
         if "guard.point" in state:
-            self.guard.load_state_dict(_part(state, "guard."))
-        if self.subspace:
-            self.subspace.load_state_dict(_part(state, "subspace."))
+            guard.load_state_dict(part_of(state, "guard."), shape)
+        if subspace:
+            subspace.load_state_dict(part_of(state, "subspace."), shape.numel())
+        self.step, self.loss = step, None
+        self._searched, self._point, self._mean = searched, point, mean
+        self.guard, self.optimizer, self.subspace = guard, optimizer, subspace
 
 
 def _moderate(tensor: torch.Tensor) -> bool:
@@ -258,7 +251,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _part(state: State, prefix: str) -> State:
-    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}

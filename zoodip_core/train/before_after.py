@@ -11,7 +11,7 @@ from ..data.prompts import SLOT, with_slots
 from ..data.sheets import contact_sheet
 from ..model.embedding import Embedding
 from ..model.generation import generate
-from ..model.load import QuantizedModel
+from ..model.quantized import QuantizedModel
 from .config import TrainConfig
 
 _COLUMNS = 4

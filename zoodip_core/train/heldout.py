@@ -10,8 +10,9 @@ import torch
 from ..data.images import load_images
 from ..data.prompts import captions_for
 from ..model.latents import encode_images
-from ..model.load import QuantizedModel
-from .objective import DiffusionObjective, fixed_draws, mean_losses
+from ..model.quantized import QuantizedModel
+from .draws import fixed_draws, mean_losses
+from .objective import DiffusionObjective
 from .timesteps import PUTS
 
 TIMESTEPS = (500, 600, 700, 800, 899)

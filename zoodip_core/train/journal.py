@@ -43,7 +43,7 @@ class Record:
         losses: of each candidate, in the search's order.
         batch: candidates in one forward pass.
         theta: checksum after the step, :attr:`ZerothOrderSearch.checksum`.
-        held: the token's loss before the step on draws that are the same each time, of steps that looked at it.
+        check_loss: the token's loss before the step on draws that are the same each time, of steps that looked at it.
     """
 
     step: int
@@ -53,7 +53,7 @@ class Record:
     losses: tuple[float, ...]
     batch: int | None = None
     theta: str | None = None
-    held: float | None = None
+    check_loss: float | None = None
 
     def line(self) -> bytes:
         """As it stands in the file."""
@@ -66,8 +66,8 @@ class Record:
             "losses": self.losses,
             "theta": self.theta,
         }
-        if self.held is not None:
-            fields["held"] = self.held
+        if self.check_loss is not None:
+            fields["held"] = self.check_loss
         body = json.dumps(fields, separators=(",", ":")).encode()[:-1]
         return b'%s,"crc":"%08x"}\n' % (body, zlib.crc32(body))
 
@@ -133,7 +133,7 @@ def read(path: Path) -> Past:
     """All of a journal; of a missing one, nothing.
 
     Raises:
-        StorageError: it can not be read.
+        StorageError: it cannot be read.
     """
     records: dict[int, Record] = {}
     damaged = []
@@ -150,7 +150,7 @@ def read(path: Path) -> Past:
 
 
 def last_step(path: Path) -> int:
-    """The last step that a journal tells of, by a glance at its end; 0 if there is none, or it can not be read."""
+    """The last step that a journal tells of, by a glance at its end; 0 if there is none, or it cannot be read."""
     try:
         if not path.is_file():  # a pipe would be waited for
             return 0
@@ -166,7 +166,7 @@ def cut(path: Path, step: int) -> None:
     """Cut everything after a step off, torn and damaged ends too: what comes after it is taken again.
 
     Raises:
-        StorageError: it can not be written.
+        StorageError: it cannot be written.
     """
     kept = end = 0
     for line, record in _lines(path):
@@ -200,7 +200,7 @@ class Journal:
         step: the last step that stands in it.
 
     Raises:
-        StorageError: it can not be written.
+        StorageError: it cannot be written.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -209,7 +209,7 @@ class Journal:
         self._path = path
         with storage_errors(path):
             if path.exists() and not path.is_file():  # a pipe, say, that would be waited on for ever
-                raise OSError(errno.EINVAL, "it is no plain file; move it away")
+                raise OSError(errno.EINVAL, "it is not a plain file; move it away")
             self._file = path.open("ab", buffering=0)
             self._size = self._file.seek(0, os.SEEK_END)
             sync_folder(path.parent)
@@ -222,7 +222,7 @@ class Journal:
         self._file.close()
 
     def append(self, record: Record) -> None:
-        """Add a step; what can not be written whole is not written at all.
+        """Add a step; what cannot be written whole is not written at all.
 
         Raises:
             StorageError: no room, or the disk is gone.

@@ -1,4 +1,4 @@
-"""Training a token: beginning a run, going on with one, and the loop."""
+"""Training a token: beginning a run, resuming one, and the loop."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ import torch
 
 from ..base.errors import ModelError, RunFolderError, StorageError
 from ..base.events import Commands, Event, Message, Progress, Sampled, Saved, Started
+from ..base.locks import locked
 from ..base.stopping import Stopped, stopped_by
 from ..data.sheets import contact_sheet, loss_curve
 from ..model.embedding import Embedding, save_embedding
 from ..model.generation import generate
-from ..model.load import QuantizedModel
 from ..model.memory import megabytes
+from ..model.quantized import QuantizedModel
+from ..search.preconditioner import Spread
 from .config import TrainConfig
 from .journal import Journal, Past, cut
 from .prepared import Training
 from .replay import restore
-from .run_folder import RunFolder, SavedState, check_free, locked
-from .vocabulary import Spread
+from .run_folder import RunFolder, SavedState, check_free
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class TrainResult:
         embedding: the token as it is now.
         path: its file: the finished one, or the last snapshot of a stopped run.
         step: completed steps.
-        finished: False if it was stopped before ``config.steps``, and had not settled either.
+        finished: False if it was stopped before ``config.steps``, and had not converged either.
         losses: of each step of this session, at the token that it was taken from.
     """
 
@@ -55,7 +56,7 @@ def train_token(
 ) -> TrainResult:
     """Learn a token from images with forward passes only, in a new run folder.
 
-    Nothing is written before all inputs are checked. See :func:`resume_training` to go on.
+    Nothing is written before all inputs are checked. See :func:`resume_training` to resume.
 
     Args:
         config: the settings.
@@ -88,11 +89,11 @@ def resume_training(
     on_event: Callable[[Event], None] = lambda event: None,
     commands: Commands | None = None,
 ) -> TrainResult:
-    """Go on with a run as if it had never stopped: the finished file is the same, byte for byte.
+    """Resume a run as if it had never stopped: the finished file is the same, byte for byte.
 
     Args:
         path: the run's folder.
-        changes: settings that shall differ from now on, of :data:`runs.CHANGEABLE`; ``steps`` where
+        changes: settings that differ from now on, of :data:`run_folder.CHANGEABLE`; ``steps`` where
             :attr:`TrainConfig.can_grow`.
         model: a loaded model, to share one.
         on_event: called with each :data:`Event`.
@@ -100,7 +101,7 @@ def resume_training(
 
     Raises:
         RunFolderError: no run folder, another process is at work on it, or its model, images or captions have changed.
-        Stopped: a stop was asked for before it went on; the folder is as it was.
+        Stopped: a stop was asked for before it was resumed; the folder is as it was.
     """
     folder = RunFolder.open(Path(path), changes)
     commands = commands or Commands()
@@ -128,7 +129,7 @@ def resume_training(
 
 
 def _state(folder: RunFolder, past: Past) -> tuple[SavedState | None, list[str]]:
-    """The saved state, and a line for the user about each damage that the run can be gone on with.
+    """The saved state, and a line for the user about each damage that the run can be resumed with.
 
     Raises:
         RunFolderError: it is damaged, and there is no journal to do without it.
@@ -166,11 +167,11 @@ def _restore(training: Training, past: Past, state: SavedState | None) -> None:
         training.warnings.append(f"the steps from {search.step + 1} on are taken again")
 
 
-def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], commands: Commands) -> TrainResult:
+def _run(training: Training, folder: RunFolder, on_event: Callable[[Event], None], commands: Commands) -> TrainResult:
     config, search = training.config, training.search
     for warning in training.warnings:
-        tell(Message(warning, warning=True))
-    tell(
+        on_event(Message(warning, warning=True))
+    on_event(
         Message(
             f"{len(training.images)} images on {training.model.info.name} ({training.model.info.family}), weights "
             f"{training.model.weights}, {search.estimator.num_candidates} forward passes a step, "
@@ -179,12 +180,12 @@ def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], c
     )
 
     curve = folder.losses()
-    tell(Started(folder.path, search.step, config.steps, tuple(curve)))
+    on_event(Started(folder.path, search.step, config.steps, tuple(curve)))
     first = len(curve)
     with Journal(folder.journal_path, search.step) as journal:
         try:
-            _steps(training, folder, journal, tell, commands, curve)
-        except Stopped:  # between two forwards: the step under way is taken again when the run goes on
+            _steps(training, folder, journal, on_event, commands, curve)
+        except Stopped:  # between two forwards: the step under way is taken again when the run is resumed
             pass
         except StorageError:  # what the journal has, stands
             raise
@@ -195,12 +196,12 @@ def _run(training: Training, folder: RunFolder, tell: Callable[[Event], None], c
             raise
         journal.sync()
     path = _save(training, folder)
-    tell(Saved(search.step, path))
+    on_event(Saved(search.step, path))
     if training.done:
         path = save_embedding(training.embedding(), folder.embedding_path)
     grown = training.watch.grown()
     if grown is not None:
-        tell(Message(f"memory, measured: {megabytes(grown)} (predicted {megabytes(training.plan.use.total)})"))
+        on_event(Message(f"memory, measured: {megabytes(grown)} (predicted {megabytes(training.plan.use.total)})"))
     if curve:
         loss_curve(curve, folder.loss_path, f"denoising loss while learning {config.token}")
     return TrainResult(training.embedding(), path, search.step, training.done, curve[first:])
@@ -210,7 +211,7 @@ def _steps(
     training: Training,
     folder: RunFolder,
     journal: Journal,
-    tell: Callable[[Event], None],
+    on_event: Callable[[Event], None],
     commands: Commands,
     curve: list[float],
 ) -> None:
@@ -227,12 +228,12 @@ def _steps(
         smoothed = mean.add(loss)
         rate = (search.step - first) / max(time.monotonic() - began, 1e-9)
         eta = (config.steps - search.step) / rate
-        tell(Progress(search.step, config.steps, loss, smoothed, rate, eta, training.watch.grown()))
+        on_event(Progress(search.step, config.steps, loss, smoothed, rate, eta, training.watch.grown()))
         if search.step % config.save_every == 0 or commands.take_save():
             journal.sync()  # first, so that no state on the disk is ahead of it
-            tell(Saved(search.step, _save(training, folder)))
+            on_event(Saved(search.step, _save(training, folder)))
         if commands.take_sample() or (config.sample_every and search.step % config.sample_every == 0):
-            _sample(training, folder, tell)
+            _sample(training, folder, on_event)
 
 
 class RunningMean:
@@ -254,7 +255,7 @@ def _save(training: Training, folder: RunFolder) -> Path:
     return folder.save_snapshot(training.embedding(), training.search.step)
 
 
-def _sample(training: Training, folder: RunFolder, tell: Callable[[Event], None]) -> None:
+def _sample(training: Training, folder: RunFolder, on_event: Callable[[Event], None]) -> None:
     seeds = list(range(4))
     config = training.config
     try:
@@ -265,10 +266,10 @@ def _sample(training: Training, folder: RunFolder, tell: Callable[[Event], None]
             embedding=training.embedding(),
             resolution=config.resolution,
         )
-    except (torch.OutOfMemoryError, ModelError) as error:  # pictures are no reason to end a run
-        tell(Message(f"no samples at step {training.search.step}: {error}", warning=True))
+    except (torch.OutOfMemoryError, ModelError) as error:  # pictures are not a reason to end a run
+        on_event(Message(f"no samples at step {training.search.step}: {error}", warning=True))
         return
     path = folder.sample_path(training.search.step)
     references = [image.picture for image in training.images[: len(seeds)]]
     contact_sheet([("reference\nimages", references), (f"step {training.search.step}", images)], path)
-    tell(Sampled(training.search.step, images, path))
+    on_event(Sampled(training.search.step, images, path))

@@ -16,17 +16,22 @@ from ..base.events import Event, Message
 from ..base.version import __version__
 from ..data.images import ReferenceImage, load_images, with_flips
 from ..data.prompts import captions_for, with_slots
+from ..model.blueprint import ModelInfo
 from ..model.embedding import Embedding
 from ..model.latents import encode_images
-from ..model.load import ModelInfo, Prompt, QuantizedModel, identify, load_quantized
-from ..model.memory import Plan, Watch, free_memory, plan
+from ..model.load import load_quantized
+from ..model.memory import MemoryPlan, Watch, free_memory, plan
+from ..model.quantized import Prompt, QuantizedModel
+from ..model.recognise import identify
 from ..model.tokens import check_initializer, check_new, initial_vectors
+from ..search.preconditioner import Spread
 from .config import TrainConfig
+from .draws import mean_losses
 from .journal import Record
-from .objective import DiffusionObjective, mean_losses
+from .objective import DiffusionObjective
 from .rounding import adapted
 from .run_folder import CHANGEABLE
-from .vocabulary import Spread, vocabulary_spread
+from .vocabulary import vocabulary_spread
 
 _WORST = sys.float_info.max
 """In place of a loss that is not finite: the guard goes back from it, and a journal's line can hold it."""
@@ -54,37 +59,37 @@ class Training:
     Args:
         config: the settings.
         model: a loaded model, to share one; loaded as the settings say if None.
-        tell: called with what the user should know while it is prepared.
-        batch: candidates in one forward so far, of a run that goes on: another number rounds differently.
-        spread: that of the vocabulary, of a run that goes on; worked out if it is wanted and None.
+        on_event: called with what the user should know while it is prepared.
+        batch: candidates in one forward so far, of a run that is resumed: another number rounds differently.
+        spread: that of the vocabulary, of a run that is resumed; worked out if it is wanted and None.
     """
 
     def __init__(
         self,
         config: TrainConfig,
         model: QuantizedModel | None = None,
-        tell: Callable[[Event], None] = lambda event: None,
+        on_event: Callable[[Event], None] = lambda event: None,
         batch: int = 0,
         spread: Spread | None = None,
     ) -> None:
         self.config = config
-        self.tell = tell
+        self.on_event = on_event
         info = model.info if model else identify(config.model, config.prediction_type)
         self.images, skipped = load_references(config, info)
         self.model = model or load_model(config)
         self.warnings = skipped + noise_warning(config, self.model.dtype)
         prompts = tokenised(config, self.model, self.images)
         self.plan = self._plan(config.resolution or info.resolution, batch)
-        tell(Message(f"memory, predicted: {self.plan.use}"))
+        on_event(Message(f"memory, predicted: {self.plan.use}"))
         self.watch = Watch(self.model.device)
         self._load(prompts, spread)
 
-    def _plan(self, resolution: int, batch: int) -> Plan:
+    def _plan(self, resolution: int, batch: int) -> MemoryPlan:
         model, candidates = self.model, self.config.make_estimator().num_candidates
         # What is loaded already, by a host that shares its model, is not free and not needed again.
         free = free_memory(model.device) + model.loaded_bytes()
 
-        def laid_out(batch: int) -> Plan:
+        def laid_out(batch: int) -> MemoryPlan:
             return plan(
                 model.blueprint, model.weights, model.dtype, model.device, resolution, candidates, batch, free=free
             )
@@ -106,9 +111,9 @@ class Training:
         config, model = self.config, self.model
         self.fingerprint = model.blueprint.fingerprint
         self.inputs = _inputs_hash(model, self.images, prompts)
-        self.tell(Message(f"encoding {len(self.images)} images"))
+        self.on_event(Message(f"encoding {len(self.images)} images"))
         posteriors = encode_images(model, self.images)
-        self.tell(Message(f"loading {model.info.name}, {model.weights} weights"))
+        self.on_event(Message(f"loading {model.info.name}, {model.weights} weights"))
         if self.plan.text_apart:
             model.keep_text_apart()
         theta0 = initial_vectors(
@@ -120,17 +125,17 @@ class Training:
             prompts,
             config.make_timesteps(model.scheduler.alphas_cumprod),
             self.plan.batch,
-            lambda batch: self.tell(
+            lambda batch: self.on_event(
                 Message(f"the device ran out of memory: {batch} candidates in one forward from now on", warning=True)
             ),
         )
         if config.directions == "vocabulary" and not spread:
-            self.tell(Message("looking at the vocabulary"))
+            self.on_event(Message("looking at the vocabulary"))
             spread = vocabulary_spread(model.tokenizers, model.text_encoders)
         if config.adapt_mu:
-            self.tell(Message("measuring how losses are rounded"))
-            self.config, said = adapted(config, self.objective, theta0, spread)
-            self.tell(said)
+            self.on_event(Message("measuring how losses are rounded"))
+            self.config, said = adapted(config, self.objective, len(self.images), theta0, spread)
+            self.on_event(said)
         self.search = self.config.make_search(theta0, spread)
         _ = model.unet  # a damaged file shows here, before anything is written
 
@@ -141,7 +146,7 @@ class Training:
 
     @property
     def done(self) -> bool:
-        return self.search.step >= self.config.steps or self.search.settled
+        return self.search.step >= self.config.steps or self.search.converged
 
     def step(self) -> Record:
         """One step of algorithm 1: draw, K losses in one forward, move. Returns what the journal keeps of it.
@@ -150,11 +155,11 @@ class Training:
             NonFiniteLossError: a loss is not finite; the search stays where it was.
         """
         draw, scale = self.objective.draw(self.config.seed, self.search.step), self.search.guard.scale
-        held = self._held() if self.config.checked(self.search.step) else None
+        check_loss = self._check_loss() if self.config.checked(self.search.step) else None
         lr_scale, mu_scale = self.config.lr_scale(self.search.step), self.config.mu_scale(self.search.step)
         losses = self.objective.losses(self.search.ask(mu_scale), draw)
         try:
-            self.search.tell(losses, lr_scale, held=held, mu_scale=mu_scale)
+            self.search.tell(losses, lr_scale, check_loss=check_loss, mu_scale=mu_scale)
         except NonFiniteLossError as error:
             name = self.images[draw.image].path.name
             raise NonFiniteLossError(
@@ -162,12 +167,14 @@ class Training:
                 "try a smaller lr, a larger mu, or dtype float32"
             ) from error
         guard = self.search.guard
-        if guard.settled:
-            self.tell(Message(f"no progress in the last {guard.patience} checks: the best token so far is the result"))
+        if guard.converged:
+            self.on_event(
+                Message(f"no progress in the last {guard.patience} checks: the best token so far is the result")
+            )
         elif guard.scale < scale:
-            what = "is not finite any more" if held == _WORST else f"rose to {held:.4g}"
+            what = "is not finite any more" if check_loss == _WORST else f"rose to {check_loss:.4g}"
             said = f"step {self.search.step}: the loss {what}; back to the best token, and smaller steps"
-            self.tell(Message(said, warning=True))
+            self.on_event(Message(said, warning=True))
         return Record(
             self.search.step,
             draw.image,
@@ -176,12 +183,12 @@ class Training:
             tuple(losses.tolist()),
             self.batch or len(losses),
             self.search.checksum,
-            held,
+            check_loss,
         )
 
-    def _held(self) -> float:
+    def _check_loss(self) -> float:
         """The token's loss on draws that stay the same."""
-        draws = self.config.fixed_draws(len(self.images))
+        draws = self.config.check_draws(len(self.images))
         loss = float(mean_losses(self.objective, self.search.theta[None], draws))
         if math.isfinite(loss):
             return loss
@@ -216,7 +223,7 @@ class Training:
 
 
 def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[ReferenceImage], list[str]]:
-    """The images that a run trains on, mirror images included, and a line for each that can not be used.
+    """The images that a run trains on, mirror images included, and a line for each that cannot be used.
 
     Raises:
         ImagesError: none can be used.
@@ -256,7 +263,7 @@ def noise_warning(config: TrainConfig, dtype: torch.dtype) -> list[str]:
         return []
     return [
         f"mu = {config.mu:g} is below the rounding noise of bfloat16: the estimated gradients will be noise. "
-        "Use mu 0.01 (the preset int4 does), or dtype float32 or float16"
+        "Use mu 0.01, or dtype float32 or float16"
     ]
 
 

@@ -1,4 +1,8 @@
-"""Settings of the search by name: ours, and the paper's. Each is complete, so that it can be laid over any other."""
+"""Settings of the search by name: ours, and the paper's.
+
+Each holds what differs from the defaults, which are the paper's for SD1.5. What :func:`preset_for` gives is complete,
+so that it can be laid over any other settings.
+"""
 
 from __future__ import annotations
 
@@ -6,44 +10,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..base.errors import ConfigError
-from ..model.load import TINY, identify
+from .settings import CHOICE, SEARCH, SETTINGS, Setting
 
-PAPER: dict[str, Any] = {
-    "steps": 30_000,
-    "estimator": "rge",
-    "n": 2,
-    "mu": 1e-3,
-    "mu_end": 1.0,
-    "directions": "normal",
-    "adapt_mu": False,
-    "subspace_gradient": True,
-    "tau": 128,
-    "nu": 1e-3,
-    "timesteps": "puts",
-    "t_lower": 500,
-    "t_upper": 900,
-    "optimizer": "zoadam",
-    "lr": 5e-3,
-    "lr_schedule": "constant",
-    "averaging": 0.0,
-    "checks": 0,
-    "patience": 0,
-}
-"""The paper's for SD1.5, section 4."""
 _COARSE_MU = 1e-2
 """Supplement S3.2, for int4; and what bfloat16 needs as well."""
-PRESETS: dict[str, dict[str, Any]] = {
-    "sd15": PAPER,
+_PAPER: dict[str, dict[str, Any]] = {
+    "sd15": {},
     # Supplement S3.4.
-    "sd21": {**PAPER, "mu": 1e-2, "lr": 1e-2},
-    "sdxl": {**PAPER, "mu": 1e-2, "t_lower": 700, "steps": 20_000},
-    "int4": {**PAPER, "weights": "int4", "dtype": "bfloat16", "mu": _COARSE_MU},
+    "sd21": {"mu": 1e-2, "lr": 1e-2},
+    "sdxl": {"mu": 1e-2, "t_lower": 700, "steps": 20_000},
+    "int4": {"weights": "int4", "dtype": "bfloat16", "mu": _COARSE_MU},
     # For the embedded model: 128 numbers in place of 768, and five times as large.
-    "tiny": {**PAPER, "steps": 4500, "tau": 21, "lr": 2e-2},
+    "tiny": {"steps": 4500, "tau": 21, "lr": 2e-2},
 }
-"""The paper's settings, by the kind of model."""
 RECIPE: dict[str, Any] = {
-    **PAPER,
     "steps": 6000,
     "n": 4,
     "mu": 2.6,
@@ -59,51 +39,59 @@ RECIPE: dict[str, Any] = {
 }
 """Ours, of a third of the paper's forward passes. ``benchmarks/fidelity.py --ablation`` takes its parts away."""
 _STEPS = {"sdxl": 4000, "tiny": 900}
-PACES = ("fast", "default", "careful", "paper")
+PRESETS = ("fast", "default", "careful", "paper")
 """Presets that fit any model: see :func:`preset_for`."""
+PRESET = Setting(
+    "preset",
+    CHOICE,
+    SEARCH,
+    "Preset",
+    f"Decides every setting that is left to it. default takes {RECIPE['steps']} steps (SDXL {_STEPS['sdxl']}, the "
+    f"embedded model {_STEPS['tiny']}), fast a third of them, careful three times as many; paper is the paper's own "
+    "search.",
+    "default",
+    "--preset",
+    choices=PRESETS,
+)
+"""As the fronts show it; a run keeps the settings that it stands for."""
 _KIND_OF_FAMILY = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl", "tiny": "tiny"}
 
 
-def preset_for(family: str, weights: str = "int8", dtype: str = "auto", pace: str = "default") -> dict[str, Any]:
+def complete(different: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting that presets decide: the default where nothing else is said."""
+    return {**{each.name: each.default for each in SETTINGS.values() if each.by_preset}, **different}
+
+
+PAPER_PRESETS = {kind: complete(different) for kind, different in _PAPER.items()}
+"""The paper's settings, by the kind of model."""
+
+
+def preset_for(family: str, weights: str = "int8", dtype: str = "auto", preset: str = "default") -> dict[str, Any]:
     """The settings for a model family, its weights' storage and its activations.
 
     Args:
-        pace: ``default`` for :data:`RECIPE`, ``fast`` for a third of its steps, ``careful`` for three times as many;
+        preset: ``default`` for :data:`RECIPE`, ``fast`` for a third of its steps, ``careful`` for three times as many;
             ``paper`` for the paper's settings.
 
     Raises:
-        ConfigError: an unknown pace.
+        ConfigError: an unknown preset.
     """
-    if pace not in PACES:
-        raise ConfigError(f"pace = {pace!r}: choose one of {', '.join(PACES)}")
-    paper = PRESETS[_KIND_OF_FAMILY.get(family, "sd15")]
-    if pace == "paper":
+    if preset not in PRESETS:
+        raise ConfigError(f"preset = {preset!r}: choose one of {', '.join(PRESETS)}")
+    paper = PAPER_PRESETS[_KIND_OF_FAMILY.get(family, "sd15")]
+    if preset == "paper":
         return {**paper, "mu": _COARSE_MU} if weights == "int4" or dtype == "bfloat16" else dict(paper)
     steps: int = _STEPS.get(family, RECIPE["steps"])
-    taken = {"fast": steps // 3, "default": steps, "careful": steps * 3}[pace]
-    return {**RECIPE, "t_lower": paper["t_lower"], "t_upper": paper["t_upper"], "steps": taken}
+    taken = {"fast": steps // 3, "default": steps, "careful": steps * 3}[preset]
+    return complete({**RECIPE, "t_lower": paper["t_lower"], "t_upper": paper["t_upper"], "steps": taken})
 
 
-def preset_of(settings: Mapping[str, Any], name: str = "default") -> dict[str, Any]:
-    """What a preset's name stands for, with the model that some settings name. Its tensors' names are looked at.
-
-    Args:
-        settings: of which model, prediction_type, weights and dtype count, where they are given.
-        name: of :data:`PACES` or :data:`PRESETS`.
-
-    Raises:
-        ConfigError: an unknown name, or a setting that is no text.
-        ModelError: the model is missing, damaged, or of a family that is not supported.
-    """
-    if name in PRESETS:
-        return dict(PRESETS[name])
-    known = {"model": TINY, "prediction_type": "auto", "weights": "int8", "dtype": "auto"}
-    given = {key: settings.get(key, value) for key, value in known.items()}
-    for key, value in given.items():
-        if not isinstance(value, str):
-            raise ConfigError(f"{key} = {value!r}: expected a text")
-    family = identify(given["model"], given["prediction_type"]).family
-    return preset_for(family, given["weights"], given["dtype"], name)
+def said() -> str:
+    """The preset ``default`` in a line, for people."""
+    words = {True: "on", False: "off"}
+    return ", ".join(
+        f"{name} {words.get(value, value) if isinstance(value, bool) else value}" for name, value in RECIPE.items()
+    )
 
 
 def check_given(settings: Mapping[str, Any], preset: Mapping[str, Any], given: Mapping[str, Any]) -> None:

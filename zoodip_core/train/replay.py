@@ -10,7 +10,8 @@ import torch
 
 from ..base.errors import EmbeddingFileError, RunFolderError
 from ..model.embedding import Embedding, load_embedding, save_embedding
-from ..search.zeroth_order import State, ZerothOrderSearch
+from ..search.state import State
+from ..search.zeroth_order import ZerothOrderSearch
 from .config import TrainConfig
 from .journal import Record
 from .run_folder import RunFolder
@@ -46,7 +47,7 @@ def replay(search: ZerothOrderSearch, config: TrainConfig, records: Records, upt
     for step in range(search.step + 1, upto + 1):
         record = records[step]
         losses = torch.tensor(record.losses, dtype=torch.float64)
-        search.tell(losses, config.lr_scale(step - 1), held=record.held, mu_scale=config.mu_scale(step - 1))
+        search.tell(losses, config.lr_scale(step - 1), check_loss=record.check_loss, mu_scale=config.mu_scale(step - 1))
         if differs is None and record.theta not in (None, search.checksum):
             differs = step
     return differs
@@ -98,7 +99,7 @@ def rewind(path: str | Path, step: int, output: str | Path | None = None) -> Rew
 
     Raises:
         RunFolderError: no run folder, the run has not come to that step, or its files do not lead there.
-        StorageError: the file can not be written.
+        StorageError: the file cannot be written.
     """
     folder = RunFolder.open(Path(path))
     records = folder.past().records
@@ -112,7 +113,7 @@ def rewind(path: str | Path, step: int, output: str | Path | None = None) -> Rew
     way = _way(search, records, folder.sound_state(), step)
     if way.reach < step:
         raise RunFolderError(
-            f"{folder.path}: step {step} can not be rebuilt, for the journal says nothing of step {way.reach + 1}; "
+            f"{folder.path}: step {step} cannot be rebuilt, for the journal says nothing of step {way.reach + 1}; "
             f"take the nearest token in {folder.snapshot_path(step).parent}"
         )
     search.load_state_dict(way.base)
@@ -128,7 +129,7 @@ def _first_token(folder: RunFolder) -> Embedding:
         return load_embedding(folder.snapshot_path(0))
     except EmbeddingFileError as error:
         raise RunFolderError(
-            f"{error}; it is the token that the run started from. Going on with the run writes it again, as long as "
+            f"{error}; it is the token that the run started from. Resuming the run writes it again, as long as "
             "there are steps left"
         ) from error
 

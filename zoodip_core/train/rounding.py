@@ -15,12 +15,12 @@ import torch
 from ..base import rng
 from ..base.errors import NonFiniteLossError
 from ..base.events import Message
+from ..search.preconditioner import Spread
 from .config import TrainConfig
-from .objective import DiffusionObjective
-from .vocabulary import Spread
+from .draws import Objective
 
 SIGNAL = 3.0
-"""A candidate's loss shall differ from the token's by as many times the noise."""
+"""A candidate's loss should differ from the token's by as many times the noise."""
 DISTANCE = 0.02
 """Between neighbours on the line, as a share of the token's size: less, and bfloat16 would take some for the same."""
 LARGEST = 10.0
@@ -67,13 +67,14 @@ def least_mu(mu: float, noise: float, signal: Callable[[float], float]) -> tuple
 
 
 def adapted(
-    config: TrainConfig, objective: DiffusionObjective, theta0: torch.Tensor, spread: Spread | None
+    config: TrainConfig, objective: Objective, images: int, theta0: torch.Tensor, spread: Spread | None
 ) -> tuple[TrainConfig, Message]:
     """Settings whose mu stands out of the rounding from a run's start to its end, whatever the model's types are.
 
     Args:
         config: the settings as given.
         objective: of the reference images.
+        images: their number.
         theta0: the starting token ``[num_vectors, dim]``.
         spread: the shape of the random directions, if they have one.
 
@@ -83,7 +84,7 @@ def adapted(
     Raises:
         NonFiniteLossError: the model gives no finite losses.
     """
-    draws = config.fixed_draws(len(objective.posteriors), _DRAWS)
+    draws = config.check_draws(images, _DRAWS)
     directions = rng.normal(config.seed, 0, "noise", (_LINES, *theta0.shape)).double()
     if spread:
         directions = spread.stretch(directions)

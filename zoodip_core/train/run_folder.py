@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
 from ..base.errors import RunFolderError
 from ..base.files import make_folder, storage_errors, write_atomically
+from ..base.locks import LOCK
+from ..base.names import file_stem
 from ..base.paths import link_out
 from ..base.safetensors_files import open_safetensors
 from ..model.embedding import Embedding, save_embedding
-from ..model.tokens import file_stem
+from ..search.preconditioner import Spread
 from . import journal
 from .config import TrainConfig
-from .vocabulary import Spread
 
-CONFIG, JOURNAL, STATE, LOCK = "config.json", "steps.jsonl", "state.safetensors", ".lock"
+CONFIG, JOURNAL, STATE = "config.json", "steps.jsonl", "state.safetensors"
 DIRECTIONS = "directions.safetensors"
 STATE_VERSION = 2
 """Of the saved state; the first had no checksum."""
 CHANGEABLE = ("steps", "save_every", "sample_every", "sample_prompt", "images", "captions", "model", "cache")
-"""Settings that a run may change when it goes on: they do not change the steps it takes. What stands at another
+"""Settings that a run may change when it is resumed: they do not change the steps it takes. What stands at another
 place must have the same content, which is checked."""
 
 
@@ -65,7 +64,7 @@ class RunFolder:
 
         Raises:
             RunFolderError: there is something already.
-            StorageError: it can not be written.
+            StorageError: it cannot be written.
         """
         check_free(path)
         make_folder(path)
@@ -75,20 +74,20 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, changes: Mapping[str, Any] | None = None) -> RunFolder:
-        """A folder to go on in.
+        """A folder to resume in.
 
         Args:
-            changes: settings that shall differ from now on, of :data:`CHANGEABLE`.
+            changes: settings that differ from now on, of :data:`CHANGEABLE`.
 
         Raises:
             RunFolderError: not a run folder, one from which a link leads out, or one whose search would not be the
                 same with these changes.
-            ConfigError: its settings can not be read, or a changed one is out of range.
+            ConfigError: its settings cannot be read, or a changed one is out of range.
         """
         file = path / CONFIG
         if not file.is_file():
             raise RunFolderError(
-                f"{path} is no run folder: it has no {CONFIG}; give the folder that a training run made"
+                f"{path} is not a run folder: it has no {CONFIG}; give the folder that a training run made"
             )
         link = link_out(path)
         if link is not None:  # the folder may be a stranger's
@@ -104,8 +103,8 @@ class RunFolder:
         fixed = sorted(set(changes or {}) - set(CHANGEABLE))
         if fixed:
             raise RunFolderError(
-                f"{path}: {', '.join(fixed)} can not change when a run goes on, only {', '.join(CHANGEABLE)}; start a "
-                "new run"
+                f"{path}: {', '.join(fixed)} cannot change when a run is resumed, only {', '.join(CHANGEABLE)}; "
+                "start a new run"
             )
         folder = cls(path, dataclasses.replace(config, **(changes or {})))
         if folder.config.steps != config.steps:
@@ -115,7 +114,7 @@ class RunFolder:
     def _check_steps(self, before: TrainConfig) -> None:
         if not before.can_grow:
             raise RunFolderError(
-                f"{self.path}: the run's schedules and checks follow its {before.steps} steps, so their number can not "
+                f"{self.path}: the run's schedules and checks follow its {before.steps} steps, so their number cannot "
                 "change; start a new run"
             )
         if self.config.steps < self.step():
@@ -145,7 +144,7 @@ class RunFolder:
         """What the journal tells.
 
         Raises:
-            StorageError: it can not be read.
+            StorageError: it cannot be read.
         """
         return journal.read(self.journal_path)
 
@@ -153,7 +152,7 @@ class RunFolder:
         """The loss at the token of each step that the journal tells of.
 
         Raises:
-            StorageError: it can not be read.
+            StorageError: it cannot be read.
         """
         estimator = self.config.make_estimator()
         return [
@@ -171,11 +170,11 @@ class RunFolder:
         return self.progress()[0]
 
     def progress(self) -> tuple[int, bool]:
-        """Completed steps, and whether the run is over: it has taken all, or its token had settled."""
+        """Completed steps, and whether the run is over: it has taken all, or its token had converged."""
         saved = self.sound_state() or {"step": torch.tensor(0)}
         step = max(journal.last_step(self.journal_path), int(saved["step"]))
-        settled = "guard.idle" in saved and 0 < self.config.patience <= int(saved["guard.idle"])
-        return step, settled or step >= self.config.steps
+        converged = "guard.idle" in saved and 0 < self.config.patience <= int(saved["guard.idle"])
+        return step, converged or step >= self.config.steps
 
     def save_state(self, state: dict[str, torch.Tensor], inputs: str, batch: int) -> None:
         """Write the search's state.
@@ -248,7 +247,7 @@ class RunFolder:
                 raise ValueError("it holds NaN or infinity")
         except Exception as error:  # a damaged file may raise anything
             raise RunFolderError(
-                f"{self.spread_path} is missing or damaged ({error}); put back a copy of it. Going on with the run "
+                f"{self.spread_path} is missing or damaged ({error}); put back a copy of it. Resuming the run "
                 "writes it again, as long as there are steps left"
             ) from error
         return spread
@@ -285,39 +284,16 @@ def _checksum(state: Mapping[str, torch.Tensor]) -> str:
     return f"{checksum:08x}"
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Be the only one at work on a run's folder, which is made if it is missing. The end of the process frees it.
-
-    Raises:
-        RunFolderError: another process is at work on it.
-        StorageError: it can not be written.
-    """
-    make_folder(path)
-    lock = filelock.FileLock(path / LOCK)
-    with storage_errors(path), contextlib.suppress(NotImplementedError):  # some network drives know no locks
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise RunFolderError(
-                f"{path}: another process is at work on this run; wait until it has ended, or stop it there"
-            ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def check_free(path: Path) -> None:
-    """Refuse a folder with something in it, a path that is a file, or one that can not be made.
+    """Refuse a folder with something in it, a path that is a file, or one that cannot be made.
 
     Raises:
         RunFolderError: it is not free.
-        StorageError: its place can not be written.
+        StorageError: its place cannot be written.
     """
     if path.is_file() or (path.is_dir() and any(file.name != LOCK for file in path.iterdir())):
         raise RunFolderError(
-            f"{path} already exists; choose another output folder, or go on with "
+            f"{path} already exists; choose another output folder, or resume with "
             f'--resume "{path}" if it is an unfinished run'
         )
     above = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())

@@ -11,6 +11,8 @@ import torch
 from ..base import rng
 from ..base.errors import ConfigError
 
+TIMESTEP_SAMPLERS = ("puts", "uniform", "snr")
+
 
 class TimestepSampler(Protocol):
     """Draws the timestep of one training step as a function of (seed, step)."""
@@ -34,7 +36,7 @@ class PUTS:
     def __post_init__(self) -> None:
         if not 0 <= self.t_lower < self.t_upper <= self.num_train_timesteps:
             raise ConfigError(
-                f"PUTS range: T_L = {self.t_lower}, T_U = {self.t_upper} is no range within "
+                f"PUTS range: T_L = {self.t_lower}, T_U = {self.t_upper} is not a range within "
                 f"0-{self.num_train_timesteps}; choose 0 <= t_lower < t_upper <= {self.num_train_timesteps}"
             )
 

@@ -1,0 +1,83 @@
+"""What may be a name: of a file or folder, on any system, and of a placeholder token, which names both.
+
+What one system refuses another takes, and folders are carried from one to the other.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from .errors import TokenError
+
+MAX_PART = 255
+"""Bytes of one name, which is what file systems take."""
+_DEVICES = {
+    *("con", "prn", "aux", "nul", "conin$", "conout$", "clock$"),
+    *(f"{device}{number}" for device in ("com", "lpt") for number in "0123456789¹²³"),
+}
+
+
+def fault(name: str) -> str | None:
+    """What is wrong with the name of a file or folder, on any system; None if nothing is. It has no folders."""
+    if not name.strip():
+        return "is empty"
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):  # a NUL ends a path, half a pair is not text
+        return "holds control characters"
+    if re.search(r"[/\\:]", name) or name in (".", ".."):  # a colon is a drive, or another stream of a file
+        return "holds parts of a path"
+    if re.search(r'[<>"|?*]', name):
+        return 'holds one of < > " | ? *, which Windows does not allow'
+    if name[-1] in ". ":
+        return "ends in a dot or a space, which Windows leaves out"
+    if len(name.encode()) > MAX_PART:
+        return f"has more than {MAX_PART} bytes"
+    if name.split(".")[0].rstrip().lower() in _DEVICES:  # whatever its ending
+        return "is a name that Windows reserves for a device"
+    return None
+
+
+def plain(text: str, most: int) -> str:
+    """A name of letters, digits, - and _ that is like a text, of at most so many bytes; empty if nothing is left."""
+    name = re.sub(r"[^\w-]+", "-", unicodedata.normalize("NFC", text)).strip("-_")
+    return name.encode("utf-8")[:most].decode("utf-8", "ignore").rstrip("-_")
+
+
+MAX_NAME = 200
+
+
+def check_name(token: str) -> None:
+    """Refuse a placeholder that could not be a file name on every system, or not stand in a prompt.
+
+    Raises:
+        TokenError: empty, over 200 characters, white space, control characters, path parts,
+            characters that prompts give a meaning, or a name that Windows reserves.
+    """
+
+    def refuse(why: str) -> TokenError:
+        shown = token if len(token) <= 40 else token[:37] + "..."
+        return TokenError(f"token {shown!r} {why}; choose a name of letters, digits, - and _, like <my-cat>")
+
+    if not token.strip():
+        raise refuse("is empty")
+    if len(token.encode(errors="replace")) > MAX_NAME:  # file systems count bytes
+        raise refuse(f"has more than {MAX_NAME} characters (those beyond ASCII count up to four times)")
+    if re.search(r"\s", token):
+        raise refuse("holds white space or control characters")
+    if re.search(r"[(){}\[\],]", token):
+        raise refuse("holds brackets or commas, which mean something in prompts")
+    if re.search(r"[<>]", token[1:-1]) or token.startswith(">") or token.endswith("<"):
+        raise refuse("holds < or > in its middle")
+    name = file_stem(token)
+    if not name:
+        raise refuse("has no name between its brackets")
+    if name.startswith((".", "~")):
+        raise refuse("holds parts of a path")
+    why = fault(name)
+    if why:
+        raise refuse(why)
+
+
+def file_stem(token: str) -> str:
+    """The placeholder without its angle brackets, as in the name of its file."""
+    return token.strip("<>")

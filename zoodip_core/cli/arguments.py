@@ -1,0 +1,93 @@
+"""Arguments that several commands share; those of a training are made from the table of settings."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..model.kinds import DTYPES, PREDICTION_TYPES
+from ..model.load import load_quantized
+from ..model.quantize import WEIGHTS
+from ..model.quantized import QuantizedModel
+from ..train.presets import PAPER_PRESETS, PRESET, said
+from ..train.settings import NUMBER, PARTS, PATHS, SEARCH, SETTINGS, SWITCH, WHOLE, Setting, of_part
+
+PROGRAM = "python -m zoodip_core"
+
+
+def command(commands: Any, name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
+    """Add a command, with an example of its use in its help."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=f"example:\n  {PROGRAM} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+# ---------------------------------------------------------------- settings of a training
+
+
+def setting_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for each setting of the table. One that is not given is absent: the preset's value stands."""
+    for part in PARTS:
+        about = f"defaults come from the preset; those of default: {said()}" if part == SEARCH else None
+        group = parser.add_argument_group(part.lower(), about)
+        if part == SEARCH:
+            group.add_argument(
+                PRESET.flag,
+                choices=(*PRESET.choices, *PAPER_PRESETS),
+                help=f"{PRESET.help} Or the paper's for another kind of model. (default: {PRESET.default})",
+            )
+        for each in of_part(part):
+            _add_setting(group, each)
+
+
+def _add_setting(group: Any, setting: Setting) -> None:
+    more: dict[str, Any] = {}
+    if setting.kind == SWITCH:
+        more["action"] = argparse.BooleanOptionalAction
+    elif setting.kind in (WHOLE, NUMBER):
+        more["type"] = int if setting.kind == WHOLE else float
+    elif setting.kind == PATHS:
+        more["nargs"] = "+"
+    if setting.choices:
+        more["choices"] = setting.choices
+    elif setting.metavar:
+        more["metavar"] = setting.metavar
+    default = "" if setting.by_preset or setting.default in (None, False) else f" (default: {setting.default})"
+    help = (setting.help + default).replace("%", "%%")
+    group.add_argument(setting.flag, dest=setting.name, help=help, default=argparse.SUPPRESS, **more)
+
+
+# ---------------------------------------------------------------- a model that draws
+
+
+def loading_options(parser: argparse.ArgumentParser) -> None:
+    """How a model that draws is loaded; see :func:`load`."""
+    parser.add_argument("--weights", choices=WEIGHTS, default="int8", help="how weights are kept (default: int8)")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="activations (default: auto)")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument(
+        "--prediction-type", choices=PREDICTION_TYPES, default="auto", help="what the model predicts (default: auto)"
+    )
+    parser.add_argument("--cache", metavar="DIR", help=SETTINGS["cache"].help)
+
+
+def load(args: argparse.Namespace) -> QuantizedModel:
+    """The model of :func:`loading_options`.
+
+    Raises:
+        ZoodipError: of the kind that tells what is wrong.
+    """
+    return load_quantized(
+        args.model,
+        weights=args.weights,
+        dtype=args.dtype,
+        device=args.device,
+        prediction_type=args.prediction_type,
+        cache=args.cache,
+    )

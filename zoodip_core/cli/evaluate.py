@@ -1,0 +1,95 @@
+"""The command evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..base.stopping import Stopped, stopped_by
+from ..data.images import find_images
+from ..evaluate.encoders import CLIP_ID, DINO_ID
+from ..evaluate.prompt_sets import PROMPT_SETS, default_set, prompts_of
+from ..model.embedding import load_embedding
+from ..model.kinds import TINY
+from ..train.settings import SETTINGS
+from .arguments import command, load, loading_options
+from .screen import Stages, session
+
+
+def add(commands: Any) -> None:
+    parser = command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "score a learned token with CLIP-T, CLIP-I, DINO and DINO_inter, beside the word it began as",
+        "evaluate --model models/sd15 --embedding runs/rex/rex.safetensors --images photos/rex --prompts living",
+    )
+    parser.add_argument("--model", default=TINY, metavar="PATH", help=f"{SETTINGS['model'].help} (default: {TINY})")
+    parser.add_argument("--embedding", type=Path, required=True, metavar="FILE", help="the learned token")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="folder of reference images, or image files",
+    )
+    parser.add_argument(
+        "--prompts",
+        metavar="SET",
+        help=f"{', '.join(PROMPT_SETS)}, or a text file with a prompt a line and {{}} for the subject (default: "
+        "object; tiny for the embedded model)",
+    )
+    parser.add_argument(
+        "--class",
+        dest="class_word",
+        default="",
+        metavar="WORD",
+        help="what kind of thing the subject is (default: the word that the token was learned from)",
+    )
+    parser.add_argument("--seeds", type=int, default=4, metavar="N", help="images of each prompt (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image of each (default: 0)")
+    parser.add_argument("--steps", type=int, default=25, metavar="N", help="denoising steps (default: 25)")
+    parser.add_argument(
+        "--guidance", type=float, metavar="SCALE", help="classifier-free guidance (default: 7.5; tiny: 5)"
+    )
+    for option, kind in (("--clip", CLIP_ID), ("--dino", DINO_ID)):
+        parser.add_argument(
+            option, metavar="PATH", help=f"folder of the model that scores (default: {kind} in Hugging Face's cache)"
+        )
+    loading_options(parser)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for images and scores; the same command resumes in it (default: evaluations/NAME)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the scores as JSON, as in evaluation.json")
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from ..evaluate.evaluation import EvaluationPlan, as_json, class_word_of, evaluate, find_judges, folder_for
+    from ..evaluate.report import as_text, write_report
+
+    embedding = load_embedding(args.embedding)
+    references = find_images(args.images)
+    judges = find_judges(args.clip, args.dino)
+    for why in judges.left_out:
+        print(f"warning: {why}", file=sys.stderr)
+    word = class_word_of(embedding, args.class_word)
+    folder = args.output or folder_for(Path("evaluations"), embedding)
+    model = load(args)
+    prompts = prompts_of(args.prompts or default_set(model.info.family))
+    plan = EvaluationPlan(prompts, word, args.seeds, args.seed, args.steps, args.guidance)
+    with session() as (_, commands), stopped_by(lambda: commands.stopping), Stages() as bar:
+        try:
+            evaluation = evaluate(model, embedding, references, plan, judges, folder, bar)
+        except Stopped:
+            bar.close()
+            print(f"stopped; what is drawn is kept in {folder}, and the same command resumes it", file=sys.stderr)
+            return 1
+        sheet = write_report(evaluation, references, folder)
+    print(as_json(evaluation) if args.json else f"{as_text(evaluation)}\n{sheet}")
+    return 0

@@ -1,0 +1,81 @@
+"""The command generate."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import ConfigError
+from ..base.names import plain
+from ..data.prompts import with_slots
+from ..model.embedding import load_embedding
+from ..model.kinds import TINY
+from ..train.settings import SETTINGS
+from .arguments import command, load, loading_options
+
+
+def add(commands: Any) -> None:
+    parser = command(
+        commands,
+        "generate",
+        _generate,
+        "make images, with or without a learned token",
+        'generate --model models/sd15 --embedding runs/rex/rex.safetensors --prompt "a <rex> on the beach"',
+    )
+    parser.add_argument("--model", default=TINY, metavar="PATH", help=f"{SETTINGS['model'].help} (default: {TINY})")
+    parser.add_argument("--prompt", required=True, action="append", help="what to draw; may be given several times")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to stay away from")
+    parser.add_argument(
+        "--embedding", type=Path, metavar="FILE", help="a learned token, used by its name in the prompt"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image (default: 0)")
+    parser.add_argument("--count", type=int, default=1, metavar="N", help="images a prompt (default: 1)")
+    parser.add_argument("--steps", type=int, default=25, metavar="N", help="denoising steps (default: 25)")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=None,
+        metavar="SCALE",
+        help="classifier-free guidance (default: 7.5; tiny: 5)",
+    )
+    loading_options(parser)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("generated"),
+        metavar="DIR",
+        help="folder for the images (default: generated)",
+    )
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from ..data.sheets import save_png
+    from ..model.generation import generate
+
+    if not 1 <= args.count <= 256:
+        raise ConfigError(f"--count {args.count}: must be from 1 to 256")
+    embedding = load_embedding(args.embedding) if args.embedding else None
+    if embedding and not any(
+        with_slots(text, embedding.token) != text for text in (*args.prompt, args.negative_prompt)
+    ):
+        raise ConfigError(f"no prompt holds the token {embedding.token}; write it where the subject should stand")
+    model = load(args)
+    prompts = [prompt for prompt in args.prompt for _ in range(args.count)]
+    seeds = [args.seed + i for _ in args.prompt for i in range(args.count)]
+    images = generate(
+        model,
+        prompts,
+        seeds,
+        embedding=embedding,
+        negative_prompt=args.negative_prompt,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+    )
+    # A token's name comes from inside a file, perhaps a stranger's: never a path.
+    stem = (plain(embedding.token, 120) if embedding else "") or "image"
+    for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+        path = args.output / f"{stem}-{i // args.count + 1}-seed{seed}.png"
+        save_png(image, path)
+        print(path)
+    return 0

@@ -1,0 +1,115 @@
+"""What a command shows while it works: progress bars and lines. Ctrl-C stops the work, a second one leaves at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..base.events import Commands, Event, Message, Progress, Sampled, Saved
+from .arguments import PROGRAM
+
+
+class Screen:
+    """Events as a progress bar and lines."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Message):
+            print(("warning: " if event.warning else "") + event.text, file=sys.stderr)
+        elif isinstance(event, Progress):
+            self._progress(event)
+        elif isinstance(event, Sampled):
+            self._line(f"samples at step {event.step}: {event.path}")
+        elif isinstance(event, Saved) and self._bar is None:
+            self._line(f"saved at step {event.step}: {event.embedding}")
+
+    def _progress(self, event: Progress) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(
+                total=event.steps,
+                initial=event.step - 1,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=0.25,
+                bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}, {rate_fmt}, ETA {remaining}",
+            )
+        self._bar.set_postfix_str(f"loss {event.smoothed:.4f}", refresh=False)
+        self._bar.update(event.step - self._bar.n)
+
+    def _line(self, text: str) -> None:
+        if self._bar is None:
+            print(text, file=sys.stderr)
+        else:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextlib.contextmanager
+def session() -> Iterator[tuple[Screen, Commands]]:
+    """A screen, and commands that Ctrl-C stops; a second Ctrl-C ends at once."""
+    screen, commands = Screen(), Commands()
+
+    def on_interrupt(_signal: int, _frame: FrameType | None) -> None:
+        if commands.stopping:
+            raise KeyboardInterrupt
+        commands.stop()
+        print("\nstopping; Ctrl-C again to leave at once", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield screen, commands
+    finally:
+        signal.signal(signal.SIGINT, before)
+        screen.close()
+
+
+class Stages:
+    """A progress bar for each thing that is done, one after another."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if stage != self._stage:
+            self.close()
+            layout = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, ETA {remaining}"
+            # What an earlier call has drawn is not a measure of how long the rest takes.
+            self._bar = tqdm(
+                total=total, initial=done, desc=stage, dynamic_ncols=True, mininterval=0.25, bar_format=layout
+            )
+            self._stage = stage
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def closing(finished: bool, step: int, token: str, path: Path, run: Path) -> int:
+    """Say how a training ended; returns the command's exit code."""
+    if finished:
+        print(f"done: {step} steps, token {token} in {path}")
+        return 0
+    print(f'stopped at step {step}; the token so far is {path}\nresume with:\n  {PROGRAM} train --resume "{run}"')
+    return 1

@@ -1,0 +1,149 @@
+"""The commands train and rewind."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import ConfigError
+from ..model.kinds import TINY
+from ..train.config import TrainConfig, preset_of
+from ..train.loop import resume_training, train_token
+from ..train.presets import check_given, complete
+from ..train.run_folder import CHANGEABLE, free_folder
+from ..train.settings import SETTINGS
+from .arguments import PROGRAM, command, setting_options
+from .screen import closing, session
+
+
+def add(commands: Any) -> None:
+    parser = command(
+        commands,
+        "train",
+        _train,
+        "learn a token from a few images",
+        'train --model models/sd15 --images photos/rex --token "<rex>" --init dog',
+    )
+    setting_options(parser)
+    _output_options(parser)
+
+
+def _output_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", type=Path, metavar="DIR", help="run folder to make (default: runs/NAME)")
+    group.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="resume a run, with its settings; --steps may be more where learning rate and mu "
+        "stay and there are no checks, as with the preset paper",
+    )
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="JSON",
+        help="settings file, such as a run's config.json; options given here come on top",
+    )
+
+
+def _train(args: argparse.Namespace) -> int:
+    if args.resume:
+        changes = _settings(args)
+        fixed = sorted(set(changes) - set(CHANGEABLE))
+        if fixed or args.config or args.preset or args.output:
+            raise ConfigError(
+                f"--resume keeps the run's own settings, of which {', '.join(CHANGEABLE)} may change; leave out "
+                f"{', '.join(fixed) or 'the rest'}"
+            )
+        path = args.resume
+        with session() as (screen, commands):
+            result = resume_training(path, changes, on_event=screen, commands=commands)
+    else:
+        config = _config(args)
+        path = args.output or free_folder(Path("runs"), config.token)
+        with session() as (screen, commands):
+            result = train_token(config, path, on_event=screen, commands=commands)
+    return closing(result.finished, result.step, result.embedding.token, result.path, path)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    settings = {key: value for key, value in vars(args).items() if key in SETTINGS}
+    for key in ("model", "captions", "cache"):  # a run can be resumed from another folder
+        if settings.get(key, TINY) != TINY:
+            settings[key] = str(Path(settings[key]).absolute())
+    if "images" in settings:
+        settings["images"] = [str(Path(path).absolute()) for path in settings["images"]]
+    return settings
+
+
+def _config(args: argparse.Namespace) -> TrainConfig:
+    settings = _settings(args)
+    if args.config:
+        try:
+            base = TrainConfig.settings_from_json(args.config.read_text(encoding="utf-8-sig"), str(args.config))
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(f"config file {args.config} cannot be read: {why}") from error
+        cache = {} if "cache" in settings else {"cache": _known_cache(base.get("cache"))}
+        preset = preset_of({**base, **settings}, args.preset) if args.preset else _measured_anew(base, settings)
+        config = TrainConfig.from_dict({**base, **preset, **cache, **settings})
+        check_given(config.to_dict(), {**complete({}), **base, **preset}, settings)
+        return config
+    for flag, key in (("--images", "images"), ("--token", "token"), ("--init", "initializer")):
+        if key not in settings:
+            raise ConfigError(f"{flag} is missing; see {PROGRAM} train --help")
+    return TrainConfig.with_preset(args.preset or "default", settings)
+
+
+def _measured_anew(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The mu of a run is the one that was measured; on another model or in other types it has to be measured again."""
+    others = any(key in settings and settings[key] != base.get(key) for key in ("model", "weights", "dtype"))
+    return {"adapt_mu": True} if others and base.get("directions") == "vocabulary" else {}
+
+
+def _known_cache(folder: Any) -> Any:
+    """A settings file's folder for copies of models. The file may be a stranger's: none is begun where it says.
+
+    Raises:
+        ConfigError: no copies are kept there.
+    """
+    from ..model.copies import has_copies
+
+    if isinstance(folder, str) and not has_copies(Path(folder)):
+        raise ConfigError(
+            f"cache = {folder!r}: no copies of models are kept there yet; to keep them there, add --cache {folder!r}, "
+            "or take it out of the settings file"
+        )
+    return folder
+
+
+def add_rewind(commands: Any) -> None:
+    parser = command(
+        commands,
+        "rewind",
+        _rewind,
+        "write the token of a run as it was after any of its steps",
+        "rewind runs/rex --step 12000",
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="the run's folder; it may be at work")
+    parser.add_argument("--step", type=int, required=True, metavar="K", help="completed steps, 0 for the start")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="file to write, .safetensors (default: among the run's snapshots)"
+    )
+
+
+def _rewind(args: argparse.Namespace) -> int:
+    from ..train.replay import rewind
+
+    rewound = rewind(args.folder, args.step, args.output)
+    if rewound.differs is not None:
+        print(
+            f"warning: from step {rewound.differs} on it may differ from what it was: this computer or version rounds "
+            "otherwise, or the run's settings were changed by hand",
+            file=sys.stderr,
+        )
+    print(rewound.path)
+    return 0

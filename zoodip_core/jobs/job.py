@@ -1,0 +1,168 @@
+"""What is known of a job, by what its worker told, and of a run, by what lies in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..base.texts import whole_text
+from .protocol import OPEN, RUNNING, WAITING
+
+MOST_WARNINGS = 100
+"""The last ones that are kept of a job: a run may warn at each of its samples."""
+_MOST = 10**15
+
+
+@dataclass
+class Job:
+    """A job and how far it is.
+
+    Args:
+        id: of this process's jobs.
+        kind: train, resume, show; see :mod:`tasks`.
+        folder: what it makes or changes.
+        token: the placeholder it is about.
+        file: its job file.
+        state: waiting, running, stopping, finished, stopped or failed.
+        message: what it does, waits for, or why it ended.
+        warnings: what needs the user's eye, the last of them.
+        losses: of every step so far.
+        rate: steps a second.
+        eta: seconds left.
+        memory: peak bytes so far, if that is known.
+        sample: the newest sample sheet.
+        shown: the pictures before and after.
+        embedding: the newest file of the token.
+        checked: what :func:`tasks.check` found.
+        log: the end of its log, if it failed.
+    """
+
+    id: int
+    kind: str
+    folder: Path
+    token: str
+    file: Path
+    state: str = WAITING
+    message: str = "waiting"
+    step: int = 0
+    steps: int = 0
+    loss: float = 0.0
+    smoothed: float = 0.0
+    rate: float = 0.0
+    eta: float = 0.0
+    memory: int | None = None
+    sample: Path | None = None
+    sampled_step: int = 0
+    shown: Path | None = None
+    embedding: Path | None = None
+    checked: dict[str, Any] | None = None
+    log: str = ""
+    warnings: list[str] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list, repr=False)
+
+    @property
+    def open(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.state in OPEN
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """Take in an event of its worker; one that makes no sense is left out."""
+        handler = getattr(self, f"_on_{event.get('event')}", None)
+        if handler is not None:
+            with contextlib.suppress(LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
+                handler(event)
+
+    def _on_message(self, event: Mapping[str, Any]) -> None:
+        if event["warning"]:
+            self.warnings = [*self.warnings, whole_text(str(event["text"]))][-MOST_WARNINGS:]
+        elif self.state == RUNNING:
+            self.message = whole_text(str(event["text"]))
+
+    def _on_checked(self, event: Mapping[str, Any]) -> None:
+        checked = {key: value for key, value in event.items() if key != "event"}
+        json.dumps(checked, allow_nan=False)  # as scripts are told it
+        self.checked = checked
+
+    def _on_started(self, event: Mapping[str, Any]) -> None:
+        step, steps, losses = _count(event["step"]), _count(event["steps"]), [float(loss) for loss in event["losses"]]
+        self.step, self.steps, self.losses[:] = step, steps, losses
+
+    def _on_progress(self, event: Mapping[str, Any]) -> None:
+        step, steps, memory = _count(event["step"]), _count(event["steps"]), event["memory"]
+        peak = None if memory is None else _count(memory)
+        loss, smoothed, rate, eta = (float(event[name]) for name in ("loss", "smoothed", "rate", "eta"))
+        self.step, self.steps, self.memory = step, steps, peak
+        self.loss, self.smoothed, self.rate, self.eta = loss, smoothed, rate, eta
+        self.losses.append(loss)
+        if self.state == RUNNING:
+            self.message = "learning"
+
+    def _on_sampled(self, event: Mapping[str, Any]) -> None:
+        self.sample, self.sampled_step = Path(event["path"]), _count(event["step"])
+
+    def _on_saved(self, event: Mapping[str, Any]) -> None:
+        self.embedding = Path(event["path"])
+
+    def _on_shown(self, event: Mapping[str, Any]) -> None:
+        self.shown = Path(event["path"])
+
+    def _on_ended(self, event: Mapping[str, Any]) -> None:
+        if event.get("embedding"):
+            self.embedding = Path(event["embedding"])
+
+
+def _count(value: Any) -> int:
+    """A number of steps or bytes.
+
+    Raises:
+        ValueError: it is more than any.
+    """
+    number = int(value)
+    if abs(number) > _MOST:
+        raise ValueError(f"{value} is not a count")
+    return number
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a run.
+
+    Args:
+        name: of its folder in the home.
+        folder: that folder.
+        run: its :class:`RunFolder`, which may not exist yet.
+        token: the placeholder.
+        model: the base model, for people.
+        step: completed steps, as saved.
+        steps: those it was made for.
+        state: finished, stopped, failed, or unfinished if its process was cut off (or is at work).
+        message: why it failed, or what is damaged; else empty.
+        when: its last change, in seconds since the epoch.
+        embedding: the finished token, else its newest snapshot.
+        before_after: the picture of the word and the token.
+        loss_curve: the picture of its losses.
+        sample: its newest sample sheet.
+        settings: by the names of :class:`TrainConfig`.
+        can_resume: whether something is left to do for ``resume_training`` without more steps.
+    """
+
+    name: str
+    folder: Path
+    run: Path
+    token: str
+    model: str
+    step: int
+    steps: int
+    state: str
+    message: str
+    when: float
+    embedding: Path | None
+    before_after: Path | None
+    loss_curve: Path | None
+    sample: Path | None
+    settings: Mapping[str, Any]
+    can_resume: bool

@@ -1,0 +1,126 @@
+"""What lies in the folder of a page's run beside the run itself: what was asked, how it ended, its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..base.errors import ConfigError
+from ..base.files import is_newer, read_object, storage_errors, write_atomically
+from ..base.texts import parse_json
+from .protocol import CHECK, FAILED, FINISHED, RESUME, SHOW, STOPPED, TRAIN
+
+VERSION = 1
+TASK = "task.json"
+"""What a page asked of a run's worker last, but for drawings: those leave what is known of the run as it is."""
+DRAWING = "drawing.json"
+OUTCOME, LOG, RUN, BEFORE_AFTER = "outcome.json", "log.txt", "run", "before_after.png"
+_MOST_LOG = 64_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a job file asks for.
+
+    Args:
+        kind: check, train, resume, show.
+        folder: where it all goes; a run is made or is to be found in its ``run``, or is the folder itself.
+        settings: of a new run, by the names of :class:`TrainConfig`; the rest is the preset's for the model.
+        preset: fast, default, careful or paper.
+        changes: settings that differ when a run is resumed.
+    """
+
+    kind: str
+    folder: Path
+    settings: dict[str, Any]
+    preset: str
+    changes: dict[str, Any]
+
+    @classmethod
+    def read(cls, file: Path) -> Task:
+        """Read a job file.
+
+        Raises:
+            ConfigError: it is not one, or of another version.
+        """
+        with storage_errors(file):
+            content = file.read_bytes()
+        try:
+            data = parse_json(content)
+            if is_newer(data["version"], VERSION):
+                raise ConfigError(f"{file} is a job of a newer ZOODiP; update ZOODiP, or start the job again")
+            if data["version"] != VERSION or data["kind"] not in (CHECK, TRAIN, RESUME, SHOW):
+                raise ConfigError(f"{file} is a job of another version of ZOODiP; start the job again")
+            settings, changes = dict(data.get("settings", {})), dict(data.get("changes", {}))
+            return cls(data["kind"], Path(data["folder"]), settings, preset_in(data), changes)
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{file} is not a job file ({error}); start the job again") from error
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return self.folder if (self.folder / "config.json").is_file() else self.folder / RUN
+
+
+def preset_in(task: dict[str, Any]) -> str:
+    """The preset that a job file names; it was called pace once."""
+    return str(task.get("preset", task.get("pace", "default")))
+
+
+def write_task(folder: Path, kind: str, work_on: Path, **more: Any) -> Path:
+    """Write a job file into ``folder``, for a worker; ``more`` are settings, preset, changes.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    task = {"version": VERSION, "id": secrets.token_hex(8), "kind": kind, "folder": str(work_on), **more}
+    file = folder / (DRAWING if kind == SHOW else TASK)
+    write_atomically(file, json.dumps(task, indent=2))
+    return file
+
+
+def task_of(folder: Path) -> dict[str, Any]:
+    """What a page asked of a run's worker last; empty if nothing, or it cannot be read."""
+    task = read_object(folder / TASK)
+    return task if task.get("version") == VERSION and isinstance(task.get("kind"), str) else {}
+
+
+def write_outcome(folder: Path, state: str, message: str) -> None:
+    """Write how a run ended that did what its job file asks.
+
+    Args:
+        state: finished, stopped or failed.
+        message: why it failed.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if state not in (FINISHED, STOPPED, FAILED):
+        raise ValueError(f"state = {state!r}: a run that has ended is finished, stopped or failed")
+    ended = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    outcome = {"version": VERSION, "task": task_of(folder).get("id"), "state": state, "message": message}
+    write_atomically(folder / OUTCOME, json.dumps({**outcome, "ended": ended}, indent=2))
+
+
+def log_tail(folder: Path, lines: int = 20) -> str:
+    """The last lines of a run's log, empty if there is none. However long it is, little is read."""
+    try:
+        if not (folder / LOG).is_file():  # a pipe would be waited for
+            return ""
+        with (folder / LOG).open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - _MOST_LOG)
+            file.seek(start)
+            text = file.read(_MOST_LOG).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    found = text.splitlines()
+    if start and len(found) > 1:
+        del found[0]  # begun before the part that was read
+    return "\n".join(found[-lines:]) if lines > 0 else ""

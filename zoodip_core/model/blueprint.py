@@ -1,0 +1,84 @@
+"""What a model is and where its parts lie: all that is known of it before anything is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .checkpoints import Checkpoint, ComponentReader
+
+COPY_MARK = "zoodip_quantized_copy"
+"""In the header of our own quantised copies of models, with their format's version."""
+COPY_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is, read from its configs or its tensors' shapes alone.
+
+    Args:
+        path: its file or folder.
+        name: for people.
+        family: ``sd1``, ``sd2``, ``sdxl``, ``tiny``, or ``sd-DIM`` for another text width.
+        dims: the width of each text encoder's token embeddings.
+        resolution: pixels a side it was trained on.
+        prediction_type: ``epsilon`` or ``v_prediction``.
+    """
+
+    path: Path
+    name: str
+    family: str
+    dims: tuple[int, ...]
+    resolution: int
+    prediction_type: str
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """All that is needed to build a model's parts: what it is, configs, tokenizers, where its tensors lie.
+
+    ``copy_of`` is the hash of the model of which this is a quantised copy, and ``weights`` what it was quantised to.
+    """
+
+    info: ModelInfo
+    configs: Mapping[str, dict[str, Any]]
+    readers: Mapping[str, ComponentReader]
+    tokenizers: tuple[tuple[Path, str | None], ...]
+    """For each text encoder its tokenizer's folder, and the word it pads with if that is not the folder's."""
+    copy_of: str | None = None
+    weights: str | None = None
+
+    @property
+    def text_parts(self) -> tuple[str, ...]:
+        """The names of its text encoders."""
+        return ("text_encoder", "text_encoder_2")[: len(self.info.dims)]
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """Its files, each once, in a stable order."""
+        return list({id(r.checkpoint): r.checkpoint for _, r in sorted(self.readers.items())}.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model's files: which base model a token belongs to."""
+        if self.copy_of:
+            return self.copy_of
+        hashes = [checkpoint.sha256() for checkpoint in self.checkpoints]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def stored_name(name: str) -> str:
+    """A parameter's name in a copy: transformers 4 and 5 differ in a text encoder's first part."""
+    return name.removeprefix("text_model.")
+
+
+def _config_useless(model: Path, part: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()
+    return (
+        f"model: {model}: the config of its {part} cannot be used: "
+        f"{reason[0] if reason else type(error).__name__}; copy the model again"
+    )

@@ -1,0 +1,16 @@
+"""The model libraries' own manners."""
+
+from __future__ import annotations
+
+import logging
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own bars and notes off our screen; their errors still arrive as exceptions."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    logging.getLogger("optimum").setLevel(logging.ERROR)

@@ -1,0 +1,59 @@
+"""What is random about a step, and what maps candidates to losses on it: all that the loop knows of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Everything random about one step, shared by all its candidates. Noise follows from (seed, step)."""
+
+    seed: int
+    step: int
+    image: int
+    caption: int
+    timestep: int
+
+
+class Objective(Protocol):
+    """Maps candidates to losses: all that the search needs to know of a model."""
+
+    def draw(self, seed: int, step: int) -> Draw:
+        """The draw of a training step."""
+        ...
+
+    def losses(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Losses ``[K]``, float64 on the CPU, of candidates ``[K, num_vectors, dim]`` on one draw."""
+        ...
+
+
+_CHECK_APART = 2_000_000_000
+"""No run takes as many steps: the noise of its steps is other than that of the draws that stay the same."""
+
+
+def fixed_draws(seed: int, images: int, timesteps: Sequence[int], repeats: int = 1) -> list[Draw]:
+    """Draws for measuring: every image at every timestep, ``repeats`` noises each; the first caption."""
+    return [
+        Draw(seed, 1_000_000 + (image * len(timesteps) + i) * repeats + repeat, image, 0, t)
+        for image in range(images)
+        for i, t in enumerate(timesteps)
+        for repeat in range(repeats)
+    ]
+
+
+def spread_draws(seed: int, images: int, t_lower: int, t_upper: int, count: int) -> list[Draw]:
+    """Draws that stay the same through a run: the images in turn, timesteps at equal distances, the first caption."""
+    return [
+        Draw(seed, _CHECK_APART + i, i % images, 0, t_lower + (2 * i + 1) * (t_upper - t_lower) // (2 * count))
+        for i in range(count)
+    ]
+
+
+def mean_losses(objective: Objective, candidates: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+    """Mean loss ``[K]`` of each candidate over the same draws (common random numbers)."""
+    return torch.stack([objective.losses(candidates, draw) for draw in draws]).mean(dim=0)

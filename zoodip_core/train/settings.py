@@ -1,0 +1,541 @@
+"""The table of settings: each is described once, and every front is made from here.
+
+The command line, the page's form, the webuis' interface for scripts, ComfyUI's nodes and their locales take names,
+labels, texts, choices and ranges from :data:`SETTINGS`. To add a setting, add a field to :class:`Settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..base.errors import ConfigError, TokenError
+from ..base.names import check_name, file_stem
+from ..data.images import CROPS, check_resolution
+from ..data.prompts import SLOT, TEMPLATES, with_slots
+from ..model.kinds import DTYPES, PREDICTION_TYPES, TINY
+from ..model.quantize import WEIGHTS
+from ..search.estimators import ESTIMATORS, MOST_DIRECTIONS, MOST_MU
+from ..search.optimizers import MOST_LR, OPTIMIZERS
+from ..search.subspace import TAU_RANGE
+from .timesteps import TIMESTEP_SAMPLERS
+
+TEXT, WHOLE, NUMBER, CHOICE, SWITCH, PATHS = "text", "whole", "number", "choice", "switch", "paths"
+_KINDS = {"str": TEXT, "str | None": TEXT, "int": WHOLE, "float": NUMBER, "bool": SWITCH, "tuple[str, ...]": PATHS}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "int": (int,),
+    "float": (float,),
+    "bool": (bool,),
+    "tuple[str, ...]": (tuple,),
+}
+SUBJECT, MODEL, IMAGES, SEARCH, SUBSPACE, TIMESTEPS, RUN = (
+    "What to learn",
+    "Model",
+    "Pictures and captions",
+    "Search",
+    "Subspace Gradient",
+    "Timesteps",
+    "While it runs",
+)
+"""The parts that settings belong to, by their titles."""
+PARTS = (SUBJECT, MODEL, IMAGES, SEARCH, SUBSPACE, TIMESTEPS, RUN)
+DIRECTIONS = ("normal", "vocabulary")
+LR_SCHEDULES = ("constant", "cosine")
+AUTO, ON, OFF = "auto", "on", "off"
+_MANY = 10_000_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every front needs to know of a setting.
+
+    Args:
+        name: as in :class:`Settings`.
+        kind: text, whole (number), number, choice, switch, or paths.
+        part: one of :data:`PARTS`.
+        label: for people, a word or three.
+        help: for people, a sentence or two.
+        default: its value where nothing is given.
+        flag: its option on the command line.
+        metavar: what stands for the value there.
+        choices: of a choice.
+        range: the least and the largest number.
+        above: whether a number has to be above the least, which is not allowed itself.
+        below: whether a number has to be below the largest, which is not allowed itself.
+        multiple: what a whole number has to be a multiple of.
+        left: what a front shows, and is given, where the setting is left to the preset; None if it never is.
+        left_means: what that stands for, in a word.
+        node_input: the name of its input in ComfyUI.
+    """
+
+    name: str
+    kind: str
+    part: str
+    label: str
+    help: str
+    default: Any
+    flag: str
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    range: tuple[float, float] | None = None
+    above: bool = False
+    below: bool = False
+    multiple: int = 1
+    left: Any = None
+    left_means: str = "as the preset says"
+    node_input: str = ""
+
+    @property
+    def by_preset(self) -> bool:
+        """Whether presets decide it."""
+        return self.left is not None
+
+    @property
+    def shown(self) -> Any:
+        """The value that a form begins with."""
+        return self.left if self.by_preset else self.default
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The choices of a form, leaving it to the preset among them."""
+        if self.kind == SWITCH and self.by_preset:
+            return (AUTO, ON, OFF)
+        return (AUTO, *self.choices) if self.left == AUTO else self.choices
+
+    @property
+    def explained(self) -> str:
+        """Its help for a form: with what stands for leaving it to the preset."""
+        return f"{self.help} {self.left}: {self.left_means}." if self.by_preset else self.help
+
+    def check(self, value: Any) -> None:
+        """Refuse a value of the right type that is not one of the choices, or out of range.
+
+        Raises:
+            ConfigError: naming the setting, and what is possible.
+        """
+        if self.choices and value not in self.choices:
+            raise ConfigError(f"{self.name} = {value!r}: choose one of {', '.join(self.choices)}")
+        if self.range and value is not None:
+            low, high = self.range
+            outside = (self.above and value == low) or (self.below and value == high)
+            if outside or not low <= value <= high:
+                limits = f"from {low} to {high}"
+                if self.above:
+                    limits = f"above {low} and {'below' if self.below else 'at most'} {high}"
+                raise ConfigError(f"{self.name} = {value}: must be {limits}")
+
+
+def _setting(default: Any, part: str, label: str, help: str, **more: Any) -> Any:
+    """A field of :class:`Settings` with what its :class:`Setting` has; required where the default is missing."""
+    about = {"part": part, "label": label, "help": help, **more}
+    return dataclasses.field(default=default, metadata={"setting": about})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that decides a run, checked. The defaults are the paper's for SD1.5 (section 4).
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range.
+        TokenError: a placeholder token that cannot be used.
+    """
+
+    images: tuple[str, ...] = _setting(
+        dataclasses.MISSING,
+        SUBJECT,
+        "Images",
+        "Folder of reference images, or image files.",
+        metavar="PATH",
+    )
+    token: str = _setting(
+        dataclasses.MISSING,
+        SUBJECT,
+        "Token",
+        "The new word, and the name of its file, like <rex>: letters, digits, - and _.",
+        metavar="NAME",
+    )
+    initializer: str = _setting(
+        dataclasses.MISSING,
+        SUBJECT,
+        "Initializer",
+        "The known word that the token starts from: what kind of thing it is, like dog.",
+        flag="--init",
+        metavar="WORD",
+    )
+    num_vectors: int = _setting(
+        1,
+        SUBJECT,
+        "Vectors",
+        "Vectors in the token. 1 is the paper's; more hold more detail and need more steps.",
+        flag="--vectors",
+        metavar="N",
+        range=(1, 75),
+    )
+    initializer_mode: str = _setting(
+        "single",
+        SUBJECT,
+        "Long initializers",
+        "An initializer of several tokens: refuse it (single), start from their mean, or from the first ones.",
+        flag="--init-mode",
+        choices=("single", "mean", "first"),
+    )
+    model: str = _setting(
+        TINY,
+        MODEL,
+        "Model",
+        "Checkpoint file, diffusers folder, or tiny for the embedded model: SD 1.x, 2.x or XL.",
+        metavar="PATH",
+    )
+    weights: str = _setting(
+        "int8",
+        MODEL,
+        "Weights",
+        "How weights are kept in memory. int4 takes half of int8, float8 as much as int8.",
+        choices=WEIGHTS,
+    )
+    dtype: str = _setting(
+        "auto",
+        MODEL,
+        "Activations",
+        "auto: float16 on a graphics card, else float32.",
+        choices=("auto", *DTYPES),
+        node_input="activations",
+    )
+    device: str = _setting("auto", MODEL, "Device", "auto, cpu, cuda, cuda:1, ...", metavar="NAME")
+    prediction_type: str = _setting(
+        "auto",
+        MODEL,
+        "Prediction type",
+        "What the model predicts. auto reads it from the file; change it only where a v-prediction model draws noise.",
+        choices=PREDICTION_TYPES,
+    )
+    cache: str | None = _setting(
+        None,
+        MODEL,
+        "Cache",
+        "Folder for quantised copies of models: the next load takes seconds.",
+        metavar="DIR",
+    )
+    captions: str | None = _setting(
+        None, IMAGES, "Captions", "JSON file of captions by file name, with {} for the token.", metavar="JSON"
+    )
+    template: str = _setting(
+        "object",
+        IMAGES,
+        "Captions by",
+        "For pictures without a caption: an object's, a style's, or varied texts.",
+        choices=tuple(TEMPLATES),
+    )
+    resolution: int = _setting(
+        0,
+        IMAGES,
+        "Resolution",
+        "Pixels a side; 0 is the model's own. Less takes less memory.",
+        metavar="PIXELS",
+        range=(0, 4096),
+        multiple=8,
+    )
+    crop: str = _setting(
+        "center",
+        IMAGES,
+        "Crop",
+        "center cuts out the middle square, resize squeezes the picture into one.",
+        choices=CROPS,
+    )
+    background: str = _setting("white", IMAGES, "Background", "Colour behind transparent pictures.", metavar="COLOUR")
+    flip: bool = _setting(
+        False, IMAGES, "Mirror", "Train on mirror images too; not for subjects with a left and a right."
+    )
+    steps: int = _setting(
+        30_000,
+        SEARCH,
+        "Steps",
+        "Optimisation steps: each is a small move of the token.",
+        metavar="N",
+        range=(1, _MANY),
+        left=0,
+    )
+    lr: float = _setting(
+        5e-3,
+        SEARCH,
+        "Learning rate",
+        "How far a step moves, in the units of mu; zosgd multiplies the gradient.",
+        metavar="RATE",
+        range=(0, MOST_LR),
+        above=True,
+        left=0,
+    )
+    lr_schedule: str = _setting(
+        "constant",
+        SEARCH,
+        "Schedule",
+        "Learning rate over the run: constant, or falling to 0 as a cosine.",
+        choices=LR_SCHEDULES,
+        left=AUTO,
+    )
+    averaging: float = _setting(
+        0.0,
+        SEARCH,
+        "Averaging",
+        "The token is the mean over about this share of the steps, the last ones. 0: the last step's alone.",
+        metavar="SHARE",
+        range=(0, 1),
+        left=-1,
+    )
+    seed: int = _setting(
+        0,
+        SEARCH,
+        "Seed",
+        "Of every random draw: the same seed learns the same token.",
+        metavar="N",
+        range=(0, 2**63 - 1),
+    )
+    estimator: str = _setting(
+        "rge",
+        SEARCH,
+        "Estimator",
+        "How losses become a gradient. rge is the paper's; spsa looks at both sides of each direction, with 2n forward "
+        "passes; one-point is for comparison.",
+        choices=tuple(ESTIMATORS),
+        left=AUTO,
+    )
+    n: int = _setting(
+        2,
+        SEARCH,
+        "Directions (n)",
+        "Random directions that a step tries: n + 1 forward passes (spsa: 2n).",
+        metavar="N",
+        range=(1, MOST_DIRECTIONS),
+        left=0,
+    )
+    mu: float = _setting(
+        1e-3,
+        SEARCH,
+        "Perturbation (mu)",
+        "How far a direction is tried out. Of vocabulary directions, 1 is as far as words are from their mean.",
+        metavar="SIZE",
+        range=(0, MOST_MU),
+        above=True,
+        left=0,
+    )
+    mu_end: float = _setting(
+        1.0,
+        SEARCH,
+        "Share of mu at the end",
+        "To which mu falls over the run, as a cosine. 1: it stays.",
+        metavar="SHARE",
+        range=(0, 1),
+        above=True,
+        left=0,
+    )
+    adapt_mu: bool = _setting(
+        False, SEARCH, "Adapt mu", "Doubles mu until losses differ by more than rounding.", left=AUTO
+    )
+    directions: str = _setting(
+        "normal",
+        SEARCH,
+        "Directions",
+        "vocabulary: as the model's words differ. normal: alike in all numbers, as the paper's. Another than the "
+        "preset's needs mu and lr too, whose units differ.",
+        choices=DIRECTIONS,
+        left=AUTO,
+    )
+    optimizer: str = _setting(
+        "zoadam",
+        SEARCH,
+        "Optimizer",
+        "zoadam: the paper's Adam. zosgd: plain descent, which needs an lr of its own. normalized-sgd: steps whose "
+        "size does not depend on that of the losses.",
+        choices=tuple(OPTIMIZERS),
+        left=AUTO,
+    )
+    subspace_gradient: bool = _setting(
+        True,
+        SUBSPACE,
+        "Subspace Gradient",
+        "Drops from gradients what the token's own path shows to be noise.",
+        left=AUTO,
+    )
+    tau: int = _setting(
+        128,
+        SUBSPACE,
+        "Buffer (tau)",
+        "Steps of the token's path that are looked at together (the paper: 128; the embedded model: 21).",
+        metavar="STEPS",
+        range=TAU_RANGE,
+        left=0,
+    )
+    nu: float = _setting(
+        1e-3,
+        SUBSPACE,
+        "Share dropped (nu)",
+        "Of the path's variance, dropped as noise (the paper: 0.001).",
+        metavar="SHARE",
+        range=(0, 1),
+        above=True,
+        below=True,
+        left=0,
+    )
+    timesteps: str = _setting(
+        "puts",
+        TIMESTEPS,
+        "Sampling",
+        "puts: between T_L and T_U. uniform: all alike. snr: weighted by signal-to-noise ratio.",
+        choices=TIMESTEP_SAMPLERS,
+        left=AUTO,
+    )
+    t_lower: int = _setting(
+        500,
+        TIMESTEPS,
+        "From (T_L)",
+        "PUTS: the lowest timestep of 1000 (the paper: 500; SDXL: 700).",
+        metavar="T",
+        range=(0, 999),
+        left=0,
+        node_input="T_L",
+    )
+    t_upper: int = _setting(
+        900,
+        TIMESTEPS,
+        "To (T_U)",
+        "PUTS: the timestep to stay below (the paper: 900).",
+        metavar="T",
+        range=(1, 1000),
+        left=0,
+        node_input="T_U",
+    )
+    sample_prompt: str = _setting(
+        "a photo of a {}",
+        RUN,
+        "Sample prompt",
+        "What is drawn while it learns; {} stands for the token.",
+        metavar="TEXT",
+        node_input="preview_prompt",
+    )
+    sample_every: int = _setting(
+        0,
+        RUN,
+        "Samples every",
+        "Steps between sample images; 0: none while it learns.",
+        metavar="STEPS",
+        range=(0, _MANY),
+        node_input="preview_every",
+    )
+    save_every: int = _setting(
+        500,
+        RUN,
+        "Save every",
+        "Steps between saved states. A stop saves as well.",
+        metavar="STEPS",
+        range=(1, _MANY),
+    )
+    checks: int = _setting(
+        0,
+        RUN,
+        "Checks",
+        "How often in a run, at most, the token's loss is looked at on draws that stay the same: where half of the "
+        "gain is lost, the token goes back to its best. 0: never.",
+        metavar="N",
+        range=(0, 10_000),
+        left=-1,
+    )
+    patience: int = _setting(
+        0,
+        RUN,
+        "Patience",
+        "Checks without progress after which the run ends early, with its best token. 0: never.",
+        metavar="N",
+        range=(0, 10_000),
+        left=-1,
+    )
+    batch: int = _setting(
+        0,
+        RUN,
+        "Candidates at once",
+        "Candidates in one forward pass; 0: as many as there is room for.",
+        metavar="N",
+        range=(0, 1024),
+    )
+
+    def __post_init__(self) -> None:
+        images: Any = (self.images,) if isinstance(self.images, str) else self.images
+        if not isinstance(images, (list, tuple)) or not all(isinstance(path, (str, os.PathLike)) for path in images):
+            raise ConfigError(f"images = {images!r}: expected a list of paths")
+        object.__setattr__(self, "images", tuple(str(path) for path in images))
+        for spec in dataclasses.fields(self):
+            value = _typed(spec.name, str(spec.type), getattr(self, spec.name))
+            object.__setattr__(self, spec.name, value)
+            SETTINGS[spec.name].check(value)
+        if not self.images:
+            raise ConfigError("images: give a folder of images or image files")
+        check_resolution(self.resolution)
+        check_name(self.token)
+        if SLOT not in with_slots(self.sample_prompt, self.token):
+            raise ConfigError(
+                f"sample_prompt = {self.sample_prompt!r} has no placeholder; write {{}} where the token should stand"
+            )
+        if file_stem(self.token).lower() == "state":
+            raise TokenError(f"token {self.token!r} names a file of every run; choose a name of letters, like <my-cat>")
+        for name, value in self.to_dict().items():
+            if re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+                raise ConfigError(f"{name} = {value!r}: holds half a character, which no file can keep; write it anew")
+
+    def to_dict(self) -> dict[str, Any]:
+        """By name, as JSON has them."""
+        return {**dataclasses.asdict(self), "images": list(self.images)}
+
+
+def _described(spec: dataclasses.Field[Any]) -> Setting:
+    about = {"flag": "--" + spec.name.replace("_", "-"), "node_input": spec.name, **spec.metadata["setting"]}
+    default = None if spec.default is dataclasses.MISSING else spec.default
+    return Setting(spec.name, _KINDS[str(spec.type)], default=default, **about)
+
+
+SETTINGS: dict[str, Setting] = {spec.name: _described(spec) for spec in dataclasses.fields(Settings)}
+"""The table. Fronts read it when they are made."""
+Settings.__doc__ = (Settings.__doc__ or "").replace(
+    "    Raises:",
+    "    Args:\n" + "".join(f"        {each.name}: {each.help}\n" for each in SETTINGS.values()) + "\n    Raises:",
+    1,
+)
+
+
+def of_part(*parts: str, without: Collection[str] = ()) -> Iterator[Setting]:
+    """The settings of some parts, in the table's order."""
+    return (each for each in SETTINGS.values() if each.part in parts and each.name not in without)
+
+
+def given(values: Mapping[str, Any], own: Mapping[str, Setting] | None = None) -> dict[str, Any]:
+    """A form's values by name, without those that are left to the preset; on and off as what they mean.
+
+    Args:
+        values: by name.
+        own: the form's own settings, which stand before the table's.
+    """
+    found = {}
+    for name, value in values.items():
+        setting = (own or {}).get(name) or SETTINGS.get(name)
+        if value is None or (setting and setting.by_preset and value == setting.left):
+            continue
+        switched = setting is not None and setting.kind == SWITCH and value in (ON, OFF)
+        found[name] = value == ON if switched else value
+    return found
+
+
+def _typed(name: str, annotation: str, value: Any) -> Any:
+    """The value, if it is of the annotated type; whole numbers pass as floats."""
+    if annotation == "float" and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{name} is a number of {len(str(value))} digits, which is too large") from None
+    if not isinstance(value, _TYPES[annotation]) or (isinstance(value, bool) and annotation != "bool"):
+        raise ConfigError(f"{name} = {value!r}: expected {annotation.replace('tuple[str, ...]', 'a list of paths')}")
+    return value
