@@ -352,7 +352,7 @@ def test_a_copy_names_no_parameter_as_one_version_alone_does(lean: Callable[[str
     assert not [name for name in load_file(tmp_path / "cache" / copy) if "text_model." in name]
 
 
-COPIES = [("sd15", "int8"), ("sd15", "int4"), ("sd15", "float8"), ("sdxl", "int4")]
+COPIES: list[Any] = [("sd15", "int8"), ("sd15", "int4"), ("sd15", "float8"), ("sdxl", "int4")]
 COPIES += [pytest.param(*pair, marks=pytest.mark.slow) for pair in (("sd21", "int4"), ("sdxl", "int8"))]
 
 
