@@ -184,11 +184,11 @@ def test_all_nodes_are_there_and_explain_themselves(comfy: ComfyUI) -> None:
                 assert options[0].get("tooltip"), f"{name}.{input_} has no tooltip"
 
 
-def test_import_is_quick_and_silent(comfy: ComfyUI) -> None:
+def test_import_is_silent(comfy: ComfyUI) -> None:
+    """And quick: see ``test_the_pack_loads_fast_and_alone``, which looks at what it imports and reads."""
     log = comfy.log().partition("Starting server")[0]
     told = re.search(r"([\d.]+) seconds(.*): .*ComfyUI-ZOODiP", log)
     assert told, log
-    assert float(told[1]) < 1
     assert not told[2], "the import failed"
     lines = log.splitlines()
     assert [line for line in lines if re.search("zoodip|traceback", line, re.IGNORECASE)] == [
