@@ -326,7 +326,7 @@ class Installation:
         self.pip("[3/4]", ["-r", str(environment.ROOT / "requirements.txt"), "-c", str(bounds)])
 
     def make(self) -> None:
-        """The virtual environment, with a pip that goes on with a download that broke, as new ones do."""
+        """The virtual environment, with a pip that resumes a download that broke, as new ones do."""
         base = str(environment.this_python() or sys.executable)
         folder = str(self.folder.resolve())  # venv refuses a link to a folder, which may be on another disk
         code, lines = self.child("[1/4]", [base, "-I", "-m", "venv", folder], environment.clean_env())

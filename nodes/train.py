@@ -98,7 +98,7 @@ class ZOTrainToken:
 
 _IN_SIGHT = ("token", "initializer", "steps", "seed", "sample_prompt", "sample_every")
 """Beside model, images and preset: what most people set. The page shows the others when it is asked to."""
-_NOT_ASKED = ("images", "captions", "device", "cache")
+_NOT_ASKED = ("images", "captions", "background", "device", "cache")
 """They follow from the node's other inputs and from the model."""
 
 
@@ -110,7 +110,7 @@ def _needed() -> dict[str, Any]:
     settings["token"][1]["default"], settings["initializer"][1]["default"] = "<my-subject>", "dog"
     in_sight = {name: each for name, each in settings.items() if not each[1].get("advanced")}
     preset = input_of(PRESET, advanced=False)
-    preset[1]["tooltip"] += " Of paper, wire the two parts as well: what is unconnected is left out."
+    preset[1]["tooltip"] += " For paper, wire its two parts as well: what is unconnected is left out."
     return {
         "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD."}),
         "images": ("IMAGE", {"tooltip": "Three to ten pictures of the subject: a batch, or a list of any sizes."}),
@@ -189,7 +189,7 @@ def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list
 
 
 def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the inputs stand for: where an input is 0 or auto, the preset's for the model.
+    """The settings that the inputs stand for: where one is left to the preset, the preset's for the model.
 
     Raises:
         ConfigError: an input needs another one.

@@ -11,8 +11,36 @@ import node_pack
 import pytest
 
 from tests.fake_host import FakeHost
+from tests.once import drawn_once, remembering
+from zoodip_core.data.sheets import loss_curve
+from zoodip_core.jobs import tasks
+from zoodip_core.model import memory
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.train import loop
+
+LONG = ("test_page_browser", "test_worker", "test_engine", "test_environment", "test_node_training", "test_memory")
+"""Begun first, so that at the end no process waits for another's long file."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files; within each its tests stay in order."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def work_done_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Predicting memory and drawing losses take longer than the steps of most runs: each is done once for the same.
+
+    The tests of the prediction itself have imported the real one.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        predict = remembering(memory.predict_memory)
+        for module in (memory, tasks):
+            patch.setattr(module, "predict_memory", predict)
+        patch.setattr(loop, "loss_curve", drawn_once(loss_curve, tmp_path_factory.mktemp("curves")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -22,12 +50,20 @@ def tiny_model() -> QuantizedModel:
 
 
 @pytest.fixture(scope="session")
-def pack() -> Any:
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The node pack, as ComfyUI imports it.
 
     Its core is another copy of the modules than ``zoodip_core``: classes of the two differ.
     """
-    return node_pack.import_pack()
+    made = node_pack.import_pack()
+    own_memory: Any
+    own_loop: Any
+    own_memory, own_loop = (
+        importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}") for name in ("model.memory", "train.loop")
+    )
+    own_memory.predict_memory = remembering(own_memory.predict_memory)
+    own_loop.loss_curve = drawn_once(own_loop.loss_curve, tmp_path_factory.mktemp("pack-curves"))
+    return made
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ LIMIT = 120.0
 
 
 class FakePageHost:
-    """Implements ``zoodip_core.page.studio.Host`` on folders below ``root``.
+    """Implements ``zoodip_core.page.studio.PageHost`` on folders below ``root``.
 
     Args:
         root: gets ``home``, ``models`` and ``embeddings``.

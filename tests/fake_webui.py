@@ -41,6 +41,12 @@ class FIFOLock:
             self._lock.release()
 
     @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for it."""
+        with self._inner:
+            return bool(self._pending)
+
+    @property
     def free(self) -> bool:
         if self.acquire(blocking=False):
             self.release()

@@ -71,17 +71,21 @@ class PageServer:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(self.url, timeout=10) as answer:
+            with urllib.request.urlopen(self.url, timeout=LIMIT) as answer:
                 return bool(answer.status == 200)
         except urllib.error.HTTPError as error:
             return error.code == 401  # it wants a password first
         except OSError:
             return False
 
+    def workers(self) -> list[psutil.Process]:
+        """The processes that it has started and that have not ended."""
+        return list(self._process.children(recursive=True)) if self._process else []
+
     def stop(self) -> None:
         """End it without a word of warning, and wait for its workers, which save and end by themselves."""
         if self._process is not None:
-            workers = self._process.children(recursive=True)
+            workers = self.workers()
             self._process.kill()
             self._process.wait()
             _, alive = psutil.wait_procs(workers, timeout=LIMIT)
@@ -107,7 +111,8 @@ class Visitor:
         self.hosts: set[str] = set()
         self.errors: list[str] = []
         self._url, self._port = url + query, url.rpartition(":")[2]
-        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, accept_downloads=True)
+        window = {"width": size[0], "height": size[1]}
+        context = browser.new_context(viewport=window, accept_downloads=True, reduced_motion="reduce")
         context.set_default_timeout(LIMIT * 1000)
         self.page = context.new_page()
         self.page.on("request", lambda request: self.hosts.update(re.findall(r"^\w+://([^/]+)", request.url)))

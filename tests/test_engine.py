@@ -7,6 +7,7 @@ embedding tables, the image encoded at each step, one candidate after the other.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,16 @@ CAPTION = "a photo of a {} on grass"
 DRAW = Draw(seed=4, step=9, image=0, caption=0, timestep=640)
 
 
+SD15_ALONE = pytest.mark.parametrize(
+    "setting", ["sd15", *(pytest.param(family, marks=pytest.mark.slow) for family in ("sd21", "sdxl"))], indirect=True
+)
+"""For what no family has layers of its own for; in the order of all, which share a model."""
+NOT_SD21 = pytest.mark.parametrize(
+    "setting", ["sd15", pytest.param("sd21", marks=pytest.mark.slow), "sdxl"], indirect=True
+)
+"""For what is done alike for one text encoder of any width."""
+
+
 @dataclass
 class Setting:
     """A small random model of a family as float modules and as we load it, an image and candidates."""
@@ -51,6 +62,11 @@ class Setting:
         images, _ = load_images([self.photo], SIDE)
         prompts = [[self.model.prompt(CAPTION, self.candidates.shape[1])]]
         return DiffusionObjective(self.model, encode_images(self.model, images), prompts, PUTS(), **settings)
+
+    @cached_property
+    def losses(self) -> torch.Tensor:
+        """Of the candidates, all at once."""
+        return self.objective().losses(self.candidates, DRAW)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -108,16 +124,13 @@ def plain_text(setting: Setting, candidate: torch.Tensor, image: Any) -> tuple[t
 
 
 def test_all_tricks_together_give_the_plain_losses(setting: Setting) -> None:
-    ours = setting.objective().losses(setting.candidates, DRAW)
-    assert ours.tolist() == pytest.approx(plain_losses(setting), rel=1e-5)
+    assert setting.losses.tolist() == pytest.approx(plain_losses(setting), rel=1e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_batched_is_in_turn(setting: Setting, batch: int) -> None:
-    together = setting.objective().losses(setting.candidates, DRAW)
-    torch.testing.assert_close(
-        setting.objective(batch=batch).losses(setting.candidates, DRAW), together, rtol=1e-5, atol=0
-    )
+def test_batched_is_in_turn(setting: Setting) -> None:
+    """Two and then one; each alone is what is left where memory ends, below."""
+    in_turn = setting.objective(batch=2).losses(setting.candidates, DRAW)
+    torch.testing.assert_close(in_turn, setting.losses, rtol=1e-5, atol=0)
 
 
 @torch.no_grad()
@@ -167,9 +180,8 @@ def test_text_on_another_device_changes_nothing(setting: Setting) -> None:
     apart = replace(setting.model)
     apart.keep_text_apart()
     objective = setting.objective()
-    here = objective.losses(setting.candidates, DRAW)
     objective.model = apart
-    assert torch.equal(objective.losses(setting.candidates, DRAW), here)
+    assert torch.equal(objective.losses(setting.candidates, DRAW), setting.losses)
 
 
 def test_a_shared_model_forgets_that_text_was_apart(setting: Setting) -> None:
@@ -195,7 +207,7 @@ def test_half_precision_text_apart_is_computed_in_float32(setting: Setting) -> N
 def test_out_of_memory_halves_the_batch_and_says_so(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     objective = setting.objective(on_smaller_batch=told.append)
-    expected = objective.losses(setting.candidates, DRAW)
+    expected = setting.losses
     predict = QuantizedModel.predict
 
     def small_card(self: QuantizedModel, noisy: Any, timestep: int, condition: Any, time_ids: Any) -> torch.Tensor:
@@ -220,6 +232,7 @@ def test_attention_in_pieces_is_attention(shape: tuple[int, ...], monkeypatch: p
     torch.testing.assert_close(attend(query, key, value), whole, rtol=1e-5, atol=1e-5)
 
 
+@SD15_ALONE
 @torch.no_grad()
 def test_attention_in_pieces_runs_the_unet(setting: Setting) -> None:
     unet = setting.modules["unet"]
@@ -233,12 +246,13 @@ def test_attention_in_pieces_runs_the_unet(setting: Setting) -> None:
     torch.testing.assert_close(in_pieces, whole, rtol=1e-4, atol=1e-5)
 
 
+@SD15_ALONE
 def test_bfloat16_on_a_cpu_uses_them(setting: Setting) -> None:
     model = load_quantized(setting.file, dtype="bfloat16", prediction_type="epsilon")
     kinds = {type(processor) for processor in model.unet.attn_processors.values()}
     assert kinds == {PiecewiseAttention}
     coarse = replace_model(setting.objective(), model).losses(setting.candidates, DRAW)
-    torch.testing.assert_close(coarse, setting.objective().losses(setting.candidates, DRAW), rtol=0.1, atol=0)
+    torch.testing.assert_close(coarse, setting.losses, rtol=0.1, atol=0)
 
 
 def replace_model(objective: DiffusionObjective, model: QuantizedModel) -> DiffusionObjective:
@@ -249,6 +263,7 @@ def replace_model(objective: DiffusionObjective, model: QuantizedModel) -> Diffu
 # ---------------------------------------------------------------- tokens and pictures of all families
 
 
+@NOT_SD21
 def test_a_token_is_what_diffusers_sees(setting: Setting, tmp_path: Path) -> None:
     """Saved, loaded by diffusers' own textual inversion into its pipeline, and encoded there."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -283,7 +298,8 @@ def test_a_token_is_what_diffusers_sees(setting: Setting, tmp_path: Path) -> Non
         torch.testing.assert_close(ours.pooled, theirs[2], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("weights", ["none", "int8"])
+@NOT_SD21
+@pytest.mark.parametrize("weights", [pytest.param("none", marks=pytest.mark.slow), "int8"])
 def test_pictures_of_every_family(setting: Setting, weights: str) -> None:
     """Through diffusers' pipeline of the family; several rows, one decode at a time, progress to the end."""
     model = load_quantized(setting.file, weights=weights, prediction_type="epsilon")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.reads import counted_reads
 from zoodip_core import Commands, TrainConfig, TrainResult, resume_training, train_token
 from zoodip_core.base.errors import RunFolderError, StorageError, TokenError, ZoodipError
 from zoodip_core.base.events import Event, Progress
@@ -107,7 +108,7 @@ def test_a_finished_run_of_a_page(home: Path, page_run: Callable[..., Path]) -> 
     assert run.sample == folder / "run" / "samples" / "step-00000002.png"
     assert all(path.is_file() for path in (run.embedding, run.loss_curve, run.sample))
     assert run.settings == config_of().to_dict()
-    assert abs(run.when - time.time()) < 600
+    assert run.when == max(path.stat().st_mtime for path in (*folder.glob("*.json"), *run.run.glob("*")))
 
 
 def test_a_run_of_the_command_line(home: Path, trained: Path) -> None:
@@ -141,7 +142,7 @@ def test_a_run_that_was_cut_off(home: Path, page_run: Callable[..., Path]) -> No
     assert (run.state, run.message, run.can_resume) == ("unfinished", "", True)
 
 
-def test_a_run_that_was_asked_resumable_and_cut_off_then(home: Path, page_run: Callable[..., Path]) -> None:
+def test_a_run_that_was_asked_to_resume_and_cut_off_then(home: Path, page_run: Callable[..., Path]) -> None:
     folder = page_run("rex", "stopped", "failed", "no room")
     assert (only(home).state, only(home).message) == ("failed", "no room")
     # Only drawing pictures is not resuming.
@@ -350,14 +351,18 @@ def test_a_snapshot_that_is_missing(home: Path, page_run: Callable[..., Path]) -
     assert only(home).embedding is None
 
 
-def test_200_runs_are_listed_fast(home: Path, page_run: Callable[..., Path]) -> None:
+def test_little_is_read_of_each_of_many_runs(home: Path, page_run: Callable[..., Path]) -> None:
     first = page_run("run-0")
-    (first / "run" / "steps.jsonl").write_bytes(b"x" * 10_000_000)  # not read
-    for i in range(1, 200):
+    (first / "run" / "steps.jsonl").write_bytes(b"x" * 10_000_000)  # not read to its beginning
+    with counted_reads() as alone:
+        assert len(list_runs(home)) == 1
+    for i in range(1, 40):
         shutil.copytree(first, home / f"run-{i}", copy_function=os.link)
-    began = time.process_time()
-    assert len(list_runs(home)) == 200
-    assert time.process_time() - began < 2
+    with counted_reads() as together:
+        assert len(list_runs(home)) == 40
+    assert 0 < alone.bytes < 2_100_000
+    assert together.bytes <= 40 * alone.bytes
+    assert together.opened.total() <= 40 * alone.opened.total() <= 40 * 12
 
 
 # ---------------------------------------------------------------- finding and deleting
@@ -578,9 +583,9 @@ def test_the_end_of_an_endless_log(tmp_path: Path) -> None:
             log.write(f"line {i} {'愛' * 10}\n".encode())
         log.seek(3_000_000_000, os.SEEK_CUR)  # a hole: takes no room
         log.write(b"\nlast but one\nlast\n")
-    began = time.process_time()
-    assert log_tail(tmp_path, 2) == "last but one\nlast"
-    assert time.process_time() - began < 0.5
+    with counted_reads() as reads:
+        assert log_tail(tmp_path, 2) == "last but one\nlast"
+    assert 0 < reads.bytes < 100_000
     (tmp_path / "log.txt").write_bytes(b"x" * 1_000_000)  # one line
     assert 1000 < len(log_tail(tmp_path)) < 100_000
 

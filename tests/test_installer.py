@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,16 +46,14 @@ def test_an_installation_that_fails_is_told_of_and_can_be_tried_again(script: Pa
 
 
 def test_there_is_one_installation_at_a_time_and_it_can_be_stopped(script: Path, tmp_path: Path) -> None:
-    script.write_text(f"open({str(tmp_path / 'started')!r}, 'a').write('x'); import time; time.sleep(600)")
+    script.write_text(f"open({str(tmp_path / 'started')!r}, 'a').write('x'); import time; time.sleep(100_000)")
     made = Installer()
     made.start()
     made.start()
     until((tmp_path / "started").exists)
     made.start()
-    began = time.monotonic()
     made.stop()
-    until(lambda: not made.running)
-    assert time.monotonic() - began < 60
+    until(lambda: not made.running)  # sooner than by itself
     assert made.failed
     assert (tmp_path / "started").read_text() == "x"
     made.stop()  # nothing is there to stop

@@ -420,7 +420,7 @@ def test_a_worker_that_dies_without_a_word(death: str, words: str, page: Page) -
     page.still_works()
 
 
-def test_a_worker_that_died_before_the_first_step_left_nothing_resumable_from(page: Page) -> None:
+def test_a_worker_that_died_before_the_first_step_left_nothing_to_resume_from(page: Page) -> None:
     job = page.do('send("message", text="loading", warning=False)\nos._exit(3)')
     assert job.message == "the training process ended unexpectedly (exit code 3)"
 
@@ -641,12 +641,11 @@ def test_a_question_without_an_answer(does: str, words: tuple[str, ...], tmp_pat
 def test_a_question_that_finds_no_end_is_given_up(
     does: str, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "_LONGEST_QUESTION", 1.0)
-    does = f'Path({str(tmp_path)!r}, "pid").write_text(str(os.getpid()))\n' + does
+    monkeypatch.setattr(process, "_LONGEST_QUESTION", 1.0)  # on a slow computer it has not even begun by then
     with pytest.raises(ConfigError, match="the check did not end within"):
         ask(fake_worker(tmp_path), "check", settings={"does": does})
     assert list(temporary.iterdir()) == []
-    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    assert not [child for child in psutil.Process().children() if str(tmp_path) in " ".join(child.cmdline())]
 
 
 def test_a_question_to_nobody(tmp_path: Path, temporary: Path) -> None:

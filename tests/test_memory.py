@@ -14,6 +14,7 @@ import random_models
 import torch
 
 from zoodip_core.base.errors import NoRoomError, ZoodipError
+from zoodip_core.model import memory
 from zoodip_core.model.kinds import DTYPES, TINY
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.memory import CUDA_CONTEXT, MemoryUse, activation_peak, plan, predict_memory
@@ -26,7 +27,11 @@ SCORES = 8 << 20
 """What attention in pieces takes, of any size of picture, and the prediction leaves out."""
 
 
-@pytest.fixture(scope="module", params=[TINY, *random_models.FAMILIES])
+OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in random_models.FAMILIES if family != "sdxl"]
+"""Their layers are among those of SDXL, whose text encoders are theirs as well."""
+
+
+@pytest.fixture(scope="module", params=[TINY, "sdxl", *OTHERS])
 def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | Path]:
     if request.param == TINY:
         yield TINY
@@ -39,7 +44,8 @@ def model_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 @pytest.mark.parametrize(
     ("weights", "dtype", "pixels"),
     [
-        ("int8", "bfloat16", 192),
+        ("int8", "float32", 128),
+        pytest.param("int8", "bfloat16", 192, marks=pytest.mark.slow),
         pytest.param("none", "float32", 256, marks=pytest.mark.slow),
         pytest.param("int4", "float32", 64, marks=pytest.mark.slow),
     ],
@@ -106,7 +112,7 @@ def laid_out(free: int, device: torch.device = CPU, **settings: Any) -> Any:
 
 @functools.cache
 def needed(batch: int, device: torch.device = CPU, **settings: Any) -> int:
-    return predict_memory(open_model(TINY), "int8", torch.float32, device, 256, batch, **settings).total
+    return memory.predict_memory(open_model(TINY), "int8", torch.float32, device, 256, batch, **settings).total
 
 
 @pytest.mark.parametrize("device", [CPU, CUDA])
@@ -146,7 +152,7 @@ def test_no_room_says_what_would_fit() -> None:
     options = re.findall(r"weights (\w+) at (\d+) px takes ([\d.]+) MB", str(caught.value).split("What would fit")[1])
     assert ("int8", "128") in {(weights, pixels) for weights, pixels, _ in options}
     for weights, pixels, size in options:
-        use = predict_memory(blueprint, weights, torch.float32, CPU, int(pixels), 1)
+        use = memory.predict_memory(blueprint, weights, torch.float32, CPU, int(pixels), 1)
         assert use.total / 1e6 == pytest.approx(float(size), abs=0.06)
         assert use.total * 1.05 <= needed(1) * 0.8
 

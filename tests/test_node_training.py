@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import itertools
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 from tests.fake_host import FakeHost, Interrupted
 
 PIP = Path(__file__).resolve().parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip"
-STEPS = 6
+STEPS, FEW = 6, 4
 NODE = "7"
 
 
@@ -145,8 +146,11 @@ class Ran:
 
 @pytest.fixture
 def one_preview(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For time's sake, where previews are not looked at."""
+    """For time's sake, where previews are not looked at: one, of few denoising steps."""
+    generation = importlib.import_module("zoodip_pack.zoodip_core.model.generation")
+    few = functools.partial(generation.generate, num_inference_steps=FEW)
     monkeypatch.setattr("zoodip_pack.nodes.train._SAMPLES", 1)
+    monkeypatch.setattr(generation, "generate", few)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +214,7 @@ def test_the_previews_are_what_the_token_draws(ran: Ran, pack: Any, model: Any, 
     np.testing.assert_array_equal(np.stack([np.asarray(Image.open(file)) for file in shown]), expected)
 
 
-def test_a_runs_folder_holds_all_it_needs_resumable(ran: Ran, core: Any) -> None:
+def test_a_runs_folder_holds_all_it_needs_to_be_resumed(ran: Ran, core: Any) -> None:
     assert re.fullmatch(r"pip-[0-9a-f]{10}", ran.folder.name)
     assert sorted(path.name for path in ran.folder.iterdir()) == ["captions.json", "images", "run"]
     names = [f"{i:04}.png" for i in range(1, 7)]
@@ -342,10 +346,10 @@ def test_a_stop_before_the_first_step_leaves_nothing(pack: Any, model: Any, host
 def test_a_stop_while_the_final_previews_are_drawn_keeps_the_token(
     pack: Any, model: Any, host: FakeHost, ran: Ran
 ) -> None:
-    host.asked = lambda: any(of == 25 and done == 2 for done, of, _ in host.shown)
+    host.asked = lambda: any(of == FEW and done == 2 for done, of, _ in host.shown)
     with pytest.raises(Interrupted):
         train(pack, model)
-    assert host.shown[-1][:2] == (2, 25)
+    assert host.shown[-1][:2] == (2, FEW)
     assert states(host)[-1] == "stopped"
     (folder,) = runs(host)
     token = (folder / "run" / "pip.safetensors").read_bytes()

@@ -36,17 +36,17 @@ NODES = (
 )
 TINY = "tiny (embedded)"
 CHILD = """
-import builtins, importlib.util, json, sys, time
+import builtins, importlib.util, json, sys
 sys.dont_write_bytecode = True
 before = list(sys.path), set(sys.modules), set(vars(builtins))
-began = time.perf_counter()
+opened = []
+sys.addaudithook(lambda event, given: opened.append(str(given[0])) if event == "open" else None)
 spec = importlib.util.spec_from_file_location(sys.argv[1], sys.argv[2])
 module = importlib.util.module_from_spec(spec)
 sys.modules[sys.argv[1]] = module
 spec.loader.exec_module(module)
-took = time.perf_counter() - began
 print(json.dumps({
-    "took": took,
+    "opened": opened,
     "nodes": sorted(module.NODE_CLASS_MAPPINGS),
     "path": sys.path == before[0],
     "modules": sorted(set(sys.modules) - before[1]),
@@ -70,20 +70,23 @@ def model(pack: Any) -> Any:
 
 
 def test_the_pack_loads_fast_and_alone(tmp_path: Path) -> None:
-    """In a fresh process, under the kind of name that ComfyUI gives: no torch, nothing of anyone else's."""
+    """In a fresh process, under the kind of name that ComfyUI gives: no torch, nothing of anyone else's.
+
+    That is what is slow to import; nor is any file read but modules.
+    """
     name = str(ROOT).replace(".", "_x_")
     ran = subprocess.run(
         [sys.executable, "-c", CHILD, name, str(ROOT / "__init__.py")],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
     told = json.loads(ran.stdout)
     assert told["nodes"] == sorted(NODES)
-    assert told["took"] < 1
+    assert [path for path in told["opened"] if Path(path).suffix not in (".py", ".pyc", ".so")] == []
     assert told["path"]
     assert told["builtins"] == []
     ours = [each for each in told["modules"] if each.partition(".")[0] == name.partition(".")[0]]
@@ -180,7 +183,7 @@ with importlib.import_module("a_pack.nodes.host").hosted_by(FakeHost(pathlib.Pat
         print(error)
 """
     ran = subprocess.run(
-        [sys.executable, "-c", child], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", child], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert ran.returncode == 0, ran.stderr
     assert all(name in ran.stdout for name in ("diffusers", "optimum.quanto", "matplotlib"))
@@ -297,8 +300,9 @@ def test_a_package_below_a_missing_one_is_missing(pack: Any) -> None:
 def settings_of(pack: Any, family: str, weights: str = "int8", dtype: str = "float16", **changes: Any) -> Any:
     """The checked settings that the trainer's inputs stand for, as they are unless changed, on a model."""
     train = importlib.import_module("zoodip_pack.nodes.train")
-    required = pack.NODE_CLASS_MAPPINGS["ZoodipTrainToken"].INPUT_TYPES()["required"]
-    inputs = {name: options["default"] for name, (_, options) in required.items() if "default" in options}
+    kinds = pack.NODE_CLASS_MAPPINGS["ZoodipTrainToken"].INPUT_TYPES()
+    shown = {**kinds["required"], **kinds["optional"]}
+    inputs = {name: options["default"] for name, (_, options) in shown.items() if "default" in options}
     del inputs["resume"]
     info = SimpleNamespace(family=family, path=Path("/models/some.safetensors"), prediction_type="epsilon")
     model = SimpleNamespace(info=info, weights=weights, dtype=getattr(torch, dtype), device=torch.device("cpu"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.page_server import PHOTOGRAPHS, PageServer, Visitor, visit
 from zoodip_core import load_embedding
 from zoodip_core.jobs.history import find_run
 
-STEPS = 240
+STEPS, EVERY = 120, 30
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def fill_in(visitor: Visitor, token: str, **settings: int) -> None:
     visitor.write("token", token)
     visitor.write("initializer", "monster")
     visitor.open_settings()
-    for name, number in {"steps": STEPS, "n": 2, "sample_every": 40, **settings}.items():
+    for name, number in {"steps": STEPS, "n": 1, "sample_every": EVERY, **settings}.items():
         visitor.write(name, str(number))
 
 
@@ -71,9 +72,9 @@ def test_a_subject_is_learned_on_the_page(server: PageServer, visitor: Visitor, 
     visitor.press("check")
     told = visitor.notice("good")
     assert "MB of the computer's memory" in told
-    assert f"4 pictures, 4 captions; {STEPS} steps of 3 forward passes" in told
+    assert f"4 pictures, 4 captions; {STEPS} steps of 2 forward passes" in told
 
-    learn_and_stop(visitor)
+    learn_and_stop(server, visitor)
     come_back(visitor)
     visitor.press("resume")
     visitor.until_step(STEPS)
@@ -82,19 +83,35 @@ def test_a_subject_is_learned_on_the_page(server: PageServer, visitor: Visitor, 
     look_at_the_run(server, visitor, tmp_path)
 
 
-def learn_and_stop(visitor: Visitor) -> None:
-    """Start; number, chart and samples move; stop."""
+def learn_and_stop(server: PageServer, visitor: Visitor) -> None:
+    """Start; number, chart and samples move; stop. The worker is held while the browser looks, however slow that is."""
     visitor.start("<rex>")
-    step, line = visitor.step, visitor.line
-    first = visitor.sample()
-    visitor.until_step(step + 5)
-    assert visitor.line != line
-    visitor.until("first => document.querySelector('#zoodip_sample img').src !== first", first)
-    visitor.press("stop")
+    with held_after_samples(server, visitor, 1):
+        visitor.until_step(EVERY)
+        step, line, first = visitor.step, visitor.line, visitor.sample()
+    with held_after_samples(server, visitor, 2):
+        visitor.until_step(step + 5)
+        assert visitor.line != line
+        visitor.until("first => document.querySelector('#zoodip_sample img').src !== first", first)
+        visitor.press("stop")
+        visitor.until_state("stopping")
     visitor.until_state("stopped")
-    assert 40 < visitor.step < STEPS
+    assert EVERY < visitor.step < STEPS
     visitor.page.wait_for_selector("#zoodip_resume")
     assert visitor.page.locator("#zoodip_resume").first.inner_text() == "Resume rex"
+
+
+@contextlib.contextmanager
+def held_after_samples(server: PageServer, visitor: Visitor, count: int) -> Iterator[None]:
+    """The worker that trains does nothing from so many samples on until this context is left."""
+    samples = server.runs / "rex" / "run" / "samples"
+    visitor.until_python(lambda: samples.is_dir() and len(list(samples.glob("*.png"))) >= count)
+    (worker,) = server.workers()
+    worker.suspend()
+    try:
+        yield
+    finally:
+        worker.resume()
 
 
 def come_back(visitor: Visitor) -> None:
@@ -169,7 +186,13 @@ def test_a_second_training_waits_and_both_outlive_the_server(
 # ---------------------------------------------------------------- what cannot be
 
 
-def test_a_start_without_pictures_is_refused(server: PageServer, visitor: Visitor) -> None:
+def test_a_video_is_not_taken_and_a_start_without_pictures_is_refused(
+    server: PageServer, visitor: Visitor, tmp_path: Path
+) -> None:
+    (tmp_path / "rex.mp4").write_bytes(b"\0" * 1000)
+    visitor.drop([tmp_path / "rex.mp4"])
+    assert "rex.mp4 is a video" in visitor.notice("warning", "pictures_notice")
+    assert visitor.pictures.count() == 0
     visitor.write("token", "<none>")
     visitor.write("initializer", "dog")
     visitor.press("start")
@@ -191,13 +214,6 @@ def test_an_initializer_that_is_no_word_is_told_of(visitor: Visitor) -> None:
     visitor.write("initializer", "stegosaurus rex")
     visitor.press("check")
     assert "initializer 'stegosaurus rex' is 11 tokens" in visitor.notice("error")
-
-
-def test_a_video_is_not_taken(visitor: Visitor, tmp_path: Path) -> None:
-    (tmp_path / "rex.mp4").write_bytes(b"\0" * 1000)
-    visitor.drop([tmp_path / "rex.mp4"])
-    assert "rex.mp4 is a video" in visitor.notice("warning", "pictures_notice")
-    assert visitor.pictures.count() == 0
 
 
 @pytest.mark.slow
@@ -228,12 +244,11 @@ def test_a_token_that_is_there_is_not_replaced_unasked(server: PageServer, visit
 # ---------------------------------------------------------------- looks
 
 
-@pytest.mark.parametrize("width", [480, 900])
-def test_a_narrow_page_has_all_its_buttons_and_nothing_beside_it(
-    server: PageServer, browser: Any, visitor: Visitor, width: int
-) -> None:
+def test_a_narrow_page_has_all_its_buttons_and_nothing_beside_it(visitor: Visitor) -> None:
     visitor.drop(PHOTOGRAPHS)
-    with visit(browser, server.url, size=(width, 800)) as narrow:
+    narrow = visitor
+    for width in (480, 900):
+        narrow.page.set_viewport_size({"width": width, "height": 800})
         for tab, names in (("Train", ("start", "stop", "check", "drop", "clear", "token")), ("Runs", ("run_list",))):
             narrow.tab(tab)
             for name in names:

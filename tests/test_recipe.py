@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.reference import Array
-from tests.test_training import train
+from tests.test_training import resume, train
 from zoodip_core import RGE, TrainConfig, ZerothOrderSearch, load_embedding, resume_training, rewind
 from zoodip_core.base.errors import ConfigError, ModelError, NonFiniteLossError, RunFolderError
 from zoodip_core.base.events import Message
@@ -377,16 +377,32 @@ def test_another_averaging_is_noticed(whole: TrainResult, tmp_path: Path) -> Non
     assert rewind(tmp_path / "run", 7, tmp_path / "seven.safetensors").differs == 2  # the first is its own mean
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4, 10])
-def test_stop_at_any_step_and_resume(stop: int, whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
-    assert train(config_of(), tmp_path / "run", tiny_model, stop_after=stop).step == stop
+def test_stop_at_any_step_and_resume(whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
+    """One run, stopped after steps before, at and after a check, each time gone on with."""
+    for stop in (1, 3, 4, 10):
+        go = train if stop == 1 else resume
+        assert go(config_of(), tmp_path / "run", tiny_model, stop_after=stop).step == stop
     assert resume_training(tmp_path / "run", model=tiny_model).finished
     for name in ("pip.safetensors", "state.safetensors", "steps.jsonl"):
         assert (tmp_path / "run" / name).read_bytes() == (whole.path.parent / name).read_bytes(), name
 
 
-def test_the_journal_alone_leads_to_any_step(whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
-    stopped = train(config_of(), tmp_path / "run", tiny_model, stop_after=7)
+@pytest.fixture(scope="module")
+def stopped(tiny_model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """To be copied."""
+    return train(config_of(), tmp_path_factory.mktemp("stopped") / "run", tiny_model, stop_after=7)
+
+
+@pytest.fixture
+def run(stopped: TrainResult, tmp_path: Path) -> Path:
+    """A copy of the stopped run."""
+    folder = next(path for path in stopped.path.parents if path.name == "run")
+    return Path(shutil.copytree(folder, tmp_path / "run"))
+
+
+def test_the_journal_alone_leads_to_any_step(
+    whole: TrainResult, stopped: TrainResult, run: Path, tiny_model: QuantizedModel, tmp_path: Path
+) -> None:
     (tmp_path / "run" / "state.safetensors").unlink()
     rewound = rewind(tmp_path / "run", 7, tmp_path / "seven.safetensors")
     assert rewound.differs is None
@@ -396,11 +412,10 @@ def test_the_journal_alone_leads_to_any_step(whole: TrainResult, tiny_model: Qua
 
 @pytest.mark.parametrize("damage", ["gone", "torn", "of another kind", "endless numbers"])
 def test_lost_directions_are_made_anew(
-    damage: str, whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+    damage: str, whole: TrainResult, run: Path, tiny_model: QuantizedModel, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    train(config_of(), tmp_path / "run", tiny_model, stop_after=7)
     file = tmp_path / "run" / "directions.safetensors"
     if damage == "gone":
         file.unlink()
@@ -467,7 +482,14 @@ def test_divergence_is_undone(tiny_model: QuantizedModel, tmp_path: Path, monkey
     assert rewind(tmp_path / "run", 10, tmp_path / "x.safetensors").differs is None
 
 
-@pytest.mark.parametrize(("weights", "dtype"), [("int8", "bfloat16"), ("int4", "bfloat16"), ("int4", "float32")])
+@pytest.mark.parametrize(
+    ("weights", "dtype"),
+    [
+        ("int4", "float32"),
+        pytest.param("int8", "bfloat16", marks=pytest.mark.slow),  # which most CPUs are slow at
+        pytest.param("int4", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_mu_is_raised_above_the_rounding_of_any_type(weights: str, dtype: str, tmp_path: Path) -> None:
     """From the paper's mu, which drowns in bfloat16."""
     config = config_of(weights=weights, dtype=dtype, mu=1e-3, mu_end=1.0, steps=1)

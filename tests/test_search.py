@@ -15,7 +15,7 @@ from tests.reference import Array
 from zoodip_core import RGE, SPSA, ZOSGD, OnePoint, SubspaceGradient, ZerothOrderSearch, ZOAdam
 from zoodip_core.base.errors import ConfigError, NonFiniteLossError
 from zoodip_core.search.guard import Guard
-from zoodip_core.search.optimizers import NormalizedSGD, Optimizer
+from zoodip_core.search.optimizers import OPTIMIZERS, Optimizer
 
 VECTORS, DIM, STEPS, TAU = 2, 24, 300, 16
 MU = 1e-2
@@ -256,8 +256,8 @@ def test_a_step_that_fails_half_way_leaves_all_as_it_was(monkeypatch: pytest.Mon
         assert all(torch.equal(value, tried.state_dict()[key]) for key, value in plain.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", [ZOSGD, ZOAdam, NormalizedSGD])
-def test_an_optimizer_that_was_reset_is_a_new_one(kind: type[Optimizer]) -> None:
+@pytest.mark.parametrize("kind", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_an_optimizer_that_was_reset_is_a_new_one(kind: Callable[[], Optimizer]) -> None:
     used, new = kind(), kind()
     gradients = torch.randn(4, 1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     theta = torch.ones(1, 5, dtype=torch.float64)

@@ -360,7 +360,7 @@ def test_a_stop_does_not_reach_another_thread_or_context() -> None:
         with stopped_by(lambda: True):
             elsewhere["own"] = stops()
             entered.set()
-            assert leave.wait(10)
+            assert leave.wait(60)
 
     entered, leave = threading.Event(), threading.Event()
     fresh = contextvars.Context()
@@ -369,7 +369,7 @@ def test_a_stop_does_not_reach_another_thread_or_context() -> None:
     thread = threading.Thread(target=lambda: contextvars.Context().run(work))
     with stopped_by(lambda: False):
         thread.start()
-        assert entered.wait(10)
+        assert entered.wait(60)
         here = stops()  # while the other thread is within its scope
         leave.set()
         thread.join()

@@ -634,7 +634,7 @@ def test_a_run_is_named_by_its_name_alone(name: str, desk: Desk) -> None:
     assert contents(desk.host.root) == before
 
 
-def test_a_run_that_was_refused_resumable_is_what_it_was(desk: Desk, made: Made) -> None:
+def test_a_run_that_was_refused_a_resume_is_what_it_was(desk: Desk, made: Made) -> None:
     """A finished run does not count as failed because more steps were asked of it that it cannot take."""
     desk.train()
     with pytest.raises(RunFolderError, match="at step 3 already, beyond 2"):

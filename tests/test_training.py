@@ -44,14 +44,23 @@ def config_of(**settings: Any) -> TrainConfig:
     )
 
 
-def train(config: TrainConfig, path: Path, model: QuantizedModel, stop_after: int | None = None) -> TrainResult:
+def stopping(step: int | None) -> dict[str, Any]:
+    """Arguments for a training that stops after a step."""
     commands = Commands()
 
     def on_event(event: Event) -> None:
-        if isinstance(event, Progress) and event.step == stop_after:
+        if isinstance(event, Progress) and event.step == step:
             commands.stop()
 
-    return train_token(config, path, model=model, on_event=on_event, commands=commands)
+    return {"on_event": on_event, "commands": commands}
+
+
+def train(config: TrainConfig, path: Path, model: QuantizedModel, stop_after: int | None = None) -> TrainResult:
+    return train_token(config, path, model=model, **stopping(stop_after))
+
+
+def resume(_config: TrainConfig, path: Path, model: QuantizedModel, stop_after: int | None = None) -> TrainResult:
+    return resume_training(path, model=model, **stopping(stop_after))
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +103,15 @@ def test_the_file_tells_how_it_was_made(whole: TrainResult) -> None:
     assert str(Path.cwd()) not in str(read.metadata)  # nothing of the user's folders
 
 
-@pytest.mark.parametrize("stop", [1, 4, 5, 11, 13])
-def test_stop_at_any_step_and_resume(stop: int, whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
-    stopped = train(config_of(), tmp_path / "run", tiny_model, stop_after=stop)
-    assert not stopped.finished
-    assert stopped.step == stop
-    assert not (tmp_path / "run" / "pip.safetensors").exists()
-    assert load_embedding(stopped.path).metadata["steps"] == str(stop)
-    resumed = resume_training(tmp_path / "run", model=tiny_model)
-    assert resumed.finished
+def test_stop_at_any_step_and_resume(whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
+    """One run, stopped after steps before, at and after a save and a turn, each time gone on with."""
+    for stop in (1, 4, 5, 11, 13):
+        stopped = (train if stop == 1 else resume)(config_of(), tmp_path / "run", tiny_model, stop_after=stop)
+        assert not stopped.finished
+        assert stopped.step == stop
+        assert not (tmp_path / "run" / "pip.safetensors").exists()
+        assert load_embedding(stopped.path).metadata["steps"] == str(stop)
+    assert resume_training(tmp_path / "run", model=tiny_model).finished
     for name in ("pip.safetensors", "state.safetensors", "steps.jsonl", "loss.png"):
         assert (tmp_path / "run" / name).read_bytes() == (whole.path.parent / name).read_bytes(), name
 

@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +19,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import zoodip_webui
-from tests.fake_page_host import FakePageHost, fake_worker, until
+from tests.fake_page_host import LIMIT, FakePageHost, fake_worker, until
 from tests.fake_webui import A1111, FORGE, FakeWebui, Model
 from zoodip_core.base.stopping import Stopped
 from zoodip_core.jobs.job import Job
@@ -109,9 +108,10 @@ def test_a_generation_is_waited_for(fake: FakeWebui) -> None:
     until(lambda: fake.tasks)
     assert said == ["waiting for the webui, which is at work"]
     assert fake.tasks == [f"queued {TASK}"]
-    assert not entered.wait(0.2)
+    until(lambda: fake.lock.awaited)
+    assert not entered.is_set()
     fake.lock.release()
-    assert entered.wait(10)
+    assert entered.wait(LIMIT)
     assert said[1:] == ["the webui's model leaves the graphics card"]
     assert not fake.lock.free
     leave.set()
@@ -297,7 +297,7 @@ def test_embeddings_wait_for_a_generation_and_nobody_waits_for_them(a1111: FakeW
     a1111.load(Model("one"))
     a1111.lock.acquire()
     Webui().embeddings_changed()  # returns at once
-    time.sleep(0.1)
+    until(lambda: a1111.lock.awaited)
     assert a1111.calls == []
     a1111.lock.release()
     until(lambda: a1111.lock.free and a1111.calls == ["embeddings True"])

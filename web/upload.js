@@ -3,7 +3,7 @@
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 
-const PICTURES = [".png", ".jpg", ".jpeg", ".webp"] // as zoodip_core.images.SUFFIXES
+const PICTURES = [".png", ".jpg", ".jpeg", ".webp"] // as zoodip_core.data.images.SUFFIXES
 const CAPTIONS = [".txt", ".json"]
 const PARENT = "zoodip" // in ComfyUI's input folder
 

@@ -2,7 +2,7 @@
 
 - ``POST /jobs`` starts one: settings by name, ``pictures`` (name, data in base64, caption) and ``overwrite``
 - ``GET /jobs``, ``GET /jobs/{number}``, ``POST /jobs/{number}/stop``
-- ``GET /runs``, ``POST /runs/{name}/continue`` with ``steps`` for more of them
+- ``GET /runs``, ``POST /runs/{name}/resume`` with ``steps`` for more of them
 
 What cannot be done is answered with 422 and a sentence that says why.
 """

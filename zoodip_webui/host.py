@@ -29,7 +29,7 @@ _CACHES = {
 
 
 class Webui:
-    """The :class:`zoodip_core.page.studio.Host` that A1111, Forge and their kin are."""
+    """The :class:`zoodip_core.page.studio.PageHost` that A1111, Forge and their kin are."""
 
     name = "webui"
 

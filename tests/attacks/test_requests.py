@@ -279,7 +279,8 @@ def test_a_request_is_not_read_before_it_is_known_who_asks(tmp_path: Path, monke
 @pytest.mark.parametrize("name", files.texts())
 def test_a_request_that_is_no_object_of_settings(site: Site, name: str) -> None:
     for path in ("jobs", "runs/rex/resume"):
-        gc.collect()  # what earlier requests left: at the depth where a parser gives up, nothing else can be finalised
+        if "deep" in name:
+            gc.collect()  # what was left before: at the depth where a parser gives up, nothing else can be finalised
         answer = site.client.post(f"/zoodip/v1/{path}", content=files.texts()[name])
         assert answer.status_code in (413, 422), answer.text
 

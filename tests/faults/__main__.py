@@ -27,7 +27,9 @@ from pathlib import Path
 import torch
 
 from tests.faults.run import FILES, config_of, stopping
+from tests.once import remembering
 from zoodip_core.base.events import Commands
+from zoodip_core.model import memory
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train import loop
@@ -194,6 +196,7 @@ def main() -> int:
     parser.add_argument("--interpreters", action="store_true", help="resume by the command line")
     args = parser.parse_args()
     torch.set_num_threads(1)  # before any work: threads do not survive a fork
+    memory.predict_memory = remembering(memory.predict_memory)
     model = load_quantized("tiny")
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:

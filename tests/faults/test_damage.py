@@ -62,15 +62,16 @@ def state_at(run: Path, step: int) -> None:
 
 def test_a_journal_cut_at_any_byte_keeps_its_whole_lines(run: Path, thetas: list[torch.Tensor]) -> None:
     file = run / "steps.jsonl"
-    content = file.read_bytes()
+    content = b"".join(file.read_bytes().splitlines(keepends=True)[:6])  # beyond the first turn; each takes long
     (run / "state.safetensors").unlink()
     for length in range(len(content) + 1):
         file.write_bytes(content[:length])
         lines = content[:length].count(b"\n")
         past = journal.read(file)
         assert (sorted(past.records), past.damaged) == (list(range(1, lines + 1)), ())
-        assert journal.last_step(file) == RunFolder.open(run).step() == lines
-        if length % 61 == 0 or content[length - 1 : length] == b"\n":
+        assert journal.last_step(file) == lines
+        if length % 61 == 0 or content[length - 1 : length] == b"\n":  # the rest takes long
+            assert RunFolder.open(run).step() == lines
             assert restored(run, thetas, with_state=False) == lines
         journal.cut(file, lines)
         assert file.read_bytes() == content[: content[:length].rfind(b"\n") + 1]
@@ -98,7 +99,6 @@ def test_a_changed_byte_in_a_journal_is_found(run: Path, thetas: list[torch.Tens
         assert restored(run, thetas, with_state=False) == line - 1
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("line", [2, 8])
 def test_a_damaged_journal_is_said_and_resumed_from(line: int, run: Path, whole: Path, model: QuantizedModel) -> None:
     state_at(run, 5)
@@ -117,7 +117,6 @@ def test_a_damaged_journal_is_said_and_resumed_from(line: int, run: Path, whole:
         assert (run / "steps.jsonl").read_bytes() == (whole / "steps.jsonl").read_bytes()
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("names", [("steps.jsonl",), ("state.safetensors",), ("steps.jsonl", "state.safetensors")])
 def test_files_that_are_gone_cost_no_more_than_their_steps(
     names: tuple[str, ...], run: Path, whole: Path, model: QuantizedModel
@@ -189,7 +188,6 @@ def test_settings_cut_at_any_byte_are_refused(run: Path) -> None:
             RunFolder.open(run)
 
 
-@pytest.mark.usefixtures("quick")
 def test_damaged_tokens_and_pictures_are_written_again(run: Path, whole: Path, model: QuantizedModel) -> None:
     for path in (run / "pip.safetensors", run / "loss.png", *(run / "snapshots").iterdir()):
         path.write_bytes(path.read_bytes()[:50])

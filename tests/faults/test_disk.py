@@ -34,7 +34,6 @@ def finish(run: Path, model: QuantizedModel) -> None:
         train_token(config_of(**SHORT), run, model=model)
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
@@ -99,7 +98,6 @@ class Clock:
         return self.now
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     "seconds",
     [(0.03,), (0.9, 0.2), *(pytest.param(each, marks=pytest.mark.slow) for each in ((0.4,), (3.0,)))],
@@ -148,7 +146,6 @@ def test_a_power_cut_at_any_operation_takes_a_second_or_a_step(
             assert (run / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_clock_that_jumps_changes_nothing(
     short: Path, model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,8 @@ from PIL import Image, ImageFile
 
 from zoodip_core.base.errors import ZoodipError, for_user
 
-MOST_SECONDS = 5.0
+DEADLINE = 60.0
+"""Seconds, of a reader that would never end; how long the others take depends on what else the computer does."""
 MOST_MEMORY = 1_000_000_000
 _HARD_LIMIT = 3_000_000_000
 """Above what is in use: beyond it an allocation fails, and the machine is spared."""
@@ -82,7 +83,7 @@ def judged(
     except ours as error:
         failure = error
     except _TooLong:
-        raise Fault(f"took more than {MOST_SECONDS:g} s, at {_where()}") from None
+        raise Fault(f"took more than {DEADLINE:g} s, at {_where()}") from None
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -98,8 +99,6 @@ def judged(
             raise Fault(f"asked for more than {_HARD_LIMIT / 1e9:g} GB") from failure
         if isinstance(failure, ZoodipError):
             _check_text(failure)
-    if seconds > MOST_SECONDS:
-        raise Fault(f"took {seconds:.1f} s")
     if peak > MOST_MEMORY:
         raise Fault(f"took {peak / 1e6:.0f} MB")
     after = _state()
@@ -154,7 +153,7 @@ def _on_alarm(_number: int, _frame: Any) -> None:
 
 @contextlib.contextmanager
 def _alarm() -> Iterator[None]:
-    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, DEADLINE)
     try:
         yield
     finally:

@@ -40,11 +40,11 @@ class EmbeddingFileError(ZoodipError, ValueError):
 
 
 class RunFolderError(ZoodipError, ValueError):
-    """A run folder cannot be written or continued."""
+    """A run folder cannot be written or resumed."""
 
 
 class PathError(ZoodipError, ValueError):
-    """A name from outside cannot be that of a file, or leads out of the folder that it shall lie in."""
+    """A name from outside cannot be that of a file, or leads out of its folder."""
 
 
 class StorageError(ZoodipError, OSError):

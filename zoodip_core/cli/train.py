@@ -114,8 +114,8 @@ def _known_cache(folder: Any) -> Any:
 
     if isinstance(folder, str) and not has_copies(Path(folder)):
         raise ConfigError(
-            f"cache = {folder!r}: no copies of models are kept there yet; if they shall be, add --cache {folder!r}, or "
-            "take it out of the settings file"
+            f"cache = {folder!r}: no copies of models are kept there yet; to keep them there, add --cache {folder!r}, "
+            "or take it out of the settings file"
         )
     return folder
 

@@ -262,7 +262,7 @@ def newest(folder: Path, suffix: str) -> Path | None:
     return folder / max(names, key=lambda name: int(name[5 : -len(suffix)])) if names else None
 
 
-# ---------------------------------------------------------------- what a page writes and reads
+# ---------------------------------------------------------------- the losses of one
 
 
 def losses_of(run: Path) -> list[float]:

@@ -13,13 +13,9 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .pipes import Outbox, obey
 from .protocol import Exit
-
-if TYPE_CHECKING:
-    pass
 
 
 def main() -> int:

@@ -41,7 +41,7 @@ def cached_model(model: Path, weights: str, folder: Path, prediction_type: str =
         model: a checkpoint file or diffusers folder.
         weights: ``int8``, ``int4`` or ``float8``.
         folder: where copies are kept.
-        prediction_type: as for :func:`models.open_model`.
+        prediction_type: as for :func:`recognise.open_model`.
 
     Raises:
         ModelError: the model cannot be read.

@@ -174,7 +174,7 @@ def plan(
 
     Args:
         candidates: of a step.
-        batch: candidates in one forward, if that is converged; 0 to choose.
+        batch: candidates in one forward, if it is fixed; 0 to choose.
         free: bytes to do with; what the device has if None.
 
     Raises:

@@ -48,6 +48,8 @@ _SAMPLES = Setting(
     left_means="ten times over the run",
 )
 """In place of the table's: whoever looks at a page wants to see something."""
+_BEGINNINGS = {"model": "", "token": "<rex>"}
+"""Values that a page begins with; of model the first one that the host offers."""
 OWN = {each.name: each for each in (PRESET, KEEP_COPY, _SAMPLES)}
 
 
@@ -99,7 +101,7 @@ def names() -> list[str]:
 
 
 def _field(setting: Setting) -> Field:
-    value = "" if setting.name == "model" else setting.shown  # the page offers the host's models
+    value = _BEGINNINGS.get(setting.name, setting.shown)
     return Field(setting, "" if value is None else value, setting.offered)
 
 

@@ -59,7 +59,7 @@ class Shelf:
             )
         raise TokenError(
             f"token {token!r}: {there.name} is in the embeddings folder already. Tick 'Replace the file of this "
-            "name' if it shall be replaced when the training ends, or choose another name"
+            "name' to have it replaced when the training ends, or choose another name"
         )
 
     def put(self, token: str, content: bytes, *, replace: bool = False, another_name: bool = False) -> Path:

@@ -36,7 +36,7 @@ class Guard:
         return 0 < self.patience <= self._idle
 
     def check(self, loss: float, point: torch.Tensor) -> bool:
-        """Whether a point can be gone on from; else the search should go back to the best one, with smaller steps."""
+        """Whether the search can keep a point; else the search should go back to the best one, with smaller steps."""
         if self.point is None:
             self._first = self._best = self._mark = loss
             self.point = point.clone()

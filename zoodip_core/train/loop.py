@@ -93,7 +93,7 @@ def resume_training(
 
     Args:
         path: the run's folder.
-        changes: settings that shall differ from now on, of :data:`runs.CHANGEABLE`; ``steps`` where
+        changes: settings that differ from now on, of :data:`run_folder.CHANGEABLE`; ``steps`` where
             :attr:`TrainConfig.can_grow`.
         model: a loaded model, to share one.
         on_event: called with each :data:`Event`.

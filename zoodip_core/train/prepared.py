@@ -263,7 +263,7 @@ def noise_warning(config: TrainConfig, dtype: torch.dtype) -> list[str]:
         return []
     return [
         f"mu = {config.mu:g} is below the rounding noise of bfloat16: the estimated gradients will be noise. "
-        "Use mu 0.01 (the preset int4 does), or dtype float32 or float16"
+        "Use mu 0.01, or dtype float32 or float16"
     ]
 
 

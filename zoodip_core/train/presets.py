@@ -46,8 +46,9 @@ PRESET = Setting(
     CHOICE,
     SEARCH,
     "Preset",
-    f"What settings stand for that are left to it. default: {RECIPE['steps']} steps (SDXL {_STEPS['sdxl']}, the "
-    f"embedded model {_STEPS['tiny']}). fast: a third of them. careful: three times as many. paper: the paper's own search.",
+    f"Decides every setting that is left to it. default takes {RECIPE['steps']} steps (SDXL {_STEPS['sdxl']}, the "
+    f"embedded model {_STEPS['tiny']}), fast a third of them, careful three times as many; paper is the paper's own "
+    "search.",
     "default",
     "--preset",
     choices=PRESETS,

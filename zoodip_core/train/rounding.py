@@ -20,7 +20,7 @@ from .config import TrainConfig
 from .draws import Objective
 
 SIGNAL = 3.0
-"""A candidate's loss shall differ from the token's by as many times the noise."""
+"""A candidate's loss should differ from the token's by as many times the noise."""
 DISTANCE = 0.02
 """Between neighbours on the line, as a share of the token's size: less, and bfloat16 would take some for the same."""
 LARGEST = 10.0

@@ -77,7 +77,7 @@ class RunFolder:
         """A folder to resume in.
 
         Args:
-            changes: settings that shall differ from now on, of :data:`CHANGEABLE`.
+            changes: settings that differ from now on, of :data:`CHANGEABLE`.
 
         Raises:
             RunFolderError: not a run folder, one from which a link leads out, or one whose search would not be the
@@ -247,7 +247,7 @@ class RunFolder:
                 raise ValueError("it holds NaN or infinity")
         except Exception as error:  # a damaged file may raise anything
             raise RunFolderError(
-                f"{self.spread_path} is missing or damaged ({error}); put back a copy of it. Going on with the run "
+                f"{self.spread_path} is missing or damaged ({error}); put back a copy of it. Resuming the run "
                 "writes it again, as long as there are steps left"
             ) from error
         return spread
