@@ -151,6 +151,12 @@ def inputs_in_sight(page: Page, node: str) -> list[str]:
     return [str(name) for name in page.evaluate(f"{visible}.map(each => each.name)")]
 
 
+def images_of(node: str) -> str:
+    """The addresses of the images that a node shows, in JavaScript."""
+    shown = f"[...document.querySelectorAll(`[data-node-id='${{{node}.id}}'] img`)]" if VUE else f"({node}.imgs ?? [])"
+    return f"{shown}.map(image => image.src)"
+
+
 def toggle_advanced(page: Page, node: str) -> None:
     """Show or hide a node's advanced inputs, by the page's own way."""
     if VUE:

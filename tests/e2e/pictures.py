@@ -22,6 +22,7 @@ from tests.e2e.page import (
     STEP,
     TRAINER,
     Page,
+    images_of,
     load,
     look_at,
     open_page,
@@ -74,7 +75,7 @@ def take(server: ComfyUI, page: Page, example: Path) -> None:
     if story and "ZoodipEvaluateEmbedding" not in kinds:  # which needs CLIP and DINOv2
         run(page)
         if example.stem == STORY:
-            page.wait_for_function(f"{STEP} > 400 && {TRAINER}.imgs?.length > 0", timeout=LEARNING_LIMIT)
+            page.wait_for_function(f"{STEP} > 400 && {images_of(TRAINER)}.length > 0", timeout=LEARNING_LIMIT)
             fit(page, ALL)
             picture(page).save(README, optimize=True)
             page.set_viewport_size({"width": 900, "height": 700})

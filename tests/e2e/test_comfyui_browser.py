@@ -37,6 +37,7 @@ from tests.e2e.page import (
     Page,
     Workflow,
     click_title,
+    images_of,
     inputs_in_sight,
     learn,
     load,
@@ -162,7 +163,7 @@ def test_chart_and_preview_move_while_the_token_learns(
     run(page)
     page.wait_for_function(f"{STEP} > 2 && {LINE} > 0")
     before, step = page.evaluate("document.querySelector('.zoodip-canvas').toDataURL()"), page.evaluate(STEP)
-    page.wait_for_function(f"{STEP} > {step + 80} && {TRAINER}.imgs?.length > 0")
+    page.wait_for_function(f"{STEP} > {step + 80} && {images_of(TRAINER)}.length > 0")
     assert page.evaluate("document.querySelector('.zoodip-canvas').toDataURL()") != before
     assert page.evaluate("document.querySelector('.zoodip-numbers').textContent").startswith("step ")
 
@@ -180,6 +181,8 @@ def test_a_page_loaded_anew_shows_the_chart_during_training_and_after(server: Co
     assert page.evaluate(STEP) < STEPS
     finished = f"({STATE}).startsWith('finished: <anew> learned in {STEPS} steps')"
     page.wait_for_function(finished, timeout=LEARNING_LIMIT)
+    kept = "[...Object.values(localStorage), ...Object.values(sessionStorage)].some(each => each.includes('<anew> le'))"
+    page.wait_for_function(kept)  # newer pages take half a second
 
     reload(page)
     page.wait_for_function(f"{finished} && {LINE} > 0")
@@ -194,6 +197,21 @@ def test_a_finished_run_queued_again_shows_its_chart(server: ComfyUI, page: Page
     page.wait_for_function(f"{LINE} === 0")
     run(page)
     page.wait_for_function(f"({STATE}).startsWith('finished') && {LINE} > 0")
+
+
+def test_the_finished_token_s_images_take_the_place_of_the_live_preview(
+    server: ComfyUI, page: Page, screenshot: Callable[[str], None]
+) -> None:
+    images = images_of(TRAINER)
+    learn(page, workflow(server, "<shown>", steps=60, preview_every=20))
+    page.wait_for_function(f"{images}.length > 0 && {images}[0].startsWith('blob:')")
+    page.wait_for_function(f"({STATE}).startsWith('finished')")
+    page.wait_for_function(f"{images}.length === 4 && {images}.every(address => address.includes('/view?'))")
+    for size in ({"width": 1440, "height": 900}, {"width": 900, "height": 700}):
+        page.set_viewport_size(size)
+        look_at(page, TRAINER, 0.8)
+        page.wait_for_timeout(1000)
+        screenshot(f"finished_{size['width']}x{size['height']}")
 
 
 def test_a_trainer_in_a_subgraph_has_its_chart(server: ComfyUI, page: Page) -> None:

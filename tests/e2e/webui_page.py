@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from tests.e2e.page import LIMIT, Page
+from tests.e2e.page import LEARNING_LIMIT, LIMIT, Page
 from tests.e2e.webui import LONG, Webui
 
 TABS = "#tabs > .tab-nav > button"
@@ -81,7 +81,7 @@ def set_number(page: Page, name: str, value: int) -> None:
 def wait_for_state(page: Page, state: str) -> str:
     """Wait until the newest job is in a state; returns what is told of it."""
     box = page.locator(f"#zoodip_status [data-state='{state}']").first
-    box.wait_for()
+    box.wait_for(timeout=LEARNING_LIMIT)
     return str(box.inner_text())
 
 
@@ -93,6 +93,7 @@ def wait_for_step(page: Page, token: str, step: int) -> None:
           return box && box.textContent.includes(token) && Number(box.dataset.step) >= step
         }""",
         arg=[token, step],
+        timeout=LEARNING_LIMIT,
     )
 
 
