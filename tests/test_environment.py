@@ -181,7 +181,7 @@ def test_a_python_that_has_all_trains_itself() -> None:
 
 def test_looking_imports_no_torch_and_works_without_any_package() -> None:
     code = (
-        "from zoodip_core import environment; import sys; found = environment.find_trainer();"
+        "from zoodip_core.jobs import environment; import sys; found = environment.find_trainer();"
         "assert not {'torch', 'diffusers', 'subprocess'} & set(sys.modules); assert not found.python; print(found.why)"
     )
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -13,7 +13,7 @@ from typing import Any
 from ..base.errors import ConfigError
 from ..base.files import is_newer, read_object, storage_errors, write_atomically
 from ..base.texts import parse_json
-from .protocol import CHECK, FAILED, FINISHED, RESUME, SHOW, STOPPED, TRAIN
+from .protocol import FAILED, FINISHED, KINDS, SHOW, STOPPED
 
 VERSION = 1
 TASK = "task.json"
@@ -54,7 +54,7 @@ class Task:
             data = parse_json(content)
             if is_newer(data["version"], VERSION):
                 raise ConfigError(f"{file} is a job of a newer ZOODiP; update ZOODiP, or start the job again")
-            if data["version"] != VERSION or data["kind"] not in (CHECK, TRAIN, RESUME, SHOW):
+            if data["version"] != VERSION or data["kind"] not in KINDS:
                 raise ConfigError(f"{file} is a job of another version of ZOODiP; start the job again")
             settings, changes = dict(data.get("settings", {})), dict(data.get("changes", {}))
             return cls(data["kind"], Path(data["folder"]), settings, preset_in(data), changes)

@@ -12,7 +12,8 @@ from enum import IntEnum
 from typing import Any
 
 CHECK, TRAIN, RESUME, SHOW = "check", "train", "resume", "show"
-"""Kinds of jobs."""
+KINDS = frozenset((CHECK, TRAIN, RESUME, SHOW))
+"""Of jobs."""
 
 WAITING, RUNNING, STOPPING = "waiting", "running", "stopping"
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"

@@ -28,7 +28,7 @@ from ..train.run_folder import RunFolder
 from .history import newest
 from .job_folder import BEFORE_AFTER, RUN, Task
 from .pipes import Outbox
-from .protocol import Exit
+from .protocol import CHECK, RESUME, SHOW, TRAIN, Exit
 
 _SAMPLINGS = 10
 """Over a run, where a job does not say how often."""
@@ -177,11 +177,11 @@ def _draw(job: Task, config: TrainConfig, model: QuantizedModel, token: Path, ou
     out.send("shown", path=str(job.folder / BEFORE_AFTER))
 
 
-KINDS: dict[str, Callable[[Task, Outbox, Commands], int]] = {
-    "check": _check,
-    "train": _train,
-    "resume": _resume,
-    "show": _show,
+_WORK: dict[str, Callable[[Task, Outbox, Commands], int]] = {
+    CHECK: _check,
+    TRAIN: _train,
+    RESUME: _resume,
+    SHOW: _show,
 }
 
 
@@ -195,7 +195,7 @@ def work(file: Path, out: Outbox, commands: Commands) -> int:
     """Do what a job file asks for, and tell how it ended; returns the exit code."""
     try:
         job = Task.read(file)
-        return KINDS[job.kind](job, out, commands)
+        return _WORK[job.kind](job, out, commands)
     except Stopped:
         out.send("ended", state="stopped")
         return Exit.STOPPED
