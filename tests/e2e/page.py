@@ -84,6 +84,12 @@ def reload(page: Page) -> None:
     wait_until_ready(page)
 
 
+def wait_until_stored(page: Page, words: str) -> None:
+    """Wait until the browser keeps the workflow with these words for the next load; newer pages take a while."""
+    stores = "[...Object.values(localStorage), ...Object.values(sessionStorage)]"
+    page.wait_for_function(f"{stores}.some(each => each.includes({json.dumps(words)}))")
+
+
 def load(page: Page, workflow: Workflow) -> None:
     """Open a workflow's file, as the page's menu does."""
     file = {"name": "learn.json", "mimeType": "application/json", "buffer": json.dumps(workflow).encode()}

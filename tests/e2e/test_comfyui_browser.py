@@ -50,6 +50,7 @@ from tests.e2e.page import (
     toggle_advanced,
     wait_for_words,
     wait_until_ready,
+    wait_until_stored,
 )
 
 pytestmark = pytest.mark.e2e
@@ -181,8 +182,7 @@ def test_a_page_loaded_anew_shows_the_chart_during_training_and_after(server: Co
     assert page.evaluate(STEP) < STEPS
     finished = f"({STATE}).startsWith('finished: <anew> learned in {STEPS} steps')"
     page.wait_for_function(finished, timeout=LEARNING_LIMIT)
-    kept = "[...Object.values(localStorage), ...Object.values(sessionStorage)].some(each => each.includes('<anew> le'))"
-    page.wait_for_function(kept)  # newer pages take half a second
+    wait_until_stored(page, "<anew> learned")
 
     reload(page)
     page.wait_for_function(f"{finished} && {LINE} > 0")
@@ -258,7 +258,9 @@ def test_advanced_inputs_are_shown_when_asked_for(
     wait_for_inputs(page, IN_SIGHT + advanced)
     look_at(page, TRAINER, 0.8)
     screenshot("advanced_shown")
+    wait_until_stored(page, "showAdvanced")
     reload(page)
+    page.wait_for_function(f"!!{TRAINER}")
     wait_for_inputs(page, IN_SIGHT + advanced)
 
     look_at(page, TRAINER, 0.5)
@@ -286,8 +288,8 @@ def test_an_example_s_note_can_be_read(page: Page, screenshot: Callable[[str], N
     (text,) = (node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote")
     load(page, workflow)
     box = page.locator(".widget-markdown" if VUE else ".comfy-markdown .tiptap")
-    box.wait_for()
     look_at(page, f"{APP}.graph.nodes.find(node => node.type === 'MarkdownNote')", 1.2)
+    box.wait_for()
     screenshot(f"note_{path.stem}")
     written = re.sub(r"^(#+|\d+\.) |\*|\\", "", text, flags=re.MULTILINE)
     assert box.inner_text().split() == written.split()
