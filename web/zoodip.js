@@ -72,21 +72,20 @@ function addChart(node) {
   charts.set(node, chart)
   after(node, "onConfigure", () => chart.show(node.properties[KEPT] ?? null))
   after(node, "onExecuted", (message) => {
-    if (message?.zoodip) show(node, message.zoodip[0])
-    if (message?.images) dropPreview(node)
+    if (!message?.zoodip) return
+    show(node, message.zoodip[0])
+    dropPreview(String(message.zoodip[0].node))
   })
   after(node, "onRemoved", () => chart.remove())
 }
 
 /**
- * Have the page show a node's images: it prefers the last live preview to them for as long as it has one, and Nodes 2.0
- * shows that twice. Only the page's own store drops it, to which there is no public way.
+ * Have the page show the images of the node with this id: it prefers the last live preview to them for as long as it has
+ * one, and Nodes 2.0 shows that twice. Only the page's own store drops it, to which there is no public way.
  */
-function dropPreview(node) {
+function dropPreview(id) {
   const stores = document.getElementById("vue-app")?.__vue_app__?.config?.globalProperties?.$pinia?._s
-  const graph = node.graph
-  const place = !graph || graph === graph.rootGraph ? String(node.id) : `${graph.id}:${node.id}`
-  stores?.get("nodeOutput")?.revokePreviewsByLocatorId?.(place)
+  stores?.get("nodeOutput")?.revokePreviewsByExecutionId?.(id)
 }
 
 function show(node, data) {
