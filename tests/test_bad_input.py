@@ -73,7 +73,7 @@ def output(tmp_path: Path) -> Path:
 @pytest.fixture
 def shared_model(monkeypatch: pytest.MonkeyPatch, tiny_model: QuantizedModel) -> QuantizedModel:
     """Spare a test the loading: its commands get the model that all tests share."""
-    for module in ("training", "cli"):
+    for module in ("train.prepared", "cli.arguments"):
         monkeypatch.setattr(f"zoodip_core.{module}.load_quantized", lambda *args, **kwargs: tiny_model)
     return tiny_model
 
@@ -313,14 +313,16 @@ NUMBERS = {
     "--n": (("0", "100000"), ("n = ", "from 1 to 1024")),
     "--mu": (("0", "-1", "nan", "inf"), ("mu = ", "above 0 and at most 10")),
     "--tau": (("1", "0"), ("tau = ", "from 2 to 65536")),
-    "--nu": (("0", "1", "nan"), ("nu = ", "between 0 and 1")),
+    "--nu": (("0", "1", "nan"), ("nu = ", "above 0 and below 1")),
     "--lr": (("0", "-0.1", "nan", "inf"), ("lr = ", "above 0 and at most 100")),
     "--steps": (("0", "-5"), ("steps = ", "from 1 to")),
     "--vectors": (("0", "76"), ("num_vectors = ", "from 1 to 75")),
     "--seed": (("-1",), ("seed = ", "from 0 to")),
     "--resolution": (("20", "8192"), ("resolution = ", "must be")),
-    "--t-lower": (("900", "950", "-1"), ("T_L = ", "T_U = 900", "0 <= t_lower < t_upper <= 1000")),
-    "--t-upper": (("500", "1001"), ("T_L = 500", "T_U = ", "0 <= t_lower < t_upper <= 1000")),
+    "--t-lower": (("900", "950"), ("T_L = ", "T_U = 900", "0 <= t_lower < t_upper <= 1000")),
+    "--t-upper": (("500",), ("T_L = 500", "T_U = ", "0 <= t_lower < t_upper <= 1000")),
+    "--t-lower=-1 --t-upper": (("900",), ("t_lower = -1", "from 0 to 999")),
+    "--t-lower=0 --t-upper": (("1001",), ("t_upper = 1001", "from 1 to 1000")),
 }
 
 
@@ -331,7 +333,7 @@ NUMBERS = {
 def test_number_out_of_range(
     output: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, words: tuple[str, ...]
 ) -> None:
-    refused(capsys, train_command(output, f"{option}={value}"), output, *words)
+    refused(capsys, train_command(output, *f"{option}={value}".split()), output, *words)
 
 
 @pytest.mark.parametrize("option", ["--n=two", "--steps=1e3", "--estimator=best"])

@@ -115,7 +115,7 @@ def needed(batch: int, device: torch.device = CPU, **settings: Any) -> int:
     return memory.predict_memory(open_model(TINY), "int8", torch.float32, device, 256, batch, **settings).total
 
 
-@pytest.mark.parametrize("device", [CPU, CUDA])
+@pytest.mark.parametrize("device", [pytest.param(CPU, marks=pytest.mark.slow), CUDA])
 def test_the_batch_shrinks_with_the_free_memory(device: torch.device) -> None:
     for batch in (8, 4, 1):
         just_enough = int(needed(batch, device) * 1.05) + 1
@@ -133,7 +133,7 @@ def test_text_moves_to_the_cpu_when_only_that_fits() -> None:
     assert set(found.use.weights) == {"unet"}
 
 
-@pytest.mark.parametrize("device", [CPU, CUDA])
+@pytest.mark.parametrize("device", [CPU, pytest.param(CUDA, marks=pytest.mark.slow)])
 def test_no_room_says_what_is_needed_and_what_is_free(device: torch.device) -> None:
     with pytest.raises(NoRoomError) as caught:
         laid_out(2_000_000, device)

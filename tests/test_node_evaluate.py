@@ -46,7 +46,7 @@ def core(name: str) -> Any:
 
 def token(name: str = "<boo>", width: int = 128, **metadata: str) -> Any:
     vector = 0.3 * torch.randn(1, width, generator=torch.Generator().manual_seed(5))
-    return core("embedding").Embedding(name, (vector,), {"initializer": "monster", **metadata})
+    return core("model.embedding").Embedding(name, (vector,), {"initializer": "monster", **metadata})
 
 
 def pictures(*sizes: tuple[int, int]) -> list[torch.Tensor]:
@@ -82,7 +82,7 @@ def test_the_node_gives_what_the_core_finds(pack: Any, host: FakeHost, model: An
     sheet, table, clip_t, clip_i, dino, inter = out["result"]
     (folder,) = (host.root / "output" / "zoodip" / "evaluations").iterdir()
     assert folder.name.startswith("boo-")
-    evaluation = core("evaluation")
+    evaluation = core("evaluate.evaluation")
     plan = evaluation.EvaluationPlan(
         ("a {} in the snow", "a {} at the beach"), "monster", seeds=2, num_inference_steps=2
     )
@@ -123,9 +123,9 @@ def test_other_settings_get_a_folder_of_their_own(
 
     def noted(*given: Any) -> Any:
         folders.append(given[5])
-        raise core("errors").ConfigError("enough")
+        raise core("base.errors").ConfigError("enough")
 
-    monkeypatch.setattr(core("evaluation"), "evaluate", noted)
+    monkeypatch.setattr(core("evaluate.evaluation"), "evaluate", noted)
     for inputs in ({}, {"seeds": 9}, {"class_word": "x"}, {"guidance": 2.0}, {"seed": 3}, {"embedding": token("../x")}):
         with pytest.raises(ValueError, match="enough"):
             run(pack, model, **inputs)
@@ -180,7 +180,7 @@ def test_models_are_looked_for_when_the_graph_is_queued(pack: Any, host: FakeHos
 
 def test_the_embedded_model_has_its_own_prompts(pack: Any, host: FakeHost, model: Any) -> None:
     plan = importlib.import_module("zoodip_pack.nodes.evaluate")._plan
-    sets = core("benchmark_prompts").PROMPT_SETS
+    sets = core("evaluate.prompt_sets").PROMPT_SETS
     given = {"class_word": "", "seeds": 1, "seed": 0, "steps": 1, "guidance": 0.0}
     for chosen, expected in (("auto", "tiny"), ("living", "living")):
         found = plan(model, token(), {**given, "prompt_set": chosen})

@@ -640,6 +640,8 @@ def test_a_curve_of_any_length_is_means_of_its_steps(pack: Any) -> None:
     assert curve.data() == {"stride": 1, "raw": [], "smoothed": []}
     for count, loss in enumerate(losses, 1):
         curve.add(float(loss))
+        if count > 500 and count % 13:
+            continue
         data = curve.data()
         stride, points = data["stride"], len(data["raw"])
         assert points == len(data["smoothed"]) < 240

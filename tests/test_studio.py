@@ -691,6 +691,7 @@ def test_a_run_without_a_token_is_not_published(desk: Desk) -> None:
 # ---------------------------------------------------------------- with real workers
 
 
+@pytest.mark.slow  # as in the browser
 def test_a_form_is_checked_by_a_real_worker(tmp_path: Path) -> None:
     desk = Desk(tmp_path, sys.executable)
     before = contents(tmp_path)

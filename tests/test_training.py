@@ -22,7 +22,7 @@ from zoodip_core.base.events import Event, Message, Progress, Sampled, Saved
 from zoodip_core.cli.main import main
 from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train.loop import TrainResult
-from zoodip_core.train.presets import PRESETS
+from zoodip_core.train.presets import PAPER_PRESETS
 
 PIP = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip"
 
@@ -319,7 +319,7 @@ def test_presets_are_the_papers() -> None:
     assert (sdxl.mu, sdxl.t_lower, sdxl.t_upper, sdxl.steps, sdxl.lr) == (1e-2, 700, 900, 20_000, 5e-3)
     int4 = TrainConfig.from_preset("int4", **given)
     assert (int4.weights, int4.dtype, int4.mu) == ("int4", "bfloat16", 1e-2)
-    for name in PRESETS:
+    for name in PAPER_PRESETS:
         config = TrainConfig.from_preset(name, **given)
         assert TrainConfig.from_json(config.to_json()) == config
 

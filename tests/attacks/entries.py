@@ -214,7 +214,7 @@ class _Program:
 
 def _scoring(core: str, patch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """What stands in the place of an evaluation, of that core: it writes where that would."""
-    names = ("evaluation", "evaluation_report", "metrics", "pictures")
+    names = ("evaluate.evaluation", "evaluate.report", "evaluate.metrics", "data.sheets")
     module, report, metrics, pictures = (importlib.import_module(f"{core}.{name}") for name in names)
     small = Image.new("RGB", (8, 8))
     patch.setattr(report, "contact_sheet", lambda _rows, path, _columns: pictures.save_png(small, path))
@@ -299,7 +299,7 @@ class _Nodes:
         self.classes = node_pack.import_pack().NODE_CLASS_MAPPINGS
         self.embedding, self.errors, self.evaluation = (
             importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}")
-            for name in ("embedding", "errors", "evaluation")
+            for name in ("model.embedding", "base.errors", "evaluate.evaluation")
         )
         self.models, self.scoring = (
             importlib.import_module(f"{node_pack.NAME}.nodes.{name}") for name in ("models", "evaluate")

@@ -185,7 +185,7 @@ def test_two_that_start_at_once_in_one_folder_are_told_apart(model: QuantizedMod
 @on_posix
 def test_the_lock_of_a_killed_process_is_free(model: QuantizedModel, whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
-    code = "import sys, time; from pathlib import Path; from zoodip_core.train.run_folder import locked\n"
+    code = "import sys, time; from pathlib import Path; from zoodip_core.base.locks import locked\n"
     code += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, str(run)], cwd=ROOT, stdout=subprocess.PIPE) as process:
         assert process.stdout
