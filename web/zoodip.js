@@ -74,18 +74,22 @@ function addChart(node) {
   after(node, "onExecuted", (message) => {
     if (!message?.zoodip) return
     show(node, message.zoodip[0])
-    dropPreview(String(message.zoodip[0].node))
+    dropPreview(node)
   })
   after(node, "onRemoved", () => chart.remove())
 }
 
 /**
- * Have the page show the images of the node with this id: it prefers the last live preview to them for as long as it has
- * one, and Nodes 2.0 shows that twice. Only the page's own store drops it, to which there is no public way.
+ * Have the page show a node's images: it prefers the last live preview to them for as long as it has one, and Nodes 2.0
+ * shows that twice. The newer pages' own store drops it at once, to which there is no public way.
  */
-function dropPreview(id) {
+function dropPreview(node) {
+  const graph = node.graph
+  const place = !graph || graph === graph.rootGraph ? String(node.id) : `${graph.id}:${node.id}`
   const stores = document.getElementById("vue-app")?.__vue_app__?.config?.globalProperties?.$pinia?._s
-  stores?.get("nodeOutput")?.revokePreviewsByExecutionId?.(id)
+  const store = stores?.get("nodeOutput")
+  if (store?.revokePreviewsByLocatorId) store.revokePreviewsByLocatorId(place)
+  else delete app.nodePreviewImages?.[place]
 }
 
 function show(node, data) {
