@@ -375,6 +375,7 @@ def test_the_environment_is_found_afterwards_and_not_made_twice(made: Made) -> N
     assert contents(made.copy.trainer) == before
 
 
+@pytest.mark.slow
 def test_what_was_cut_off_goes_on_without_a_second_download(again: Copy) -> None:
     """Of the other packages one cannot be had for a while."""
     without_torch(again)
@@ -454,6 +455,7 @@ def silent_index() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/simple"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
 def test_a_stop_ends_pip_too_and_a_second_installer_is_refused(again: Copy, silent_index: str) -> None:
     without_torch(again)

@@ -24,6 +24,9 @@ from zoodip_core.train.prepared import Training
 from zoodip_core.train.presets import PAPER_PRESETS
 from zoodip_core.train.rounding import LEAST_FORWARDS
 
+pytestmark = pytest.mark.slow
+"""The bench is run by hand, when the search changes."""
+
 PLAN = Plan(("boo", "pip"), (0, 1), 600)
 
 

@@ -145,6 +145,7 @@ def test_no_room_says_what_is_needed_and_what_is_free(device: torch.device) -> N
     assert message.endswith("Free some memory, or use a smaller model")
 
 
+@pytest.mark.slow
 def test_no_room_says_what_would_fit() -> None:
     blueprint = open_model(TINY)
     with pytest.raises(NoRoomError, match="What would fit: weights ") as caught:

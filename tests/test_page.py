@@ -689,6 +689,7 @@ class Client:
 LOOK = json.dumps({"data": [None, ""], "fn_index": 0, "session_hash": "x"}).encode()
 
 
+@pytest.mark.slow
 def test_nothing_is_told_without_the_password(guarded: PageServer) -> None:
     (guarded.runs / "seen.txt").write_text("a secret")
     client = Client(guarded.url)

@@ -102,7 +102,7 @@ def test_the_embedded_models_shape_points_where_its_words_differ(tiny_model: Qua
     assert spread.reach.max() > 3 * spread.rest > 0
 
 
-@pytest.mark.parametrize("dim", [768, 2048])
+@pytest.mark.parametrize("dim", [768, pytest.param(2048, marks=pytest.mark.slow)])
 def test_a_shape_takes_little_memory(dim: int) -> None:
     spread = spread_of([torch.randn(3000, dim, generator=torch.Generator().manual_seed(1))])
     assert spread.basis.nbytes + spread.reach.nbytes < 16e6

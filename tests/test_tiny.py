@@ -64,6 +64,7 @@ def test_the_judge_reads_drawn_pictures() -> None:
     assert np.median(errors) < 25
 
 
+@pytest.mark.slow
 def test_captions_are_obeyed(tiny_model: QuantizedModel) -> None:
     """A quick look; ``tools/train_tiny.py --phase report`` prints the full table over 200 captions."""
     rng = np.random.default_rng(8)

@@ -140,7 +140,7 @@ def test_a_run_killed_before_its_first_save_starts_over(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"estimator": "spsa", "optimizer": "zosgd", "lr": 0.1},
+        pytest.param({"estimator": "spsa", "optimizer": "zosgd", "lr": 0.1}, marks=pytest.mark.slow),
         {"estimator": "one-point", "subspace_gradient": False, "timesteps": "snr"},
         {"num_vectors": 3, "flip": True, "timesteps": "uniform", "lr_schedule": "constant"},
     ],

@@ -333,6 +333,7 @@ threading.Event().wait()
 """
 
 
+@pytest.mark.slow
 @on_posix
 def test_a_worker_whose_parent_was_killed_saves_and_is_gone(tiny_model: QuantizedModel, tmp_path: Path) -> None:
     """The real thing: the page's process is killed, and can tell the worker nothing any more."""
@@ -423,6 +424,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Process]:
     return dict(zip(jobs, processes, strict=True))
 
 
+@pytest.mark.slow
 def test_an_error_of_the_user_is_told_and_writes_nothing(failed: dict[str, Process]) -> None:
     process = failed["user"]
     assert process.popen.returncode == 2
@@ -433,12 +435,14 @@ def test_an_error_of_the_user_is_told_and_writes_nothing(failed: dict[str, Proce
     assert sorted(path.name for path in process.file.parent.iterdir()) == ["errors.txt", "task.json"]
 
 
+@pytest.mark.slow
 def test_what_is_printed_while_libraries_are_imported_stands_before_no_event(failed: dict[str, Process]) -> None:
     process = failed["full"]
     assert (process.strange, process.names()[0]) == ([], "checked")
     assert "half a line of torch" in process.errors.read_text()
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_program_leaves_its_traceback_in_the_log(failed: dict[str, Process]) -> None:
     process = failed["fault"]
     assert process.popen.returncode == 70
@@ -449,6 +453,7 @@ def test_a_fault_of_the_program_leaves_its_traceback_in_the_log(failed: dict[str
     assert "in faulty" in log
 
 
+@pytest.mark.slow
 @on_posix
 def test_a_full_disk_is_told_and_the_last_saved_state_stands(
     failed: dict[str, Process], tiny_model: QuantizedModel, tmp_path: Path

@@ -36,7 +36,8 @@ COMMANDS = {
 
 SETTINGS = {
     "lint": {"MYPYPATH": str(PACKAGE.parent)},
-    "test": {"OMP_NUM_THREADS": "1"},  # each core has a process of its own
+    # Each core has a process of its own; those that the tests start read what was compiled before.
+    "test": {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""},
 }
 
 

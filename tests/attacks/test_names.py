@@ -22,12 +22,14 @@ def canary(tmp_path: Path) -> Canary:
     return Canary(tmp_path)
 
 
-def test_no_name_leads_out_at_any_way_in(canary: Canary) -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_name_leads_out_at_any_way_in(canary: Canary, every: int) -> None:
+    """Each name at each way in, or at one of some of them: four neighbours in the list have all names together."""
     with entries(canary) as ways_in:
         assert len(ways_in) >= 25
-        for entry in ways_in:
-            result = campaign.attack(entry, canary)
-            assert result.attempts >= 60
+        for i, entry in enumerate(ways_in):
+            result = campaign.attack(entry, canary, slice(i % every, None, every))
+            assert result.attempts >= 60 // every
             assert not result.failures, f"{entry.title}:\n" + "\n".join(result.failures[:12])
 
 

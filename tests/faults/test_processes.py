@@ -40,6 +40,7 @@ def run_faults(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @on_posix
 @pytest.mark.parametrize(("count", "steps"), [(3, 10), pytest.param(200, 40, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_cost_one_step_each_at_most(count: int, steps: int) -> None:

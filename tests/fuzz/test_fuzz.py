@@ -15,7 +15,7 @@ from tests.fuzz.judge import limited
 from tests.fuzz.readers import READERS, warm_up
 from tests.fuzz.rounds import fuzz, shares
 
-COUNTS = shares(1000)
+COUNTS = shares(500)
 ROOT = Path(__file__).parent.parent.parent
 
 
