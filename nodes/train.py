@@ -202,7 +202,7 @@ def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
     subspace = inputs.pop("subspace_gradient", None) or {"subspace_gradient": False}
     dtype = str(model.dtype).removeprefix("torch.")
     by_model = preset_for(model.info.family, model.weights, dtype, inputs.pop("preset", "default"))
-    named = given({**settings_in(inputs), **sampler, **subspace})
+    named = {**given(settings_in(inputs)), **sampler, **subspace}
     check_given({**by_model, **named}, by_model, named)
     path = model.info.path
     return {

@@ -374,6 +374,9 @@ def test_wired_parts_of_the_search_carry_their_settings(pack: Any, host: FakeHos
     config = settings_of(pack, "sd1", subspace_gradient=subspace, timestep_sampler=puts)
     assert (config.subspace_gradient, config.tau, config.nu) == (True, 128, 1e-3)
     assert (config.timesteps, config.t_lower, config.t_upper) == ("puts", 700, 900)
+    (puts,) = node(pack, "ZoodipPUTSSampler").settings("puts", 0, 500)
+    config = settings_of(pack, "sd1", timestep_sampler=puts)
+    assert (config.t_lower, config.t_upper) == (0, 500)  # a wired 0 is a timestep, and not left to the preset
     (snr,) = node(pack, "ZoodipPUTSSampler").settings("snr", 900, 500)
     assert settings_of(pack, "sd1", timestep_sampler=snr).timesteps == "snr"
     (twenty,) = node(pack, "ZoodipSubspaceGradient").settings(20, 0.5)
