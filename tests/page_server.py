@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PHOTOGRAPHS = sorted((ROOT / "tests" / "photographs").glob("*.jpg"))
 LIMIT = 600.0
 """Seconds that a busy computer may take for what an idle one does at once."""
+LOOK = 250.0
+"""Milliseconds between two looks at what is waited for."""
 
 
 def free_port() -> int:
@@ -141,14 +143,14 @@ class Visitor:
         self.page.wait_for_selector("#zoodip_status [data-state]")  # the first look, after what is kept
 
     def until(self, condition: str, argument: Any = None) -> None:
-        """Wait for a condition in JavaScript."""
-        self.page.wait_for_function(condition, arg=argument)
+        """Wait for a condition in JavaScript; looked at now and then, since at every frame would take a core."""
+        self.page.wait_for_function(condition, arg=argument, polling=LOOK)
 
     def until_python(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + LIMIT
         while not condition():
             assert time.monotonic() < deadline, "nothing came of it"
-            self.page.wait_for_timeout(100)
+            self.page.wait_for_timeout(LOOK)
 
     # ------------------------------------------------------------ the form
 

@@ -35,9 +35,11 @@ def draft(folder: Path) -> Draft:
     return Draft(folder)
 
 
-def encoded(colour: Any = "red", kind: str = "PNG", size: tuple[int, int] = (24, 16), **options: Any) -> bytes:
+def encoded(
+    colour: Any = "red", kind: str = "PNG", size: tuple[int, int] = (24, 16), mode: str = "RGB", **options: Any
+) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", size, colour).save(buffer, format=kind, **options)
+    Image.new(mode, size, colour).save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
@@ -229,7 +231,7 @@ USELESS = {
     "cut.jpg": (encoded("red", "JPEG", (200, 200))[:900], "cut.jpg cannot be read"),
     "cut.png": (encoded(size=(300, 300))[:200], "cut.png cannot be read"),
     "dot.png": (encoded(size=(7, 300)), "dot.png has only 7 x 300 pixels"),
-    "huge.png": (encoded(size=(9000, 9000)), "huge.png has 9000 x 9000 pixels"),
+    "huge.png": (encoded(1, size=(9000, 9000), mode="1"), "huge.png has 9000 x 9000 pixels"),
     "script.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "script.jpg is damaged, or no JPEG"),
     "notes": (b"hello", "notes is not a JPEG, PNG or WebP file"),
     "run.exe": (b"MZ", "run.exe is not a JPEG, PNG or WebP file"),

@@ -703,6 +703,7 @@ def test_nothing_is_told_without_the_password(guarded: PageServer) -> None:
     assert client.ask("/gradio_api/upload", PHOTOGRAPHS[0].read_bytes())[0] == 401
 
 
+@pytest.mark.slow
 def test_the_password_opens_the_page(guarded: PageServer) -> None:
     client = Client(guarded.url)
     assert client.log_in("geheim") == 200
@@ -710,15 +711,9 @@ def test_the_password_opens_the_page(guarded: PageServer) -> None:
     assert "zoodip_start" in client.ask("/")[1]
 
 
+@pytest.mark.slow
 def test_no_file_is_served_that_is_not_the_page_s(guarded: PageServer) -> None:
     client = Client(guarded.url)
     client.log_in("geheim")
     for path in (guarded.runs / ".draft" / "draft.json", ROOT / "README.md", Path("/etc/passwd")):
         assert client.ask(f"/gradio_api/file={path}")[0] in (403, 404), path
-
-
-def test_the_page_offers_no_interface_for_scripts(guarded: PageServer) -> None:
-    """Its events are its own; gradio would offer each to scripts and agents by name."""
-    client = Client(guarded.url)
-    client.log_in("geheim")
-    assert json.loads(client.ask("/gradio_api/info")[1])["named_endpoints"] == {}

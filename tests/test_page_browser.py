@@ -16,7 +16,7 @@ from tests.page_server import PHOTOGRAPHS, PageServer, Visitor, visit
 from zoodip_core import load_embedding
 from zoodip_core.jobs.history import find_run
 
-STEPS, EVERY = 120, 30
+STEPS, EVERY = 60, 20
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -269,55 +269,47 @@ def by_signal(process: Process) -> None:
     process.popen.send_signal(signal.SIGTERM)
 
 
-WAYS: list[Callable[[Process], None]] = [by_command, *([by_signal] if os.name == "posix" else [])]
-"""By silence as well, which is how a page ends that was killed, below."""
+@pytest.fixture(scope="module", params=[by_command, pytest.param(by_signal, marks=[pytest.mark.slow, on_posix])])
+def stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Process:
+    """An endless training that was asked for a save and samples, and then ended.
+
+    By silence as well, which is how a page ends that was killed, below.
+    """
+    with started(job_in(tmp_path_factory.mktemp("stopped") / "pip", steps=ENDLESS)) as (process,):
+        process.until("progress", 2)
+        process.command("save")
+        process.until("saved")
+        process.command("sample")
+        process.until("sampled")
+        request.param(process)
+        process.popen.wait(LIMIT)
+    return process
 
 
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Process]:
-    """Endless trainings that were ended in each way; the first was asked for samples and a save before."""
-    home = tmp_path_factory.mktemp("stopped")
-    with started(*(job_in(home / way.__name__, steps=ENDLESS) for way in WAYS)) as processes:
-        for way, process in reversed(list(zip(WAYS, processes, strict=True))):
-            process.until("progress", 2)
-            if way is by_command:
-                process.command("save")
-                process.until("saved")
-                process.command("sample")
-                process.until("sampled")
-            way(process)
-        for process in processes:
-            process.popen.wait(LIMIT)
-    return {way.__name__: process for way, process in zip(WAYS, processes, strict=True)}
-
-
-@pytest.mark.parametrize("way", [way.__name__ for way in WAYS])
-def test_however_it_is_ended_the_state_is_saved(way: str, stopped: dict[str, Process]) -> None:
-    process = stopped[way]
-    ended, step = process.events[-1], int(load_file(process.run / "state.safetensors")["step"])
-    assert process.popen.returncode == 1
-    assert process.names()[-2:] == ["saved", "ended"]
+def test_however_it_is_ended_the_state_is_saved(stopped: Process) -> None:
+    ended, step = stopped.events[-1], int(load_file(stopped.run / "state.safetensors")["step"])
+    assert stopped.popen.returncode == 1
+    assert stopped.names()[-2:] == ["saved", "ended"]
     assert (ended["state"], ended["step"]) == ("stopped", step)
-    assert process.of("saved")[-1]["step"] == step == steps_in(process.run)
+    assert stopped.of("saved")[-1]["step"] == step == steps_in(stopped.run)
     assert Path(ended["embedding"]).is_file()
-    assert not (process.run / "pip.safetensors").exists()
-    assert not (process.file.parent / "before_after.png").exists()
+    assert not (stopped.run / "pip.safetensors").exists()
+    assert not (stopped.file.parent / "before_after.png").exists()
 
 
-def test_a_worker_that_was_ended_goes_on_to_the_same_bytes(
-    stopped: dict[str, Process], tiny_model: QuantizedModel, tmp_path: Path
-) -> None:
-    assert_goes_on(stopped[WAYS[-1].__name__].run, tmp_path / "whole", tiny_model)
-
-
-def test_a_save_and_samples_are_made_when_asked(stopped: dict[str, Process]) -> None:
-    process = stopped["by_command"]
-    saved, sampled = process.of("saved")[0], process.of("sampled")[0]
-    assert saved["step"] < process.of("saved")[-1]["step"]
+def test_a_save_and_samples_are_made_when_asked(stopped: Process) -> None:
+    saved, sampled = stopped.of("saved")[0], stopped.of("sampled")[0]
+    assert saved["step"] < stopped.of("saved")[-1]["step"]
     assert Path(saved["path"]).is_file()
     with Image.open(sampled["path"]) as picture:
         assert picture.width > 4 * 144
-    assert (len(process.of("saved")), len(process.of("sampled"))) == (2, 1)
+    assert (len(stopped.of("saved")), len(stopped.of("sampled"))) == (2, 1)
+
+
+def test_a_worker_that_was_ended_goes_on_to_the_same_bytes(
+    stopped: Process, tiny_model: QuantizedModel, tmp_path: Path
+) -> None:
+    assert_goes_on(stopped.run, tmp_path / "whole", tiny_model)
 
 
 PARENT = """

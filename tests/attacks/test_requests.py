@@ -123,6 +123,14 @@ def test_with_a_password_the_page_has_any_name(locked: Server) -> None:
     assert locked.ask("GET", "/config", Host=name)[0] == 401
     assert locked.ask("GET", "/config", Host=name, Origin=f"http://{name}")[0] == 401
     assert locked.ask("POST", "/login", {}, Host=name, Origin="http://evil.example")[0] == 403
+    form = {"Host": name, "Content-Type": "application/x-www-form-urlencoded"}
+    assert locked.ask("POST", "/login", b"username=zoodip&password=wrong", **form)[0] == 400
+    assert locked.ask("POST", "/login", b"username=zoodip&password=secret", **form)[0] == 200
+
+
+def test_the_page_offers_no_interface_for_scripts(server: Server) -> None:
+    """Its events are its own; gradio would offer each to scripts and agents by name."""
+    assert json.loads(server.ask("GET", "/gradio_api/info")[1])["named_endpoints"] == {}
 
 
 # ---------------------------------------------------------------- what gradio serves, and takes

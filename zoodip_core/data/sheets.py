@@ -50,8 +50,8 @@ def loss_curve(losses: Sequence[float], path: Path, title: str = "denoising loss
     """Write the losses, one a step, raw and smoothed, as a PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.6), dpi=110, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(7.2, 3.6), dpi=110)
+    axes = figure.subplots(gridspec_kw={"left": 0.12, "right": 0.98, "bottom": 0.14, "top": 0.91})
     steps = range(1, len(losses) + 1)
     axes.plot(steps, losses, color="#9ec5e8", linewidth=0.6, label="each step (its own image, timestep and noise)")
     smoothed = smooth(losses)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..base.errors import ModelError
 from ..base.stopping import check_stop
@@ -133,6 +134,15 @@ def _fill(layer: nn.Module, name: str, reader: ParameterSource, dtype: torch.dty
 # ---------------------------------------------------------------- empty networks
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Nothing is drawn for parameters that have no content: that takes longer than making them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__ and kwargs and "tensor" in kwargs:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def empty_network(blueprint: Blueprint, part: str) -> Any:
     """A component of the right shape on the meta device, without content."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -142,7 +152,7 @@ def empty_network(blueprint: Blueprint, part: str) -> Any:
     if config.get("latents_mean") is not None:
         raise ModelError(f"model: {blueprint.info.path} has a VAE with normalised latents, which is not supported")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutValues():
             if part == "unet":
                 return UNet2DConditionModel.from_config(config)
             if part == "vae":

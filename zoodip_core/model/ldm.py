@@ -118,14 +118,14 @@ def configs_of(shapes: Shapes, family: str, where: str) -> dict[str, Config]:
         ) from error
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
-    """One more than the highest number that stands in the pattern's group.
+def _count(shapes: Shapes, prefix: str) -> int:
+    """One more than the highest number that stands behind the prefix and before a dot.
 
     Raises:
         ValueError: it is higher than in any model.
     """
-    found = (re.match(pattern, name) for name in shapes)
-    count = max((int(match.group(1)) + 1 for match in found if match), default=0)
+    behind = (name[len(prefix) :].partition(".") for name in shapes if name.startswith(prefix))
+    count = max((int(number) + 1 for number, dot, _ in behind if dot and number.isdecimal()), default=0)
     if count > _MOST_PARTS:
         raise ValueError(f"the parts are numbered up to {count - 1}")
     return count
@@ -135,16 +135,16 @@ def _unet_config(shapes: Shapes) -> Config:
     levels: list[tuple[int, list[int]]] = []  # channels, transformer depth after each resnet
     channels = 0
     depths: list[int] = []
-    for i in range(1, _count(shapes, re.escape(UNET) + r"input_blocks\.(\d+)\.")):
+    for i in range(1, _count(shapes, UNET + "input_blocks.")):
         block = f"{UNET}input_blocks.{i}."
         if block + "0.op.weight" in shapes:
             levels.append((channels, depths))
             depths = []
             continue
         channels = shapes[block + "0.out_layers.3.weight"][0]
-        depths.append(_count(shapes, re.escape(block) + r"1\.transformer_blocks\.(\d+)\."))
+        depths.append(_count(shapes, block + "1.transformer_blocks."))
     levels.append((channels, depths))
-    middle = _count(shapes, re.escape(UNET) + r"middle_block\.1\.transformer_blocks\.(\d+)\.")
+    middle = _count(shapes, UNET + "middle_block.1.transformer_blocks.")
     block_channels = [c for c, _ in levels]
     depth = [max(d) for _, d in levels]
     linear = len(shapes[f"{UNET}middle_block.1.proj_in.weight"]) == 2
@@ -172,11 +172,11 @@ def _unet_config(shapes: Shapes) -> Config:
 
 
 def _vae_config(shapes: Shapes, family: str) -> Config:
-    levels = _count(shapes, re.escape(VAE) + r"encoder\.down\.(\d+)\.")
+    levels = _count(shapes, VAE + "encoder.down.")
     widths = [shapes[f"{VAE}encoder.down.{i}.block.0.conv2.weight"][0] for i in range(levels)]
     return {
         "block_out_channels": widths,
-        "layers_per_block": _count(shapes, re.escape(VAE) + r"encoder\.down\.0\.block\.(\d+)\."),
+        "layers_per_block": _count(shapes, VAE + "encoder.down.0.block."),
         "latent_channels": shapes[VAE + "quant_conv.weight"][0] // 2,
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
@@ -196,7 +196,7 @@ def _clip_config(shapes: Shapes, prefix: str) -> Config:
         vocabulary,
         width,
         positions=shapes[prefix + "embeddings.position_embedding.weight"][0],
-        layers=_count(shapes, re.escape(prefix) + r"encoder\.layers\.(\d+)\."),
+        layers=_count(shapes, prefix + "encoder.layers."),
         intermediate=shapes[prefix + "encoder.layers.0.mlp.fc1.weight"][0],
         activation="quick_gelu",
         projection=width,
@@ -211,7 +211,7 @@ def _open_clip_config(shapes: Shapes, prefix: str, layers_unused: int) -> Config
         width,
         positions=shapes[prefix + "positional_embedding"][0],
         # SD2 reads the layer before the last one, so its last is never run.
-        layers=_count(shapes, re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.") - layers_unused,
+        layers=_count(shapes, prefix + "transformer.resblocks.") - layers_unused,
         intermediate=shapes[prefix + "transformer.resblocks.0.mlp.c_fc.weight"][0],
         activation="gelu",
         projection=projection[1],
