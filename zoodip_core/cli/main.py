@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run"):
         parser.print_help()
         return 2
-    quiet_libraries()
+    if args.run is not _ui:  # the page loads no model, nor what it would take
+        quiet_libraries()
     try:
         return int(args.run(args))
     except Stopped:
