@@ -41,10 +41,10 @@ SD15_ALONE = pytest.mark.parametrize(
     "setting", ["sd15", *(pytest.param(family, marks=pytest.mark.slow) for family in ("sd21", "sdxl"))], indirect=True
 )
 """For what no family has layers of its own for; in the order of all, which share a model."""
-NOT_SD21 = pytest.mark.parametrize(
-    "setting", ["sd15", pytest.param("sd21", marks=pytest.mark.slow), "sdxl"], indirect=True
+SDXL = pytest.mark.parametrize(
+    "setting", [*(pytest.param(family, marks=pytest.mark.slow) for family in ("sd15", "sd21")), "sdxl"], indirect=True
 )
-"""For what is done alike for one text encoder of any width."""
+"""For what is done with two text encoders as with one, and then some."""
 
 
 @dataclass
@@ -263,7 +263,7 @@ def replace_model(objective: DiffusionObjective, model: QuantizedModel) -> Diffu
 # ---------------------------------------------------------------- tokens and pictures of all families
 
 
-@NOT_SD21
+@SDXL
 def test_a_token_is_what_diffusers_sees(setting: Setting, tmp_path: Path) -> None:
     """Saved, loaded by diffusers' own textual inversion into its pipeline, and encoded there."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -298,7 +298,7 @@ def test_a_token_is_what_diffusers_sees(setting: Setting, tmp_path: Path) -> Non
         torch.testing.assert_close(ours.pooled, theirs[2], rtol=1e-4, atol=1e-4)
 
 
-@NOT_SD21
+@SDXL
 @pytest.mark.parametrize("weights", [pytest.param("none", marks=pytest.mark.slow), "int8"])
 def test_pictures_of_every_family(setting: Setting, weights: str) -> None:
     """Through diffusers' pipeline of the family; several rows, one decode at a time, progress to the end."""

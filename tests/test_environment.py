@@ -331,6 +331,7 @@ def test_a_child_gets_no_other_pythons_settings(monkeypatch: pytest.MonkeyPatch)
 # The installer
 
 
+@pytest.mark.slow
 def test_it_installs_in_four_steps_and_says_so(made: Made) -> None:
     assert made.code == 0, made.said
     text = "\n".join(made.said)
@@ -343,12 +344,14 @@ def test_it_installs_in_four_steps_and_says_so(made: Made) -> None:
     assert all(line.startswith(("ZOODiP: ", "[")) for line in made.said if line)
 
 
+@pytest.mark.slow
 def test_older_libraries_are_taken_for_an_older_torch(made: Made) -> None:
     [site] = made.copy.trainer.rglob("site-packages")
     found = {path.name.removesuffix(".dist-info") for path in site.glob("*.dist-info")}
     assert found >= {f"{name.replace('-', '_')}-{version}" for name, version in PACKAGES.items()}
 
 
+@pytest.mark.slow
 def test_nothing_changes_anywhere_else(made: Made) -> None:
     assert not made.changed_elsewhere
     kept = {path.name for path in made.copy.home.iterdir()}
@@ -363,6 +366,7 @@ def test_nothing_changes_anywhere_else(made: Made) -> None:
     assert not {"cache", "tmp"} & {path.name for path in made.copy.trainer.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_environment_is_found_afterwards_and_not_made_twice(made: Made) -> None:
     code = "from zoodip_core.jobs.environment import find_trainer as f; t = f(); print(t.own, t.python)"
     command = [sys.executable, "-S", "-c", code]
@@ -409,6 +413,7 @@ def test_a_damaged_environment_is_made_anew_and_stamped_only_when_it_runs(again:
     assert again.stamp.exists()
 
 
+@pytest.mark.slow
 def test_changed_requirements_are_brought_in(again: Copy) -> None:
     with (again.root / "requirements.txt").open("a") as file:
         file.write("newcomer>=1\n")

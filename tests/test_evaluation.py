@@ -320,6 +320,7 @@ def test_the_drawing_model_has_left_before_the_scoring_ones_come(
     assert loaded[-2:] == [False, False]  # the first two were tried before anything was drawn
 
 
+@pytest.mark.slow
 def test_a_damaged_image_is_drawn_again(
     done: tuple[Evaluation, Path],
     tiny_model: QuantizedModel,
@@ -336,6 +337,7 @@ def test_a_damaged_image_is_drawn_again(
     assert as_json(again) == as_json(done[0])
 
 
+@pytest.mark.slow
 def test_more_seeds_go_on_with_what_there_is(
     tiny_model: QuantizedModel, references: list[Path], judges: Judges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,6 +383,7 @@ def test_another_token_or_a_later_version_wants_another_folder(
         evaluate(tiny_model, token(), references, PLAN, judges, drawn)
 
 
+@pytest.mark.slow
 def test_a_token_of_any_name_goes_on_as_well(
     tiny_model: QuantizedModel, judges: Judges, references: list[Path], tmp_path: Path
 ) -> None:

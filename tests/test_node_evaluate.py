@@ -116,6 +116,7 @@ def test_the_device_is_its_own_and_a_stop_keeps_what_is_drawn(
     assert len(list(host.root.glob("output/zoodip/evaluations/*/*/*.png"))) == 8
 
 
+@pytest.mark.slow
 def test_other_settings_get_a_folder_of_their_own(
     pack: Any, host: FakeHost, model: Any, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -342,6 +342,7 @@ def test_a_stop_before_the_first_step_leaves_nothing(pack: Any, model: Any, host
     assert host.calls == ["make_room", "return_memory"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_preview")
 def test_a_stop_while_the_final_previews_are_drawn_keeps_the_token(
     pack: Any, model: Any, host: FakeHost, ran: Ran
@@ -409,6 +410,7 @@ def test_a_damaged_run_is_passed_over_and_kept(pack: Any, model: Any, host: Fake
     assert (first / "run" / "config.json").read_bytes() == b"{"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_preview")
 def test_a_run_goes_on_without_its_saved_state(pack: Any, model: Any, host: FakeHost, ran: Ran) -> None:
     stopped(pack, model, host, at=3)
@@ -422,6 +424,7 @@ def test_a_run_goes_on_without_its_saved_state(pack: Any, model: Any, host: Fake
         assert (first / "run" / name).read_bytes() == (ran.folder / "run" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_preview")
 def test_an_empty_run_folder_is_in_nobodys_way(pack: Any, model: Any, host: FakeHost) -> None:
     """A process killed while it made the folder."""
@@ -443,6 +446,7 @@ def test_what_a_user_puts_into_a_runs_folder_is_never_removed(pack: Any, model: 
     assert runs(host) == [first]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_preview")
 def test_a_run_goes_on_after_the_output_folder_has_moved(
     pack: Any, model: Any, host: FakeHost, ran: Ran, monkeypatch: pytest.MonkeyPatch
@@ -455,6 +459,7 @@ def test_a_run_goes_on_after_the_output_folder_has_moved(
     assert told(host, "step").count(3) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_preview")
 def test_what_only_shows_the_run_is_not_in_the_file(pack: Any, model: Any, host: FakeHost) -> None:
     """Else the same token would be saved a second time, under another name."""
@@ -633,6 +638,7 @@ def test_a_token_from_another_node_is_checked_later(linked: Any, pack: Any) -> N
 # ---------------------------------------------------------------- the chart
 
 
+@pytest.mark.slow
 def test_a_curve_of_any_length_is_means_of_its_steps(pack: Any) -> None:
     live = importlib.import_module("zoodip_pack.nodes.live")
     losses = np.random.default_rng(0).uniform(0.01, 0.9, 2500)

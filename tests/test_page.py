@@ -420,6 +420,7 @@ def test_nothing_is_used_that_gradio_gives_up(studio: Studio) -> None:
         make_page(studio)
 
 
+@pytest.mark.slow
 def test_a_page_that_was_built_twice_is_two(studio: Studio) -> None:
     for _ in range(2):  # as a webui does that builds its page anew
         with gr.Blocks():

@@ -292,7 +292,7 @@ def folder(lean: Callable[[str], Lean], family: str, tmp_path: Path) -> Path:
     return random_models.write_diffusers(tmp_path / "folder", lean(family).modules, family)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["sd15", pytest.param("sd21", marks=pytest.mark.slow), "sdxl"])
 def test_a_diffusers_folder_is_the_same_model(
     lean: Callable[[str], Lean], family: str, folder: Path, tmp_path: Path
 ) -> None:
@@ -304,6 +304,7 @@ def test_a_diffusers_folder_is_the_same_model(
         assert same_states(ours, others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd15"])
 def test_a_folder_that_moved_keeps_its_copy(folder: Path, tmp_path: Path) -> None:
     before = load_quantized(folder, weights="int8", device="cpu", cache=tmp_path / "cache")
@@ -325,6 +326,7 @@ def copies(folder: Path) -> set[str]:
     return names - {"index.json"}
 
 
+@pytest.mark.slow
 def test_a_changed_config_makes_a_new_copy(lean: Callable[[str], Lean], tmp_path: Path) -> None:
     """The same weights, but a config beside them that says they predict velocity."""
     file, cache = lean("sd15").write(tmp_path / "model.safetensors"), tmp_path / "cache"
@@ -352,9 +354,10 @@ def test_a_copy_names_no_parameter_as_one_version_alone_does(lean: Callable[[str
     assert not [name for name in load_file(tmp_path / "cache" / copy) if "text_model." in name]
 
 
-COPIES: list[Any] = [("sd15", "int8"), ("sd15", "int4"), ("sd15", "float8")]
+COPIES: list[Any] = [("sd15", "int4"), ("sd15", "float8")]
 COPIES += [
-    pytest.param(*pair, marks=pytest.mark.slow) for pair in (("sd21", "int4"), ("sdxl", "int8"), ("sdxl", "int4"))
+    pytest.param(*pair, marks=pytest.mark.slow)
+    for pair in (("sd15", "int8"), ("sd21", "int4"), ("sdxl", "int8"), ("sdxl", "int4"))
 ]
 
 
@@ -398,6 +401,7 @@ def spoil(file: Path) -> None:
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+@pytest.mark.slow
 def test_the_second_load_does_not_read_the_model(file: Path, cache: Path) -> None:
     expected = load_quantized(file, weights="int8", device="cpu")
     assert same(expected, cached(file, cache))
@@ -455,6 +459,7 @@ def test_a_renamed_model_goes_by_its_new_name(file: Path, cache: Path) -> None:
     assert cached(moved, cache).info == identify(moved)
 
 
+@pytest.mark.slow
 def test_each_weights_type_has_its_copy(file: Path, cache: Path) -> None:
     for number, weights in enumerate(("int8", "int4"), 1):
         assert cached(file, cache, weights).weights == weights
@@ -495,6 +500,7 @@ def test_a_copy_is_not_copied_again(file: Path, cache: Path, tmp_path: Path, wei
             cached(cache / copy, cache, "int4")
 
 
+@pytest.mark.slow
 def test_an_explicit_prediction_type_reaches_a_copy(lean: Callable[[str], Lean], tmp_path: Path, cache: Path) -> None:
     file = lean("sd21").write(tmp_path / "model.safetensors", metadata={"modelspec.prediction_type": "epsilon"})
     assert cached(file, cache).prediction_type == "epsilon"
@@ -503,6 +509,7 @@ def test_an_explicit_prediction_type_reaches_a_copy(lean: Callable[[str], Lean],
     assert cached(file, cache).prediction_type == "epsilon"
 
 
+@pytest.mark.slow
 def test_the_resolution_follows_the_prediction_type_in_a_copy_as_well(
     lean: Callable[[str], Lean], tmp_path: Path, cache: Path
 ) -> None:
@@ -625,7 +632,8 @@ def numpy_notes(tensors: dict[str, Tensor], path: Path, _patch: pytest.MonkeyPat
     return path
 
 
-WAYS = [without_text_model, upper_case, ckpt, bare_ckpt, legacy, lightning, numpy_notes]
+WAYS: list[Any] = [without_text_model, legacy, numpy_notes]
+WAYS += [pytest.param(write, marks=pytest.mark.slow) for write in (upper_case, ckpt, bare_ckpt, lightning)]
 
 
 @pytest.mark.parametrize("write", WAYS)

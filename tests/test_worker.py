@@ -269,11 +269,18 @@ def by_signal(process: Process) -> None:
     process.popen.send_signal(signal.SIGTERM)
 
 
-@pytest.fixture(scope="module", params=[by_command, pytest.param(by_signal, marks=[pytest.mark.slow, on_posix])])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(by_command, marks=pytest.mark.slow),
+        pytest.param(by_signal, marks=[pytest.mark.slow, on_posix]),
+    ],
+)
 def stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Process:
     """An endless training that was asked for a save and samples, and then ended.
 
-    By silence as well, which is how a page ends that was killed, below.
+    By silence as well, which is how a page ends that was killed, below. The page's own test in a browser ends one by
+    command, and goes on with it.
     """
     with started(job_in(tmp_path_factory.mktemp("stopped") / "pip", steps=ENDLESS)) as (process,):
         process.until("progress", 2)

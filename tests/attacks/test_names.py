@@ -22,9 +22,9 @@ def canary(tmp_path: Path) -> Canary:
     return Canary(tmp_path)
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_name_leads_out_at_any_way_in(canary: Canary, every: int) -> None:
-    """Each name at each way in, or at one of some of them: eight neighbours in the list have all names together."""
+    """Each name at each way in, or at one of some of them: sixteen neighbours in the list have all names together."""
     with entries(canary) as ways_in:
         assert len(ways_in) >= 25
         for i, entry in enumerate(ways_in):

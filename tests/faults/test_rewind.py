@@ -45,7 +45,12 @@ def test_each_steps_token_is_the_file_that_the_run_saved(run: Path, whole: Path,
 
 @pytest.mark.parametrize(("estimator", "optimizer"), ESTIMATORS.items())
 @pytest.mark.parametrize(
-    "more", [{}, {"subspace_gradient": False, "lr_schedule": "constant"}, {"num_vectors": 3, "averaging": 0.3}]
+    "more",
+    [
+        {},
+        pytest.param({"subspace_gradient": False, "lr_schedule": "constant"}, marks=pytest.mark.slow),
+        {"num_vectors": 3, "averaging": 0.3},
+    ],
 )
 def test_every_kind_of_search_is_rebuilt(
     estimator: str, optimizer: str, more: dict[str, Any], model: QuantizedModel, tmp_path: Path
