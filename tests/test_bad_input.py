@@ -463,7 +463,7 @@ def test_resume_takes_no_settings(tmp_path: Path, output: Path, capsys: pytest.C
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the disk that fails stands in for POSIX calls")
-@pytest.mark.parametrize("good", [0, 20, 50])
+@pytest.mark.parametrize("good", [0, pytest.param(20, marks=pytest.mark.slow), 50])
 def test_full_disk(
     output: Path,
     capsys: pytest.CaptureFixture[str],
@@ -513,7 +513,7 @@ def test_read_only_file_system(
 # ---------------------------------------------------------------- losses
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("step", range(STEPS))
 def test_loss_that_is_not_finite(
     output: Path,

@@ -123,6 +123,7 @@ def plain_text(setting: Setting, candidate: torch.Tensor, image: Any) -> tuple[t
     return hidden, {"text_embeds": outputs[1].text_embeds, "time_ids": sizes}
 
 
+@SDXL
 def test_all_tricks_together_give_the_plain_losses(setting: Setting) -> None:
     assert setting.losses.tolist() == pytest.approx(plain_losses(setting), rel=1e-5)
 

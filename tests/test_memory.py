@@ -115,7 +115,8 @@ def needed(batch: int, device: torch.device = CPU, **settings: Any) -> int:
     return memory.predict_memory(open_model(TINY), "int8", torch.float32, device, 256, batch, **settings).total
 
 
-@pytest.mark.parametrize("device", [pytest.param(CPU, marks=pytest.mark.slow), CUDA])
+@pytest.mark.slow
+@pytest.mark.parametrize("device", [CPU, CUDA])
 def test_the_batch_shrinks_with_the_free_memory(device: torch.device) -> None:
     for batch in (8, 4, 1):
         just_enough = int(needed(batch, device) * 1.05) + 1

@@ -309,6 +309,7 @@ def test_a_stop_saves_and_running_again_ends_as_if_never_stopped(
     assert (folder / "run" / "steps.jsonl").read_bytes() == (ran.folder / "run" / "steps.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stop_between_two_candidates_throws_only_their_step_away(
     pack: Any, model: Any, core: Any, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

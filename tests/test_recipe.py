@@ -209,6 +209,7 @@ def test_what_is_learned_is_a_mean_of_the_path(averaging: float) -> None:
         np.testing.assert_allclose(learned, np.mean(path, axis=0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_averaging_is_near_the_least() -> None:
     """At a constant learning rate a search goes around the least; the mean of its tokens is nearer to it."""
     centre = np.random.default_rng(99).normal(size=(VECTORS, DIM))

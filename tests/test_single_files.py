@@ -248,7 +248,7 @@ def test_both_halves_of_the_vae(sample: Sample) -> None:
     ["sd15", *(pytest.param(family, marks=pytest.mark.slow) for family in ("sd21", "sdxl"))],
     indirect=True,
 )
-@pytest.mark.parametrize("weights", ["int8", "float8", "int4"])
+@pytest.mark.parametrize("weights", ["int8", pytest.param("float8", marks=pytest.mark.slow), "int4"])
 @torch.no_grad()
 def test_quantised_within_the_documented_errors(sample: Sample, truth: Truth, weights: str) -> None:
     model = load_quantized(sample.file, weights=weights, dtype="float32", device="cpu")

@@ -86,7 +86,7 @@ def forwards_of(model: QuantizedModel) -> Iterator[list[int]]:
 # ---------------------------------------------------------------- within one forward pass
 
 
-@pytest.mark.parametrize("passes", [1, 2, 3, 17])
+@pytest.mark.parametrize("passes", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3)), 17])
 def test_a_stop_in_the_middle_of_a_step_runs_not_one_forward_more(
     passes: int, whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
 ) -> None:
@@ -257,7 +257,7 @@ class HostsInterrupt(BaseException):
     ("kind", "step", "error"),
     [
         (Progress, 1, HostsInterrupt),
-        (Progress, 3, KeyboardInterrupt),
+        pytest.param(Progress, 3, KeyboardInterrupt, marks=pytest.mark.slow),
         (Saved, 4, HostsInterrupt),
     ],
 )

@@ -141,7 +141,9 @@ def test_a_run_killed_before_its_first_save_starts_over(
     "settings",
     [
         pytest.param({"estimator": "spsa", "optimizer": "zosgd", "lr": 0.1}, marks=pytest.mark.slow),
-        {"estimator": "one-point", "subspace_gradient": False, "timesteps": "snr"},
+        pytest.param(
+            {"estimator": "one-point", "subspace_gradient": False, "timesteps": "snr"}, marks=pytest.mark.slow
+        ),
         {"num_vectors": 3, "flip": True, "timesteps": "uniform", "lr_schedule": "constant"},
     ],
     ids=["spsa-zosgd", "one-point-plain-snr", "three-vectors-flips"],
@@ -189,6 +191,7 @@ def test_events_tell_progress_saves_and_samples(tiny_model: QuantizedModel, tmp_
     assert any(isinstance(event, Message) and "memory" in event.text for event in events)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_batch_it_had(tiny_model: QuantizedModel, tmp_path: Path) -> None:
     """Its rounding is part of the run; as many candidates at once as before, whatever there is room for now."""
     settings = {"steps": 6, "save_every": 2}
