@@ -264,7 +264,7 @@ def replace_model(objective: DiffusionObjective, model: QuantizedModel) -> Diffu
 # ---------------------------------------------------------------- tokens and pictures of all families
 
 
-@SDXL
+@SD15_ALONE
 def test_a_token_is_what_diffusers_sees(setting: Setting, tmp_path: Path) -> None:
     """Saved, loaded by diffusers' own textual inversion into its pipeline, and encoded there."""
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline

@@ -203,6 +203,7 @@ def test_the_token_is_the_one_that_the_core_learns(ran: Ran, core: Any, tmp_path
     assert ran.embedding.metadata["steps"] == "6"
 
 
+@pytest.mark.slow
 def test_the_previews_are_what_the_token_draws(ran: Ran, pack: Any, model: Any, core: Any) -> None:
     generate = importlib.import_module("zoodip_pack.zoodip_core.model.generation").generate
     drawn = generate(model, ["a <pip> in the sunset"] * 4, [0, 1, 2, 3], embedding=ran.embedding)

@@ -207,6 +207,7 @@ def test_the_embedded_model_loads_and_reports(pack: Any, host: FakeHost) -> None
     assert "float32" in node(pack, "ZoodipLoadQuantizedSD").load(TINY, "int8", "auto")[1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_users_loads_and_a_copy_is_kept_if_asked(pack: Any, host: FakeHost) -> None:
     file = random_models.write_random(host.root / "models" / "small.safetensors", "sd15", "small")
     loader = node(pack, "ZoodipLoadQuantizedSD")

@@ -63,29 +63,16 @@ def test_a_subject_is_learned_on_the_page(server: PageServer, visitor: Visitor, 
     assert visitor.captions[0] == "0001-dog-00.jpg"
     wide = visitor.page.locator("#zoodip_pictures img").nth(1)  # of a photograph that is not square
     assert wide.evaluate("img => [img.naturalWidth, img.naturalHeight]") == [256, 256]
-
-    visitor.pictures.nth(1).click()
-    visitor.page.wait_for_selector("#zoodip_caption textarea")
-    visitor.write("caption", "a photo of a {} in the sun")
-    visitor.until_python(lambda: visitor.captions[1] == "a photo of a {} in the sun")
-
-    visitor.press("check")
-    told = visitor.notice("good")
-    assert "MB of the computer's memory" in told
-    assert f"4 pictures, 4 captions; {STEPS} steps of 2 forward passes" in told
-
-    learn_and_stop(server, visitor)
-    come_back(visitor)
-    visitor.press("resume")
+    visitor.start("<rex>")
+    look_while_it_trains(server, visitor)
     visitor.until_step(STEPS)
     visitor.until_state("finished")
     assert "write rex in a prompt" in visitor.status.inner_text()
     look_at_the_run(server, visitor, tmp_path)
 
 
-def learn_and_stop(server: PageServer, visitor: Visitor) -> None:
-    """Start; number, chart and samples move; stop. The worker is held while the browser looks, however slow that is."""
-    visitor.start("<rex>")
+def look_while_it_trains(server: PageServer, visitor: Visitor) -> None:
+    """Number, chart and samples move. The worker is held while the browser looks, however slow that is."""
     with held_after_samples(server, visitor, 1):
         visitor.until_step(EVERY)
         step, line, first = visitor.step, visitor.line, visitor.sample()
@@ -93,18 +80,38 @@ def learn_and_stop(server: PageServer, visitor: Visitor) -> None:
         visitor.until_step(step + 5)
         assert visitor.line != line
         visitor.until("first => document.querySelector('#zoodip_sample img').src !== first", first)
+
+
+@pytest.mark.slow
+def test_a_checked_training_is_stopped_and_goes_on_after_a_reload(server: PageServer, visitor: Visitor) -> None:
+    fill_in(visitor, "<dog>")
+    visitor.pictures.nth(1).click()
+    visitor.page.wait_for_selector("#zoodip_caption textarea")
+    visitor.write("caption", "a photo of a {} in the sun")
+    visitor.until_python(lambda: visitor.captions[1] == "a photo of a {} in the sun")
+    visitor.press("check")
+    told = visitor.notice("good")
+    assert "MB of the computer's memory" in told
+    assert f"4 pictures, 4 captions; {STEPS} steps of 2 forward passes" in told
+
+    visitor.start("<dog>")
+    with held_after_samples(server, visitor, 1, "dog"):
         visitor.press("stop")
         visitor.until_state("stopping")
     visitor.until_state("stopped")
-    assert EVERY < visitor.step < STEPS
+    assert 0 < visitor.step < STEPS
     visitor.page.wait_for_selector("#zoodip_resume")
-    assert visitor.page.locator("#zoodip_resume").first.inner_text() == "Resume rex"
+    assert visitor.page.locator("#zoodip_resume").first.inner_text() == "Resume dog"
+    come_back(visitor)
+    visitor.press("resume")
+    visitor.until_step(STEPS)
+    visitor.until_state("finished")
 
 
 @contextlib.contextmanager
-def held_after_samples(server: PageServer, visitor: Visitor, count: int) -> Iterator[None]:
+def held_after_samples(server: PageServer, visitor: Visitor, count: int, run: str = "rex") -> Iterator[None]:
     """The worker that trains does nothing from so many samples on until this context is left."""
-    samples = server.runs / "rex" / "run" / "samples"
+    samples = server.runs / run / "run" / "samples"
     visitor.until_python(lambda: samples.is_dir() and len(list(samples.glob("*.png"))) >= count)
     (worker,) = server.workers()
     worker.suspend()
@@ -122,7 +129,7 @@ def come_back(visitor: Visitor) -> None:
     assert visitor.step == step
     assert visitor.line
     assert visitor.sample()
-    assert visitor.value("token") == "<rex>"
+    assert visitor.value("token") == "<dog>"
     assert visitor.value("initializer") == "monster"
     assert visitor.captions[:2] == ["0001-dog-00.jpg", "a photo of a {} in the sun"]
     visitor.open_settings()
@@ -186,6 +193,7 @@ def test_a_second_training_waits_and_both_outlive_the_server(
 # ---------------------------------------------------------------- what cannot be
 
 
+@pytest.mark.slow
 def test_a_video_is_not_taken_and_a_start_without_pictures_is_refused(
     server: PageServer, visitor: Visitor, tmp_path: Path
 ) -> None:

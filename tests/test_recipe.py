@@ -378,6 +378,7 @@ def test_another_averaging_is_noticed(whole: TrainResult, tmp_path: Path) -> Non
     assert rewind(tmp_path / "run", 7, tmp_path / "seven.safetensors").differs == 2  # the first is its own mean
 
 
+@pytest.mark.slow
 def test_stop_at_any_step_and_resume(whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
     """One run, stopped after steps before, at and after a check, each time gone on with."""
     for stop in (1, 3, 4, 10):
