@@ -23,9 +23,9 @@ def spsa(loss: Loss, theta: Array, e: Array, mu: float) -> Array:
 
 
 def one_point(loss: Loss, theta: Array, e: Array, mu: float) -> Array:
-    """Supplement, S3; ``e`` holds n + 1 directions."""
+    """Supplement, S3, with e_{i+1} at its end, where print has e_i; ``e`` holds n + 1 directions."""
     n = len(e) - 1
-    return sum((loss(theta + mu * e[i + 1]) - loss(theta + mu * e[i])) / mu * e[i] for i in range(n)) / n
+    return sum((loss(theta + mu * e[i + 1]) - loss(theta + mu * e[i])) / mu * e[i + 1] for i in range(n)) / n
 
 
 def removed_directions(buffer: Sequence[Array], nu: float) -> tuple[int, Array]:

@@ -428,7 +428,7 @@ def test_a_model_that_changed_gets_a_new_copy(file: Path, cache: Path, lean: Cal
     assert after.blueprint.fingerprint != before.blueprint.fingerprint
     assert torch.equal(after.unet.conv_norm_out.weight, (norm + 1).half().float())
 
-    extra = lean("sd15").write(file, extra={"note": torch.zeros(3)})  # now of another size, at the same time
+    extra = lean("sd15").write(file, extra={"global_step": torch.zeros(3)})  # now of another size, at the same time
     os.utime(extra, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
     assert torch.equal(cached(extra, cache).unet.conv_norm_out.weight, norm)
     assert len(copies(cache)) == 3

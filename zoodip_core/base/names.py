@@ -62,8 +62,11 @@ def check_name(token: str) -> None:
         raise refuse("is empty")
     if len(token.encode(errors="replace")) > MAX_NAME:  # file systems count bytes
         raise refuse(f"has more than {MAX_NAME} characters (those beyond ASCII count up to four times)")
-    if re.search(r"\s", token):
+    if re.search(r"\s", token) or any(unicodedata.category(char) in ("Cc", "Cs") for char in token):
         raise refuse("holds white space or control characters")
+    unseen = sorted({f"U+{ord(char):04X}" for char in token if unicodedata.category(char) in ("Cf", "Co", "Cn")})
+    if unseen:
+        raise refuse(f"holds {', '.join(unseen)}, which is not seen, and which nobody would write in a prompt")
     if re.search(r"[(){}\[\],]", token):
         raise refuse("holds brackets or commas, which mean something in prompts")
     if re.search(r"[<>]", token[1:-1]) or token.startswith(">") or token.endswith("<"):
@@ -80,4 +83,4 @@ def check_name(token: str) -> None:
 
 def file_stem(token: str) -> str:
     """The placeholder without its angle brackets, as in the name of its file."""
-    return token.strip("<>")
+    return unicodedata.normalize("NFC", token).strip("<>")

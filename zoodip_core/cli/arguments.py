@@ -28,6 +28,23 @@ def command(commands: Any, name: str, run: Any, help: str, example: str) -> argp
     return parser
 
 
+class Once(argparse.Action):
+    """An option of which the first would be forgotten without a word if it were given twice."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        if getattr(namespace, self.dest, self.default) not in (self.default, argparse.SUPPRESS):
+            parser.error(f"{option} is given twice; give one")
+        setattr(namespace, self.dest, values)
+
+
+class Together(argparse.Action):
+    """An option whose values count together, however often it is given."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, [*before, *values] if isinstance(before, list) else list(values))
+
+
 # ---------------------------------------------------------------- settings of a training
 
 
@@ -53,7 +70,9 @@ def _add_setting(group: Any, setting: Setting) -> None:
     elif setting.kind in (WHOLE, NUMBER):
         more["type"] = int if setting.kind == WHOLE else float
     elif setting.kind == PATHS:
-        more["nargs"] = "+"
+        more |= {"nargs": "+", "action": Together}
+    elif setting.metavar in ("PATH", "JSON"):
+        more["action"] = Once
     if setting.choices:
         more["choices"] = setting.choices
     elif setting.metavar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ..data.prompts import with_slots
 from ..model.embedding import load_embedding
 from ..model.kinds import TINY
 from ..train.settings import SETTINGS
-from .arguments import command, load, loading_options
+from .arguments import Once, command, load, loading_options
 
 
 def add(commands: Any) -> None:
@@ -27,7 +28,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--prompt", required=True, action="append", help="what to draw; may be given several times")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to stay away from")
     parser.add_argument(
-        "--embedding", type=Path, metavar="FILE", help="a learned token, used by its name in the prompt"
+        "--embedding", type=Path, action=Once, metavar="FILE", help="a learned token, used by its name in the prompt"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image (default: 0)")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="images a prompt (default: 1)")
@@ -47,6 +48,12 @@ def add(commands: Any) -> None:
         metavar="DIR",
         help="folder for the images (default: generated)",
     )
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first one with a number behind its name that is free: no picture takes another's place."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return path if not path.exists() else next(each for each in numbered if not each.exists())
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -75,7 +82,7 @@ def _generate(args: argparse.Namespace) -> int:
     # A token's name comes from inside a file, perhaps a stranger's: never a path.
     stem = (plain(embedding.token, 120) if embedding else "") or "image"
     for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
-        path = args.output / f"{stem}-{i // args.count + 1}-seed{seed}.png"
+        path = _free(args.output / f"{stem}-{i // args.count + 1}-seed{seed}.png")
         save_png(image, path)
         print(path)
     return 0

@@ -15,10 +15,16 @@ from ..base.version import __version__
 from ..model.libraries import quiet_libraries
 from . import demo, evaluate, generate, inspect, train
 from .arguments import PROGRAM, command
+from .output import unbreakable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 stopped before the end, 2 a user's error."""
+    with unbreakable():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     if not hasattr(args, "run"):

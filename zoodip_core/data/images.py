@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError, features
 
 from ..base.errors import ConfigError, ImagesError
 
@@ -120,7 +124,7 @@ def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> I
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
             _check_file(path)
-            with Image.open(path, formats=FORMATS) as file:
+            with Image.open(_without_notes(path), formats=FORMATS) as file:
                 width, height = file.size
                 most = MAX_WEBP_PIXELS if file.format == "WEBP" else MAX_PIXELS
                 if width * height > most:
@@ -133,7 +137,8 @@ def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> I
                     raise ImagesError(f"{path} is made to take hours to open; save it anew as JPEG, PNG or WebP")
                 file.load()
                 turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1  # else it would be a whole copy
-                return _on_background(ImageOps.exif_transpose(file) if turned else file, background)
+                to_srgb = _to_srgb(file)
+                return _on_background(ImageOps.exif_transpose(file) if turned else file, background, to_srgb)
     except ImagesError:
         raise
     except UnidentifiedImageError:
@@ -157,6 +162,63 @@ def _check_file(path: Path) -> None:
         raise ImagesError(f"{path} has {megabytes}; scale it down first")
 
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_NEEDED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"sRGB", b"gAMA", b"cHRM", b"eXIf"}
+_LARGEST_PROFILE = 4_000_000
+
+
+def _without_notes(path: Path) -> Path | io.BytesIO:
+    """A PNG without its notes, of which Pillow refuses more than a megabyte, and programs write any number.
+
+    A profile stays if it is of a size that colours need.
+    """
+    with path.open("rb") as file:
+        if file.read(8) != _PNG:
+            return path
+        kept, dropped = io.BytesIO(), False
+        kept.write(_PNG)
+        while len(head := file.read(8)) == 8:
+            size, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if kind in _PNG_NEEDED or (kind == b"iCCP" and size <= _LARGEST_PROFILE and _is_profile(file, size)):
+                kept.write(head + file.read(size + 4))
+            else:
+                file.seek(size + 4, os.SEEK_CUR)
+                dropped = True
+    kept.seek(0)
+    return kept if dropped else path
+
+
+def _is_profile(file: IO[bytes], size: int) -> bool:
+    """Whether a PNG's profile, which begins here, unpacks to something of its size's order; the place is kept."""
+    at = file.tell()
+    data = file.read(size)
+    file.seek(at)
+    packed = data.partition(b"\0")[2][1:]
+    try:
+        return len(zlib.decompressobj().decompress(packed, 1_000_000)) < 1_000_000  # what Pillow takes at most
+    except zlib.error:
+        return False
+
+
+def _to_srgb(picture: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
+    """What turns the colours of a picture with a profile of its own, as every iPhone's, into sRGB's; None without."""
+    data = picture.info.get("icc_profile")
+    if not data or not features.check("littlecms2"):
+        return None
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        space = own.profile.xcolor_space.strip()
+        if "sRGB" in (own.profile.profile_description or "") or space not in ("RGB", "CMYK"):
+            return None
+        mode = "CMYK" if space == "CMYK" else "RGB"
+        if (picture.mode == "CMYK") != (mode == "CMYK"):
+            return None  # it is another picture's
+        transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):  # a damaged profile is as good as none
+        return None
+    return lambda part: ImageCms.applyTransform(part, transform) or part
+
+
 def _scans(path: Path) -> int:
     """How often a JPEG goes over its pixels, up to :data:`MAX_SCANS` and one."""
     data, place, scans = path.read_bytes(), 2, 0
@@ -166,21 +228,28 @@ def _scans(path: Path) -> int:
     return scans
 
 
-def _on_background(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """In RGB, strip by strip: whole copies of a large picture would fill the memory."""
+def _on_background(
+    picture: Image.Image, colour: tuple[int, ...], to_srgb: Callable[[Image.Image], Image.Image] | None = None
+) -> Image.Image:
+    """In sRGB, strip by strip: whole copies of a large picture would fill the memory."""
     strips = list(_strips(picture))
-    gray = picture.mode.startswith("I") or picture.mode == "F"  # of 16 bits, and float
-    top = 65535 if gray and max(np.asarray(picture.crop(strip)).max() for strip in strips) > 255 else 255
+    gray = picture.mode.startswith("I") or picture.mode == "F"  # of 16 bits, however dark, as PNG has them
     transparent = _is_transparent(picture)
     flat = Image.new("RGB", picture.size)
     for strip in strips:
         part = picture.crop(strip)
         if gray:
             values = np.asarray(part, dtype=np.float64)
-            part = Image.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))
+            part = Image.fromarray(np.clip(values / 65535 * 255, 0, 255).astype(np.uint8))
+        elif to_srgb and part.mode == "CMYK":
+            part = to_srgb(part)
         elif transparent:
             layer = part.convert("RGBA")
+            if to_srgb:
+                layer = Image.merge("RGBA", (*to_srgb(layer.convert("RGB")).split(), layer.getchannel("A")))
             part = Image.alpha_composite(Image.new("RGBA", layer.size, (*colour, 255)), layer)
+        elif to_srgb:
+            part = to_srgb(part.convert("RGB"))
         flat.paste(part.convert("RGB"), strip[:2])
     return flat
 

@@ -6,6 +6,7 @@ Every caption holds ``{}`` where the placeholder token goes.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,15 +104,16 @@ def captions_for(
 
 
 def token_pattern(token: str) -> str:
-    """A regular expression for the token as a word of its own: ``cat`` is not in ``catalogue``."""
+    """A regular expression for the token as a word of its own, in a text in NFC: ``cat`` is not in ``catalogue``."""
+    token = unicodedata.normalize("NFC", token)
     before = "" if token.startswith("<") else r"(?<!\w)"
     after = "" if token.endswith(">") else r"(?!\w)"
     return before + re.escape(token) + after
 
 
 def with_slots(text: str, token: str) -> str:
-    """The text with ``{}`` where the token stands."""
-    return re.sub(token_pattern(token), SLOT, text)
+    """The text with ``{}`` where the token stands, in NFC: the same letters can be written in several ways."""
+    return re.sub(token_pattern(token), SLOT, unicodedata.normalize("NFC", text))
 
 
 def _slotted(text: str, token: str, where: str) -> str:

@@ -30,6 +30,8 @@ class ParameterSource(Protocol):
 
     def quantized(self, name: str, shape: torch.Size, /) -> Parts | None: ...
 
+    def not_finite(self, name: str, /) -> ModelError: ...
+
     def close(self) -> None: ...
 
 
@@ -88,6 +90,16 @@ def giving_back(layers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     give_back_freed()
 
 
+def _check_finite(reader: ParameterSource, name: str, numbers: torch.Tensor) -> None:
+    """Refuse a parameter, or what its quantisation made of it, before anything is computed with it.
+
+    Raises:
+        ModelError: it holds NaN or infinity.
+    """
+    if numbers.is_floating_point() and not numbers.is_meta and not torch.isfinite(numbers.float()).all():
+        raise reader.not_finite(name)
+
+
 def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:
     above, _, last = name.rpartition(".")
     setattr(network.get_submodule(above), last, layer)
@@ -100,6 +112,7 @@ def _token_table(
 
     def rows(ids: list[int]) -> torch.Tensor:
         found = reader.parameter(name, shape)[ids].clone()
+        _check_finite(reader, name, found)
         reader.close()
         return found
 
@@ -117,13 +130,18 @@ def _quantized(
     parts = reader.quantized(name, layer.weight.shape)
     if parts is None:
         parts = quantize_weight(reader.parameter(f"{name}.weight", layer.weight.shape), weights)
-    bias = None if layer.bias is None else reader.parameter(f"{name}.bias", layer.bias.shape)
+    _check_finite(reader, f"{name}.weight", parts["scale"])  # that of a row with NaN or infinity is not finite either
+    bias = None
+    if layer.bias is not None:
+        bias = reader.parameter(f"{name}.bias", layer.bias.shape)
+        _check_finite(reader, f"{name}.bias", bias)
     return QuantizedLayer(layer, parts, bias, dtype, device)
 
 
 def _fill(layer: nn.Module, name: str, reader: ParameterSource, dtype: torch.dtype, device: torch.device) -> None:
     for own, empty in list(layer.named_parameters(recurse=False)):
         full = reader.parameter(f"{name}.{own}".lstrip("."), empty.shape)
+        _check_finite(reader, f"{name}.{own}".lstrip("."), full)
         setattr(layer, own, nn.Parameter(full.to(device, dtype, copy=True), requires_grad=False))
     for own, buffer in list(layer.named_buffers(recurse=False)):
         if own != "position_ids":
@@ -161,6 +179,18 @@ def empty_network(blueprint: Blueprint, part: str) -> Any:
             return kind(CLIPTextConfig(**{key: config[key] for key in _OF_TEXT if key in config}))
     except Exception as error:  # the libraries raise a dozen kinds on configs that make no sense
         raise ModelError(_config_useless(blueprint.info.path, part, error)) from error
+
+
+def check_whole(blueprint: Blueprint) -> None:
+    """Refuse a model of which a part lacks a parameter, or has one of another shape. Only headers are read.
+
+    Raises:
+        ModelError: says which.
+    """
+    for part, reader in blueprint.readers.items():
+        for name, parameter in empty_network(blueprint, part).named_parameters():
+            check_stop()
+            reader.check(name, parameter.shape)
 
 
 _OF_TEXT = (

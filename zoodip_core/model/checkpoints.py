@@ -7,6 +7,7 @@ tensors are mapped, and the map is let go again after every :data:`_WINDOW` byte
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,21 +74,27 @@ class Checkpoint:
         return digest.hexdigest()
 
 
+_STEMS = "(?:diffusion_pytorch_model|model|pytorch_model)"
+_VARIANTS = ("", ".fp32", ".fp16", ".bf16")
+
+
 def component_files(folder: Path) -> list[Path]:
-    """The weight files of a diffusers component folder, full precision before variants.
+    """The weight files of a diffusers component folder: full precision before variants, averages before what is not.
 
     Raises:
         ModelError: it has none, or shards are missing.
     """
-    for suffix in ("safetensors", "bin"):
-        for variant in ("", ".fp16"):
-            for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
-                whole = folder / f"{stem}{variant}.{suffix}"
-                index = folder / f"{stem}.{suffix}.index{variant}.json"
-                if whole.is_file():
-                    return [whole]
-                if index.is_file():
-                    return _shards(folder, index)
+    found = []
+    for place, suffix in enumerate(("safetensors", "bin")):
+        pattern = re.compile(rf"{_STEMS}(\.\w+)?\.{suffix}|{_STEMS}\.{suffix}\.index(\.\w+)?\.json")
+        for path in folder.iterdir():
+            match = pattern.fullmatch(path.name)
+            if match and path.is_file() and not re.search(r"-\d+-of-\d+", path.name):
+                variant = match[1] or match[2] or ""
+                worth = _VARIANTS.index(variant) if variant in _VARIANTS else len(_VARIANTS)
+                found.append((place, worth, path.suffix == ".json", path.name))
+    for *_, is_index, name in sorted(found):
+        return _shards(folder, folder / name) if is_index else [folder / name]
     raise ModelError(f"model: {folder} has no weights (.safetensors or .bin); the folder is incomplete, copy it again")
 
 
@@ -223,18 +230,20 @@ class Source:
     third: int | None = None
     transposed: bool = False
 
-    def take(self, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """The parameter of ``shape`` out of the file's tensor (1x1 convolutions are linear layers, too).
+    def holds(self, have: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+        """Whether a file's tensor of the shape ``have`` is one for a parameter of ``shape``."""
+        if self.third is not None:
+            if not have or have[0] % 3:
+                return False
+            have = (have[0] // 3, *have[1:])
+        have = have[::-1] if self.transposed else have
+        return [n for n in have if n != 1] == [n for n in shape if n != 1]
 
-        Raises:
-            ValueError: the tensor is of another shape.
-        """
+    def take(self, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """The parameter of ``shape`` out of the file's tensor (1x1 convolutions are linear layers, too)."""
         if self.third is not None:
             tensor = tensor.chunk(3)[self.third]
-        tensor = tensor.T if self.transposed else tensor
-        if [n for n in tensor.shape if n != 1] != [n for n in shape if n != 1]:
-            raise ValueError(f"{list(tensor.shape)} is not {list(shape)}")
-        return tensor.reshape(shape)
+        return (tensor.T if self.transposed else tensor).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -255,20 +264,40 @@ class ComponentReader:
         Raises:
             ModelError: it is not there, or of another size.
         """
+        source = self._source(name, shape)
+        return source.take(self.checkpoint.tensor(source.name), tuple(shape))
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Refuse a parameter that :meth:`parameter` could not give, by what the file's header says.
+
+        Raises:
+            ModelError: as there.
+        """
+        quantized = name.endswith(".weight") and self.locate(f"{name.removesuffix('weight')}data").name
+        if not quantized or quantized not in self.checkpoint.shapes:
+            self._source(name, shape)
+
+    def _source(self, name: str, shape: Sequence[int]) -> Source:
         source = self.locate(name)
         where = self.checkpoint.files[0]
-        if source.name not in self.checkpoint.shapes:
+        have = self.checkpoint.shapes.get(source.name)
+        if have is None:
             raise ModelError(
                 f"model: {where} has no {source.name}; it is cut down, damaged, or of a variant that is not supported"
             )
-        try:
-            return source.take(self.checkpoint.tensor(source.name), tuple(shape))
-        except ValueError as error:
-            have = list(self.checkpoint.shapes[source.name])
+        if not source.holds(have, tuple(shape)):
             raise ModelError(
-                f"model: {where}: {source.name} has shape {have}, expected one for {list(shape)}; "
+                f"model: {where}: {source.name} has shape {list(have)}, expected one for {list(shape)}; "
                 "it is damaged, or of a variant that is not supported"
-            ) from error
+            )
+        return source
+
+    def not_finite(self, name: str) -> ModelError:
+        """What to tell of a parameter with numbers that are not finite."""
+        return ModelError(
+            f"model: {self.checkpoint.files[0]}: {self.locate(name).name} holds NaN or infinity, so that nothing can "
+            "be drawn or learned with it; the file is damaged, or was merged or trained wrongly: get another"
+        )
 
     def quantized(self, name: str, shape: torch.Size) -> Parts | None:
         """The parts of a weight of ``shape`` that is stored quantised already, or None.

@@ -28,7 +28,7 @@ from .allocator import give_back_freed
 from .blueprint import COPY_FORMAT, COPY_MARK, Blueprint, stored_name
 from .building import empty_network, giving_back, layers_to_quantize
 from .kinds import CLIP_PATH
-from .quantize import quantize_weight
+from .quantize import quantize_weight, weights_of
 from .recognise import open_copy, open_model
 
 INDEX = "index.json"
@@ -131,7 +131,7 @@ def _copied(blueprint: Blueprint, weights: str) -> Iterator[tuple[str, torch.Ten
         quantized = layers_to_quantize(network) if part != "vae" else {}
         for name, layer in giving_back(quantized):
             full = reader.parameter(f"{name}.weight", layer.weight.shape)
-            for kind, tensor in quantize_weight(full, weights).items():
+            for kind, tensor in quantize_weight(full, weights_of(part, weights)).items():
                 yield f"{part}.{stored_name(name)}.{kind}", tensor
         kept = {f"{name}.weight" for name in quantized}
         for name, empty in network.named_parameters():

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from ..base import rng
-from ..base.errors import ConfigError
+from ..base.errors import ConfigError, ModelError
 from ..base.stopping import check_stop
 from ..data.images import check_resolution
 from ..data.prompts import with_slots
 from .building import empty_network
 from .embedding import Embedding, check_fits
+from .latents import advice
 from .quantized import Conditioning, QuantizedModel
 
 _PIXELS_AT_ONCE = 512 * 512
@@ -58,6 +59,7 @@ def generate(
         ConfigError: a setting out of range.
         EmbeddingFileError: the embedding is of another model family.
         CaptionError: a prompt longer than the model reads.
+        ModelError: what comes out is not finite.
         Stopped: a stop was asked for.
     """
     if guidance_scale is None:
@@ -163,6 +165,12 @@ def _decode(model: QuantizedModel, latents: Sequence[torch.Tensor]) -> list[Imag
         for each in latents:  # one at a time: decoding takes more room than denoising
             check_stop()
             pixels = vae.decode(each[None].to(vae.dtype) / vae.config.scaling_factor).sample[0]
+            if not torch.isfinite(pixels).all():
+                part, dtype = ("VAE", vae.dtype) if torch.isfinite(each).all() else ("UNet", model.dtype)
+                raise ModelError(
+                    f"model: the {part} of {model.info.path} makes NaN or infinity of this prompt, computing in "
+                    f"{str(dtype).removeprefix('torch.')}; {advice(dtype)}"
+                )
             array = ((pixels.float().cpu() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
             images.append(Image.fromarray(np.ascontiguousarray(array.permute(1, 2, 0).numpy())))
     return images

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..base.errors import ModelError
 from ..base.stopping import check_stop
 from ..data.images import ReferenceImage, to_tensor
 from .allocator import give_back_freed
@@ -37,15 +38,29 @@ class CachedPosteriors:
         return (self.mean[index] + self.std[index] * noise) * self.scaling_factor
 
 
+def advice(dtype: torch.dtype) -> str:
+    """What to do where a model's numbers are finite, and those that it computes with them in ``dtype`` are not."""
+    return "use another model" if dtype == torch.float32 else "set dtype to float32, or use another model"
+
+
 @torch.no_grad()
 def encode_images(model: QuantizedModel, images: Sequence[ReferenceImage]) -> CachedPosteriors:
-    """Encode each image once; the VAE is loaded for this alone and then leaves memory."""
+    """Encode each image once; the VAE is loaded for this alone and then leaves memory.
+
+    Raises:
+        ModelError: what comes out is not finite.
+    """
     means, stds = [], []
     with model.vae("encoder") as vae:
         for image in images:  # one at a time: encoding is the largest peak of a run
             check_stop()
             pixels = to_tensor([image.picture]).to(model.device, vae.dtype)
             posterior = vae.encode(pixels).latent_dist
+            if not (torch.isfinite(posterior.mean).all() and torch.isfinite(posterior.std).all()):
+                raise ModelError(
+                    f"model: the VAE of {model.info.path} turns {image.path.name} into NaN or infinity, computing in "
+                    f"{str(vae.dtype).removeprefix('torch.')}; " + advice(vae.dtype)
+                )
             means.append(posterior.mean.float().cpu())
             stds.append(posterior.std.float().cpu())
         factor = float(vae.config.scaling_factor)

@@ -26,6 +26,7 @@ CLIP_PREFIXES = {
 _CONTEXT = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _MOST_PARTS = 100
 """Of a kind, such as layers. SDXL has 32 of the most."""
+_OPEN_CLIP_H_READ = 23
 VAE_SCALE = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
 
 
@@ -55,10 +56,64 @@ def family_of(shapes: Shapes, where: str) -> str:
     if family is None:
         kind = "SDXL's refiner" if width == 1280 else f"of an unknown family (it attends to width {width})"
         raise ModelError(f"model: {where} is {kind}; supported are Stable Diffusion 1.x, 2.x and SDXL base")
+    check_known(shapes, where)
+    if (UNET + "label_emb.0.0.weight" in shapes) != (family == "sdxl"):
+        kind = "a variant of SDXL without its sizes" if family == "sdxl" else "a model that is shown pictures (unCLIP)"
+        raise ModelError(f"model: {where} is {kind}, which is not supported; {_SUPPORTED}")
     for part, prefix in (("VAE", VAE + "encoder."), *(("text encoder", p) for p in CLIP_PREFIXES[family])):
         if not any(name.startswith(prefix) for name in shapes):
             raise ModelError(f"model: {where} has no {part} ({prefix}...); use a full checkpoint, not one without it")
     return family
+
+
+def check_known(shapes: Shapes, where: str) -> None:
+    """Refuse a file with tensors that nothing here reads, and that are not known to be harmless.
+
+    They are what makes a model of another kind out of the same layers: trained without them it would learn the
+    wrong thing.
+
+    Raises:
+        ModelError: says what kind they are of, where that is known.
+    """
+    unread = [name for name in shapes if not _READ.match(name) and not _HARMLESS.match(name)]
+    for pattern, kind in _OTHER_OBJECTIVES.items():
+        if any(re.search(pattern, name) for name in unread):
+            raise ModelError(f"model: {where} is {kind}, whose training is another, and not supported; {_SUPPORTED}")
+    if unread:
+        names = ", ".join(unread[:3]) + (" ..." if len(unread) > 3 else "")
+        raise ModelError(
+            f"model: {where} has {len(unread)} tensors that are of no Stable Diffusion ({names}); it is a variant "
+            f"that is not supported; {_SUPPORTED}"
+        )
+
+
+_LAYER = (
+    r"((in|out|emb)_layers\.\d|skip_connection|op|conv|norm|proj_in|proj_out"
+    r"|transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)|norm[123]))"
+)
+_READ = re.compile(
+    r"model\.diffusion_model\.((time_embed|label_emb\.0|out)\.[02]|input_blocks\.0\.0"
+    rf"|((in|out)put_blocks\.\d+|middle_block)\.\d\.{_LAYER})\.(weight|bias)$"
+    r"|first_stage_model\.((en|de)coder|(post_)?quant_conv)\."
+    r"|cond_stage_model\.(transformer|model)\.|conditioner\.embedders\.(0\.transformer|1\.model)\."
+)
+"""What is read of a checkpoint, and what stands in the same places of the same layers."""
+_HARMLESS = re.compile(
+    r"(model_ema|first_stage_model\.(loss|model_ema)|embedding_manager|denoiser|optimizer\w*|lr_schedulers|ema_model)\."
+    r"|((sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?|betas|posterior_\w+|lvlb_weights|logvar"
+    r"|v_pred|ztsnr|scale_factor|global_step|epoch|cond_stage_model\.logit_scale|num_updates|decay)$"
+)
+"""What training programs leave in a file: schedules, averages, losses, counters; and marks that are read."""
+_OTHER_OBJECTIVES = {
+    r"^edm_|\.edm_": "an EDM model",
+    r"time_embed\.cond_proj": "a latent consistency model (LCM)",
+    r"motion_module|temporal_transformer|time_stack|time_mixer": "a model of videos",
+    r"^noise_augmentor|\bimage_proj|ip_adapter|_ip\b|to_[kv]_ip": "a model that is shown pictures (unCLIP, IP-Adapter)",
+    r"position_net|fuser": "a GLIGEN model",
+    r"^control_model": "a ControlNet with its model",
+    r"^depth_model": "a depth model",
+    r"lora_(up|down|A|B)|\.lora\.": "a model with a LoRA that is not merged",
+}
 
 
 def _inputs(shape: tuple[int, ...]) -> int:
@@ -106,11 +161,11 @@ def configs_of(shapes: Shapes, family: str, where: str) -> dict[str, Config]:
         configs = {"unet": _unet_config(shapes), "vae": _vae_config(shapes, family)}
         prefixes = CLIP_PREFIXES[family]
         if family == "sd2":
-            configs["text_encoder"] = _open_clip_config(shapes, prefixes[0], layers_unused=1)
+            configs["text_encoder"] = _open_clip_config(shapes, prefixes[0], _blocks_read(shapes, prefixes[0]))
         else:
             configs["text_encoder"] = _clip_config(shapes, _clip_prefix(shapes, prefixes[0]))
         if family == "sdxl":
-            configs["text_encoder_2"] = _open_clip_config(shapes, prefixes[1], layers_unused=0)
+            configs["text_encoder_2"] = _open_clip_config(shapes, prefixes[1], _blocks(shapes, prefixes[1]))
         return configs
     except (KeyError, IndexError, ValueError) as error:
         raise ModelError(
@@ -203,15 +258,29 @@ def _clip_config(shapes: Shapes, prefix: str) -> Config:
     )
 
 
-def _open_clip_config(shapes: Shapes, prefix: str, layers_unused: int) -> Config:
+def _blocks(shapes: Shapes, prefix: str) -> int:
+    return _count(shapes, prefix + "transformer.resblocks.")
+
+
+def _blocks_read(shapes: Shapes, prefix: str) -> int:
+    """How many of an SD2 text encoder's blocks are run: SD2 reads what OpenCLIP-H's 23rd of 24 gives.
+
+    Some programs write 23 blocks, without the last, which is never run; a smaller encoder is whole, with its last
+    block, where the projection that follows that one is there.
+    """
+    blocks = _blocks(shapes, prefix)
+    unused = blocks < _OPEN_CLIP_H_READ and prefix + "text_projection" in shapes
+    return min(blocks - unused, _OPEN_CLIP_H_READ)
+
+
+def _open_clip_config(shapes: Shapes, prefix: str, layers: int) -> Config:
     vocabulary, width = shapes[prefix + "token_embedding.weight"]
     projection = shapes.get(prefix + "text_projection", (width, width))
     return _text_config(
         vocabulary,
         width,
         positions=shapes[prefix + "positional_embedding"][0],
-        # SD2 reads the layer before the last one, so its last is never run.
-        layers=_count(shapes, prefix + "transformer.resblocks.") - layers_unused,
+        layers=layers,
         intermediate=shapes[prefix + "transformer.resblocks.0.mlp.c_fc.weight"][0],
         activation="gelu",
         projection=projection[1],
@@ -245,7 +314,7 @@ def naming(shapes: Shapes, family: str, configs: Mapping[str, Config]) -> dict[s
     unet, vae = configs["unet"], configs["vae"]
     named: dict[str, Callable[[str], Source]] = {
         "unet": lambda name: Source(UNET + _unet_name(name, unet)),
-        "vae": lambda name: Source(VAE + _vae_name(name, len(vae["block_out_channels"]))),
+        "vae": lambda name: Source(_vae_place(shapes, name, len(vae["block_out_channels"]))),
     }
     if family == "sd2":
         named["text_encoder"] = lambda name: _open_clip_source(name, prefixes[0])
@@ -307,6 +376,25 @@ def _unet_name(name: str, config: Config) -> str:
 
 _VAE_RESNET = {"conv_shortcut": "nin_shortcut"}
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def _vae_place(shapes: Shapes, name: str, levels: int) -> str:
+    """Where a parameter of the VAE lies: its attention has LDM's names, or diffusers' newer or older ones."""
+    own = VAE + _vae_name(name, levels)
+    if own in shapes or ".attentions.0." not in name:
+        return own
+    layer = name.partition(".attentions.0.")[2]
+    newer = f"{own.partition('.attn_1.')[0]}.attn_1.{layer}"
+    older = re.sub(r"\.(to_[qkv]|to_out\.0)\.", lambda match: f".{OLD_ATTENTION[match[1]]}.", newer)
+    return next((place for place in _with_either_norm(newer, older) if place in shapes), own)
+
+
+def _with_either_norm(*names: str) -> list[str]:
+    return [form for name in names for form in (name, name.replace(".group_norm.", ".norm."))]
+
+
+OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+"""Names of a VAE's attention layers before diffusers 0.15."""
 
 
 def _vae_name(name: str, levels: int) -> str:

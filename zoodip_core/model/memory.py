@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_flatten
 
 from ..base.errors import NoRoomError
 from .blueprint import Blueprint
-from .building import empty_network, layers_to_quantize
-from .quantize import PARTS, Parts, part_shapes, stored_bytes
+from .building import check_whole, empty_network, layers_to_quantize
+from .quantize import PARTS, Parts, part_shapes, stored_bytes, weights_of
 from .quantized import QuantizedModel
 
 CUDA_CONTEXT = 450_000_000
@@ -115,8 +115,12 @@ def predict_memory(
         resolution: pixels a side.
         batch: candidates in one forward.
         text_apart: text encoders compute on the CPU, the rest on another device.
+
+    Raises:
+        ModelError: the model lacks something, or cannot be built.
     """
-    readers: dict[str, Any] = dict.fromkeys(blueprint.readers, _EmptyReader(weights))
+    check_whole(blueprint)  # here, since whoever looks at a model or begins a training comes by before the long part
+    readers: dict[str, Any] = {part: _EmptyReader(weights_of(part, weights)) for part in blueprint.readers}
     model = QuantizedModel(replace(blueprint, readers=readers), weights, dtype, _META, _META)
     dims, factor = sum(model.info.dims), 2 ** (len(blueprint.configs["vae"]["block_out_channels"]) - 1)
     noisy = torch.empty(1, 4, resolution // factor, resolution // factor, device=_META, dtype=dtype)

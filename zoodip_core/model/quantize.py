@@ -27,6 +27,11 @@ def group_size(shape: torch.Size | tuple[int, ...]) -> int | None:
     return next((size for size in (128, 96, 64, 32) if inputs > 128 and inputs % size == 0), None)
 
 
+def weights_of(part: str, weights: str) -> str:
+    """The storage of a component's weights: the paper has the U-Net alone in int4 (table S8), so text stays int8."""
+    return "int8" if weights == "int4" and part != "unet" else weights
+
+
 def quantize_weight(weight: torch.Tensor, weights: str) -> Parts:
     """Quantise one weight ``[out, ...]``, symmetric per output for 8 bits, by groups with a shift for int4.
 

@@ -15,7 +15,7 @@ from ..base.errors import ModelError
 from .attention import PiecewiseAttention
 from .blueprint import Blueprint, ModelInfo, _config_useless
 from .building import build, empty_network
-from .quantize import stored_bytes
+from .quantize import stored_bytes, weights_of
 from .tokens import EncodedPrompt, encode_prompt, placed
 from .unet import predict
 
@@ -109,7 +109,7 @@ class QuantizedModel:
         return unet
 
     def _build(self, part: str, device: torch.device, **more: Any) -> Any:
-        settings = {"weights": self.weights, "dtype": self.dtype, "device": device, **more}
+        settings = {"weights": weights_of(part, self.weights), "dtype": self.dtype, "device": device, **more}
         return build(empty_network(self.blueprint, part), self.blueprint.readers[part], **settings)
 
     @contextlib.contextmanager
@@ -199,7 +199,8 @@ def _load_tokenizer(folder: Path, pad: str | None, vocabulary: int, length: int)
             f"model: {folder} has files of more than {_LARGEST_WORDS // 10**6} MB, which are not a tokenizer's; "
             "copy the right one"
         )
-    for file in ("vocab.json", "merges.txt"):  # without them the library makes a two-word tokenizer, silently
+    # Without them the library makes a two-word tokenizer, silently. transformers 5 writes one file in their place.
+    for file in () if (folder / "tokenizer.json").is_file() else ("vocab.json", "merges.txt"):
         if not (folder / file).is_file():
             raise ModelError(f"model: {folder / file} is missing; the folder is incomplete, copy it again")
     try:

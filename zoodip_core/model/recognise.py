@@ -22,6 +22,7 @@ from .quantize import WEIGHTS
 _PADS = {"sd1": (None,), "sd2": ("!",), "sdxl": (None, "!")}
 _LONGEST_YAML = 1_000_000
 _LARGEST = 8192
+_LONGEST_REF = 100
 _SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -111,7 +112,7 @@ def _open_file(path: Path, prediction_type: str) -> Blueprint:
     family = ldm.family_of(checkpoint.shapes, str(path))
     configs = ldm.configs_of(checkpoint.shapes, family, str(path))
     predicts = _predicts(checkpoint, family) if prediction_type == "auto" else prediction_type
-    zero_snr = "ztsnr" in checkpoint.shapes
+    zero_snr = "ztsnr" in checkpoint.shapes or checkpoint.metadata.get("ss_zero_terminal_snr") == "True"
     configs["scheduler"] = {**_SCHEDULE, "prediction_type": predicts, "rescale_betas_zero_snr": zero_snr}
     names = ldm.naming(checkpoint.shapes, family, configs)
     dims = tuple(configs[part]["hidden_size"] for part in ("text_encoder", "text_encoder_2") if part in configs)
@@ -126,6 +127,8 @@ def _open_file(path: Path, prediction_type: str) -> Blueprint:
 def _title(path: Path) -> str:
     if path == TINY_PATH:
         return TINY
+    if path.parent.name == "snapshots":  # of the Hugging Face cache, whose folders here are named by a hash
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
     return path.stem if path.is_file() else path.resolve().name
 
 
@@ -143,6 +146,8 @@ def _resolution(configs: Mapping[str, dict[str, Any]], family: str) -> int:
 def _predicts(checkpoint: Checkpoint, family: str) -> str:
     """What a single file predicts: as it says itself, or the webui's config beside it, or by its weights."""
     stated = checkpoint.metadata.get("modelspec.prediction_type", "")
+    if not stated and checkpoint.metadata.get("ss_v_parameterization") == "True":
+        return "v_prediction"
     beside = checkpoint.files[0].with_suffix(".yaml")
     if not stated and beside.is_file():
         with beside.open(encoding="utf-8", errors="replace") as file:
@@ -245,7 +250,33 @@ def _check_copy(info: Any, configs: Any, tokenizers: Any, weights: str) -> None:
 # ---------------------------------------------------------------- diffusers folders
 
 
+def _within_cache(path: Path) -> Path:
+    """The folder itself, or the model within it where it is the top of one in the Hugging Face cache.
+
+    Raises:
+        ModelError: it is one, and no model is in it.
+    """
+    snapshots = path / "snapshots"
+    if (path / "model_index.json").is_file() or not snapshots.is_dir():
+        return path
+    main = path / "refs" / "main"
+    named = (
+        [snapshots / main.read_text(encoding="utf-8", errors="replace").strip()[:_LONGEST_REF]]
+        if main.is_file()
+        else []
+    )
+    newest = sorted(snapshots.iterdir(), key=lambda each: each.stat().st_mtime, reverse=True)
+    for found in (*named, *newest):
+        if found.parent == snapshots and (found / "model_index.json").is_file():
+            return found
+    raise ModelError(
+        f"model: {path} is a folder of the Hugging Face cache without a whole model in {snapshots}; download it again, "
+        "or give another folder"
+    )
+
+
 def _open_folder(path: Path, prediction_type: str) -> Blueprint:
+    path = _within_cache(path)
     index = path / "model_index.json"
     if not index.is_file():
         raise ModelError(f"model: {path} has no model_index.json; give the top of a diffusers folder")
@@ -307,15 +338,12 @@ def _folder_schedule(path: Path, prediction_type: str) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-_OLD_VAE = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
-
 def _folder_reader(folder: Path) -> ComponentReader:
     checkpoint = Checkpoint(component_files(folder))
     shapes = checkpoint.shapes
 
     def locate(name: str) -> Source:
-        old = re.sub(r"\.(to_[qkv]|to_out\.0)\.", lambda m: f".{_OLD_VAE[m[1]]}.", name)
+        old = re.sub(r"\.(to_[qkv]|to_out\.0)\.", lambda m: f".{ldm.OLD_ATTENTION[m[1]]}.", name)
         forms = (name, f"text_model.{name}", name.removeprefix("text_model."), old)
         return Source(next((form for form in forms if form in shapes), name))
 

@@ -115,7 +115,11 @@ class SPSA(_Estimator):
 
 @dataclass(frozen=True)
 class OnePoint(_Estimator):
-    """One-point estimation, S3 (S12): g = 1/n sum_i (L(theta + mu e_{i+1}) - L(theta + mu e_i)) / mu e_i.
+    """One-point estimation, S3 (S12): g = 1/n sum_i (L(theta + mu e_{i+1}) - L(theta + mu e_i)) / mu e_{i+1}.
+
+    S3 is printed with e_i at the end, which points up the hill: of the two losses it is the second, L(theta + mu
+    e_{i+1}), that counts positively, so the difference belongs to that one's direction. With e_{i+1} its mean is the
+    gradient, with e_i the gradient's negative.
 
     Row i of the candidates is theta + mu e_{i+1}, i = 0..n: n + 1 directions and forward passes.
     """
@@ -131,7 +135,7 @@ class OnePoint(_Estimator):
         return theta + self.mu * directions
 
     def gradient(self, losses: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-        return _weighted(losses.diff() / self.mu, directions[:-1])
+        return _weighted(losses.diff() / self.mu, directions[1:])
 
     def loss(self, losses: torch.Tensor) -> float:
         return float(losses.mean())

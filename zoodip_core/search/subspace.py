@@ -8,6 +8,8 @@ from ..base.errors import ConfigError
 from .state import State, count_in, numbers_in
 
 TAU_RANGE = (2, 65_536)
+LEAST_NU = 1e-12
+"""Shares of a variance below this are rounding: 1 - nu would be 1, which no sum exceeds."""
 
 
 class SubspaceGradient:
@@ -20,7 +22,7 @@ class SubspaceGradient:
 
     Args:
         tau: buffer size in steps.
-        nu: share of the variance treated as noise, in (0, 1).
+        nu: share of the variance treated as noise, from :data:`LEAST_NU` to below 1.
     """
 
     def __init__(self, tau: int = 128, nu: float = 1e-3) -> None:
@@ -28,6 +30,8 @@ class SubspaceGradient:
             raise ConfigError(f"tau = {tau}: must be a whole number of steps from {TAU_RANGE[0]} to {TAU_RANGE[1]}")
         if not 0 < nu < 1:
             raise ConfigError(f"nu = {nu}: must be above 0 and below 1")
+        if nu < LEAST_NU:
+            raise ConfigError(f"nu = {nu}: a share below {LEAST_NU:g} is lost in rounding; use a larger one")
         self.tau = tau
         self.nu = nu
         self.turns = 0
@@ -72,11 +76,16 @@ class SubspaceGradient:
         if not total > 0:
             return None, None
         enough = variance.cumsum(0) / total > 1 - self.nu
-        kept = int(enough.to(torch.int8).argmax()) + 1
+        kept = int(enough.to(torch.int8).argmax()) + 1 if enough.any() else len(enough)
         # Centring leaves the buffer at most tau - 1 directions; what the decomposition gives beyond
         # its rank is arbitrary, and no part of the token's path.
         rank = int((singular > singular[0] * 1e-10).sum())
         return kept, directions[kept:rank].contiguous()
+
+    def reset(self) -> None:
+        """Forget the path so far, and the projection that was made of it: the token goes on from elsewhere."""
+        self.kept, self._projection = None, None
+        self._buffer, self._filled = None, 0
 
     def state_dict(self) -> State:
         """Everything a bit-identical continuation needs."""

@@ -156,6 +156,8 @@ class ZerothOrderSearch:
         self._searched = self._token(point)
         self._point = self._mean = point
         optimizer.reset()  # its running means led astray
+        if self.subspace:
+            self.subspace.reset()  # and so did the path
 
     def _move(self, optimizer: Optimizer, losses: torch.Tensor, lr_scale: float, mu_scale: float) -> None:
         gradient = self.estimator.gradient(losses, self._directions()) / mu_scale

@@ -18,7 +18,7 @@ from ..data.images import ReferenceImage, load_images, with_flips
 from ..data.prompts import captions_for, with_slots
 from ..model.blueprint import ModelInfo
 from ..model.embedding import Embedding
-from ..model.latents import encode_images
+from ..model.latents import advice, encode_images
 from ..model.load import load_quantized
 from ..model.memory import MemoryPlan, Watch, free_memory, plan
 from ..model.quantized import Prompt, QuantizedModel
@@ -161,10 +161,10 @@ class Training:
         try:
             self.search.tell(losses, lr_scale, check_loss=check_loss, mu_scale=mu_scale)
         except NonFiniteLossError as error:
-            name = self.images[draw.image].path.name
+            name, exact = self.images[draw.image].path.name, self.model.dtype == torch.float32
             raise NonFiniteLossError(
                 f"{error} (image {name}, timestep {draw.timestep}); the token is kept as of step {self.search.step}: "
-                "try a smaller lr, a larger mu, or dtype float32"
+                + ("try a smaller lr, or a larger mu" if exact else "try a smaller lr, a larger mu, or dtype float32")
             ) from error
         guard = self.search.guard
         if guard.converged:
@@ -193,7 +193,7 @@ class Training:
         if math.isfinite(loss):
             return loss
         if self.search.guard.point is None:
-            raise NonFiniteLossError("the losses at the starting token are not all finite: try dtype float32")
+            raise NonFiniteLossError(f"the losses at the starting token are not all finite: {advice(self.model.dtype)}")
         return _WORST
 
     def embedding(self) -> Embedding:

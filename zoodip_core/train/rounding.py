@@ -97,13 +97,15 @@ def adapted(
         size = float((found[:, 1:] - found[:, :1]).square().mean().sqrt())
         if not math.isfinite(size):
             raise NonFiniteLossError(
-                f"the losses of candidates at mu = {mu:g} are not all finite: try dtype float32, or a smaller mu"
+                f"the losses of candidates at mu = {mu:g} are not all finite: set dtype to float32, or a smaller mu"
             )
         return size
 
     noise = noise_of(losses(line(theta0, directions)))
     if not math.isfinite(noise):
-        raise NonFiniteLossError("the losses at the starting token are not all finite: try dtype float32")
+        raise NonFiniteLossError(
+            "the losses at the starting token are not all finite: set dtype to float32, or use another model"
+        )
     signal(config.mu)  # the run begins with it
     least, found = least_mu(config.mu * config.mu_end, noise, signal)
     mu = max(config.mu, least)
