@@ -31,7 +31,16 @@ STEPS = 3
 
 def train_command(output: Path, *more: str | Path) -> list[str]:
     """A command that works, unless ``more``, whose options win, makes it a bad one."""
-    good = ["train", "--images", str(PIP), "--token", "<pip>", "--init", "monster", "--steps", str(STEPS)]
+    good = [
+        "train",
+        *([] if "--images" in more else ["--images", str(PIP)]),
+        "--token",
+        "<pip>",
+        "--init",
+        "monster",
+        "--steps",
+        str(STEPS),
+    ]
     short = ["--no-adapt-mu", "--checks", "0"]  # of what takes longer than the steps
     return [*good, *short, "--output", str(output), *map(str, more)]
 

@@ -20,11 +20,11 @@ from PIL import Image, ImageCms, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from zoodip_core import RGE, SPSA, OnePoint, SubspaceGradient, ZerothOrderSearch, load_quantized
-from zoodip_core.base.errors import ConfigError, ModelError, TokenError
+from zoodip_core.base.errors import CaptionError, ConfigError, ModelError, TokenError
 from zoodip_core.base.names import check_name, file_stem
 from zoodip_core.cli.main import main
-from zoodip_core.data.images import open_picture
-from zoodip_core.data.prompts import with_slots
+from zoodip_core.data.images import find_images, open_picture
+from zoodip_core.data.prompts import captions_for, with_slots
 from zoodip_core.model.embedding import Embedding, save_embedding
 from zoodip_core.model.memory import predict_memory
 from zoodip_core.model.quantize import QuantizedLayer
@@ -474,3 +474,65 @@ def test_int4_is_the_unet_s_alone(files: Files) -> None:
     networks = (*model.text_encoders, model.unet)
     kinds = [{layer.data.dtype for layer in net.modules() if isinstance(layer, QuantizedLayer)} for net in networks]
     assert kinds == [{torch.int8}, {torch.int8}, {torch.uint8}]
+
+
+# ---------------------------------------------------------------- left out without a word
+
+
+def photo(path: Path, side: int = 64) -> Path:
+    Image.effect_noise((side, side), 80).convert("RGB").save(path, "JPEG")
+    return path
+
+
+def train(folder: Path, output: Path, *more: str) -> list[str]:
+    short = ["--steps", "1", "--no-adapt-mu", "--checks", "0", "--output", str(output)]
+    return ["train", "--images", str(folder), "--token", "<pip>", "--init", "monster", *short, *more]
+
+
+def test_what_is_given_and_not_used_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    (folder / "10_rex").mkdir(parents=True)
+    for name in ("a.jpg", "b.jfif", "10_rex/c.jpg", "a-masklabel.jpg"):
+        photo(folder / name)
+    photo(folder / "dot.jpg", 8)
+    for kind in ("bmp", "tiff", "gif"):
+        Image.new("RGB", (64, 64)).save(folder / f"{kind}.{kind}")
+    (folder / "a.txt").write_text("a {}")
+    (tmp_path / "captions.json").write_text('{"a.jpg": "a {}", "misspelt.jpg": "a {}"}')
+    assert main(train(folder, tmp_path / "run", "--captions", str(tmp_path / "captions.json"))) == 0
+    told = capsys.readouterr().err
+    assert "encoding 3 images" in told
+    assert "left out, 3 no JPEG, PNG or WebP; save them as one of these: bmp.bmp, gif.gif, tiff.tiff" in told
+    assert "left out, 1 masks, which are not used: a-masklabel.jpg" in told
+    assert (
+        "left out, 1 folders with pictures in them; give them with --images too, or move the pictures: 10_rex (1)"
+        in told
+    )
+    assert "dot.jpg (6.0 times)" in told
+    assert "1 of its 2 names are of no picture here: misspelt.jpg" in told
+
+
+def test_captions_as_other_programs_keep_them(tmp_path: Path) -> None:
+    paths = [photo(tmp_path / f"{name}.jpg") for name in "abcd"]
+    (tmp_path / "a.caption").write_text("a {} on grass")
+    (tmp_path / "b.TXT").write_text("a {} in snow")
+    (tmp_path / "c.txt").write_text("a {} at noon\na {} at night\n")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "d.jpg", "text": "a {} in a box"}\n')
+    found = captions_for(paths, token="<pip>")
+    assert found == [("a {} on grass",), ("a {} in snow",), ("a {} at noon", "a {} at night"), ("a {} in a box",)]
+
+
+def test_captions_beside_pictures_come_along_with_a_glob(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("a {}")
+    pictures = [photo(tmp_path / "a.jpg"), photo(tmp_path / "b.jpg")]
+    assert find_images(sorted(tmp_path.iterdir())) == pictures
+
+
+def test_all_captions_without_the_token_are_named_at_once(tmp_path: Path) -> None:
+    paths = [photo(tmp_path / f"{name}.jpg") for name in "abc"]
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("a dog")
+    with pytest.raises(CaptionError) as caught:
+        captions_for(paths, token="<pip>")
+    assert all(f"{name}.txt" in str(caught.value) for name in "abc")

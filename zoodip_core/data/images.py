@@ -19,7 +19,10 @@ from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps, UnidentifiedIma
 
 from ..base.errors import ConfigError, ImagesError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp")
+_BESIDE = (".txt", ".caption", ".json", ".jsonl", ".npz", ".safetensors", ".yaml", ".toml", ".csv", ".md")
+"""Of what lies beside pictures and is none: captions, other programs' notes."""
+_MASKS = ("-masklabel", ".mask")
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Whatever a file's name says, nothing else is tried: Pillow knows some fifty kinds, one of which runs a program."""
 MIN_SIDE = 8
@@ -63,8 +66,10 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
-            found += sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+            found += sorted(p for p in source.iterdir() if _is_picture(p) and p.is_file())
         elif source.is_file():
+            if len(sources) > 1 and source.suffix.lower() in _BESIDE:
+                continue  # a shell's glob brings captions along
             if source.suffix.lower() not in SUFFIXES:
                 raise ImagesError(f"{source} is not a JPEG, PNG or WebP file; convert it first")
             found.append(source)
@@ -74,6 +79,49 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
         where = ", ".join(map(str, sources)) or "(nothing given)"
         raise ImagesError(f"no JPEG, PNG or WebP image in {where}; put 3 to 10 pictures of the subject there")
     return list(dict.fromkeys(found))
+
+
+def _is_picture(path: Path) -> bool:
+    """By its name: a mask, as trainers keep it beside a picture, is none."""
+    return path.suffix.lower() in SUFFIXES and not path.stem.lower().endswith(_MASKS) and not path.name.startswith("._")
+
+
+def left_out(sources: Sequence[str | Path]) -> list[str]:
+    """A line on each kind of thing in the given folders that nothing is learned from: nothing is left out unsaid."""
+    files: list[str] = []
+    masks: list[str] = []
+    folders: list[str] = []
+    for source in map(Path, sources):
+        for path in sorted(source.iterdir()) if source.is_dir() else ():
+            if path.name.startswith((".", "__")) or path.suffix.lower() in _BESIDE:
+                continue
+            if path.is_dir():
+                within = sum(_is_picture(each) for each in path.iterdir())
+                folders += [f"{path.name} ({within})"] if within else []
+            elif path.suffix.lower() in SUFFIXES:
+                masks += [] if _is_picture(path) else [path.name]
+            else:
+                files.append(path.name)
+    lines = [(files, "no JPEG, PNG or WebP; save them as one of these"), (masks, "masks, which are not used")]
+    lines.append((folders, "folders with pictures in them; give them with --images too, or move the pictures"))
+    return [f"left out, {len(names)} {why}: {_few(names)}" for names, why in lines if names]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+_MOST_BLOWN_UP = 2.0
+"""A picture scaled up by more has nothing of what is drawn finely."""
+
+
+def blown_up(images: Sequence[ReferenceImage], resolution: int) -> list[str]:
+    """A line on the pictures that are much smaller than what is trained."""
+    factors = {image.path.name: resolution / min(image.original_size) for image in images}
+    small = [f"{name} ({factor:.1f} times)" for name, factor in factors.items() if factor > _MOST_BLOWN_UP]
+    if not small:
+        return []
+    return [f"{len(small)} pictures are blown up to {resolution} pixels, and look soft: {_few(small)}; use larger ones"]
 
 
 def load_images(
@@ -124,7 +172,7 @@ def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> I
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
             _check_file(path)
-            with Image.open(_without_notes(path), formats=FORMATS) as file:
+            with Image.open(without_notes(path), formats=FORMATS) as file:
                 width, height = file.size
                 most = MAX_WEBP_PIXELS if file.format == "WEBP" else MAX_PIXELS
                 if width * height > most:
@@ -163,11 +211,12 @@ def _check_file(path: Path) -> None:
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_NEEDED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"sRGB", b"gAMA", b"cHRM", b"eXIf"}
+_PNG_NEEDED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"sRGB", b"gAMA", b"cHRM", b"eXIf", b"acTL", b"fcTL"}
 _LARGEST_PROFILE = 4_000_000
+_MOST_CHUNKS = 100_000
 
 
-def _without_notes(path: Path) -> Path | io.BytesIO:
+def without_notes(path: Path) -> Path | io.BytesIO:
     """A PNG without its notes, of which Pillow refuses more than a megabyte, and programs write any number.
 
     A profile stays if it is of a size that colours need.
@@ -177,13 +226,19 @@ def _without_notes(path: Path) -> Path | io.BytesIO:
             return path
         kept, dropped = io.BytesIO(), False
         kept.write(_PNG)
-        while len(head := file.read(8)) == 8:
+        for _ in range(_MOST_CHUNKS):
+            if len(head := file.read(8)) < 8:
+                break
             size, kind = int.from_bytes(head[:4], "big"), head[4:]
             if kind in _PNG_NEEDED or (kind == b"iCCP" and size <= _LARGEST_PROFILE and _is_profile(file, size)):
                 kept.write(head + file.read(size + 4))
             else:
                 file.seek(size + 4, os.SEEK_CUR)
                 dropped = True
+            if kind == b"IEND":
+                break
+        else:
+            return path  # it is no picture that anybody made
     kept.seek(0)
     return kept if dropped else path
 

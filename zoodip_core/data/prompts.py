@@ -5,6 +5,7 @@ Every caption holds ``{}`` where the placeholder token goes.
 
 from __future__ import annotations
 
+import glob
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -81,26 +82,97 @@ def captions_for(
     """The captions each image may be trained with, each with ``{}`` for the token.
 
     An image takes its entry in ``captions_file`` (file name to a caption or a list of them, or
-    those under one more level, as in the paper's comprehensive captions), else the ``.txt`` beside
-    it, else the ``template`` set. In a caption, ``{}`` or the token itself marks the place.
+    those under one more level, as in the paper's comprehensive captions), else the ``.txt`` or
+    ``.caption`` beside it, else its entry in a ``metadata.jsonl`` beside it, as Hugging Face's
+    datasets have it, else the ``template`` set. In a caption, ``{}`` or the token itself marks the
+    place. A file whose lines all have it holds a caption a line, any other is one caption.
 
     Raises:
-        CaptionError: a caption without the placeholder, or an unreadable file.
+        CaptionError: captions without the placeholder, all of which it names, or an unreadable file.
         ConfigError: an unknown ``template``.
     """
     if template not in TEMPLATES:
         raise ConfigError(f"template = {template!r}: choose one of {', '.join(TEMPLATES)}")
     listed = read_listed(captions_file, [path.name for path in paths]) if captions_file else {}
-    result = []
+    noted = {folder: _noted(folder) for folder in {path.parent for path in paths}}
+    result, without = [], []
     for path in paths:
-        beside = path.with_suffix(".txt")
+        beside = caption_file(path)
         if path.name in listed:
-            result.append(tuple(_slotted(text, token, f"{captions_file}, {path.name}") for text in listed[path.name]))
-        elif beside.is_file():
-            result.append((_slotted(read_text(beside).strip(), token, str(beside)),))
+            texts, where = tuple(listed[path.name]), f"{captions_file}, {path.name}"
+        elif beside:
+            text, where = read_text(beside).strip(), str(beside)
+            lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+            each_has = len(lines) > 1 and all(SLOT in line or with_slots(line, token) != line for line in lines)
+            texts = lines if each_has else (text,)
+        elif path.name in noted[path.parent]:
+            texts, where = (noted[path.parent][path.name],), f"{path.parent / _METADATA}, {path.name}"
         else:
-            result.append(TEMPLATES[template])
+            texts, where = TEMPLATES[template], ""
+        slotted = tuple(text if SLOT in text else with_slots(text, token) for text in texts)
+        without += [(where, text) for text in slotted if SLOT not in text]
+        result.append(slotted)
+    if without:
+        raise _no_place(without, token)
     return result
+
+
+def _no_place(without: Sequence[tuple[str, str]], token: str) -> CaptionError:
+    (where, text), more = without[0], len(without) - 1
+    others = ", ".join(dict.fromkeys(where for where, _ in without[1:]))
+    too = f" So has {others}." if more == 1 else f" So have {more} more: {others[:1000]}." if more else ""
+    return CaptionError(
+        f"{where}: the caption {text!r} has no placeholder; write {{}} or {token} where the learned token should "
+        f"stand.{too}"
+    )
+
+
+_CAPTION_SUFFIXES = (".txt", ".caption")
+_METADATA = "metadata.jsonl"
+
+
+def caption_file(picture: Path) -> Path | None:
+    """The file of captions beside a picture, whatever the case of its ending."""
+    found = {path.name: path for path in picture.parent.glob(f"{glob.escape(picture.stem)}.*")}
+    names = {name[len(picture.stem) :].lower(): path for name, path in sorted(found.items()) if path.is_file()}
+    return next((names[suffix] for suffix in _CAPTION_SUFFIXES if suffix in names), None)
+
+
+def _noted(folder: Path) -> dict[str, str]:
+    """The texts of a folder's ``metadata.jsonl`` by the names of its pictures; of other notes none.
+
+    Raises:
+        CaptionError: it cannot be read.
+    """
+    file, noted = folder / _METADATA, {}
+    if not file.is_file():
+        return {}
+    for line in read_text(file).splitlines():
+        try:
+            entry = parse_json(line) if line.strip() else {}
+        except ValueError as error:
+            raise CaptionError(f"{file} is not valid JSON lines: {error}") from None
+        name = entry.get("file_name") if isinstance(entry, dict) else None
+        texts = [entry[key] for key in ("text", "caption", "prompt") if isinstance(entry.get(key), str)] if name else []
+        if isinstance(name, str) and texts:
+            noted[name] = texts[0]
+    return noted
+
+
+def unused_captions(captions_file: Path | None, paths: Sequence[Path]) -> list[str]:
+    """A line on the captions of a JSON file that belong to no picture, as where a name is misspelt.
+
+    Raises:
+        CaptionError: as :func:`read_listed`.
+    """
+    if captions_file is None:
+        return []
+    listed = read_listed(captions_file, [path.name for path in paths])
+    unused = sorted(set(listed) - {path.name for path in paths})
+    if not unused:
+        return []
+    shown = ", ".join(unused[:5]) + (" ..." if len(unused) > 5 else "")
+    return [f"{captions_file}: {len(unused)} of its {len(listed)} names are of no picture here: {shown}"]
 
 
 def token_pattern(token: str) -> str:
@@ -114,17 +186,6 @@ def token_pattern(token: str) -> str:
 def with_slots(text: str, token: str) -> str:
     """The text with ``{}`` where the token stands, in NFC: the same letters can be written in several ways."""
     return re.sub(token_pattern(token), SLOT, unicodedata.normalize("NFC", text))
-
-
-def _slotted(text: str, token: str, where: str) -> str:
-    if SLOT not in text:
-        text = with_slots(text, token)
-    if SLOT not in text:
-        raise CaptionError(
-            f"{where}: the caption {text!r} has no placeholder; write {{}} or {token} where the "
-            "learned token should stand"
-        )
-    return text
 
 
 def read_text(path: Path) -> str:

@@ -13,7 +13,7 @@ from .checkpoints import Checkpoint, ComponentReader
 
 COPY_MARK = "zoodip_quantized_copy"
 """In the header of our own quantised copies of models, with their format's version."""
-COPY_FORMAT = 2
+COPY_FORMAT = 1
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ def _identity(blueprint: Blueprint) -> str:
 def _name(identity: str, weights: str) -> str:
     quanto = importlib.metadata.version("optimum-quanto")
     safe = re.sub(r"[^0-9a-f]", "_", identity[:20])  # it comes from the index, a file that anyone may have written
-    return f"{safe}-{weights}-quanto{quanto}-v{COPY_FORMAT}.safetensors"
+    kind = f"{weights}-text-{text}" if (text := weights_of("text_encoder", weights)) != weights else weights
+    return f"{safe}-{kind}-quanto{quanto}-v{COPY_FORMAT}.safetensors"
 
 
 def file_stamps(model: Path) -> list[list[Any]]:

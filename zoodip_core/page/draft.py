@@ -24,7 +24,7 @@ from ..base.errors import CaptionError, ImagesError
 from ..base.files import is_newer, read_object, sha256_of, storage_errors, write_atomically, written_atomically
 from ..base.names import plain
 from ..base.texts import whole_text
-from ..data.images import FORMATS, MAX_FILE_BYTES, MAX_PICTURES, SUFFIXES, find_images, open_picture
+from ..data.images import FORMATS, MAX_FILE_BYTES, MAX_PICTURES, SUFFIXES, find_images, open_picture, without_notes
 from ..data.prompts import read_listed, read_text
 from ..tiny import concepts
 
@@ -518,7 +518,7 @@ def _why_not(given: _Given) -> str | None:
 
 def _moves(path: Path) -> bool:
     """Whether a picture is animated. An MPO, a JPEG of many phones with a second picture behind the first, is not."""
-    with Image.open(path, formats=FORMATS) as file:
+    with Image.open(without_notes(path), formats=FORMATS) as file:
         return file.format != "MPO" and bool(getattr(file, "is_animated", False))
 
 

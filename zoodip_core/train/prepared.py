@@ -14,8 +14,8 @@ import torch
 from ..base.errors import NonFiniteLossError, NoRoomError
 from ..base.events import Event, Message
 from ..base.version import __version__
-from ..data.images import ReferenceImage, load_images, with_flips
-from ..data.prompts import captions_for, with_slots
+from ..data.images import ReferenceImage, blown_up, left_out, load_images, with_flips
+from ..data.prompts import captions_for, unused_captions, with_slots
 from ..model.blueprint import ModelInfo
 from ..model.embedding import Embedding
 from ..model.latents import advice, encode_images
@@ -223,14 +223,21 @@ class Training:
 
 
 def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[ReferenceImage], list[str]]:
-    """The images that a run trains on, mirror images included, and a line for each that cannot be used.
+    """The images that a run trains on, mirror images included, and lines on what is not used of what was given.
 
     Raises:
         ImagesError: none can be used.
     """
     resolution = config.resolution or info.resolution
     images, skipped = load_images(config.images, resolution, crop=config.crop, background=config.background)
-    return with_flips(images) if config.flip else images, [f"skipped: {line}" for line in skipped]
+    captions = Path(config.captions) if config.captions else None
+    lines = [
+        *(f"skipped: {line}" for line in skipped),
+        *left_out(config.images),
+        *blown_up(images, resolution),
+        *unused_captions(captions, [image.path for image in images]),
+    ]
+    return with_flips(images) if config.flip else images, lines
 
 
 def tokenised(config: TrainConfig, model: QuantizedModel, images: Sequence[ReferenceImage]) -> list[list[Prompt]]:
