@@ -253,7 +253,7 @@ def dog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_embedding(Embedding("犬", (vectors,)), tmp_path_factory.mktemp("dog"))
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+@pytest.mark.parametrize("encoding", ["cp1252", pytest.param("ascii", marks=pytest.mark.slow)])
 def test_no_encoding_ends_a_command(dog: Path, encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in range(2))
     monkeypatch.setattr(sys, "stdout", out)
@@ -267,9 +267,10 @@ def test_no_encoding_ends_a_command(dog: Path, encoding: str, tmp_path: Path, mo
     train = ["train", "--images", str(PIP), "--token", "犬犬", "--init", "monster", *short]
     assert main([*train, "--output", str(tmp_path / "run")]) == 0
     out.flush()
-    assert b"\\u72ac" in out.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"\\u72ac" in out.buffer.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a closed pipe is told of otherwise")
 def test_nobody_who_reads_ends_no_command(dog: Path) -> None:
     reading, writing = os.pipe()
@@ -310,13 +311,19 @@ def test_no_picture_takes_another_s_place(dog: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- 7: not a number
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
 @pytest.mark.parametrize(
-    "name",
+    ("name", "preset"),
     [
-        "first_stage_model.encoder.conv_in.weight",
-        "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight",
-        "model.diffusion_model.out.0.bias",
+        ("first_stage_model.encoder.conv_in.weight", "paper"),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (
+                ("first_stage_model.encoder.conv_in.weight", "default"),
+                ("model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight", "paper"),
+                ("model.diffusion_model.out.0.bias", "paper"),
+                ("cond_stage_model.transformer.text_model.embeddings.position_embedding.weight", "paper"),
+            )
+        ),
     ],
 )
 def test_the_part_that_is_not_finite_is_named_before_anything_is_written(
@@ -400,9 +407,9 @@ def test_colours_of_a_phone_become_srgb_s(tmp_path: Path, kind: str, mode: str) 
     if (kind, mode) == ("jpg", "RGBA"):
         pytest.skip("JPEG has no transparency")
     colour = (60, 170, 90)
-    Image.new("RGB", (64, 64), colour).convert(mode).save(
-        tmp_path / f"p3.{kind}", icc_profile=display_p3(), **({"quality": 100} if kind != "png" else {})
-    )
+    quality: dict[str, Any] = {} if kind == "png" else {"quality": 100}
+    picture = Image.new("RGB", (64, 64), colour).convert(mode)
+    picture.save(tmp_path / f"p3.{kind}", icc_profile=display_p3(), **quality)
     read = np.asarray(open_picture(tmp_path / f"p3.{kind}"))[32, 32]
     np.testing.assert_allclose(read, srgb_of_p3(colour), atol=3)
     assert abs(int(read[0]) - colour[0]) > 8  # without it, red would be another

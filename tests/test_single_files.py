@@ -687,6 +687,10 @@ class Watched:
         found: Parts | None = self.reader.quantized(name, shape)
         return found
 
+    def not_finite(self, name: str) -> ModelError:
+        error: ModelError = self.reader.not_finite(name)
+        return error
+
     def close(self) -> None:
         self.reader.close()
 

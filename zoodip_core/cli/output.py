@@ -42,7 +42,7 @@ class _Unbreakable:
 def unbreakable() -> Iterator[None]:
     """Within this context a print does not fail."""
     with (
-        contextlib.redirect_stdout(_Unbreakable(sys.stdout)),  # type: ignore[type-var]
-        contextlib.redirect_stderr(_Unbreakable(sys.stderr)),  # type: ignore[type-var]
+        contextlib.redirect_stdout(_Unbreakable(sys.stdout)),
+        contextlib.redirect_stderr(_Unbreakable(sys.stderr)),
     ):
         yield
