@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -31,8 +32,11 @@ class _Unbreakable:
         try:
             yield
         except (OSError, ValueError):  # as in "| head -1", or of a terminal that is gone
-            with contextlib.suppress(OSError, ValueError):  # else Python complains when it flushes it at the end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            with (
+                contextlib.suppress(OSError, ValueError),  # else Python complains when it flushes it at the end
+                Path(os.devnull).open("wb") as nowhere,
+            ):
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -42,7 +46,7 @@ class _Unbreakable:
 def unbreakable() -> Iterator[None]:
     """Within this context a print does not fail."""
     with (
-        contextlib.redirect_stdout(_Unbreakable(sys.stdout)),
-        contextlib.redirect_stderr(_Unbreakable(sys.stderr)),
+        contextlib.redirect_stdout(sys.stdout and _Unbreakable(sys.stdout)),  # a program without a terminal has none
+        contextlib.redirect_stderr(sys.stderr and _Unbreakable(sys.stderr)),
     ):
         yield

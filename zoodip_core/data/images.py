@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -96,8 +97,9 @@ def left_out(sources: Sequence[str | Path]) -> list[str]:
             if path.name.startswith((".", "__")) or path.suffix.lower() in _BESIDE:
                 continue
             if path.is_dir():
-                within = sum(_is_picture(each) for each in path.iterdir())
-                folders += [f"{path.name} ({within})"] if within else []
+                with contextlib.suppress(OSError):  # it is not ours to look into
+                    within = sum(map(_is_picture, path.iterdir()))
+                    folders += [f"{path.name} ({within})"] if within else []
             elif path.suffix.lower() in SUFFIXES:
                 masks += [] if _is_picture(path) else [path.name]
             else:
