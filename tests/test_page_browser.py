@@ -252,6 +252,7 @@ def test_a_token_that_is_there_is_not_replaced_unasked(server: PageServer, visit
 # ---------------------------------------------------------------- looks
 
 
+@pytest.mark.slow
 def test_a_narrow_page_has_all_its_buttons_and_nothing_beside_it(visitor: Visitor) -> None:
     visitor.drop(PHOTOGRAPHS)
     narrow = visitor

@@ -484,6 +484,7 @@ def test_divergence_is_undone(tiny_model: QuantizedModel, tmp_path: Path, monkey
     assert rewind(tmp_path / "run", 10, tmp_path / "x.safetensors").differs is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "dtype"),
     [

@@ -414,6 +414,7 @@ def test_the_second_load_does_not_read_the_model(file: Path, cache: Path) -> Non
     assert len(copies(cache)) == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_changed_gets_a_new_copy(file: Path, cache: Path, lean: Callable[[str], Lean]) -> None:
     before = cached(file, cache)
     stat = file.stat()

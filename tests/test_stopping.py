@@ -283,7 +283,7 @@ def test_whatever_an_event_handler_raises_the_state_is_saved(
     assert_same(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("kind", [Started, Sampled, Message])
+@pytest.mark.parametrize("kind", [Started, pytest.param(Sampled, marks=pytest.mark.slow), Message])
 def test_a_host_may_raise_at_any_event(
     kind: type[Any], whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
 ) -> None:

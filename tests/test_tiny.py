@@ -112,6 +112,7 @@ def short_demo(name: str, folder: Path, model: QuantizedModel, **settings: Any) 
     assert result.loss_after < result.loss_before
 
 
+@pytest.mark.slow
 def test_the_demo_learns_a_subject(tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_SCORED", len(demo._PLACES))  # those that are shown
     short_demo("blueprint", tmp_path / "demo", tiny_model, steps=40)

@@ -77,6 +77,7 @@ def test_a_journal_cut_at_any_byte_keeps_its_whole_lines(run: Path, thetas: list
         assert file.read_bytes() == content[: content[:length].rfind(b"\n") + 1]
 
 
+@pytest.mark.slow
 def test_a_changed_byte_in_a_journal_is_found(run: Path, thetas: list[torch.Tensor]) -> None:
     """Any other value of any byte; the state bridges a gap that lies before it."""
     file = run / "steps.jsonl"

@@ -98,6 +98,7 @@ class Clock:
         return self.now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seconds",
     [(0.9, 0.2), *(pytest.param(each, marks=pytest.mark.slow) for each in ((0.03,), (0.4,), (3.0,)))],

@@ -313,7 +313,12 @@ ACCEPTED: dict[str, tuple[str, Callable[[], Files]]] = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
+LONG = "a pickle of a million operations"
+
+
+@pytest.mark.parametrize(
+    "what", [*(what for what in REFUSED if what != LONG), pytest.param(LONG, marks=pytest.mark.slow)]
+)
 def test_refused(what: str) -> None:
     reader, files = REFUSED[what]
     assert not read(reader, files())
