@@ -1,4 +1,4 @@
-"""Take the README's pictures of the page while it really learns: ``python -m tests.page_pictures``."""
+"""Take the documentation's pictures of the page while it really learns: ``python -m tests.page_pictures``."""
 
 from __future__ import annotations
 
