@@ -33,6 +33,8 @@ from zoodip_core.model.recognise import identify, open_model
 from zoodip_core.model.tokens import EncodedPrompt
 from zoodip_core.search.guard import Guard
 from zoodip_core.tiny import concepts
+from zoodip_core.train.config import TrainConfig
+from zoodip_core.train.prepared import name_warning
 
 PIP = concepts.load("pip").images
 Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -436,6 +438,14 @@ def test_the_same_letters_are_the_same_name() -> None:
         assert file_stem(token) == composed.strip("<>")
         for text in (composed, apart):
             assert with_slots(f"a photo of {text} on grass", token) == "a photo of {} on grass"
+
+
+@pytest.mark.parametrize(("token", "warned"), [("<cat>", True), ("<Cat>", True), ("<my-cat>", False)])
+def test_a_file_that_takes_a_word_s_place_is_told_of(token: str, warned: bool, folder: Path) -> None:
+    config = TrainConfig(images=(str(PIP),), token=token, initializer="dog")
+    told = name_warning(config, load_quantized(folder))
+    assert bool(told) is warned
+    assert not warned or f"choose a token like <my-{token.strip('<>')}>" in told[0]
 
 
 # ---------------------------------------------------------------- 10: the search

@@ -1,4 +1,4 @@
-"""Take the documentation's pictures of the page in A1111 and Forge: ``python -m tests.e2e.webui_pictures [A1111] [Forge]``.
+"""Pictures of the page in A1111 and Forge for the documents: ``python -m tests.e2e.webui_pictures [A1111] [Forge]``.
 
 They are taken in a real webui while it learns; :mod:`tests.e2e.webui_page` says what that needs.
 """

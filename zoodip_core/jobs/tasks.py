@@ -23,7 +23,7 @@ from ..model.recognise import identify
 from ..train.before_after import before_after
 from ..train.config import TrainConfig
 from ..train.loop import TrainResult, resume_training, train_token
-from ..train.prepared import load_model, load_references, noise_warning, tokenised
+from ..train.prepared import load_model, load_references, name_warning, noise_warning, tokenised
 from ..train.run_folder import RunFolder
 from .history import newest
 from .job_folder import BEFORE_AFTER, RUN, Task
@@ -84,7 +84,7 @@ def check(config: TrainConfig) -> dict[str, Any]:
         "forwards": candidates,
         "memory": memory,
         "memory_in_turn": in_turn,
-        "warnings": skipped + noise_warning(config, model.dtype),
+        "warnings": skipped + noise_warning(config, model.dtype) + name_warning(config, model),
     }
 
 

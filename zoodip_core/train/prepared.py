@@ -13,6 +13,7 @@ import torch
 
 from ..base.errors import NonFiniteLossError, NoRoomError
 from ..base.events import Event, Message
+from ..base.names import file_stem
 from ..base.version import __version__
 from ..data.images import ReferenceImage, blown_up, left_out, load_images, with_flips
 from ..data.prompts import captions_for, unused_captions, with_slots
@@ -77,7 +78,7 @@ class Training:
         info = model.info if model else identify(config.model, config.prediction_type)
         self.images, skipped = load_references(config, info)
         self.model = model or load_model(config)
-        self.warnings = skipped + noise_warning(config, self.model.dtype)
+        self.warnings = skipped + noise_warning(config, self.model.dtype) + name_warning(config, self.model)
         prompts = tokenised(config, self.model, self.images)
         self.plan = self._plan(config.resolution or info.resolution, batch)
         on_event(Message(f"memory, predicted: {self.plan.use}"))
@@ -261,6 +262,17 @@ def tokenised(config: TrainConfig, model: QuantizedModel, images: Sequence[Refer
     return [
         [model.prompt(text, config.num_vectors, f"{image.path}: the caption") for text in each]
         for image, each in zip(images, texts, strict=True)
+    ]
+
+
+def name_warning(config: TrainConfig, model: QuantizedModel) -> list[str]:
+    """A line for the user if the token's file takes the place of a word, where prompts name tokens by their files."""
+    stem = file_stem(config.token)
+    if not any(f"{stem.lower()}</w>" in tokenizer.get_vocab() for tokenizer in model.tokenizers):
+        return []
+    return [
+        f"{stem} is a word of the model's: in A1111 and Forge {stem}.safetensors takes its place in every prompt. "
+        f"Give the file another name there, or choose a token like <my-{stem}>"
     ]
 
 
