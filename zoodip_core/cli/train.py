@@ -15,7 +15,7 @@ from ..train.loop import resume_training, train_token
 from ..train.presets import check_given, complete
 from ..train.run_folder import CHANGEABLE, free_folder
 from ..train.settings import SETTINGS
-from .arguments import PROGRAM, command, setting_options
+from .arguments import PROGRAM, Once, command, setting_options
 from .screen import closing, session
 
 
@@ -37,6 +37,7 @@ def _output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--resume",
         type=Path,
+        action=Once,
         metavar="RUN",
         help="resume a run, with its settings; --steps may be more where learning rate and mu "
         "stay and there are no checks, as with the preset paper",
@@ -44,6 +45,7 @@ def _output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--config",
         type=Path,
+        action=Once,
         metavar="JSON",
         help="settings file, such as a run's config.json; options given here come on top",
     )

@@ -128,9 +128,10 @@ def encode_prompt(tokenizer: Any, text: str, num_vectors: int, where: str = "the
     ids.append(tokenizer.eos_token_id)
     if len(ids) > length:
         shown = text if len(text) <= 80 else text[:77] + "..."
+        counted = f", with {num_vectors} for the placeholder" if num_vectors else ""
+        fewer = " or use fewer vectors" if num_vectors > 1 else ""
         raise CaptionError(
-            f"{where} {shown!r} is {len(ids)} tokens long, with {num_vectors} for the placeholder; the "
-            f"model reads {length}: shorten it or use fewer vectors"
+            f"{where} {shown!r} is {len(ids)} tokens long{counted}; the model reads {length}: shorten it{fewer}"
         )
     ids += [tokenizer.pad_token_id] * (length - len(ids))
     return EncodedPrompt(torch.tensor([ids]), tuple(positions), num_vectors)
