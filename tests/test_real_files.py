@@ -133,9 +133,17 @@ def test_a_model_of_another_kind_is_refused_by_its_name(files: Files, family: st
     assert kind in refused(files.write(family, with_tensors(**{name: torch.zeros(4)})))
 
 
-@pytest.mark.parametrize("name", ["model_ema.decay", "global_step", "sqrt_alphas_cumprod", "first_stage_model.loss.x"])
-def test_what_training_programs_leave_is_harmless(files: Files, name: str) -> None:
-    assert identify(files.write("sd15", with_tensors(**{name: torch.zeros(4)}))).family == "sd1"
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        *(("sd15", name) for name in ("model_ema.decay", "global_step", "first_stage_model.loss.x")),
+        *(("sd15", name) for name in ("sqrt_alphas_cumprod", "cond_stage_model.logit_scale")),
+        *(("sdxl", f"conditioner.embedders.0.{name}") for name in ("logit_scale", "text_projection.weight")),
+    ],
+)
+def test_what_programs_leave_is_harmless(files: Files, family: str, name: str) -> None:
+    path = files.write(family, with_tensors(**{name: torch.zeros(4)}))
+    assert identify(path).dims == {"sd15": (768,), "sdxl": (768, 1280)}[family]
 
 
 def test_marks_of_fine_tunes_are_honoured(files: Files) -> None:

@@ -101,9 +101,11 @@ _READ = re.compile(
 _HARMLESS = re.compile(
     r"(model_ema|first_stage_model\.(loss|model_ema)|embedding_manager|denoiser|optimizer\w*|lr_schedulers|ema_model)\."
     r"|((sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?|betas|posterior_\w+|lvlb_weights|logvar"
-    r"|v_pred|ztsnr|scale_factor|global_step|epoch|cond_stage_model\.logit_scale|num_updates|decay)$"
+    r"|v_pred|ztsnr|scale_factor|global_step|epoch|num_updates|decay)$"
+    r"|(cond_stage_model|conditioner\.embedders\.[01])\.(clip_[lgh]\.)?(logit_scale|text_projection(\.weight)?)$"
 )
-"""What training programs leave in a file: schedules, averages, losses, counters; and marks that are read."""
+"""What programs leave in a file: schedules, averages, losses, counters; CLIP's scale and projection, which ComfyUI
+saves beside its text encoders; and marks that are read."""
 _OTHER_OBJECTIVES = {
     r"^edm_|\.edm_": "an EDM model",
     r"time_embed\.cond_proj": "a latent consistency model (LCM)",
