@@ -26,6 +26,9 @@ NEEDED = (
     "psutil",
     "tqdm",
 )
+UNET, CLIP, VAE = "(unet)", "(clip)", "(vae)"
+PARTS = {UNET: "diffusion_models", CLIP: "text_encoders", VAE: "vae"}
+"""What the names of files of parts end with, and ComfyUI's kind of folder for them."""
 _PREVIEW_SIDE = 512
 
 
@@ -45,7 +48,10 @@ class Host(Protocol):
         ...
 
     def models(self) -> dict[str, Path]:
-        """Checkpoints and diffusers folders, by the name that the user sees."""
+        """Checkpoints, diffusers folders and files of parts, by the name that the user sees.
+
+        What is no checkpoint says so at the name's end: ``(diffusers)``, or one of :data:`PARTS`.
+        """
         ...
 
     def models_folder(self) -> Path: ...
@@ -101,6 +107,8 @@ class ComfyUI:
         import folder_paths
 
         found = {name: folder_paths.get_full_path("checkpoints", name) for name in _listed("checkpoints")}
+        for part, kind in PARTS.items():
+            found |= {f"{name} {part}": folder_paths.get_full_path(kind, name) for name in _listed(kind)}
         for folder in folder_paths.get_folder_paths("diffusers"):
             for index in sorted(Path(folder).glob("*/model_index.json")):
                 found[f"{index.parent.name} (diffusers)"] = str(index.parent)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .host import check_packages, host, stoppable
+from .host import CLIP, VAE, check_packages, host, stoppable
 from .inputs import inputs_of
 
 if TYPE_CHECKING:
     from ..zoodip_core.model.quantized import QuantizedModel
 
 TINY_CHOICE = "tiny (embedded)"
+OWN = "the checkpoint's own"
 
 
 class LoadQuantizedSD:
@@ -20,7 +22,8 @@ class LoadQuantizedSD:
     CATEGORY = "ZOODiP"
     DESCRIPTION = (
         "Opens a Stable Diffusion 1.x, 2.x or XL whose weights will be kept quantised. It takes memory only while a "
-        "ZOODiP node computes with it, and leaves the GPU afterwards."
+        "ZOODiP node computes with it, and leaves the GPU afterwards. UNet, text encoders and VAE may be files of "
+        "their own."
     )
     RETURN_TYPES = ("ZOODIP_MODEL", "STRING")
     RETURN_NAMES = ("model", "report")
@@ -34,21 +37,26 @@ class LoadQuantizedSD:
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
         from ..zoodip_core.train.settings import MODEL
 
-        settings = inputs_of(MODEL, without=("model", "device", "cache"), in_sight=("weights", "dtype"))
+        settings = inputs_of(MODEL, without=("model", "device", "clip", "vae", "cache"), in_sight=("weights", "dtype"))
+        names = host().models()
+        models = [name for name in names if not name.endswith((CLIP, VAE))]
         return {
             "required": {
                 "checkpoint": (
-                    [TINY_CHOICE, *host().models()],
+                    [TINY_CHOICE, *models],
                     {
                         "default": TINY_CHOICE,
-                        "tooltip": "A checkpoint or diffusers folder of yours, or the tiny model that comes with "
-                        "ZOODiP and needs no download.",
+                        "tooltip": "A checkpoint, UNet or diffusers folder of yours, or the tiny model that comes "
+                        "with ZOODiP and needs no download.",
                     },
                 ),
                 **{name: settings.pop(name) for name in ("weights", "activations")},
             },
             "optional": {
                 **settings,
+                "clip": _apart(names, CLIP, "The text encoder's file, for a UNet or in place of the checkpoint's."),
+                "clip_2": _apart(names, CLIP, "SDXL's second text encoder; the order of the two does not matter."),
+                "vae": _apart(names, VAE, "The VAE's file, for a UNet or in place of the checkpoint's."),
                 "keep_copy": (
                     "BOOLEAN",
                     {
@@ -61,11 +69,14 @@ class LoadQuantizedSD:
         }
 
     @classmethod
-    def IS_CHANGED(cls, checkpoint: str, **_settings: Any) -> str:  # noqa: N802
+    def IS_CHANGED(  # noqa: N802
+        cls, checkpoint: str, clip: str = OWN, clip_2: str = OWN, vae: str = OWN, **_settings: Any
+    ) -> str:
         from ..zoodip_core.model.copies import file_stamps
 
-        path = _path(checkpoint)
-        return f"{path} {file_stamps(path)}"
+        chosen = {"checkpoint": checkpoint, "clip": clip, "clip_2": clip_2, "vae": vae}
+        paths = [_path(name, choice) for name, choice in chosen.items() if choice != OWN]
+        return f"{paths} {file_stamps(*paths)}"
 
     def load(
         self,
@@ -73,6 +84,9 @@ class LoadQuantizedSD:
         weights: str,
         activations: str,
         prediction_type: str = "auto",
+        clip: str = OWN,
+        clip_2: str = OWN,
+        vae: str = OWN,
         keep_copy: bool = False,
     ) -> tuple[QuantizedModel, str]:
         check_packages()
@@ -81,29 +95,45 @@ class LoadQuantizedSD:
 
         with stoppable():  # a copy takes as long to make as the model to load
             model = load_quantized(
-                TINY if checkpoint == TINY_CHOICE else _path(checkpoint),
+                TINY if checkpoint == TINY_CHOICE else _path("checkpoint", checkpoint),
                 weights=weights,
                 dtype=activations,
                 device=host().device(),
                 prediction_type=prediction_type,
+                clip=[_path(name, choice) for name, choice in (("clip", clip), ("clip_2", clip_2)) if choice != OWN],
+                vae=None if vae == OWN else _path("vae", vae),
                 cache=host().models_folder() / "zoodip" if keep_copy else None,
             )
         return model, _report(model)
 
 
-def _path(checkpoint: str) -> Path:
+def _apart(names: Iterable[str], part: str, tooltip: str) -> tuple[list[str], dict[str, Any]]:
+    choices = [OWN, *(name for name in names if name.endswith(part))]
+    return choices, {"default": OWN, "tooltip": tooltip, "advanced": True}
+
+
+def _path(name: str, choice: str) -> Path:
+    """The file or folder behind a choice.
+
+    Args:
+        name: of the input, for errors.
+        choice: what was chosen there.
+
+    Raises:
+        ModelError: it is gone.
+    """
     from ..zoodip_core.base.errors import ModelError
     from ..zoodip_core.model.kinds import TINY_PATH
 
-    if checkpoint == TINY_CHOICE:
+    if choice == TINY_CHOICE:
         return TINY_PATH
     known = host().models()
-    if checkpoint not in known:
+    if choice not in known:
         raise ModelError(
-            f"checkpoint: {checkpoint} is not among ComfyUI's checkpoints and diffusers folders; press R to read "
+            f"{name}: {choice} is not among ComfyUI's checkpoints and diffusers folders; press R to read "
             "them anew, and choose another"
         )
-    return known[checkpoint]
+    return known[choice]
 
 
 def _report(model: QuantizedModel) -> str:
@@ -117,5 +147,6 @@ def _report(model: QuantizedModel) -> str:
             f"weights {model.weights}, activations {str(model.dtype).removeprefix('torch.')}, on {model.device}",
             f"training takes, candidates in turn: {use}",
             f"free on {model.device}: {megabytes(free_memory(model.device))}",
+            *model.blueprint.notes,
         )
     )

@@ -98,7 +98,7 @@ class ZOTrainToken:
 
 _IN_SIGHT = ("token", "initializer", "steps", "seed", "sample_prompt", "sample_every")
 """Beside model, images and preset: what most people set. The page shows the others when it is asked to."""
-_NOT_ASKED = ("images", "captions", "background", "device", "cache")
+_NOT_ASKED = ("images", "captions", "background", "device", "clip", "vae", "cache")
 """They follow from the node's other inputs and from the model."""
 
 
@@ -213,6 +213,8 @@ def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
         "dtype": dtype,
         "device": str(model.device),
         "prediction_type": model.info.prediction_type,
+        "clip": [str(file) for file in model.blueprint.clip],
+        "vae": str(model.blueprint.vae) if model.blueprint.vae else None,
     }
 
 

@@ -33,6 +33,7 @@ from zoodip_core.jobs.pipes import Outbox, obey
 from zoodip_core.jobs.tasks import check, telling, work
 from zoodip_core.model.building import build
 from zoodip_core.model.load import load_quantized
+from zoodip_core.model.memory import CUDA_CONTEXT
 from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.tiny import concepts
 from zoodip_core.train.run_folder import RunFolder
@@ -575,6 +576,13 @@ def test_a_check_counts_captions_and_warns(tmp_path: Path) -> None:
     assert found["images"] == 4
     assert found["captions"] == 6
     assert ["broken.png" in line or "mu" in line for line in found["warnings"]] == [True, True]
+
+
+def test_a_check_on_a_card_touches_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # anything more that is asked of it fails here
+    found = check(TrainConfig.from_preset("tiny", **settings_of()))
+    assert found["device"] == "cuda"
+    assert found["memory_in_turn"] > CUDA_CONTEXT
 
 
 def test_a_check_refuses_what_a_training_would(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from tests.judges import write_judges
-from zoodip_core.model.ldm import CLIP_PREFIXES, UNET, VAE
+from zoodip_core.model.ldm import CLIP_PREFIXES
+from zoodip_core.model.renaming import UNET, VAE
 from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.journal import Record
 

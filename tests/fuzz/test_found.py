@@ -24,7 +24,8 @@ from tests.fuzz.judge import Files, Tally, judged, limited
 from tests.fuzz.mutations import Safetensors
 from tests.fuzz.readers import FOLDER, READERS, warm_up
 from zoodip_core.base.errors import CaptionError
-from zoodip_core.model.ldm import CLIP_PREFIXES, UNET
+from zoodip_core.model.ldm import CLIP_PREFIXES
+from zoodip_core.model.renaming import UNET
 from zoodip_core.model.tokens import check_initializer
 
 

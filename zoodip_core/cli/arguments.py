@@ -79,20 +79,32 @@ def _add_setting(group: Any, setting: Setting) -> None:
         more["metavar"] = setting.metavar
     default = "" if setting.by_preset or setting.default in (None, False) else f" (default: {setting.default})"
     help = (setting.help + default).replace("%", "%%")
-    group.add_argument(setting.flag, dest=setting.name, help=help, default=argparse.SUPPRESS, **more)
+    flags = (setting.flag, setting.alias) if setting.alias else (setting.flag,)
+    group.add_argument(*flags, dest=setting.name, help=help, default=argparse.SUPPRESS, **more)
 
 
 # ---------------------------------------------------------------- a model that draws
 
 
-def loading_options(parser: argparse.ArgumentParser) -> None:
-    """How a model that draws is loaded; see :func:`load`."""
+def loading_options(parser: argparse.ArgumentParser, *clip_flags: str) -> None:
+    """How a model that draws is loaded; see :func:`load`.
+
+    Args:
+        parser: of the command.
+        clip_flags: names of the option for text encoders, where one of the table's means something else.
+    """
     parser.add_argument("--weights", choices=WEIGHTS, default="int8", help="how weights are kept (default: int8)")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="activations (default: auto)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument(
         "--prediction-type", choices=PREDICTION_TYPES, default="auto", help="what the model predicts (default: auto)"
     )
+    clip = SETTINGS["clip"]
+    flags = clip_flags or (clip.flag, clip.alias)
+    parser.add_argument(
+        *flags, dest="text_encoders", nargs="+", action=Together, default=(), metavar="FILE", help=clip.help
+    )
+    parser.add_argument("--vae", action=Once, metavar="FILE", help=SETTINGS["vae"].help)
     parser.add_argument("--cache", metavar="DIR", help=SETTINGS["cache"].help)
 
 
@@ -108,5 +120,7 @@ def load(args: argparse.Namespace) -> QuantizedModel:
         dtype=args.dtype,
         device=args.device,
         prediction_type=args.prediction_type,
+        clip=args.text_encoders,
+        vae=args.vae,
         cache=args.cache,
     )

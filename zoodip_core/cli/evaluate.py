@@ -59,7 +59,7 @@ def add(commands: Any) -> None:
         parser.add_argument(
             option, metavar="PATH", help=f"folder of the model that scores (default: {kind} in Hugging Face's cache)"
         )
-    loading_options(parser)
+    loading_options(parser, "--text-encoders")  # --clip is the judge
     parser.add_argument(
         "--output",
         type=Path,

@@ -73,11 +73,11 @@ def _train(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     settings = {key: value for key, value in vars(args).items() if key in SETTINGS}
-    for key in ("model", "captions", "cache"):  # a run can be resumed from another folder
+    for key in ("model", "vae", "captions", "cache"):  # a run can be resumed from another folder
         if settings.get(key, TINY) != TINY:
             settings[key] = str(Path(settings[key]).absolute())
-    if "images" in settings:
-        settings["images"] = [str(Path(path).absolute()) for path in settings["images"]]
+    for key in {"images", "clip"} & set(settings):
+        settings[key] = [str(Path(path).absolute()) for path in settings[key]]
     return settings
 
 

@@ -22,8 +22,9 @@ from ..base.errors import ConfigError, ModelError
 from ..base.stopping import Stopped, check_stop
 from ..data.images import open_picture
 from ..model.building import build
-from ..model.checkpoints import Checkpoint, ComponentReader, Source, component_files, read_json
+from ..model.checkpoints import Checkpoint, ComponentReader, component_files, read_json
 from ..model.kinds import CLIP_PATH
+from ..model.source import Source
 
 CLIP_ID = "openai/clip-vit-base-patch32"
 DINO_ID = "facebook/dinov2-base"

@@ -16,7 +16,6 @@ from ..base.errors import ConfigError, for_user
 from ..base.events import Commands, Event, Message, Progress, Sampled, Saved, Started
 from ..base.stopping import Stopped, stopped_by
 from ..model.embedding import load_embedding
-from ..model.load import load_quantized
 from ..model.memory import predict_memory
 from ..model.quantized import QuantizedModel
 from ..model.recognise import identify
@@ -58,14 +57,13 @@ def check(config: TrainConfig) -> dict[str, Any]:
     """
     import torch
 
-    info = identify(config.model, config.prediction_type)
+    info = identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
     images, skipped = load_references(config, info)
     on_card = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if on_card else "cpu")
     dtype = "float16" if on_card and config.dtype == "auto" else config.dtype
-    model = load_quantized(
-        config.model, weights=config.weights, dtype=dtype, device="cpu", prediction_type=config.prediction_type
-    )
+    nowhere = "meta" if on_card else "cpu"  # nothing is computed, and no card is touched
+    model = load_model(dataclasses.replace(config, dtype=dtype, device=nowhere, cache=None))
     prompts = tokenised(config, model, images)
     candidates = config.make_estimator().num_candidates
     batches = (min(config.batch or candidates, candidates), 1)
@@ -84,7 +82,10 @@ def check(config: TrainConfig) -> dict[str, Any]:
         "forwards": candidates,
         "memory": memory,
         "memory_in_turn": in_turn,
-        "warnings": skipped + noise_warning(config, model.dtype) + name_warning(config, model),
+        "warnings": skipped
+        + list(model.blueprint.notes)
+        + noise_warning(config, model.dtype)
+        + name_warning(config, model),
     }
 
 

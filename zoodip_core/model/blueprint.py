@@ -51,6 +51,11 @@ class Blueprint:
     """For each text encoder its tokenizer's folder, and the word it pads with if that is not the folder's."""
     copy_of: str | None = None
     weights: str | None = None
+    clip: tuple[Path, ...] = ()
+    vae: Path | None = None
+    """Files of text encoders and VAE, where they are not the model's own."""
+    notes: tuple[str, ...] = ()
+    """What is unusual about the model, for the user."""
 
     @property
     def text_parts(self) -> tuple[str, ...]:

@@ -6,10 +6,12 @@ tensors are mapped, and the map is let go again after every :data:`_WINDOW` byte
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,21 @@ from ..base.safetensors_files import MOST_TENSORS, open_safetensors
 from ..base.stopping import check_stop
 from ..base.texts import parse_json
 from .quantize import PARTS, Parts, part_shapes
+from .source import Source
 
 _WINDOW = 32 << 20
 _LONGEST_NAME = 200
 _LONGEST_JSON = 8_000_000
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_DEEPEST = 5
+"""Of mappings within each other in a pickled file."""
+_EMBEDDING = "string_to_"
+"""Begins the names of mappings in a webui's embedding, which is no network."""
+SCALES = ("scale_weight", "weight_scale")
+"""Of a layer whose weight is stored as float8 or int8 with a factor, by its name in ComfyUI's older and newer files."""
+_QUANTIZATIONS = {"float8_e4m3fn", "float8_e5m2", "int8_tensorwise"}
+_QUANTIZED_AS = {"format", "full_precision_matrix_mult"}
+_NOT_READ = "use the 16-bit file of the same model"
+SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 Shape = tuple[int, ...]
 
 
@@ -45,18 +57,67 @@ class Checkpoint:
         self.files = tuple(files)
         self.shapes: dict[str, Shape] = {}
         self.metadata: dict[str, str] = {}
-        self._readers = [
-            _SafetensorsReader(f) if f.suffix.lower() == ".safetensors" else _PickleReader(f) for f in files
-        ]
-        self._reader_of: dict[str, _Reader] = {}
+        self._readers = [_SafetensorsReader(f) if _is_safetensors(f) else _PickleReader(f) for f in files]
+        self._places: dict[str, tuple[_Reader, str]] = {}
         for reader in self._readers:
             self.shapes |= reader.shapes
             self.metadata |= reader.metadata
-            self._reader_of |= dict.fromkeys(reader.shapes, reader)
+            self._places |= {name: (reader, name) for name in reader.shapes}
+
+    def known_as(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same files with other names for their tensors.
+
+        Args:
+            names: from each new name to the file's own.
+        """
+        renamed = copy.copy(self)
+        renamed.shapes = {name: self.shapes[own] for name, own in names.items()}
+        renamed._places = {name: self._places[own] for name, own in names.items()}
+        return renamed
+
+    def own_name(self, name: str) -> str:
+        """A tensor's name in its file, for errors; the same where there is no such tensor."""
+        return self._places[name][1] if name in self._places else name
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor on the CPU as the file has it, perhaps mapped: copy what is kept."""
-        return self._reader_of[name].tensor(name)
+        """One tensor on the CPU as the file has it, perhaps mapped: copy what is kept. A scaled weight is float32.
+
+        Raises:
+            ModelError: it cannot be read, or its scale is of another shape.
+        """
+        reader, own = self._places[name]
+        scale = self._scale_of(name)
+        if scale is None:
+            return reader.tensor(own)
+        weight, factor = reader.tensor(own).float(), self.tensor(scale).float().flatten()
+        if len(factor) not in (1, len(weight)):
+            raise ModelError(f"model: {reader.path}: {self.own_name(scale)} is not a scale of {own}; {_NOT_READ}")
+        return weight * factor.view(-1, *(1,) * (weight.ndim - 1))
+
+    def _scale_of(self, name: str) -> str | None:
+        if not name.endswith(".weight"):
+            return None
+        layer = name.removesuffix("weight")
+        return next((layer + scale for scale in SCALES if layer + scale in self.shapes), None)
+
+    def check_quantization(self) -> None:
+        """Refuse weights that another program quantised in a way that is not read here.
+
+        Raises:
+            ModelError: they are.
+        """
+        notes = [bytes(self.tensor(name).tolist()) for name in self.shapes if name.endswith(".comfy_quant")]
+        try:
+            listed = parse_json(self.metadata.get("_quantization_metadata", "{}")).get("layers", {})
+            layers = [*map(parse_json, dict.fromkeys(notes)), *listed.values()]
+            kinds = {str(layer["format"]) if set(layer) <= _QUANTIZED_AS else str(layer) for layer in layers}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ModelError(
+                f"model: {self.files[0]}: its notes on quantised weights are damaged; {_NOT_READ}"
+            ) from error
+        others = sorted(kinds - _QUANTIZATIONS)
+        if others:
+            raise ModelError(f"model: {self.files[0]} holds weights quantised as {others[0][:80]}; {_NOT_READ}")
 
     def close(self) -> None:
         """Let go of the files' maps. Reading on opens them again."""
@@ -165,6 +226,16 @@ class _Reader(ABC):
         self._get = None
 
 
+def _is_safetensors(path: Path) -> bool:
+    """By content where it tells: people rename files. Nothing in a pickled one is run either way."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        start = b""
+    return start[8:] == b"{" or path.suffix.lower() in (".safetensors", ".sft")
+
+
 class _SafetensorsReader(_Reader):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -180,6 +251,10 @@ class _SafetensorsReader(_Reader):
         try:
             return open_safetensors(self.path)
         except (SafetensorError, OSError, ValueError) as error:
+            if zipfile.is_zipfile(self.path):
+                raise ModelError(
+                    f"model: {self.path} is not a safetensors file but a .ckpt by its content; give it that ending"
+                ) from error
             raise ModelError(
                 f"model: {self.path} is not a safetensors file, or was cut short ({error}); copy or download it again"
             ) from error
@@ -196,17 +271,28 @@ class _PickleReader(_Reader):
     def _tensors(self) -> dict[str, torch.Tensor]:
         try:
             data, self._mapped = _load_pickle(self.path)
-            data = data.get("state_dict", data) if isinstance(data, dict) else data
-            tensors = tensors_in(data, self.path)
+            data = data.get("state_dict", data) if isinstance(data, Mapping) else data
+            tensors = tensors_in(dict(_flat(data)), self.path)
         except Exception as error:  # the unpickler raises whatever a damaged or hostile file makes it
             raise ModelError(
                 f"model: {self.path} cannot be read as plain tensors: it is damaged, or holds code, which is never "
                 "run; get its .safetensors version"
             ) from error
-        if not isinstance(data, dict) or len(tensors) > MOST_TENSORS:
+        if not isinstance(data, Mapping) or len(tensors) > MOST_TENSORS:
             what = f"{len(tensors)} tensors" if tensors else f"a {type(data).__name__}"
             raise ModelError(f"model: {self.path} holds {what}, not a checkpoint")
         return tensors
+
+
+def _flat(content: Any, above: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """What lies in nested mappings, under names with dots: trainers keep networks within their own state."""
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if not isinstance(name, str):
+            continue
+        if not isinstance(value, Mapping):
+            yield above + name, value
+        elif depth < _DEEPEST and not name.startswith(_EMBEDDING):
+            yield from _flat(value, f"{above}{name}.", depth + 1)
 
 
 def _load_pickle(path: Path) -> tuple[Any, bool]:
@@ -220,30 +306,6 @@ def _load_pickle(path: Path) -> tuple[Any, bool]:
 
 
 # ---------------------------------------------------------------- one component of a model
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a parameter lies in a checkpoint: a tensor, or the third of one, perhaps transposed."""
-
-    name: str
-    third: int | None = None
-    transposed: bool = False
-
-    def holds(self, have: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-        """Whether a file's tensor of the shape ``have`` is one for a parameter of ``shape``."""
-        if self.third is not None:
-            if not have or have[0] % 3:
-                return False
-            have = (have[0] // 3, *have[1:])
-        have = have[::-1] if self.transposed else have
-        return [n for n in have if n != 1] == [n for n in shape if n != 1]
-
-    def take(self, tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """The parameter of ``shape`` out of the file's tensor (1x1 convolutions are linear layers, too)."""
-        if self.third is not None:
-            tensor = tensor.chunk(3)[self.third]
-        return (tensor.T if self.transposed else tensor).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -280,23 +342,24 @@ class ComponentReader:
     def _source(self, name: str, shape: Sequence[int]) -> Source:
         source = self.locate(name)
         where = self.checkpoint.files[0]
-        have = self.checkpoint.shapes.get(source.name)
+        have, own = self.checkpoint.shapes.get(source.name), self.checkpoint.own_name(source.name)
         if have is None:
             raise ModelError(
                 f"model: {where} has no {source.name}; it is cut down, damaged, or of a variant that is not supported"
             )
         if not source.holds(have, tuple(shape)):
             raise ModelError(
-                f"model: {where}: {source.name} has shape {list(have)}, expected one for {list(shape)}; "
+                f"model: {where}: {own} has shape {list(have)}, expected one for {list(shape)}; "
                 "it is damaged, or of a variant that is not supported"
             )
         return source
 
     def not_finite(self, name: str) -> ModelError:
         """What to tell of a parameter with numbers that are not finite."""
+        own = self.checkpoint.own_name(self.locate(name).name)
         return ModelError(
-            f"model: {self.checkpoint.files[0]}: {self.locate(name).name} holds NaN or infinity, so that nothing can "
-            "be drawn or learned with it; the file is damaged, or was merged or trained wrongly: get another"
+            f"model: {self.checkpoint.files[0]}: {own} holds NaN or infinity, so that nothing can be drawn or "
+            "learned with it; the file is damaged, or was merged or trained wrongly: get another"
         )
 
     def quantized(self, name: str, shape: torch.Size) -> Parts | None:
@@ -317,3 +380,11 @@ class ComponentReader:
     def close(self) -> None:
         """Let go of the file until the next read."""
         self.checkpoint.close()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component of a model: its config, and where its tensors are."""
+
+    config: dict[str, Any]
+    reader: ComponentReader

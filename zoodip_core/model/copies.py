@@ -14,8 +14,8 @@ import importlib.metadata
 import json
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +34,39 @@ from .recognise import open_copy, open_model
 INDEX = "index.json"
 
 
-def cached_model(model: Path, weights: str, folder: Path, prediction_type: str = "auto") -> Blueprint:
+def cached_model(
+    model: Path,
+    weights: str,
+    folder: Path,
+    prediction_type: str = "auto",
+    *,
+    clip: Sequence[str | Path] = (),
+    vae: str | Path | None = None,
+) -> Blueprint:
     """The blueprint of a model's quantised copy, which is made if there is none yet.
 
     Args:
         model: a checkpoint file or diffusers folder.
         weights: ``int8``, ``int4`` or ``float8``.
         folder: where copies are kept.
-        prediction_type: as for :func:`recognise.open_model`.
+        prediction_type, clip, vae: as for :func:`recognise.open_model`.
 
     Raises:
         ModelError: the model cannot be read.
         StorageError: the copy cannot be written; nothing is left of it.
     """
     index = read_object(folder / INDEX)  # it only saves hashing
-    key, stamp = str(model.resolve()), file_stamps(model)
+    apart: dict[str, Any] = {"clip": tuple(map(Path, clip)), "vae": Path(vae) if vae else None}
+    files = (model, *apart["clip"], *([apart["vae"]] if vae else []))
+    key, stamp = "|".join(str(file.resolve()) for file in files), file_stamps(*files)
     known = index.get(key)
     if isinstance(known, dict) and known.get("stamp") == stamp:
         copy = folder / _name(str(known.get("key")), weights)
         if copy.is_file():
             with contextlib.suppress(ModelError):  # a damaged one is made again
-                return open_copy(copy, prediction_type, model)
+                return replace(open_copy(copy, prediction_type, model), **apart)
             copy.unlink(missing_ok=True)
-    blueprint = open_model(model)
+    blueprint = open_model(model, clip=clip, vae=vae)
     if blueprint.copy_of:
         return open_model(model, prediction_type)
     make_folder(folder)
@@ -67,7 +77,7 @@ def cached_model(model: Path, weights: str, folder: Path, prediction_type: str =
         give_back_freed()
     index[key] = {"stamp": stamp, "key": identity}
     write_atomically(folder / INDEX, json.dumps(index, indent=1))
-    return open_copy(copy, prediction_type, model)
+    return replace(open_copy(copy, prediction_type, model), notes=blueprint.notes, **apart)
 
 
 def has_copies(folder: Path) -> bool:
@@ -88,10 +98,12 @@ def _name(identity: str, weights: str) -> str:
     return f"{safe}-{kind}-quanto{quanto}-v{COPY_FORMAT}.safetensors"
 
 
-def file_stamps(model: Path) -> list[list[Any]]:
+def file_stamps(*models: Path) -> list[list[Any]]:
     """Name, size and time of each of a model's files: as long as they stand, so does its hash."""
-    beside = [path for path in (model, model.with_suffix(".yaml")) if path.is_file()]
-    files = beside if model.is_file() else sorted(path for path in model.rglob("*") if path.is_file())
+    files: list[Path] = []
+    for model in models:
+        beside = (model, model.with_suffix(".yaml")) if model.is_file() else sorted(model.rglob("*"))
+        files += [path for path in beside if path.is_file()]
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 

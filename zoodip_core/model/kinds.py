@@ -11,6 +11,8 @@ TINY = "tiny"
 TINY_PATH = Path(__file__).parent.parent / "tiny" / "model"
 CLIP_PATH = Path(__file__).parent.parent / "clip"
 """The tokenizer of every Stable Diffusion, for checkpoints, which hold none."""
+CLIP_WORDS = 49_408
+"""That it knows."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
 _FAMILIES = {(768,): "sd1", (1024,): "sd2", (128,): "tiny", (768, 1280): "sdxl"}

@@ -1,49 +1,42 @@
-"""The single-file layout of Stable Diffusion ("LDM"), as ComfyUI and A1111 keep it.
+"""What a single file is: which Stable Diffusion, or what else, by its tensors' names and shapes; and its parts.
 
-What a checkpoint is follows from its tensors' names and shapes; here they are turned into the
-configs of diffusers' and transformers' classes, and each of their parameters into the place in the
-file that holds it.
+The names are LDM's, as :mod:`renaming` gives them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from ..base.errors import ModelError
-from .checkpoints import Source
+from . import layouts
+from .checkpoints import Checkpoint, ComponentReader, Part
+from .layouts import Layout, PrunedError, Shapes
+from .renaming import UNET, VAE
 
-Shapes = Mapping[str, tuple[int, ...]]
-Config = dict[str, Any]
-
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP_PREFIXES = {
     "sd1": ("cond_stage_model.transformer.",),
     "sd2": ("cond_stage_model.model.",),
     "sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
 }
 _CONTEXT = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-_MOST_PARTS = 100
-"""Of a kind, such as layers. SDXL has 32 of the most."""
-_OPEN_CLIP_H_READ = 23
-VAE_SCALE = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
+WIDTHS = {"sd1": (768,), "sd2": (1024,), "sdxl": (768, 1280)}
+"""Of each family's text encoders."""
+_VAE_SCALE = {"sd1": 0.18215, "sd2": 0.18215, "sdxl": 0.13025}
 
 
 # ---------------------------------------------------------------- what is it?
 
 
 def family_of(shapes: Shapes, where: str) -> str:
-    """``sd1``, ``sd2`` or ``sdxl``.
+    """``sd1``, ``sd2`` or ``sdxl``, by the UNet.
 
     Raises:
-        ModelError: not a whole Stable Diffusion checkpoint of these families; says what it is instead.
+        ModelError: there is no UNet of these families; says what it is instead.
     """
-    first = shapes.get(UNET + "input_blocks.0.0.weight")
+    first = shapes.get(UNET + "input_blocks.0.0.weight", shapes.get(UNET + "conv_in.weight"))
     if first is None:
         raise ModelError(f"model: {where} {_what_else(shapes)}")
-    if any(name.endswith((".scale_weight", "scaled_fp8")) for name in shapes):
-        raise ModelError(f"model: {where} holds scaled 8-bit weights; use the 16-bit file of the same model")
     channels = _inputs(first)
     if channels != 4:
         kind = {9: "an inpainting model", 8: "an image-editing model", 5: "a depth model"}.get(channels, "a variant")
@@ -57,13 +50,60 @@ def family_of(shapes: Shapes, where: str) -> str:
         kind = "SDXL's refiner" if width == 1280 else f"of an unknown family (it attends to width {width})"
         raise ModelError(f"model: {where} is {kind}; supported are Stable Diffusion 1.x, 2.x and SDXL base")
     check_known(shapes, where)
-    if (UNET + "label_emb.0.0.weight" in shapes) != (family == "sdxl"):
+    told_sizes = any(UNET + label in shapes for label in ("label_emb.0.0.weight", "add_embedding.linear_1.weight"))
+    if told_sizes != (family == "sdxl"):
         kind = "a variant of SDXL without its sizes" if family == "sdxl" else "a model that is shown pictures (unCLIP)"
         raise ModelError(f"model: {where} is {kind}, which is not supported; {_SUPPORTED}")
-    for part, prefix in (("VAE", VAE + "encoder."), *(("text encoder", p) for p in CLIP_PREFIXES[family])):
-        if not any(name.startswith(prefix) for name in shapes):
-            raise ModelError(f"model: {where} has no {part} ({prefix}...); use a full checkpoint, not one without it")
     return family
+
+
+def parts_of(checkpoint: Checkpoint, family: str, where: str, given: Collection[str] = ()) -> dict[str, Part]:
+    """The parts of a model that are in a file: ``unet``, ``vae``, ``text_encoder`` and SDXL's ``text_encoder_2``.
+
+    Args:
+        checkpoint: with LDM's names.
+        family: of :func:`family_of`.
+        where: the file, for errors.
+        given: parts that lie elsewhere; the file's own are not looked at.
+
+    Raises:
+        ModelError: a part that is not given is not there, or lacks tensors.
+    """
+    shapes = checkpoint.shapes
+    texts = dict(zip(("text_encoder", "text_encoder_2"), CLIP_PREFIXES[family], strict=False))
+    places = {"unet": (UNET, UNET), "vae": (VAE, VAE + "encoder."), **{part: (p, p) for part, p in texts.items()}}
+    wanted = {part: place for part, place in places.items() if part not in given}
+    for part, (_, tell) in wanted.items():
+        if not any(name.startswith(tell) for name in shapes):
+            kind, option = ("VAE", "--vae") if part == "vae" else ("text encoder", "--clip")
+            raise ModelError(
+                f"model: {where} has no {kind} ({tell}...); use a full checkpoint, not one without it, or give the "
+                f"{kind}'s own file ({option}; in the node {option.strip('-')})"
+            )
+    layouts_of = {part: _layout(shapes, part, prefix, family, where) for part, (prefix, _) in wanted.items()}
+    return {
+        part: Part(layout.config, ComponentReader(checkpoint, layout.locate)) for part, layout in layouts_of.items()
+    }
+
+
+def _layout(shapes: Shapes, part: str, prefix: str, family: str, where: str) -> Layout:
+    try:
+        if part == "unet":
+            return layouts.unet(shapes, prefix)
+        if part == "vae":
+            return layouts.vae(shapes, prefix, vae_scaling(family))
+        return layouts.clip(shapes, prefix, read_before_last=family == "sd2")
+    except PrunedError as error:
+        raise ModelError(f"model: {where} is {error}, which is not supported; {_SUPPORTED}") from None
+    except (KeyError, IndexError, ValueError) as error:
+        raise ModelError(
+            f"model: {where} lacks parts of a {family} checkpoint ({error}); it may be cut down or damaged"
+        ) from error
+
+
+def vae_scaling(family: str) -> layouts.Config:
+    """What the shapes of a family's VAE do not tell."""
+    return {"scaling_factor": _VAE_SCALE[family], "force_upcast": family == "sdxl"}
 
 
 def check_known(shapes: Shapes, where: str) -> None:
@@ -91,15 +131,24 @@ _LAYER = (
     r"((in|out|emb)_layers\.\d|skip_connection|op|conv|norm|proj_in|proj_out"
     r"|transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)|norm[123]))"
 )
+_DIFFUSERS_LAYER = (
+    r"(resnets\.\d+\.(norm[12]|conv[12]|time_emb_proj|conv_shortcut)|(down|up)samplers\.0\.conv"
+    r"|attentions\.\d+\.(norm|proj_in|proj_out"
+    r"|transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2)|norm[123])))"
+)
 _READ = re.compile(
     r"model\.diffusion_model\.((time_embed|label_emb\.0|out)\.[02]|input_blocks\.0\.0"
-    rf"|((in|out)put_blocks\.\d+|middle_block)\.\d\.{_LAYER})\.(weight|bias)$"
+    rf"|((in|out)put_blocks\.\d+|middle_block)\.\d\.{_LAYER}"
+    r"|conv_(in|out|norm_out)|(time|add)_embedding\.linear_[12]"
+    rf"|((down|up)_blocks\.\d+|mid_block)\.{_DIFFUSERS_LAYER})"
+    r"\.(weight|bias|scale_weight|weight_scale|scale_input|input_scale|comfy_quant)$"
     r"|first_stage_model\.((en|de)coder|(post_)?quant_conv)\."
     r"|cond_stage_model\.(transformer|model)\.|conditioner\.embedders\.(0\.transformer|1\.model)\."
 )
 """What is read of a checkpoint, and what stands in the same places of the same layers."""
 _HARMLESS = re.compile(
     r"(model_ema|first_stage_model\.(loss|model_ema)|embedding_manager|denoiser|optimizer\w*|lr_schedulers|ema_model)\."
+    r"|(.*\.)?scaled_fp8$"
     r"|((sqrt_|log_)?(one_minus_|recip_|recipm1_)?alphas_cumprod(_prev)?|betas|posterior_\w+|lvlb_weights|logvar"
     r"|v_pred|ztsnr|scale_factor|global_step|epoch|num_updates|decay)$"
     r"|(cond_stage_model|conditioner\.embedders\.[01])\.(clip_[lgh]\.)?(logit_scale|text_projection(\.weight)?)$"
@@ -108,7 +157,7 @@ _HARMLESS = re.compile(
 saves beside its text encoders; and marks that are read."""
 _OTHER_OBJECTIVES = {
     r"^edm_|\.edm_": "an EDM model",
-    r"time_embed\.cond_proj": "a latent consistency model (LCM)",
+    r"time_embed(ding)?\.cond_proj": "a latent consistency model (LCM)",
     r"motion_module|temporal_transformer|time_stack|time_mixer": "a model of videos",
     r"^noise_augmentor|\bimage_proj|ip_adapter|_ip\b|to_[kv]_ip": "a model that is shown pictures (unCLIP, IP-Adapter)",
     r"position_net|fuser": "a GLIGEN model",
@@ -148,297 +197,3 @@ def _what_else(shapes: Shapes) -> str:
     if len(shapes) <= 4:
         return f"holds {len(shapes)} tensors, an embedding perhaps, not a model; {_SUPPORTED}"
     return f"is not a Stable Diffusion checkpoint (no {UNET} in it); {_SUPPORTED}"
-
-
-# ---------------------------------------------------------------- configs
-
-
-def configs_of(shapes: Shapes, family: str, where: str) -> dict[str, Config]:
-    """Configs of ``unet``, ``vae``, ``text_encoder`` (and ``text_encoder_2`` for SDXL) by the tensors' shapes.
-
-    Raises:
-        ModelError: tensors are missing.
-    """
-    try:
-        configs = {"unet": _unet_config(shapes), "vae": _vae_config(shapes, family)}
-        prefixes = CLIP_PREFIXES[family]
-        if family == "sd2":
-            configs["text_encoder"] = _open_clip_config(shapes, prefixes[0], _blocks_read(shapes, prefixes[0]))
-        else:
-            configs["text_encoder"] = _clip_config(shapes, _clip_prefix(shapes, prefixes[0]))
-        if family == "sdxl":
-            configs["text_encoder_2"] = _open_clip_config(shapes, prefixes[1], _blocks(shapes, prefixes[1]))
-        return configs
-    except (KeyError, IndexError, ValueError) as error:
-        raise ModelError(
-            f"model: {where} lacks parts of a {family} checkpoint ({error}); it may be cut down or damaged"
-        ) from error
-
-
-def _count(shapes: Shapes, prefix: str) -> int:
-    """One more than the highest number that stands behind the prefix and before a dot.
-
-    Raises:
-        ValueError: it is higher than in any model.
-    """
-    behind = (name[len(prefix) :].partition(".") for name in shapes if name.startswith(prefix))
-    count = max((int(number) + 1 for number, dot, _ in behind if dot and number.isdecimal()), default=0)
-    if count > _MOST_PARTS:
-        raise ValueError(f"the parts are numbered up to {count - 1}")
-    return count
-
-
-def _unet_config(shapes: Shapes) -> Config:
-    levels: list[tuple[int, list[int]]] = []  # channels, transformer depth after each resnet
-    channels = 0
-    depths: list[int] = []
-    for i in range(1, _count(shapes, UNET + "input_blocks.")):
-        block = f"{UNET}input_blocks.{i}."
-        if block + "0.op.weight" in shapes:
-            levels.append((channels, depths))
-            depths = []
-            continue
-        channels = shapes[block + "0.out_layers.3.weight"][0]
-        depths.append(_count(shapes, block + "1.transformer_blocks."))
-    levels.append((channels, depths))
-    middle = _count(shapes, UNET + "middle_block.1.transformer_blocks.")
-    block_channels = [c for c, _ in levels]
-    depth = [max(d) for _, d in levels]
-    linear = len(shapes[f"{UNET}middle_block.1.proj_in.weight"]) == 2
-    config: Config = {
-        "in_channels": 4,
-        "out_channels": shapes[UNET + "out.2.weight"][0],
-        "block_out_channels": block_channels,
-        "layers_per_block": len(levels[0][1]),
-        "down_block_types": ["CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depth],
-        "up_block_types": ["CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(depth)],
-        "transformer_layers_per_block": [*(max(d, 1) for d in depth[:-1]), middle],
-        "cross_attention_dim": shapes[f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
-        # Stable Diffusion 1 has eight heads everywhere; its successors have heads of 64 channels.
-        "attention_head_dim": [c // 64 for c in block_channels] if linear else 8,
-        "use_linear_projection": linear,
-    }
-    label = shapes.get(UNET + "label_emb.0.0.weight")
-    if label:
-        config |= {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": label[1],
-        }
-    return config
-
-
-def _vae_config(shapes: Shapes, family: str) -> Config:
-    levels = _count(shapes, VAE + "encoder.down.")
-    widths = [shapes[f"{VAE}encoder.down.{i}.block.0.conv2.weight"][0] for i in range(levels)]
-    return {
-        "block_out_channels": widths,
-        "layers_per_block": _count(shapes, VAE + "encoder.down.0.block."),
-        "latent_channels": shapes[VAE + "quant_conv.weight"][0] // 2,
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "scaling_factor": VAE_SCALE[family],
-        "force_upcast": family == "sdxl",
-    }
-
-
-def _clip_prefix(shapes: Shapes, prefix: str) -> str:
-    """Some tools wrote SD1's text encoder without ``text_model``."""
-    return prefix + "text_model." if any(name.startswith(prefix + "text_model.") for name in shapes) else prefix
-
-
-def _clip_config(shapes: Shapes, prefix: str) -> Config:
-    vocabulary, width = shapes[prefix + "embeddings.token_embedding.weight"]
-    return _text_config(
-        vocabulary,
-        width,
-        positions=shapes[prefix + "embeddings.position_embedding.weight"][0],
-        layers=_count(shapes, prefix + "encoder.layers."),
-        intermediate=shapes[prefix + "encoder.layers.0.mlp.fc1.weight"][0],
-        activation="quick_gelu",
-        projection=width,
-    )
-
-
-def _blocks(shapes: Shapes, prefix: str) -> int:
-    return _count(shapes, prefix + "transformer.resblocks.")
-
-
-def _blocks_read(shapes: Shapes, prefix: str) -> int:
-    """How many of an SD2 text encoder's blocks are run: SD2 reads what OpenCLIP-H's 23rd of 24 gives.
-
-    Some programs write 23 blocks, without the last, which is never run; a smaller encoder is whole, with its last
-    block, where the projection that follows that one is there.
-    """
-    blocks = _blocks(shapes, prefix)
-    unused = blocks < _OPEN_CLIP_H_READ and prefix + "text_projection" in shapes
-    return min(blocks - unused, _OPEN_CLIP_H_READ)
-
-
-def _open_clip_config(shapes: Shapes, prefix: str, layers: int) -> Config:
-    vocabulary, width = shapes[prefix + "token_embedding.weight"]
-    projection = shapes.get(prefix + "text_projection", (width, width))
-    return _text_config(
-        vocabulary,
-        width,
-        positions=shapes[prefix + "positional_embedding"][0],
-        layers=layers,
-        intermediate=shapes[prefix + "transformer.resblocks.0.mlp.c_fc.weight"][0],
-        activation="gelu",
-        projection=projection[1],
-    )
-
-
-def _text_config(
-    vocabulary: int, width: int, *, positions: int, layers: int, intermediate: int, activation: str, projection: int
-) -> Config:
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "max_position_embeddings": positions,
-        "num_hidden_layers": layers,
-        "intermediate_size": intermediate,
-        "num_attention_heads": max(1, width // 64),
-        "hidden_act": activation,
-        "projection_dim": projection,
-        "bos_token_id": vocabulary - 2,
-        "eos_token_id": vocabulary - 1,
-        "pad_token_id": vocabulary - 1,
-    }
-
-
-# ---------------------------------------------------------------- names
-
-
-def naming(shapes: Shapes, family: str, configs: Mapping[str, Config]) -> dict[str, Callable[[str], Source]]:
-    """For each component a function from a parameter's name to its :class:`Source`."""
-    prefixes = CLIP_PREFIXES[family]
-    unet, vae = configs["unet"], configs["vae"]
-    named: dict[str, Callable[[str], Source]] = {
-        "unet": lambda name: Source(UNET + _unet_name(name, unet)),
-        "vae": lambda name: Source(_vae_place(shapes, name, len(vae["block_out_channels"]))),
-    }
-    if family == "sd2":
-        named["text_encoder"] = lambda name: _open_clip_source(name, prefixes[0])
-    else:
-        prefix = _clip_prefix(shapes, prefixes[0])
-        named["text_encoder"] = lambda name: Source(prefix + name.removeprefix("text_model."))
-    if family == "sdxl":
-        named["text_encoder_2"] = lambda name: _open_clip_source(name, prefixes[1])
-    return named
-
-
-_UNET_TOPS = {
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
-}
-_UNET_RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-
-
-def _unet_name(name: str, config: Config) -> str:
-    last = config["layers_per_block"]
-    stride = last + 1
-
-    def block(match: re.Match[str]) -> str:
-        side, level, kind, index = match[1], int(match[2]), match[3], int(match[4])
-        if side == "down":
-            if kind == "downsamplers":
-                return f"input_blocks.{1 + level * stride + last}.0.op"
-            return f"input_blocks.{1 + level * stride + index}.{int(kind == 'attentions')}"
-        if kind == "upsamplers":
-            after_attention = config["up_block_types"][level] == "CrossAttnUpBlock2D"
-            return f"output_blocks.{level * stride + last}.{1 + after_attention}.conv"
-        return f"output_blocks.{level * stride + index}.{int(kind == 'attentions')}"
-
-    in_resnet = ".resnets." in name
-    name = re.sub(
-        r"^(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)(?:\.conv(?=\.))?", block, name
-    )
-    for top, ldm in _UNET_TOPS.items():
-        if name.startswith(top + "."):
-            name = ldm + name[len(top) :]
-            break
-    return _renamed(name, _UNET_RESNET) if in_resnet else name
-
-
-_VAE_RESNET = {"conv_shortcut": "nin_shortcut"}
-_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-
-
-def _vae_place(shapes: Shapes, name: str, levels: int) -> str:
-    """Where a parameter of the VAE lies: its attention has LDM's names, or diffusers' newer or older ones."""
-    own = VAE + _vae_name(name, levels)
-    if own in shapes or ".attentions.0." not in name:
-        return own
-    layer = name.partition(".attentions.0.")[2]
-    newer = f"{own.partition('.attn_1.')[0]}.attn_1.{layer}"
-    older = re.sub(r"\.(to_[qkv]|to_out\.0)\.", lambda match: f".{OLD_ATTENTION[match[1]]}.", newer)
-    return next((place for place in _with_either_norm(newer, older) if place in shapes), own)
-
-
-def _with_either_norm(*names: str) -> list[str]:
-    return [form for name in names for form in (name, name.replace(".group_norm.", ".norm."))]
-
-
-OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-"""Names of a VAE's attention layers before diffusers 0.15."""
-
-
-def _vae_name(name: str, levels: int) -> str:
-    name = name.replace("conv_norm_out", "norm_out")
-    name = re.sub(r"mid_block\.resnets\.(\d+)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
-    if "mid_block.attentions.0." in name:
-        return _renamed(name.replace("mid_block.attentions.0", "mid.attn_1"), _VAE_ATTENTION)
-    name = re.sub(r"down_blocks\.(\d+)\.", r"down.\1.", name)
-    name = re.sub(r"up_blocks\.(\d+)\.", lambda m: f"up.{levels - 1 - int(m[1])}.", name)
-    name = (
-        name.replace("resnets.", "block.").replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
-    )
-    return _renamed(name, _VAE_RESNET)
-
-
-_OPEN_CLIP = {
-    "embeddings.token_embedding": "token_embedding",
-    "encoder.layers": "transformer.resblocks",
-    "final_layer_norm": "ln_final",
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
-}
-
-
-def _open_clip_source(name: str, prefix: str) -> Source:
-    name = name.removeprefix("text_model.")
-    if name == "embeddings.position_embedding.weight":
-        return Source(prefix + "positional_embedding")
-    if name == "text_projection.weight":
-        return Source(prefix + "text_projection", transposed=True)
-    name = _renamed(name, _OPEN_CLIP)
-    match = re.match(r"(.*)self_attn\.([qkv])_proj\.(weight|bias)$", name)
-    if match:
-        return Source(f"{prefix}{match[1]}attn.in_proj_{match[3]}", third="qkv".index(match[2]))
-    return Source(prefix + name)
-
-
-def _renamed(name: str, table: Mapping[str, str]) -> str:
-    """The name with whole dotted parts replaced."""
-    for old, new in table.items():
-        name = re.sub(rf"(?<![^.]){re.escape(old)}(?![^.])", new, name)
-    return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ def load_quantized(
     dtype: str = "auto",
     device: str = "auto",
     prediction_type: str = "auto",
+    clip: Sequence[str | Path] = (),
+    vae: str | Path | None = None,
     cache: str | Path | None = None,
 ) -> QuantizedModel:
     """A checkpoint, diffusers folder or the embedded tiny model, never asking the network.
@@ -28,11 +31,13 @@ def load_quantized(
     What the model is gets checked at once; its parts are loaded when they are first used.
 
     Args:
-        model: a ``.safetensors`` or ``.ckpt`` file, a diffusers folder, or ``"tiny"``.
+        model: a ``.safetensors`` or ``.ckpt`` file, a diffusers folder, or ``"tiny"``; a UNet's file with the others.
         weights: ``int8``, ``int4``, ``float8`` or ``none``: storage of Linear and Conv2d weights.
         dtype: activations: ``float32``, ``float16``, ``bfloat16``; ``auto`` is float16 on CUDA, else float32.
         device: a torch device; ``auto`` is CUDA where there is one, else the CPU.
         prediction_type: ``epsilon`` or ``v_prediction`` where ``auto`` gets it wrong.
+        clip: files of text encoders, in place of the model's own.
+        vae: file of a VAE, in place of the model's own.
         cache: a folder for quantised copies, made at the first load and read in place of the model afterwards.
 
     Raises:
@@ -44,9 +49,9 @@ def load_quantized(
     where = _device(device)
     kind = _dtype(dtype, where)
     if cache is None or weights == "none" or str(model) == TINY:
-        blueprint = open_model(model, prediction_type)
+        blueprint = open_model(model, prediction_type, clip=clip, vae=vae)
     else:
-        blueprint = cached_model(Path(model), weights, Path(cache), prediction_type)
+        blueprint = cached_model(Path(model), weights, Path(cache), prediction_type, clip=clip, vae=vae)
     if blueprint.weights not in (None, weights):
         raise ModelError(f"model: {model} is a quantised copy with {blueprint.weights} weights, not {weights}")
     return QuantizedModel(blueprint, weights, kind, where, where)

@@ -21,6 +21,8 @@ from .unet import predict
 
 _LONGEST_PROMPT = 4096
 _LARGEST_WORDS = 16_000_000
+_MOST_TRAINED = 1000
+"""Rows of a text encoder beyond its tokenizer's words: those of tokens that were trained into the model."""
 _MOST_TIMESTEPS = 100_000
 
 
@@ -215,7 +217,7 @@ def _load_tokenizer(folder: Path, pad: str | None, vocabulary: int, length: int)
             f"model: {folder} cannot be loaded: {reason[0] if reason else type(error).__name__}; "
             "its files may be damaged, copy them again"
         ) from error
-    if len(tokenizer) != vocabulary:
+    if not len(tokenizer) <= vocabulary <= len(tokenizer) + _MOST_TRAINED:
         raise ModelError(
             f"model: the tokenizer in {folder} knows {len(tokenizer)} words, the text encoder {vocabulary}; "
             "it is not this model's, copy the right one"

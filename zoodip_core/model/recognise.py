@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import torch
 from ..base.errors import ConfigError, ModelError
 from ..base.files import is_newer
 from ..base.texts import parse_json
-from . import ldm
+from . import ldm, separate
 from .blueprint import COPY_FORMAT, COPY_MARK, Blueprint, ModelInfo, _config_useless, stored_name
-from .checkpoints import SUFFIXES, Checkpoint, ComponentReader, Source, component_files, read_json
-from .kinds import CLIP_PATH, PREDICTION_TYPES, TINY, TINY_PATH, family_of_widths
+from .checkpoints import SUFFIXES, Checkpoint, ComponentReader, Part, component_files, read_json
+from .kinds import CLIP_PATH, CLIP_WORDS, PREDICTION_TYPES, TINY, TINY_PATH, family_of_widths
+from .layouts import with_old_attention
 from .quantize import WEIGHTS
+from .renaming import AVERAGES, UNET, canonical
+from .source import Source
 
 _PADS = {"sd1": (None,), "sd2": ("!",), "sdxl": (None, "!")}
 _LONGEST_YAML = 1_000_000
@@ -33,38 +37,44 @@ _SCHEDULE = {
 }
 
 
-def identify(model: str | Path, prediction_type: str = "auto") -> ModelInfo:
-    """Read what a checkpoint or diffusers folder (or ``"tiny"``) is, without loading it.
+def identify(
+    model: str | Path, prediction_type: str = "auto", *, clip: Sequence[str | Path] = (), vae: str | Path | None = None
+) -> ModelInfo:
+    """Read what a model is, without loading it; see :func:`open_model`.
 
     Raises:
         ModelError: nothing there, damaged, or an unsupported kind.
     """
-    return open_model(model, prediction_type).info
+    return open_model(model, prediction_type, clip=clip, vae=vae).info
 
 
-def open_model(model: str | Path, prediction_type: str = "auto") -> Blueprint:
+def open_model(
+    model: str | Path, prediction_type: str = "auto", *, clip: Sequence[str | Path] = (), vae: str | Path | None = None
+) -> Blueprint:
     """A model's :class:`Blueprint`. Only headers and configs are read.
 
     Args:
-        model: a ``.safetensors`` or ``.ckpt`` checkpoint, a diffusers folder, or ``"tiny"``.
+        model: a ``.safetensors`` or ``.ckpt`` checkpoint, a UNet's file, a diffusers folder, or ``"tiny"``.
         prediction_type: ``auto``, or what the model predicts where its file does not tell rightly.
+        clip: files of its text encoders, in any order, in place of the model's own.
+        vae: file of its VAE, in place of the model's own.
 
     Raises:
-        ModelError: nothing there, damaged, or an unsupported kind.
+        ModelError: nothing there, damaged, of an unsupported kind, or parts that do not belong together.
         ConfigError: an unknown ``prediction_type``.
     """
     _check_prediction_type(prediction_type)
     path = TINY_PATH if str(model) == TINY else Path(model)
-    if path.is_dir():
-        return _checked(_open_folder(path, prediction_type))
-    if not path.is_file():
+    apart = separate.Files(tuple(map(Path, clip)), Path(vae) if vae else None)
+    opened = _open_folder if path.is_dir() else _open_file
+    if not path.is_file() and not path.is_dir():
         raise ModelError(
             f"model: {path} does not exist; give a checkpoint file, a diffusers folder, or {TINY!r} for the "
             "embedded model"
         )
-    if path.suffix.lower() not in SUFFIXES:
+    if path.is_file() and path.suffix.lower() not in SUFFIXES:
         raise ModelError(f"model: {path} is not a checkpoint; their names end in {', '.join(SUFFIXES)}")
-    return _checked(_open_file(path, prediction_type))
+    return replace(_checked(opened(path, prediction_type, apart)), clip=apart.clip, vae=apart.vae)
 
 
 _COUNTS = (
@@ -105,22 +115,52 @@ def _check_prediction_type(prediction_type: str) -> None:
 # ---------------------------------------------------------------- single files
 
 
-def _open_file(path: Path, prediction_type: str) -> Blueprint:
+def _open_file(path: Path, prediction_type: str, apart: separate.Files) -> Blueprint:
     checkpoint = Checkpoint([path])
     if COPY_MARK in checkpoint.metadata:
+        if apart:
+            raise ModelError(f"model: {path} is a quantised copy, which is whole; leave out clip and vae")
         return open_copy(path, prediction_type)
+    names = canonical(checkpoint.shapes)
+    checkpoint = checkpoint.known_as(names)
+    checkpoint.check_quantization()
     family = ldm.family_of(checkpoint.shapes, str(path))
-    configs = ldm.configs_of(checkpoint.shapes, family, str(path))
+    given = separate.parts(apart, ldm.WIDTHS[family], ldm.vae_scaling(family))
+    parts = ldm.parts_of(checkpoint, family, str(path), given) | given
     predicts = _predicts(checkpoint, family) if prediction_type == "auto" else prediction_type
     zero_snr = "ztsnr" in checkpoint.shapes or checkpoint.metadata.get("ss_zero_terminal_snr") == "True"
-    configs["scheduler"] = {**_SCHEDULE, "prediction_type": predicts, "rescale_betas_zero_snr": zero_snr}
-    names = ldm.naming(checkpoint.shapes, family, configs)
-    dims = tuple(configs[part]["hidden_size"] for part in ("text_encoder", "text_encoder_2") if part in configs)
-    return Blueprint(
-        ModelInfo(path, _title(path), family, dims, _resolution(configs, family), predicts),
-        configs,
-        {part: ComponentReader(checkpoint, name) for part, name in names.items()},
+    schedule = {**_SCHEDULE, "prediction_type": predicts, "rescale_betas_zero_snr": zero_snr}
+    averaged = any(own.startswith(AVERAGES) for name, own in names.items() if name.startswith(UNET))
+    return _assembled(
+        path,
+        family,
+        parts,
+        schedule,
         tuple((CLIP_PATH, pad) for pad in _PADS[family]),
+        ("the averages of its weights (EMA) are used: the file holds no others",) if averaged else (),
+    )
+
+
+def _assembled(
+    path: Path,
+    family: str,
+    parts: Mapping[str, Part],
+    schedule: dict[str, Any],
+    tokenizers: tuple[tuple[Path, str | None], ...],
+    notes: tuple[str, ...] = (),
+) -> Blueprint:
+    configs = {**{name: part.config for name, part in parts.items()}, "scheduler": schedule}
+    dims = tuple(configs[name]["hidden_size"] for name in ("text_encoder", "text_encoder_2") if name in configs)
+    words = max(configs[name].get("vocab_size", 0) for name in parts if name.startswith("text_encoder"))
+    if tokenizers[0][0] == CLIP_PATH and words > CLIP_WORDS:
+        rows = f"row {CLIP_WORDS}" if words == CLIP_WORDS + 1 else f"rows {CLIP_WORDS} to {words - 1}"
+        notes += (f"its text encoder holds trained tokens ({rows}), which stay; no prompt has their names",)
+    return Blueprint(
+        ModelInfo(path, _title(path), family, dims, _resolution(configs, family), schedule["prediction_type"]),
+        configs,
+        {name: part.reader for name, part in parts.items()},
+        tokenizers,
+        notes=notes,
     )
 
 
@@ -157,10 +197,11 @@ def _predicts(checkpoint: Checkpoint, family: str) -> str:
         return "v_prediction" if stated.lower() in ("v", "v_prediction", "v-prediction") else "epsilon"
     if "v_pred" in checkpoint.shapes:
         return "v_prediction"
-    tell = ldm.UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
-    if family == "sd2" and tell in checkpoint.shapes:
-        # The mark ComfyUI goes by: among SD2's models this norm's biases are wider in those that predict v.
-        return "v_prediction" if _spread(checkpoint.tensor(tell)) > 0.09 else "epsilon"
+    for block in ("output_blocks.11.1", "up_blocks.3.attentions.2"):
+        tell = f"{UNET}{block}.transformer_blocks.0.norm1.bias"
+        if family == "sd2" and tell in checkpoint.shapes:
+            # The mark ComfyUI goes by: among SD2's models this norm's biases are wider in those that predict v.
+            return "v_prediction" if _spread(checkpoint.tensor(tell)) > 0.09 else "epsilon"
     return "epsilon"
 
 
@@ -275,7 +316,7 @@ def _within_cache(path: Path) -> Path:
     )
 
 
-def _open_folder(path: Path, prediction_type: str) -> Blueprint:
+def _open_folder(path: Path, prediction_type: str, apart: separate.Files) -> Blueprint:
     path = _within_cache(path)
     index = path / "model_index.json"
     if not index.is_file():
@@ -290,16 +331,16 @@ def _open_folder(path: Path, prediction_type: str) -> Blueprint:
     for part in ("unet", "vae", *texts):
         if not (path / part / "config.json").is_file():
             raise ModelError(f"model: {path / part}/config.json is missing; the folder is incomplete, copy it again")
-    configs = {part: read_json(path / part / "config.json") for part in ("unet", "vae", *texts)}
-    configs["scheduler"] = _folder_schedule(path, prediction_type)
-    dims = tuple(configs[part].get("hidden_size", 0) for part in texts)
-    _check_folder(path, configs["unet"], dims)
-    family = family_of_widths(dims)
-    predicts = configs["scheduler"]["prediction_type"]
-    info = ModelInfo(path, _title(path), family, dims, _resolution(configs, family), predicts)
-    readers = {part: _folder_reader(path / part) for part in ("unet", "vae", *texts)}
-    folders = tuple((path / part.replace("text_encoder", "tokenizer"), None) for part in texts)
-    return Blueprint(info, configs, readers, folders)
+    parts = {
+        name: Part(read_json(path / name / "config.json"), _folder_reader(path / name))
+        for name in ("unet", "vae", *texts)
+    }
+    dims = tuple(parts[name].config.get("hidden_size", 0) for name in texts)
+    _check_folder(path, parts["unet"].config, dims)
+    scaling = {key: value for key, value in parts["vae"].config.items() if key in ("scaling_factor", "force_upcast")}
+    parts |= separate.parts(apart, dims, scaling)
+    folders = tuple((path / name.replace("text_encoder", "tokenizer"), None) for name in texts)
+    return _assembled(path, family_of_widths(dims), parts, _folder_schedule(path, prediction_type), folders)
 
 
 def _check_folder(path: Path, unet: dict[str, Any], dims: tuple[int, ...]) -> None:
@@ -343,8 +384,7 @@ def _folder_reader(folder: Path) -> ComponentReader:
     shapes = checkpoint.shapes
 
     def locate(name: str) -> Source:
-        old = re.sub(r"\.(to_[qkv]|to_out\.0)\.", lambda m: f".{ldm.OLD_ATTENTION[m[1]]}.", name)
-        forms = (name, f"text_model.{name}", name.removeprefix("text_model."), old)
+        forms = (name, f"text_model.{name}", name.removeprefix("text_model."), with_old_attention(name))
         return Source(next((form for form in forms if form in shapes), name))
 
     return ComponentReader(checkpoint, locate)

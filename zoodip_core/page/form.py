@@ -23,7 +23,7 @@ from ..train.settings import (
 _MOST = 2**53
 """The largest whole number that browsers tell from its neighbours."""
 _LONGEST = 4000
-NOT_ASKED = ("images", "captions", "cache")
+NOT_ASKED = ("images", "captions", "clip", "vae", "cache")
 """Of the table: they follow from the draft, and from whether a quantised copy is kept."""
 IN_SIGHT = {"model": ("model", "weights"), "token": ("token", "initializer", "num_vectors"), "preset": ("preset",)}
 """What most people set, by the places on the page; everything else stands behind "Every setting"."""

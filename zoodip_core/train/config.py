@@ -24,7 +24,7 @@ from ..search.subspace import SubspaceGradient
 from ..search.zeroth_order import ZerothOrderSearch
 from .draws import Draw, spread_draws
 from .presets import PAPER_PRESETS, check_given, preset_for
-from .settings import Settings
+from .settings import Settings, paths_of
 from .timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
 
 CONFIG_VERSION = 1
@@ -174,7 +174,7 @@ def preset_of(settings: Mapping[str, Any], name: str = "default") -> dict[str, A
     """What a preset's name stands for, with the model that some settings name. Its tensors' names are looked at.
 
     Args:
-        settings: of which model, prediction_type, weights and dtype count, where they are given.
+        settings: of which model, clip, vae, prediction_type, weights and dtype count, where they are given.
         name: of :data:`presets.PRESETS` or :data:`presets.PAPER_PRESETS`.
 
     Raises:
@@ -188,5 +188,8 @@ def preset_of(settings: Mapping[str, Any], name: str = "default") -> dict[str, A
     for key, value in given.items():
         if not isinstance(value, str):
             raise ConfigError(f"{key} = {value!r}: expected a text")
-    family = identify(given["model"], given["prediction_type"]).family
+    clip, vae = paths_of("clip", settings.get("clip", ())), settings.get("vae")
+    if not isinstance(vae, str | None):
+        raise ConfigError(f"vae = {vae!r}: expected a text")
+    family = identify(given["model"], given["prediction_type"], clip=clip, vae=vae).family
     return preset_for(family, given["weights"], given["dtype"], name)

@@ -50,6 +50,8 @@ def load_model(config: TrainConfig) -> QuantizedModel:
         dtype=config.dtype,
         device=config.device,
         prediction_type=config.prediction_type,
+        clip=config.clip,
+        vae=config.vae,
         cache=config.cache,
     )
 
@@ -75,10 +77,15 @@ class Training:
     ) -> None:
         self.config = config
         self.on_event = on_event
-        info = model.info if model else identify(config.model, config.prediction_type)
+        info = model.info if model else identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
         self.images, skipped = load_references(config, info)
         self.model = model or load_model(config)
-        self.warnings = skipped + noise_warning(config, self.model.dtype) + name_warning(config, self.model)
+        self.warnings = (
+            skipped
+            + list(self.model.blueprint.notes)
+            + noise_warning(config, self.model.dtype)
+            + name_warning(config, self.model)
+        )
         prompts = tokenised(config, self.model, self.images)
         self.plan = self._plan(config.resolution or info.resolution, batch)
         on_event(Message(f"memory, predicted: {self.plan.use}"))

@@ -64,6 +64,7 @@ class Setting:
         help: for people, a sentence or two.
         default: its value where nothing is given.
         flag: its option on the command line.
+        alias: another name of that option.
         metavar: what stands for the value there.
         choices: of a choice.
         range: the least and the largest number.
@@ -82,6 +83,7 @@ class Setting:
     help: str
     default: Any
     flag: str
+    alias: str = ""
     metavar: str | None = None
     choices: tuple[str, ...] = ()
     range: tuple[float, float] | None = None
@@ -191,6 +193,7 @@ class Settings:
         MODEL,
         "Model",
         "Checkpoint file, diffusers folder, or tiny for the embedded model: SD 1.x, 2.x or XL.",
+        alias="--unet",
         metavar="PATH",
     )
     weights: str = _setting(
@@ -215,6 +218,17 @@ class Settings:
         "Prediction type",
         "What the model predicts. auto reads it from the file; change it only where a v-prediction model draws noise.",
         choices=PREDICTION_TYPES,
+    )
+    clip: tuple[str, ...] = _setting(
+        (),
+        MODEL,
+        "Text encoders",
+        "Files of the model's text encoders, where they are not in it: CLIP L, for XL CLIP L and G.",
+        alias="--text-encoders",
+        metavar="FILE",
+    )
+    vae: str | None = _setting(
+        None, MODEL, "VAE", "File of the model's VAE, where it is not in it, or another is wanted.", metavar="FILE"
     )
     cache: str | None = _setting(
         None,
@@ -465,12 +479,10 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        images: Any = (self.images,) if isinstance(self.images, str) else self.images
-        if not isinstance(images, (list, tuple)) or not all(isinstance(path, (str, os.PathLike)) for path in images):
-            raise ConfigError(f"images = {images!r}: expected a list of paths")
-        object.__setattr__(self, "images", tuple(str(path) for path in images))
         for spec in dataclasses.fields(self):
-            value = _typed(spec.name, str(spec.type), getattr(self, spec.name))
+            value = getattr(self, spec.name)
+            value = paths_of(spec.name, value) if _KINDS[str(spec.type)] == PATHS else value
+            value = _typed(spec.name, str(spec.type), value)
             object.__setattr__(self, spec.name, value)
             SETTINGS[spec.name].check(value)
         if not self.images:
@@ -489,7 +501,9 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """By name, as JSON has them."""
-        return {**dataclasses.asdict(self), "images": list(self.images)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+        }
 
 
 def _described(spec: dataclasses.Field[Any]) -> Setting:
@@ -527,6 +541,18 @@ def given(values: Mapping[str, Any], own: Mapping[str, Setting] | None = None) -
         switched = setting is not None and setting.kind == SWITCH and value in (ON, OFF)
         found[name] = value == ON if switched else value
     return found
+
+
+def paths_of(name: str, value: Any) -> tuple[str, ...]:
+    """A path or several as texts.
+
+    Raises:
+        ConfigError: something else.
+    """
+    paths = (value,) if isinstance(value, str) else value
+    if not isinstance(paths, (list, tuple)) or not all(isinstance(path, (str, os.PathLike)) for path in paths):
+        raise ConfigError(f"{name} = {value!r}: expected a list of paths")
+    return tuple(str(path) for path in paths)
 
 
 def _typed(name: str, annotation: str, value: Any) -> Any:
