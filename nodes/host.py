@@ -50,7 +50,7 @@ class Host(Protocol):
     def models(self) -> dict[str, Path]:
         """Checkpoints, diffusers folders and files of parts, by the name that the user sees.
 
-        What is no checkpoint says so at the name's end: ``(diffusers)``, or one of :data:`PARTS`.
+        The name of anything but a checkpoint ends with what it is: ``(diffusers)``, or one of :data:`PARTS`.
         """
         ...
 

@@ -54,9 +54,6 @@ class LoadQuantizedSD:
             },
             "optional": {
                 **settings,
-                "clip": _apart(names, CLIP, "The text encoder's file, for a UNet or in place of the checkpoint's."),
-                "clip_2": _apart(names, CLIP, "SDXL's second text encoder; the order of the two does not matter."),
-                "vae": _apart(names, VAE, "The VAE's file, for a UNet or in place of the checkpoint's."),
                 "keep_copy": (
                     "BOOLEAN",
                     {
@@ -65,6 +62,9 @@ class LoadQuantizedSD:
                         "the second time on. It takes the disk space that the weights take in memory.",
                     },
                 ),
+                "clip": _apart(names, CLIP, "The text encoder's file, for a UNet or in place of the checkpoint's."),
+                "clip_2": _apart(names, CLIP, "SDXL's second text encoder; the order of the two does not matter."),
+                "vae": _apart(names, VAE, "The VAE's file, for a UNet or in place of the checkpoint's."),
             },
         }
 
@@ -84,10 +84,10 @@ class LoadQuantizedSD:
         weights: str,
         activations: str,
         prediction_type: str = "auto",
+        keep_copy: bool = False,
         clip: str = OWN,
         clip_2: str = OWN,
         vae: str = OWN,
-        keep_copy: bool = False,
     ) -> tuple[QuantizedModel, str]:
         check_packages()
         from ..zoodip_core.model.kinds import TINY

@@ -213,8 +213,6 @@ def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
         "dtype": dtype,
         "device": str(model.device),
         "prediction_type": model.info.prediction_type,
-        "clip": [str(file) for file in model.blueprint.clip],
-        "vae": str(model.blueprint.vae) if model.blueprint.vae else None,
     }
 
 
@@ -286,7 +284,8 @@ def _train(
     run, commands = folder / "run", Commands(host().interrupted)
     try:
         references = write_references(pictures, captions, folder)
-        config = TrainConfig.from_dict({**settings, **references})
+        apart = {"clip": model.blueprint.clip, "vae": model.blueprint.vae and str(model.blueprint.vae)}
+        config = TrainConfig.from_dict({**settings, **references, **apart})
         if run.exists():
             changes = {name: getattr(config, name) for name in CHANGEABLE}
             return resume_training(run, changes, model=model, on_event=live, commands=commands)

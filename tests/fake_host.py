@@ -17,6 +17,9 @@ class Interrupted(BaseException):
     """What this host raises after a stop: like the newer ComfyUI's, no ``Exception``."""
 
 
+_PARTS = {"diffusion_models": "(unet)", "text_encoders": "(clip)", "vae": "(vae)"}
+
+
 class FakeHost:
     """Implements ``nodes.host.Host`` on folders below ``root``.
 
@@ -41,7 +44,10 @@ class FakeHost:
         return "cpu"
 
     def models(self) -> dict[str, Path]:
-        return {path.name: path for path in sorted((self.root / "models").iterdir())}
+        folder = self.root / "models"
+        found = {path.name: path for path in sorted(folder.iterdir()) if path.name not in _PARTS}
+        parts = {part: sorted((folder / kind).glob("*")) for kind, part in _PARTS.items()}
+        return found | {f"{path.name} {part}": path for part, paths in parts.items() for path in paths}
 
     def models_folder(self) -> Path:
         return self.root / "models"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.fake_host import FakeHost
 from tests.small_models import SmallModels, Tensors, cut, under
 from zoodip_core import load_quantized
 from zoodip_core.base.errors import ModelError
@@ -17,6 +21,7 @@ from zoodip_core.model.memory import predict_memory
 from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.model.recognise import open_model
 from zoodip_core.model.tokens import EncodedPrompt
+from zoodip_core.tiny import concepts
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT = {
@@ -36,7 +41,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallModels:
 @torch.no_grad()
 def assert_is(model: QuantizedModel, modules: dict[str, Any]) -> None:
     """Texts, UNet and VAE compute what the modules do that the file was written from."""
-    exact = {"rtol": 1e-4, "atol": 1e-4}
+    close = functools.partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3)
     ids = torch.randint(0, 98, (1, 77), generator=torch.Generator().manual_seed(0))
     ids[0, -1] = model.blueprint.configs["text_encoder"]["eos_token_id"]  # the largest, by which the modules go
     condition = model.encode((EncodedPrompt(ids, (), 0),) * len(model.info.dims))
@@ -45,15 +50,15 @@ def assert_is(model: QuantizedModel, modules: dict[str, Any]) -> None:
     ]
     xl = len(outputs) == 2
     theirs = torch.cat([each.hidden_states[-2] for each in outputs], dim=-1) if xl else outputs[0].last_hidden_state
-    torch.testing.assert_close(condition.hidden, theirs, **exact)
+    close(condition.hidden, theirs)
     noisy = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     added = {"text_embeds": outputs[1].text_embeds, "time_ids": TIME_IDS[None]} if xl else None
     predicted = modules["unet"](noisy, 500, theirs, added_cond_kwargs=added).sample
-    torch.testing.assert_close(model.predict(noisy, 500, condition, TIME_IDS), predicted, rtol=1e-3, atol=1e-3)
+    close(model.predict(noisy, 500, condition, TIME_IDS), predicted)
     picture = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     with model.vae("encoder") as vae:
         mean = modules["vae"].encode(picture).latent_dist.mean
-        torch.testing.assert_close(vae.encode(picture).latent_dist.mean, mean, **exact)
+        close(vae.encode(picture).latent_dist.mean, mean)
 
 
 def loaded(path: Path, **settings: Any) -> QuantizedModel:
@@ -342,3 +347,57 @@ def test_what_a_part_lacks_is_found_before_it_is_used(small: SmallModels) -> Non
     del damaged["quant_conv.weight"]
     vae = small.save(damaged, "damaged")
     assert "lacks tensors ('quant_conv.weight')" in refused(files["unet"], clip=files["clip"], vae=vae)
+
+
+# ---------------------------------------------------------------- where users meet it
+
+
+@pytest.fixture(scope="module")
+def parts(small: SmallModels) -> dict[str, list[str]]:
+    """Options of the command line for an SD1.5 in files of its parts."""
+    tensors = small.tensors("sd15", WORDS)
+    files = {
+        "--unet": small.save(cut(tensors, UNET), "unet-alone"),
+        "--clip": small.save(cut(tensors, TEXT["sd15"][0]), "clip-alone"),
+        "--vae": small.save(cut(tensors, VAE), "vae-alone"),
+    }
+    return {option: [option, str(file)] for option, file in files.items()}
+
+
+def test_the_command_line_trains_resumes_and_draws_with_files_of_parts(
+    parts: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = [each for option in parts.values() for each in option]
+    images, run = concepts.load("pip").images, tmp_path / "run"
+    training = ["train", *model, "--images", str(images), "--token", "<pip>", "--init", "boy", "--resolution", "64"]
+    search = ["--preset", "paper", "--steps", "2", "--output", str(run)]
+    assert main([*training, *search]) == 0
+    assert main(["train", "--resume", str(run), "--steps", "3"]) == 0
+    token = ["--embedding", str(run / "pip.safetensors"), "--prompt", "a <pip>", "--steps", "1"]
+    assert main(["generate", *model, *token, "--output", str(tmp_path / "drawn")]) == 0
+    assert main([*training[:3], *training[7:], "--output", str(tmp_path / "none")]) == 2
+    assert "or give the text encoder's own file (--clip" in capsys.readouterr().err
+
+
+def test_the_node_offers_and_loads_files_of_parts(parts: dict[str, list[str]], host: FakeHost) -> None:
+    loader = importlib.import_module("zoodip_pack.nodes.models").LoadQuantizedSD
+    for option, folder in (("--unet", "diffusion_models"), ("--clip", "text_encoders"), ("--vae", "vae")):
+        (host.models_folder() / folder).mkdir()
+        shutil.copy(parts[option][1], host.models_folder() / folder)
+    shown = loader.INPUT_TYPES()
+    assert shown["required"]["checkpoint"][0][1:] == ["unet-alone.safetensors (unet)"]
+    own, clip = shown["optional"]["clip"][0]
+    assert (own, shown["optional"]["clip_2"][0]) == ("the checkpoint's own", [own, clip])
+    chosen = {
+        "checkpoint": "unet-alone.safetensors (unet)",
+        "clip": clip,
+        "vae": shown["optional"]["vae"][0][1],
+    }
+    model, report = loader().load(weights="int8", activations="auto", **chosen)
+    assert report.startswith("unet-alone (sd1, epsilon)")
+    assert model.prompt("a dog")
+    before = loader.IS_CHANGED(**chosen)
+    (host.models_folder() / "vae/vae-alone.safetensors").touch()
+    assert before != loader.IS_CHANGED(**chosen)
+    with pytest.raises(Exception, match=r"^vae: gone\.pt \(vae\) is not among"):
+        loader().load(weights="int8", activations="auto", **{**chosen, "vae": "gone.pt (vae)"})
