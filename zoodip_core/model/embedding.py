@@ -25,7 +25,16 @@ from ..base.names import check_name, file_stem
 from ..base.pickles import load_plain, tensors_in
 from ..base.safetensors_files import open_safetensors
 from ..base.texts import parse_json, whole_text
-from .embedding_tensors import FORMAT_VERSION, MAX_BYTES, SDXL_KEYS, check_names, other_tensors, rows_of, token_parts
+from .embedding_tensors import (
+    FORMAT_VERSION,
+    MAX_BYTES,
+    SDXL_KEYS,
+    check_names,
+    check_size,
+    other_tensors,
+    rows_of,
+    token_parts,
+)
 from .kinds import FAMILIES, family_of_widths, model_of_widths
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
@@ -161,6 +170,7 @@ def _read(path: Path) -> tuple[Tokens, dict[str, str]]:
         tensors, metadata = _read_safetensors(path)
     else:
         tensors, metadata = _read_pickle(path)
+    check_size(path, tensors)
     found = token_parts(path, tensors)
     stated = metadata.get("token") if len(found) == 1 else None
     tokens = {

@@ -104,15 +104,24 @@ def token_parts(path: Path, names: Collection[str]) -> dict[str, tuple[str, ...]
     return {token: tuple(parts[part] for part in sorted(parts, reverse=True)) for token, parts in found.items()}
 
 
+def check_size(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that would take more room than any embedding: those of a few bytes may share one number.
+
+    Raises:
+        EmbeddingFileError: they would.
+    """
+    count = sum(tensor.numel() for tensor in tensors.values())
+    if count > MAX_BYTES // 4:
+        raise EmbeddingFileError(f"{path} holds tensors of {count} numbers, too much for an embedding")
+
+
 def rows_of(path: Path, tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of a file as the vectors of a token, float32 ``[num_vectors, dim]``.
 
     Raises:
-        EmbeddingFileError: it is of another shape or type, too large, or not finite.
+        EmbeddingFileError: it is of another shape or type, or not finite.
     """
     rows = tensor.detach()[None] if tensor.ndim == 1 else tensor.detach()
-    if rows.numel() > MAX_BYTES // 4:  # a file of a few bytes may give a number for all of them
-        raise EmbeddingFileError(f"{path} holds a tensor {list(tensor.shape)}, too much for an embedding")
     if rows.ndim != 2 or 0 in rows.shape or not rows.is_floating_point():
         raise EmbeddingFileError(
             f"{path} holds a {tensor.dtype} tensor {list(tensor.shape)}, not the float [vectors, dim] of an embedding"
