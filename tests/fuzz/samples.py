@@ -311,7 +311,7 @@ STATE = Safetensors(
         **dict.fromkeys(("step", "seed", "optimizer.steps", "subspace.turns", "subspace.kept"), ("I64", ())),
         **dict.fromkeys(("subspace.buffer", "subspace.projection"), ("F64", (1, 16))),
     },
-    {"about": '{"inputs": "x", "batch": 3}'},
+    {"about": '{"inputs": "x", "parts": {"model": "y", "images": "z"}, "batch": 3}'},
 )
 
 

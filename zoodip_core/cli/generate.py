@@ -102,7 +102,7 @@ def _generate(args: argparse.Namespace) -> int:
         guidance_scale=args.guidance,
     )
     # A token's name comes from inside a file, perhaps a stranger's: never a path.
-    stem = plain("-".join(dict.fromkeys(each.token for each in used)), 120) or "image"
+    stem = plain("-".join(dict.fromkeys(plain(each.token, 120) for each in used)), 120) or "image"
     for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
         path = _free(args.output / f"{stem}-{i // args.count + 1}-seed{seed}.png")
         save_png(image, path)
