@@ -139,7 +139,7 @@ class SaveEmbedding:
         _saved[str(unique_id)] = path, content
         name = path.relative_to(Path(host().embeddings_folder()).resolve()).with_suffix("").as_posix()
         places = f"{token_pattern(embedding.token)}|{re.escape(SLOT)}"
-        text = replaced(prompt, places, f"embedding:{name}")
+        text = replaced(prompt, places, lambda _: f"embedding:{name}")
         return {"ui": {"text": [f"embedding:{name}"]}, "result": (text, f"{name}.safetensors")}
 
 
@@ -158,7 +158,17 @@ class LoadEmbedding:
         return {
             "required": {
                 "file": (list(host().embeddings()), {"tooltip": "A file in ComfyUI's embeddings folders."}),
-            }
+            },
+            "optional": {
+                "which": (
+                    "STRING",
+                    {
+                        "default": "",
+                        "advanced": True,
+                        "tooltip": "The token to take of a file that holds several; empty: the only one.",
+                    },
+                ),
+            },
         }
 
     @classmethod
@@ -170,15 +180,15 @@ class LoadEmbedding:
         return True
 
     @classmethod
-    def IS_CHANGED(cls, file: str) -> str:  # noqa: N802
+    def IS_CHANGED(cls, file: str, which: str = "") -> str:  # noqa: N802
         from ..zoodip_core.base.files import sha256_of
 
         return sha256_of(_known(file))
 
-    def load(self, file: str) -> tuple[Embedding, str]:
+    def load(self, file: str, which: str = "") -> tuple[Embedding, str]:
         from ..zoodip_core.model.embedding import describe, load_embedding
 
-        embedding = load_embedding(_known(file))
+        embedding = load_embedding(_known(file), which.strip())
         return embedding, "\n".join(f"{label}: {text}" for label, text in describe(embedding))
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,39 +33,59 @@ def with_token(clip: Any, embedding: Embedding, strength: float, folder: Path) -
     name = f"zoodip_{hashlib.sha256(content).hexdigest()[:16]}"
     text = f"embedding:{name}" if strength == 1 else f"(embedding:{name}:{strength:g})"
     applied = clip.clone()
-    applied.tokenizer = _with_token(clip.tokenizer, embedding.token, text, folder / f"{name}.safetensors", content)
+    known = Known(text, folder / f"{name}.safetensors", content)
+    applied.tokenizer = _with_token(clip.tokenizer, unicodedata.normalize("NFC", embedding.token), known)
     return applied, text
 
 
-def _with_token(tokenizer: Any, token: str, text: str, file: Path, content: bytes) -> Any:
+@dataclass(frozen=True)
+class Known:
+    """A token that a tokenizer knows: what stands for it in prompts, and its file with the file's content."""
+
+    text: str
+    file: Path
+    content: bytes
+
+
+def _with_token(tokenizer: Any, token: str, known: Known) -> Any:
+    """A copy of a tokenizer that knows this token besides those that it knows already."""
     from ..zoodip_core.base.files import write_atomically
 
-    class WithToken(type(tokenizer)):  # type: ignore[misc]
-        def tokenize_with_weights(self, prompt: str, *args: Any, **options: Any) -> Any:
-            if not file.is_file():  # the folder is temporary
-                write_atomically(file, content)
-            return super().tokenize_with_weights(in_prompt(prompt, token, text), *args, **options)
+    all_known: dict[str, Known] = {**getattr(tokenizer, "zoodip_known", {}), token: known}
+    plain = vars(type(tokenizer)).get("zoodip_plain", type(tokenizer))  # another's class on top of ours stays
 
-    WithToken.__name__ = type(tokenizer).__name__
+    class WithTokens(plain):  # type: ignore[misc]
+        zoodip_known, zoodip_plain = all_known, plain
+
+        def tokenize_with_weights(self, prompt: str, *args: Any, **options: Any) -> Any:
+            for each in all_known.values():
+                if not each.file.is_file():  # the folder is temporary
+                    write_atomically(each.file, each.content)
+            return super().tokenize_with_weights(in_prompt(prompt, all_known), *args, **options)
+
+    WithTokens.__name__ = plain.__name__
     copied = copy.copy(tokenizer)
-    copied.__class__ = WithToken
+    copied.__class__ = WithTokens
     for name, inner in _inner(tokenizer).items():
         inner = copy.copy(inner)
-        inner.embedding_directory = [str(file.parent), *_listed(inner.embedding_directory)]
+        folders = _listed(inner.embedding_directory)
+        place = str(known.file.parent)
+        inner.embedding_directory = folders if place in folders else [place, *folders]
         setattr(copied, name, inner)
-    write_atomically(file, content)
+    write_atomically(known.file, known.content)
     return copied
 
 
-def in_prompt(prompt: str, token: str, text: str) -> str:
-    """The prompt with the token's name replaced."""
+def in_prompt(prompt: str, known: Mapping[str, Known]) -> str:
+    """The prompt with the tokens' names replaced, all at once: ``dog`` is not looked for in ``dog-2``."""
     from ..zoodip_core.data.prompts import token_pattern
 
-    return replaced(prompt, token_pattern(token), text)
+    longest_first = sorted(known, key=len, reverse=True)
+    return replaced(prompt, "|".join(map(token_pattern, longest_first)), lambda token: known[token].text)
 
 
-def replaced(prompt: str, pattern: str, text: str) -> str:
-    """The prompt with an embedding's ``text`` in place of what matches.
+def replaced(prompt: str, pattern: str, text_for: Callable[[str], str]) -> str:
+    """The prompt with an embedding's text in place of what matches.
 
     ComfyUI reads an embedding's name up to the next space, and only where a space, a line or a bracket begins it.
     """
@@ -73,7 +96,7 @@ def replaced(prompt: str, pattern: str, text: str) -> str:
             return match[0]
         left = "" if not before or re.search(r"(?:[ \n]|(?<!\\)\()$", before) else " "
         right = "" if not after or re.match(r"[\s)]|:[\d.]+\)", after) else " "
-        return left + text + right
+        return left + text_for(match[0]) + right
 
     return re.sub(pattern, placed, prompt)
 

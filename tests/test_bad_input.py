@@ -600,7 +600,7 @@ def plain_text(path: Path) -> None:
 
 
 def two_tensors(path: Path) -> None:
-    torch.save({"a": torch.ones(1, 768), "b": torch.ones(1, 768)}, path)
+    torch.save({"a": torch.ones(1, 768), "b": torch.ones(1, 512)}, path)
 
 
 def not_finite(path: Path) -> None:

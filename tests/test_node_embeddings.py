@@ -223,6 +223,39 @@ def test_two_tokens_may_be_applied_one_after_the_other(apply_node: Any, host: Fa
     assert {f"embedding:{file.stem}" for file in (host.root / "temp" / "zoodip").iterdir()} == {boo, zig}
 
 
+@pytest.mark.parametrize("tokens", [("dog", "dog-2"), ("rex", "<rex>"), ("dog-2", "dog"), ("<rex>", "rex")])
+def test_no_applied_token_is_looked_for_in_another(tokens: tuple[str, str], apply_node: Any, host: FakeHost) -> None:
+    clip, texts = Clip(), {}
+    for seed, token in enumerate(tokens):
+        clip, texts[token] = apply_node.apply(clip, learned(token, seed), 1.0)
+    read = clip.reads(f"a {tokens[0]} and a {tokens[1]}, {tokens[0]}")
+    called = [f"embedding:{name}" for name, _ in names_in(read)]
+    assert called == [texts[tokens[0]], texts[tokens[1]], texts[tokens[0]]]
+    assert clip.tokenizer.clip_l.embedding_directory == [  # type: ignore[attr-defined]
+        str(host.root / "temp" / "zoodip"),
+        "/embeddings",
+    ]
+
+
+def test_a_token_applied_again_is_the_later_one(apply_node: Any, host: FakeHost) -> None:
+    once, _ = apply_node.apply(Clip(), learned(seed=1), 1.0)
+    twice, text = apply_node.apply(once, learned(seed=2), 1.2)
+    assert twice.reads("a <boo>") == f"a {text}"
+
+
+def test_what_another_pack_put_around_the_tokenizer_stays(apply_node: Any, host: FakeHost) -> None:
+    clip, boo = apply_node.apply(Clip(), learned(), 1.0)
+
+    class Shouting(type(clip.tokenizer)):  # type: ignore[misc]
+        def tokenize_with_weights(self, text: str, *args: Any, **options: Any) -> Any:
+            return super().tokenize_with_weights(f"{text}!", *args, **options)
+
+    clip.tokenizer = copy.copy(clip.tokenizer)
+    clip.tokenizer.__class__ = Shouting
+    both, zig = apply_node.apply(clip, learned("<zig>", 1), 1.0)
+    assert both.reads("<boo> <zig>") == f"{boo} {zig}!"
+
+
 @pytest.mark.parametrize(("strength", "shown"), [(1.3, "1.3"), (0.05, "0.05"), (0.0, "0"), (4.0, "4")])
 def test_strength_weighs_the_token_in_prompts(strength: float, shown: str, apply_node: Any, host: FakeHost) -> None:
     clip, text = apply_node.apply(Clip(), learned(), strength)

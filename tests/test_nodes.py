@@ -18,6 +18,7 @@ import pytest
 import random_models
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.fake_host import FakeHost, Interrupted
 
@@ -442,6 +443,18 @@ def test_a_preview_is_what_the_core_draws(pack: Any, host: FakeHost, model: Any)
     np.testing.assert_array_equal(np.stack([np.asarray(picture) for picture in shown]), expected)
     assert {each["type"] for each in out["ui"]["images"]} == {"temp"}
     assert [(done, of) for done, of, _ in host.shown] == [(1, 2), (2, 2)]
+
+
+def test_a_preview_calls_a_loaded_token_by_its_file(pack: Any, host: FakeHost, model: Any) -> None:
+    """A webui's prompt, with a file that says nothing of a name."""
+    save_file({"emb_params": token().vectors}, host.root / "embeddings" / "EasyNegative.safetensors")
+    loaded, _ = node(pack, "ZoodipLoadEmbedding").load("EasyNegative.safetensors")
+    negatives = ("<EasyNegative>", "easynegative", "embedding:EasyNegative", "")
+    drawn = [draw(pack, model, "a star", embedding=loaded, negative_prompt=each, steps=1) for each in negatives]
+    by_token, by_word, by_file, without = (each["result"][0] for each in drawn)
+    assert torch.equal(by_token, by_word)
+    assert torch.equal(by_token, by_file)
+    assert not torch.equal(by_token, without)
 
 
 def test_size_guidance_and_steps_reach_the_drawing(pack: Any, host: FakeHost, model: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from zoodip_core.cli.main import main
 from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train.loop import TrainResult
 from zoodip_core.train.presets import PAPER_PRESETS
+from zoodip_core.train.run_folder import Inputs, RunFolder
 
 PIP = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip"
 
@@ -155,16 +158,59 @@ def test_other_settings_resume_as_well(settings: dict[str, Any], tiny_model: Qua
     assert resume_training(tmp_path / "b", model=tiny_model).path.read_bytes() == straight.path.read_bytes()
 
 
-def test_changed_inputs_are_not_resumed(tiny_model: QuantizedModel, tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    for path in (PIP / "images").iterdir():
-        (images / path.name).write_bytes(path.read_bytes())
-    config = config_of(images=(str(images),), captions=None)
-    train(config, tmp_path / "run", tiny_model, stop_after=3)
-    Image.new("RGB", (48, 48), "red").save(images / "01.png")
-    with pytest.raises(RunFolderError, match="not those of this run"):
-        resume_training(tmp_path / "run", model=tiny_model)
+class Changeable:
+    """A stopped run whose model, images and captions can be changed."""
+
+    def __init__(self, folder: Path, model: QuantizedModel) -> None:
+        self.images, self.captions, self.run = folder / "images", folder / "captions.json", folder / "run"
+        shutil.copytree(PIP / "images", self.images)
+        shutil.copy(PIP / "images.json", self.captions)
+        config = config_of(images=(str(self.images),), captions=str(self.captions))
+        train(config, self.run, model, stop_after=3)
+
+    def refused(self, model: QuantizedModel) -> str:
+        with pytest.raises(RunFolderError, match="not those of this run any more; put them back, or start a n") as told:
+            resume_training(self.run, model=model)
+        return str(told.value).removeprefix(f"{self.run}: ")
+
+
+@pytest.fixture
+def changeable(tiny_model: QuantizedModel, tmp_path: Path) -> Changeable:
+    return Changeable(tmp_path, tiny_model)
+
+
+def another(model: QuantizedModel, **scheduler: Any) -> QuantizedModel:
+    """The model with another noise schedule, or other weights."""
+    configs = {**model.blueprint.configs, "scheduler": {**model.blueprint.configs["scheduler"], **scheduler}}
+    blueprint = dataclasses.replace(model.blueprint, configs=configs)
+    if not scheduler:
+        blueprint.__dict__["fingerprint"] = "0" * 64
+    return dataclasses.replace(model, blueprint=blueprint)
+
+
+def test_a_resume_says_what_has_changed(changeable: Changeable, tiny_model: QuantizedModel) -> None:
+    for model in (another(tiny_model), another(tiny_model, beta_end=0.02)):
+        assert changeable.refused(model).startswith("the model's weights or noise schedule (tiny) are not")
+
+    captions = changeable.captions.read_text()
+    changeable.captions.write_text(captions.replace("in the sunset", "at noon"))
+    assert changeable.captions.read_text() != captions
+    assert changeable.refused(tiny_model).startswith(f"the captions ({changeable.captions}) are not")
+    changeable.captions.write_text(captions)
+
+    Image.new("RGB", (48, 48), "red").save(changeable.images / "01.png")
+    assert changeable.refused(tiny_model).startswith(f"the images ({changeable.images}) are not")
+    told = changeable.refused(another(tiny_model))
+    assert told.startswith("the model's weights or noise schedule (tiny) and the images (")
+
+
+def test_a_state_of_before_says_that_something_has_changed(changeable: Changeable, tiny_model: QuantizedModel) -> None:
+    folder = RunFolder.open(changeable.run)
+    saved = folder.saved_state()
+    assert saved
+    folder.save_state(saved.tensors, Inputs(saved.inputs.digest, {}), saved.batch)
+    Image.new("RGB", (48, 48), "red").save(changeable.images / "01.png")
+    assert changeable.refused(tiny_model).startswith("the model, images or captions are not")
 
 
 def test_events_tell_progress_saves_and_samples(tiny_model: QuantizedModel, tmp_path: Path) -> None:

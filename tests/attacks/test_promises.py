@@ -9,7 +9,7 @@ from pathlib import Path
 import node_pack
 
 from zoodip_core.data import images, prompts
-from zoodip_core.model import embedding
+from zoodip_core.model import embedding_tensors
 from zoodip_core.page import draft
 from zoodip_webui import api
 
@@ -30,7 +30,7 @@ def test_the_limits_are_the_code_s() -> None:
         "all pictures that a node loads": f"{in_nodes // 10**6} million pixels",
         "a request of a script, with its pictures": f"{api.MAX_REQUEST // 10**6} MB",
         "a file of captions": f"{prompts.MAX_TEXT // 10**6} MB",
-        "an embedding": f"{embedding.MAX_BYTES // 10**6} MB",
+        "an embedding": f"{embedding_tensors.MAX_BYTES // 10**6} MB",
     }
     assert ", ".join(images.FORMATS[:-1]) == "JPEG, PNG"
     assert "JPEG, PNG and WebP are read" in TEXT

@@ -39,8 +39,9 @@ from zoodip_core.jobs.pipes import obey
 from zoodip_core.jobs.process import Worker
 from zoodip_core.jobs.protocol import RUNNING
 from zoodip_core.model.building import empty_network
+from zoodip_core.model.calls import calls_in
 from zoodip_core.model.copies import _name, cached_model, file_stamps
-from zoodip_core.model.embedding import describe, load_embedding
+from zoodip_core.model.embedding import describe, load_embedding, load_embeddings
 from zoodip_core.model.libraries import quiet_libraries
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.recognise import open_model
@@ -171,8 +172,14 @@ def _tellable(*texts: Any) -> None:
 
 def _embedding(name: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> None:
-        embedding = load_embedding(folder / name)
-        _tellable(describe(embedding), embedding.token, embedding.metadata, embedding.family)
+        """All tokens of the file, and each as the one that is chosen."""
+        found = load_embeddings(folder / name)
+        for each in found:
+            chosen = load_embedding(folder / name, each.token)
+            assert chosen.token == each.token
+            _tellable(describe(chosen), each.token, each.metadata, each.family, each.alias)
+        calls_in([found[0].token, "a cat"], found)
+        load_embedding(folder / name)  # which refuses several
 
     return read
 
@@ -330,7 +337,10 @@ _PICTURE = of.pngs()[0]
 
 READERS: Mapping[str, Reader] = {
     "embedding .safetensors": Reader(
-        _one("a.safetensors", safetensors(of.EMBEDDINGS, ("<x>", "clip_l", "clip_g", "emb_params"))),
+        _one(
+            "a.safetensors",
+            safetensors(of.EMBEDDINGS, ("<x>", "clip_l", "clip_g", "emb_params", "t5xxl", "a.clip_g", "a.alpha")),
+        ),
         _embedding("a.safetensors"),
         share=2,
     ),

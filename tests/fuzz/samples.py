@@ -48,6 +48,8 @@ EMBEDDINGS = (
     ),
     Safetensors({"emb_params": ("BF16", (1, 768))}, {"sshs_model_hash": "x"}),
     Safetensors({"clip_g": ("F16", (1, 1280)), "clip_l": ("F16", (1, 768))}, {"token": "<pip>", "steps": "30"}),
+    Safetensors({"<pip>": ("F32", (2, 8)), "<cat>": ("F16", (1, 8)), "dog": ("F32", (8,))}),
+    Safetensors({f"bundle_emb.{name}": ("F32", (1, 8)) for name in ("a.clip_l", "a.clip_g", "b.clip_l", "b.clip_g")}),
 )
 
 
@@ -91,6 +93,8 @@ def embedding_pickles() -> tuple[bytes, ...]:
         *(_a1111(tensor) for tensor in odd),
         *(_a1111(sound, step=10**5000), _a1111(sound, step=laughs()), _a1111(sound, sd_checkpoint=sound, name=5)),
         *(_a1111(sound, name="\ud800"), _a1111(sound, sd_checkpoint_name={"a": [1] * 1000}), {"string_to_param": None}),
+        {**_a1111(sound), "string_to_param": {"*": sound, "<cat>": sound[:1], "dog": sound[0]}},
+        {"string_to_param": {str(i): torch.ones(1, 1).expand(70, 100_000) for i in range(1000)}},
     ]
     return *(_saved(content) for content in contents), _saved(_a1111(sound), zipped=False)
 
@@ -99,7 +103,9 @@ def embedding_pickles() -> tuple[bytes, ...]:
 def diffusers_pickles() -> tuple[bytes, ...]:
     """diffusers' ``.bin``, in the zip format and in the one before."""
     content = {"<cat>": torch.ones(1, 8, dtype=torch.float16)}
-    return _saved(content), _saved({"<cat>": torch.ones(8)}), _saved(content, zipped=False)
+    several = {"<cat>": torch.ones(1, 8), "dog": torch.ones(8), "<\ud800>": torch.ones(2, 8)}
+    files = (content, {"<cat>": torch.ones(8)}, several)
+    return *(_saved(each) for each in files), *(_saved(each, zipped=False) for each in (content, several))
 
 
 # ---------------------------------------------------------------- models
@@ -306,7 +312,7 @@ STATE = Safetensors(
         **dict.fromkeys(("step", "seed", "optimizer.steps", "subspace.turns", "subspace.kept"), ("I64", ())),
         **dict.fromkeys(("subspace.buffer", "subspace.projection"), ("F64", (1, 16))),
     },
-    {"about": '{"inputs": "x", "batch": 3}'},
+    {"about": '{"inputs": "x", "parts": {"model": "y", "images": "z"}, "batch": 3}'},
 )
 
 

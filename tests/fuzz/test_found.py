@@ -175,6 +175,10 @@ REFUSED: dict[str, tuple[str, Callable[[], Files]]] = {
     "a sparse tensor": ("embedding .pt", lambda: {"a.pt": a1111(string_to_param={"*": torch.ones(1, 8).to_sparse()})}),
     "a file of a crowded directory": ("embedding .bin", lambda: {"a.bin": crowded()}),
     "a pickle of a million operations": ("checkpoint .ckpt", lambda: {"m.ckpt": pickled(b"N0" * 600_000)}),
+    "a thousand tokens of one number": (
+        "embedding .bin",
+        lambda: {"a.bin": saved({str(i): torch.ones(30_000)[:1].expand(70, 100) for i in range(1000)})},
+    ),
     "an embedding of sixty thousand tensors": (
         "embedding .safetensors",
         lambda: {"a.safetensors": Safetensors({str(i): ("U8", (0,)) for i in range(60_000)}).write()},

@@ -45,6 +45,12 @@ class Together(argparse.Action):
         setattr(namespace, self.dest, [*before, *values] if isinstance(before, list) else list(values))
 
 
+def which_option(parser: argparse.ArgumentParser, otherwise: str) -> None:
+    """Which token to take of an embedding file that holds several."""
+    help = f"the token to take of a file that holds several (default: {otherwise})"
+    parser.add_argument("--which", action=Once, metavar="NAME", help=help)
+
+
 # ---------------------------------------------------------------- settings of a training
 
 

@@ -14,7 +14,7 @@ from ..evaluate.prompt_sets import PROMPT_SETS, default_set, prompts_of
 from ..model.embedding import load_embedding
 from ..model.kinds import TINY
 from ..train.settings import SETTINGS
-from .arguments import command, load, loading_options
+from .arguments import command, load, loading_options, which_option
 from .screen import Stages, session
 
 
@@ -28,6 +28,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--model", default=TINY, metavar="PATH", help=f"{SETTINGS['model'].help} (default: {TINY})")
     parser.add_argument("--embedding", type=Path, required=True, metavar="FILE", help="the learned token")
+    which_option(parser, "the only one")
     parser.add_argument(
         "--images",
         type=Path,
@@ -73,7 +74,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ..evaluate.evaluation import EvaluationPlan, as_json, class_word_of, evaluate, find_judges, folder_for
     from ..evaluate.report import as_text, write_report
 
-    embedding = load_embedding(args.embedding)
+    embedding = load_embedding(args.embedding, args.which)
     references = find_images(args.images)
     judges = find_judges(args.clip, args.dino)
     for why in judges.left_out:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import ConfigError
 from ..base.names import plain
-from ..data.prompts import with_slots
-from ..model.embedding import load_embedding
+from ..model.calls import calls_in
+from ..model.embedding import Embedding, load_embedding, load_embeddings
 from ..model.kinds import TINY
 from ..train.settings import SETTINGS
-from .arguments import Once, command, load, loading_options
+from .arguments import command, load, loading_options, which_option
 
 
 def add(commands: Any) -> None:
@@ -28,8 +29,14 @@ def add(commands: Any) -> None:
     parser.add_argument("--prompt", required=True, action="append", help="what to draw; may be given several times")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to stay away from")
     parser.add_argument(
-        "--embedding", type=Path, action=Once, metavar="FILE", help="a learned token, used by its name in the prompt"
+        "--embedding",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a learned token, used by its name, or its file's, in the prompts; may be given several times",
     )
+    which_option(parser, "all may be used")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image (default: 0)")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="images a prompt (default: 1)")
     parser.add_argument("--steps", type=int, default=25, metavar="N", help="denoising steps (default: 25)")
@@ -56,17 +63,32 @@ def _free(path: Path) -> Path:
     return path if not path.exists() else next(each for each in numbered if not each.exists())
 
 
+def _check_used(file: Path, tokens: Sequence[Embedding], used: Sequence[Embedding]) -> None:
+    """Refuse an embedding that would do nothing.
+
+    Raises:
+        ConfigError: no prompt calls a token of the file.
+    """
+    if any(each is other for each in tokens for other in used):
+        return
+    names = ", ".join(each.token[:80] for each in tokens[:10]) + (" ..." if len(tokens) > 10 else "")
+    which = f"the token {names}" if len(tokens) == 1 else f"a token of {file} ({names})"
+    raise ConfigError(f"no prompt holds {which}; write it where the subject should stand")
+
+
 def _generate(args: argparse.Namespace) -> int:
     from ..data.sheets import save_png
     from ..model.generation import generate
 
     if not 1 <= args.count <= 256:
         raise ConfigError(f"--count {args.count}: must be from 1 to 256")
-    embedding = load_embedding(args.embedding) if args.embedding else None
-    if embedding and not any(
-        with_slots(text, embedding.token) != text for text in (*args.prompt, args.negative_prompt)
-    ):
-        raise ConfigError(f"no prompt holds the token {embedding.token}; write it where the subject should stand")
+    if args.which and len(args.embedding) != 1:
+        raise ConfigError(f"--which {args.which}: give one --embedding with it; of several all tokens may be used")
+    held = [[load_embedding(file, args.which)] if args.which else load_embeddings(file) for file in args.embedding]
+    embeddings = [embedding for each in held for embedding in each]
+    used = [each for call in calls_in((*args.prompt, args.negative_prompt), embeddings) for each in call.embeddings]
+    for file, tokens in zip(args.embedding, held, strict=True):
+        _check_used(file, tokens, used)
     model = load(args)
     prompts = [prompt for prompt in args.prompt for _ in range(args.count)]
     seeds = [args.seed + i for _ in args.prompt for i in range(args.count)]
@@ -74,13 +96,13 @@ def _generate(args: argparse.Namespace) -> int:
         model,
         prompts,
         seeds,
-        embedding=embedding,
+        embedding=embeddings,
         negative_prompt=args.negative_prompt,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,
     )
     # A token's name comes from inside a file, perhaps a stranger's: never a path.
-    stem = (plain(embedding.token, 120) if embedding else "") or "image"
+    stem = plain("-".join(dict.fromkeys(plain(each.token, 120) for each in used)), 120) or "image"
     for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
         path = _free(args.output / f"{stem}-{i // args.count + 1}-seed{seed}.png")
         save_png(image, path)

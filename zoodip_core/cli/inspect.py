@@ -6,10 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..base.errors import ConfigError, ModelError
 from ..base.texts import printable
-from ..model.embedding import MAX_BYTES, describe, load_embedding
+from ..model.checkpoints import SUFFIXES as MODEL_SUFFIXES
+from ..model.embedding import SUFFIXES as EMBEDDING_SUFFIXES
+from ..model.embedding import describe, load_embedding, load_embeddings
+from ..model.embedding_tensors import MAX_BYTES, OtherTensorsError
 from ..model.kinds import TINY
-from .arguments import command
+from .arguments import command, which_option
+
+_FEW = 4
+"""Tensors; with more of them, what is neither an embedding nor a model was rather meant to be a model."""
 
 
 def add(commands: Any) -> None:
@@ -21,17 +28,35 @@ def add(commands: Any) -> None:
         "inspect rex.safetensors",
     )
     parser.add_argument("file", metavar="FILE", help="an embedding (.safetensors, .pt, .bin), a model, or tiny")
+    which_option(parser, "all")
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    path = Path(args.file)
-    if args.file == TINY or path.is_dir() or (path.is_file() and path.stat().st_size > MAX_BYTES):
-        lines = _describe_model(args.file)
-    else:
-        lines = describe(load_embedding(path))
+    lines = _describe(args.file, args.which)
     width = max(len(label) for label, _ in lines)
     print(f"{args.file}\n" + "\n".join(f"  {label:<{width}}  {printable(text)}" for label, text in lines))
     return 0
+
+
+def _describe(file: str, which: str | None) -> list[tuple[str, str]]:
+    """What a file or folder is, as (label, text) lines."""
+    path = Path(file)
+    if file != TINY and not path.exists():
+        raise ConfigError(f"{file} does not exist; give an embedding (.safetensors, .pt, .bin), a model, or {TINY}")
+    ending = path.suffix.lower()
+    sure = file == TINY or path.is_dir() or path.stat().st_size > MAX_BYTES
+    if sure or (ending in MODEL_SUFFIXES and ending not in EMBEDDING_SUFFIXES):
+        if which:
+            raise ConfigError(f"--which {which}: {file} is not an embedding; leave it out")
+        return _describe_model(file)
+    try:
+        found = [load_embedding(path, which)] if which else load_embeddings(path)
+    except OtherTensorsError as error:
+        try:
+            return _describe_model(file)
+        except ModelError as other:
+            raise (other if error.count > _FEW else error) from None
+    return [line for embedding in found for line in describe(embedding)]
 
 
 def _describe_model(model: str) -> list[tuple[str, str]]:

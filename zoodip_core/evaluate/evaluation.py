@@ -157,7 +157,7 @@ def check(model: QuantizedModel, embedding: Embedding, references: Sequence[Pict
     check_fits(embedding, model.info.dims, "evaluate")
     for prompt in plan.prompts:
         model.prompt(prompt.replace(SLOT, plan.class_word))
-        model.prompt(prompt, embedding.num_vectors)
+        model.prompt(prompt, [embedding.num_vectors] * prompt.count(SLOT))
     if not references:
         raise ImagesError("images: there are no reference images; give 3 to 10 pictures of the subject")
     for reference in references:
@@ -293,7 +293,9 @@ def _draw(
     model: QuantizedModel, embedding: Embedding, plan: EvaluationPlan, folder: Path, on_progress: OnProgress | None
 ) -> None:
     """Draw each group of images of which one is missing. Always in the same groups: a batch decides the last bits."""
-    nameless = replace(embedding, token=SLOT)  # its name, which may be red or in, is a plain word in these prompts
+    nameless = replace(
+        embedding, token=SLOT, alias=""
+    )  # its name, which may be red or in, is a plain word in these prompts
     groups = list(_groups(plan))
     missing = [group for group in groups if not all(map(_is_whole, _paths(folder, *group)))]
     total, left = (sum(len(seeds) for _, _, seeds in each) * plan.num_inference_steps for each in (groups, missing))

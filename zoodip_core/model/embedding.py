@@ -11,7 +11,7 @@ so a newer ZOODiP's file is as good as its tensors. Where they are not an embedd
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,24 @@ import torch
 from safetensors.torch import save
 
 from ..base.errors import EmbeddingFileError
-from ..base.files import is_newer, write_atomically
+from ..base.files import write_atomically
 from ..base.names import check_name, file_stem
 from ..base.pickles import load_plain, tensors_in
 from ..base.safetensors_files import open_safetensors
 from ..base.texts import parse_json, whole_text
-from .kinds import family_of_widths
+from .embedding_tensors import (
+    FORMAT_VERSION,
+    MAX_BYTES,
+    SDXL_KEYS,
+    check_names,
+    check_size,
+    other_tensors,
+    rows_of,
+    token_parts,
+)
+from .kinds import FAMILIES, family_of_widths, model_of_widths
 
-FORMAT_VERSION = 1
 SUFFIXES = (".safetensors", ".pt", ".bin")
-SDXL_KEYS = ("clip_l", "clip_g")
-MAX_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,13 @@ class Embedding:
         token: its placeholder text.
         tensors: one float32 tensor ``[num_vectors, dim]`` for each text encoder.
         metadata: what is known of it, as in the safetensors header.
+        alias: the name of its file, by which webuis and ComfyUI call it; empty if it has none of its own.
     """
 
     token: str
     tensors: tuple[torch.Tensor, ...]
     metadata: dict[str, str] = field(default_factory=dict)
+    alias: str = ""
 
     @property
     def vectors(self) -> torch.Tensor:
@@ -57,9 +66,14 @@ class Embedding:
         return len(self.tensors[0])
 
     @property
+    def dims(self) -> tuple[int, ...]:
+        """The widths of its text encoders."""
+        return tuple(tensor.shape[1] for tensor in self.tensors)
+
+    @property
     def family(self) -> str:
         """The model family by the tensors' widths: sd1, sd2, sdxl, tiny, or sd-WIDTH."""
-        return family_of_widths(tuple(tensor.shape[1] for tensor in self.tensors))
+        return family_of_widths(self.dims)
 
 
 def serialize(embedding: Embedding) -> bytes:
@@ -103,13 +117,47 @@ def save_embedding(embedding: Embedding, path: str | Path) -> Path:
     return path
 
 
-def load_embedding(path: str | Path) -> Embedding:
+def load_embedding(path: str | Path, which: str | None = None) -> Embedding:
     """Read our files and those of A1111 (``.pt``), diffusers (``.bin``) and other tools, without running code in them.
 
+    Args:
+        path: the file.
+        which: the token to take of a file that holds several, with or without its angle brackets.
+
     Raises:
-        EmbeddingFileError: no such file, another kind of file, or tensors that are not an embedding.
+        EmbeddingFileError: no such file, another kind of file, tensors that are not an embedding, several tokens of
+            which none was chosen, or no such token.
     """
     path = Path(path)
+    tokens, metadata = _read(path)
+    if which:
+        token = _chosen(path, list(tokens), which)
+    elif len(tokens) == 1:
+        (token,) = tokens
+    else:
+        _all_of(path, tokens, metadata)  # they may be something else
+        raise EmbeddingFileError(
+            f"{path} holds {len(tokens)} tokens ({_names(tokens)}), where an embedding has one: say which (--which "
+            "NAME on the command line, the input which of the node Load Embedding)"
+        )
+    return _embedding(path, token, tokens[token], metadata, path.stem)
+
+
+def load_embeddings(path: str | Path) -> list[Embedding]:
+    """All tokens of a file, of which most have one; see :func:`load_embedding`.
+
+    Raises:
+        EmbeddingFileError: no such file, another kind of file, or tensors that are not embeddings.
+    """
+    path = Path(path)
+    return _all_of(path, *_read(path))
+
+
+Tokens = dict[str, tuple[torch.Tensor, ...]]
+
+
+def _read(path: Path) -> tuple[Tokens, dict[str, str]]:
+    """The tensors of each token in a file, as they are there, and what the file says of itself."""
     if not path.is_file():
         raise EmbeddingFileError(f"embedding file {path} does not exist")
     if path.suffix.lower() not in SUFFIXES:
@@ -122,16 +170,53 @@ def load_embedding(path: str | Path) -> Embedding:
         tensors, metadata = _read_safetensors(path)
     else:
         tensors, metadata = _read_pickle(path)
-    return _assemble(path, tensors, metadata)
+    check_size(path, tensors)
+    found = token_parts(path, tensors)
+    stated = metadata.get("token") if len(found) == 1 else None
+    tokens = {
+        whole_text(stated or name or f"<{path.stem}>"): tuple(tensors[part] for part in parts)
+        for name, parts in found.items()
+    }
+    if len(tokens) != len(found):
+        raise other_tensors(path, tensors)
+    return tokens, metadata
+
+
+def _all_of(path: Path, tokens: Tokens, metadata: dict[str, str]) -> list[Embedding]:
+    alias = path.stem if len(tokens) == 1 else ""
+    found = [_embedding(path, token, tensors, metadata, alias) for token, tensors in tokens.items()]
+    if len({each.dims for each in found}) > 1:
+        raise other_tensors(path, tokens)
+    return found
+
+
+def _embedding(
+    path: Path, token: str, tensors: tuple[torch.Tensor, ...], metadata: dict[str, str], alias: str
+) -> Embedding:
+    clean = tuple(rows_of(path, tensor) for tensor in tensors)
+    if len({len(rows) for rows in clean}) != 1:
+        raise EmbeddingFileError(f"{path}: clip_l and clip_g differ in their number of vectors")
+    return Embedding(token, clean, metadata, alias)
+
+
+def _chosen(path: Path, tokens: Sequence[str], which: str) -> str:
+    stem = file_stem(which)
+    found = [token for token in tokens if token == which] or [token for token in tokens if file_stem(token) == stem]
+    if len(found) != 1:
+        raise EmbeddingFileError(f"{path} holds no token {which}; choose one of {_names(tokens)}")
+    return found[0]
+
+
+def _names(tokens: Collection[str]) -> str:
+    return ", ".join(token[:80] for token in list(tokens)[:20]) + (" ..." if len(tokens) > 20 else "")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         with open_safetensors(path) as file:
-            names = file.keys()
-            if len(names) > len(SDXL_KEYS):
-                raise _too_many(path, names, file.metadata() or {})
-            return {name: file.get_tensor(name).clone() for name in names}, dict(file.metadata() or {})
+            names, metadata = file.keys(), dict(file.metadata() or {})
+            check_names(path, names, metadata)
+            return {name: file.get_tensor(name).clone() for name in names}, metadata
     except EmbeddingFileError:
         raise
     except Exception as error:  # the library's own, and PyTorch's where it has no such type or so many dimensions
@@ -152,6 +237,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if "string_to_param" in data:
         notes["name"] = "token"
     metadata = {new: note for old, new in notes.items() if (note := _note(data.get(old)))}
+    check_names(path, tensors, metadata)
     return tensors, metadata
 
 
@@ -162,62 +248,12 @@ def _note(value: Any) -> str:
     return str(value) if isinstance(value, int) and abs(value) < 2**63 else ""
 
 
-def _too_many(path: Path, names: Collection[str], metadata: dict[str, str]) -> EmbeddingFileError:
-    newer = "; a newer ZOODiP wrote it: update ZOODiP" if _of_newer(metadata) else ""
-    return EmbeddingFileError(
-        f"{path} holds {len(names)} tensors ({', '.join(sorted(names)[:4])} ...), an embedding has one, or clip_l and "
-        f"clip_g{newer}"
-    )
-
-
-def _of_newer(metadata: dict[str, str]) -> bool:
-    return "zoodip_version" in metadata and is_newer(metadata.get("format_version"), FORMAT_VERSION)
-
-
-def _assemble(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Embedding:
-    if set(tensors) == set(SDXL_KEYS):
-        chosen = [tensors[key] for key in SDXL_KEYS]
-        token = metadata.get("token")
-    elif len(tensors) == 1:
-        ((key, tensor),) = tensors.items()
-        chosen = [tensor]
-        token = metadata.get("token") or (None if key in ("emb_params", "*", "clip_l", "clip_g") else key)
-    else:
-        raise _too_many(path, tensors, metadata)
-    clean = []
-    for tensor in chosen:
-        rows = tensor.detach()[None] if tensor.ndim == 1 else tensor.detach()
-        if rows.numel() > MAX_BYTES // 4:  # a file of a few bytes may give a number for all of them
-            raise EmbeddingFileError(f"{path} holds a tensor {list(tensor.shape)}, too much for an embedding")
-        if rows.ndim != 2 or 0 in rows.shape or not rows.is_floating_point():
-            raise EmbeddingFileError(
-                f"{path} holds a {tensor.dtype} tensor {list(tensor.shape)}, not the float "
-                "[vectors, dim] of an embedding"
-            )
-        try:
-            rows = rows.float().contiguous()
-        except RuntimeError as error:
-            raise EmbeddingFileError(f"{path} holds {tensor.dtype}, which PyTorch cannot compute with") from error
-        if not torch.isfinite(rows).all():
-            raise EmbeddingFileError(f"{path} holds NaN or infinity; its training failed")
-        clean.append(rows)
-    if len({len(rows) for rows in clean}) != 1:
-        raise EmbeddingFileError(f"{path}: clip_l and clip_g differ in their number of vectors")
-    return Embedding(token or f"<{path.stem}>", tuple(clean), metadata)
-
-
 def describe(embedding: Embedding) -> list[tuple[str, str]]:
     """What a person wants to know of an embedding, as (label, text) lines."""
-    models = {
-        "sd1": "Stable Diffusion 1.x",
-        "sd2": "Stable Diffusion 2.x",
-        "sdxl": "Stable Diffusion XL",
-        "tiny": "the embedded tiny model",
-    }
     shapes = " + ".join(f"{len(t)} x {t.shape[1]}" for t in embedding.tensors)
     lines = [
         ("token", embedding.token),
-        ("for", models.get(embedding.family, embedding.family)),
+        ("for", model_of_widths(embedding.dims)),
         ("vectors", f"{embedding.num_vectors} ({shapes})"),
         ("norm", ", ".join(f"{norm:.3f}" for t in embedding.tensors for norm in t.norm(dim=1).tolist())),
     ]
@@ -249,10 +285,11 @@ def check_fits(embedding: Embedding, dims: tuple[int, ...], where: str) -> None:
     Raises:
         EmbeddingFileError: the widths differ.
     """
-    have = tuple(tensor.shape[1] for tensor in embedding.tensors)
+    have = embedding.dims
     if have != dims:
+        made_for = embedding.family if embedding.family in FAMILIES else model_of_widths(have)
         raise EmbeddingFileError(
             f"{where}: the embedding {embedding.token!r} has width {'+'.join(map(str, have))} (for "
-            f"{embedding.family}), the model needs {'+'.join(map(str, dims))}; use it with the model "
+            f"{made_for}), the model needs {'+'.join(map(str, dims))}; use it with the model "
             "family it was trained on"
         )

@@ -14,8 +14,8 @@ from ..base import rng
 from ..base.errors import ConfigError, ModelError
 from ..base.stopping import check_stop
 from ..data.images import check_resolution
-from ..data.prompts import with_slots
 from .building import empty_network
+from .calls import Call, calls_in
 from .embedding import Embedding, check_fits
 from .latents import advice
 from .quantized import Conditioning, QuantizedModel
@@ -23,12 +23,23 @@ from .quantized import Conditioning, QuantizedModel
 _PIXELS_AT_ONCE = 512 * 512
 
 
-def encode_text(model: QuantizedModel, text: str, embedding: Embedding | None = None) -> Conditioning:
-    """A text's conditioning, of one row; the embedding's token in the text becomes its vectors."""
-    if embedding is None:
-        return model.encode(model.prompt(text))
-    prompt = model.prompt(with_slots(text, embedding.token), embedding.num_vectors)
-    return model.encode(prompt, embedding.vectors[None])
+Embeddings = Embedding | Sequence[Embedding] | None
+
+
+def encode_text(model: QuantizedModel, text: str, embedding: Embeddings = None) -> Conditioning:
+    """A text's conditioning, of one row; the embeddings' tokens in the text become their vectors."""
+    (call,) = calls_in([text], _listed(embedding))
+    return _encode(model, call)
+
+
+def _encode(model: QuantizedModel, call: Call) -> Conditioning:
+    if not call.embeddings:
+        return model.encode(model.prompt(call.text))
+    return model.encode(model.prompt(call.text, call.counts), call.vectors)
+
+
+def _listed(embedding: Embeddings) -> Sequence[Embedding]:
+    return [embedding] if isinstance(embedding, Embedding) else embedding or []
 
 
 @torch.no_grad()
@@ -37,7 +48,7 @@ def generate(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
-    embedding: Embedding | None = None,
+    embedding: Embeddings = None,
     negative_prompt: str = "",
     num_inference_steps: int = 25,
     guidance_scale: float | None = None,
@@ -49,15 +60,16 @@ def generate(
     Small images are made several at once, large ones one after the other.
 
     Args:
-        prompts: texts; the embedding's token may stand in them.
+        prompts: texts.
         seeds: as many as prompts. A seed gives the same image on any device, up to rounding.
+        embedding: a learned token or several, for prompts and negative prompt to call; see :func:`calls.calls_in`.
         guidance_scale: classifier-free guidance; 7.5 if None, 5 for the embedded tiny model.
         resolution: pixels a side, 0 for the model's own.
         on_step: called with (done, of) after each denoising step.
 
     Raises:
-        ConfigError: a setting out of range.
-        EmbeddingFileError: the embedding is of another model family.
+        ConfigError: a setting out of range, or ``{}`` in a prompt for one of several embeddings.
+        EmbeddingFileError: an embedding is of another model family, or two have the same token.
         CaptionError: a prompt longer than the model reads.
         ModelError: what comes out is not finite.
         Stopped: a stop was asked for.
@@ -66,9 +78,11 @@ def generate(
         guidance_scale = 5.0 if model.info.family == "tiny" else 7.5
     check_settings(prompts, seeds, num_inference_steps, guidance_scale)
     check_resolution(resolution)
-    if embedding:
-        check_fits(embedding, model.info.dims, "generate")
-    encoded = {text: encode_text(model, text, embedding) for text in {*prompts, negative_prompt}}
+    for each in _listed(embedding):
+        check_fits(each, model.info.dims, "generate")
+    texts = list(dict.fromkeys([*prompts, negative_prompt]))
+    calls = calls_in(texts, _listed(embedding))
+    encoded = {text: _encode(model, call) for text, call in zip(texts, calls, strict=True)}
     side = resolution or model.info.resolution
     at_once = max(1, _PIXELS_AT_ONCE // side**2)
     batches = range(0, len(prompts), at_once)

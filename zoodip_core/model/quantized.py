@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -131,8 +131,8 @@ class QuantizedModel:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def prompt(self, text: str, num_vectors: int = 0, where: str = "the prompt") -> Prompt:
-        """Tokenise a text in which ``{}`` stands for the placeholder; see :func:`tokens.encode_prompt`."""
+    def prompt(self, text: str, num_vectors: int | Sequence[int] = 0, where: str = "the prompt") -> Prompt:
+        """Tokenise a text in which ``{}`` stands for a token; see :func:`tokens.encode_prompt`."""
         return tuple(encode_prompt(tokenizer, text, num_vectors, where) for tokenizer in self.tokenizers)
 
     def encode(self, prompt: Prompt, candidates: torch.Tensor | None = None) -> Conditioning:
@@ -140,7 +140,7 @@ class QuantizedModel:
 
         Args:
             prompt: from :meth:`prompt`.
-            candidates: ``[K, num_vectors, sum of dims]``, or None for a prompt without placeholder.
+            candidates: ``[K, num_vectors, sum of dims]``, or None for a prompt without a token in it.
         """
         widths = self.info.dims
         if candidates is None:

@@ -97,20 +97,27 @@ def _plain_ids(tokenizer: Any, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Token ids ``[1, length]`` and the positions at which the placeholder's vectors stand."""
+    """Token ids ``[1, length]``, the positions at which vectors stand, and how many of these are given at once."""
 
     ids: torch.Tensor
     positions: tuple[int, ...]
     num_vectors: int
 
 
-def encode_prompt(tokenizer: Any, text: str, num_vectors: int, where: str = "the prompt") -> EncodedPrompt:
-    """Tokenise a prompt in which each ``{}`` stands for ``num_vectors`` vectors; padded, never cut.
-
-    ``where`` names the text in errors.
+def encode_prompt(
+    tokenizer: Any, text: str, num_vectors: int | Sequence[int], where: str = "the prompt"
+) -> EncodedPrompt:
+    """Tokenise a prompt in which each ``{}`` stands for vectors; padded, never cut.
 
     The places are held by the end-of-text-free id of an ordinary letter, so that a text encoder
     finds its end of text where it should.
+
+    Args:
+        tokenizer: of a text encoder.
+        text: the prompt.
+        num_vectors: how many each ``{}`` stands for: one number where all are the token that is trained, which
+            may as well have fewer; else a number for each, all of which are placed, one after the other.
+        where: names the text in errors.
 
     Raises:
         CaptionError: the prompt is longer than the model reads.
@@ -119,22 +126,30 @@ def encode_prompt(tokenizer: Any, text: str, num_vectors: int, where: str = "the
     holder = _plain_ids(tokenizer, "a")[0]
     ids = [tokenizer.bos_token_id]
     positions: list[int] = []
-    for i, part in enumerate(text.split(SLOT)):
-        if i:
-            positions += range(len(ids), len(ids) + num_vectors)
-            ids += [holder] * num_vectors
+    first, *parts = text.split(SLOT)
+    counts = [num_vectors] * len(parts) if isinstance(num_vectors, int) else num_vectors
+    if first.strip():
+        ids += _plain_ids(tokenizer, first)
+    for count, part in zip(counts, parts, strict=True):
+        positions += range(len(ids), len(ids) + count)
+        ids += [holder] * count
         if part.strip():
             ids += _plain_ids(tokenizer, part)
     ids.append(tokenizer.eos_token_id)
     if len(ids) > length:
-        shown = text if len(text) <= 80 else text[:77] + "..."
-        counted = f", with {num_vectors} for the placeholder" if num_vectors else ""
-        fewer = " or use fewer vectors" if num_vectors > 1 else ""
-        raise CaptionError(
-            f"{where} {shown!r} is {len(ids)} tokens long{counted}; the model reads {length}: shorten it{fewer}"
-        )
+        raise _too_long(text, len(ids), length, num_vectors, where)
     ids += [tokenizer.pad_token_id] * (length - len(ids))
-    return EncodedPrompt(torch.tensor([ids]), tuple(positions), num_vectors)
+    placed_at_once = num_vectors if isinstance(num_vectors, int) else len(positions)
+    return EncodedPrompt(torch.tensor([ids]), tuple(positions), placed_at_once)
+
+
+def _too_long(text: str, has: int, reads: int, num_vectors: int | Sequence[int], where: str) -> CaptionError:
+    shown = text if len(text) <= 80 else text[:77] + "..."
+    trained = isinstance(num_vectors, int)
+    vectors = num_vectors if isinstance(num_vectors, int) else sum(num_vectors)
+    counted = f", with {vectors} for {'the placeholder' if trained else 'its tokens'}" if vectors else ""
+    fewer = " or use fewer vectors" if trained and vectors > 1 else ""
+    return CaptionError(f"{where} {shown!r} is {has} tokens long{counted}; the model reads {reads}: shorten it{fewer}")
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from .config import TrainConfig
 from .journal import Journal, Past, cut
 from .prepared import Training
 from .replay import restore
-from .run_folder import RunFolder, SavedState, check_free
+from .run_folder import Inputs, RunFolder, SavedState, check_free
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ def resume_training(
         spread, lost = _spread(folder)
         training = Training(folder.config, model, on_event, batch, spread)
         training.warnings += damage + lost
-        if state and state.inputs != training.inputs:
+        if state and state.inputs.digest != training.inputs.digest:
             raise RunFolderError(
-                f"{folder.path}: the model, images or captions are not those of this run any more; put "
-                "them back, or start a new run"
+                f"{folder.path}: {_what_changed(state.inputs, training)} are not those of this run any more; put them "
+                "back, or start a new run"
             )
         if not folder.snapshot_path(0).exists():  # the first version kept none
             folder.save_snapshot(training.embedding(), 0)
@@ -126,6 +126,18 @@ def resume_training(
         cut(folder.journal_path, training.search.step)
         folder.save_config()
         return _run(training, folder, on_event, commands)
+
+
+def _what_changed(before: Inputs, training: Training) -> str:
+    """What of a run's inputs is other than it was, and where it is now."""
+    config = training.config
+    images = ", ".join(map(str, config.images))
+    said = {
+        "model": f"the model's weights or noise schedule ({config.model})",
+        "images": f"the images ({images})",
+        "captions": f"the captions ({config.captions or 'beside the images, or the template'})",
+    }
+    return " and ".join(said[part] for part in training.inputs.differ_in(before)) or "the model, images or captions"
 
 
 def _state(folder: RunFolder, past: Past) -> tuple[SavedState | None, list[str]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from .draws import mean_losses
 from .journal import Record
 from .objective import DiffusionObjective
 from .rounding import adapted
-from .run_folder import CHANGEABLE
+from .run_folder import CHANGEABLE, Inputs
 from .vocabulary import vocabulary_spread
 
 _WORST = sys.float_info.max
@@ -118,7 +119,7 @@ class Training:
         """The long part: encode the images while the device is empty, then load the rest."""
         config, model = self.config, self.model
         self.fingerprint = model.blueprint.fingerprint
-        self.inputs = _inputs_hash(model, self.images, prompts)
+        self.inputs = _inputs(model, self.images, prompts)
         self.on_event(Message(f"encoding {len(self.images)} images"))
         posteriors = encode_images(model, self.images)
         self.on_event(Message(f"loading {model.info.name}, {model.weights} weights"))
@@ -293,12 +294,30 @@ def noise_warning(config: TrainConfig, dtype: torch.dtype) -> list[str]:
     ]
 
 
-def _inputs_hash(model: QuantizedModel, images: list[ReferenceImage], prompts: list[list[Prompt]]) -> str:
+def _inputs(model: QuantizedModel, images: list[ReferenceImage], prompts: list[list[Prompt]]) -> Inputs:
     """What a run's losses depend on besides its settings: weights, noise schedule, pictures, texts as tokenised."""
-    digest = hashlib.sha256(model.blueprint.fingerprint.encode())
-    digest.update(json.dumps(model.blueprint.configs["scheduler"], sort_keys=True).encode())
-    for image, each in zip(images, prompts, strict=True):
-        digest.update(image.picture.tobytes())
-        for encoded in (encoded for prompt in each for encoded in prompt):
-            digest.update(encoded.ids.numpy().tobytes() + str(encoded.positions).encode())
+    start = model.blueprint.fingerprint.encode()
+    start += json.dumps(model.blueprint.configs["scheduler"], sort_keys=True).encode()
+    texts = [
+        b"".join(
+            encoded.ids.numpy().tobytes() + str(encoded.positions).encode() for prompt in each for encoded in prompt
+        )
+        for each in prompts
+    ]
+    pairs = zip(images, texts, strict=True)
+    together = (piece for image, text in pairs for piece in (image.picture.tobytes(), text))
+    return Inputs(
+        _digest(itertools.chain([start], together)),
+        {
+            "model": _digest([start]),
+            "images": _digest(image.picture.tobytes() for image in images),
+            "captions": _digest(dict.fromkeys(texts)),  # one picture more with the template's are the same captions
+        },
+    )
+
+
+def _digest(pieces: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
     return digest.hexdigest()

@@ -40,17 +40,35 @@ place must have the same content, which is checked."""
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What identifies the model, images and captions of a run.
+
+    Args:
+        digest: of all of them.
+        parts: a digest of ``model``, with its noise schedule, of ``images`` and of ``captions``; a state of before has
+            none.
+    """
+
+    digest: str
+    parts: dict[str, str]
+
+    def differ_in(self, other: Inputs) -> list[str]:
+        """The parts of which it is known that they are not the same."""
+        return [name for name, digest in self.parts.items() if other.parts.get(name, digest) != digest]
+
+
+@dataclass(frozen=True)
 class SavedState:
     """A search's state on disk.
 
     Args:
         tensors: of :meth:`ZerothOrderSearch.state_dict`.
-        inputs: identifies the model, images and captions it belongs to.
+        inputs: of the model, images and captions it belongs to.
         batch: candidates in one forward pass at that time, 0 if that is not known.
     """
 
     tensors: dict[str, torch.Tensor]
-    inputs: str
+    inputs: Inputs
     batch: int
 
 
@@ -179,15 +197,16 @@ class RunFolder:
         converged = "guard.idle" in saved and 0 < self.config.patience <= int(saved["guard.idle"])
         return step, converged or step >= self.config.steps
 
-    def save_state(self, state: dict[str, torch.Tensor], inputs: str, batch: int) -> None:
+    def save_state(self, state: dict[str, torch.Tensor], inputs: Inputs, batch: int) -> None:
         """Write the search's state.
 
         Args:
             state: its tensors.
-            inputs: identifies the model, images and captions it belongs to.
+            inputs: of the model, images and captions it belongs to.
             batch: candidates in one forward pass.
         """
-        about = {"version": STATE_VERSION, "inputs": inputs, "batch": batch, "checksum": _checksum(state)}
+        about = {"version": STATE_VERSION, "inputs": inputs.digest, "parts": inputs.parts, "batch": batch}
+        about["checksum"] = _checksum(state)
         # One entry: the library writes several in any order.
         write_atomically(self.state_path, save(state, metadata={"about": json.dumps(about)}))
 
@@ -205,6 +224,7 @@ class RunFolder:
                 tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118
                 about = json.loads((stored.metadata() or {}).get("about", "{}"))
             version, batch = int(about.get("version", 1)), int(about.get("batch", 0))
+            parts = {str(name): str(digest) for name, digest in dict(about.get("parts", {})).items()}
             counts = int(tensors["step"]), int(tensors.get("guard.idle", 0))
             if min(counts) < 0 or (version == STATE_VERSION and about["checksum"] != _checksum(tensors)):
                 raise ValueError("its content does not match its checksum")
@@ -212,7 +232,7 @@ class RunFolder:
             raise RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it") from error
         if version > STATE_VERSION:
             raise RunFolderError(f"{file} was written by a newer ZOODiP; update this one, or start a new run")
-        return SavedState(tensors, str(about.get("inputs")), batch)
+        return SavedState(tensors, Inputs(str(about.get("inputs")), parts), batch)
 
     def sound_state(self) -> dict[str, torch.Tensor] | None:
         """The saved state's tensors, None if there is none to rely on."""
