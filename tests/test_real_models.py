@@ -94,10 +94,14 @@ WRAPPED = {
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
-        *(("sd15", kind) for kind in WRAPPED),
-        ("sdxl", "averages alone"),
-        pytest.param("sd21", "averages alone", marks=pytest.mark.slow),
-        pytest.param("sdxl", "DataParallel", marks=pytest.mark.slow),
+        ("sd15", "DataParallel"),
+        ("sd15", "averages alone"),
+        *(
+            pytest.param("sd15", kind, marks=pytest.mark.slow)
+            for kind in WRAPPED
+            if kind not in ("DataParallel", "averages alone")
+        ),
+        *(pytest.param(family, "averages alone", marks=pytest.mark.slow) for family in ("sd21", "sdxl")),
     ],
 )
 def test_what_trainers_wrap_a_network_in_is_taken_off(small: SmallModels, family: str, kind: str) -> None:
@@ -106,7 +110,7 @@ def test_what_trainers_wrap_a_network_in_is_taken_off(small: SmallModels, family
     assert [("EMA" in note) for note in model.blueprint.notes] == [True] * (kind == "averages alone")
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
+@pytest.mark.parametrize("family", [pytest.param("sd15", marks=pytest.mark.slow), "sdxl"])
 def test_every_average_gets_its_dots_back(small: SmallModels, family: str) -> None:
     checkpoint = open_model(small.write(family, averages)).readers["unet"].checkpoint
     assert set(cut(checkpoint.shapes, UNET)) == set(cut(small.tensors(family), UNET))
@@ -124,7 +128,7 @@ def test_the_weights_are_read_where_a_file_has_their_averages_too(small: SmallMo
     [
         lambda tensors: {"model": {"state_dict": tensors}, "step": 3},
         lambda tensors: {"state_dict": under("module.", tensors), "optimizer": {"state": {0: torch.zeros(2)}}},
-        lambda tensors: {"module": tensors, "epoch": 1},
+        pytest.param(lambda tensors: {"module": tensors, "epoch": 1}, marks=pytest.mark.slow),
         lambda tensors: {"state_dict": {"model": {"diffusion_model": cut(tensors, UNET)}, **without(tensors, UNET)}},
     ],
 )
@@ -150,7 +154,7 @@ def test_a_file_is_read_by_its_content(small: SmallModels) -> None:
 # ---------------------------------------------------------------- layouts
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", [pytest.param("sd15", marks=pytest.mark.slow), "sdxl"])
 def test_a_vae_and_a_unet_with_diffusers_names_are_read_in_a_single_file(small: SmallModels, family: str) -> None:
     modules = small.modules(family)
     tensors = without(without(small.tensors(family), UNET), VAE)
@@ -212,7 +216,7 @@ def scaled(tensors: Tensors, names: tuple[str, str], kind: torch.dtype, per_row:
     ("names", "kind", "per_row", "mark"),
     [
         (("scale_weight", "scale_input"), torch.float8_e4m3fn, False, True),
-        (("weight_scale", "input_scale"), torch.float8_e5m2, False, False),
+        pytest.param(*(("weight_scale", "input_scale"), torch.float8_e5m2, False, False), marks=pytest.mark.slow),
         (("weight_scale", "input_scale"), torch.int8, True, False),
     ],
 )
@@ -230,7 +234,7 @@ def test_scaled_weights_are_read(
 LAYER = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn1.to_q."
 
 
-@pytest.mark.parametrize("kind", ["nvfp4", "mxfp8", "convrot_w4a4"])
+@pytest.mark.parametrize("kind", ["nvfp4", pytest.param("convrot_w4a4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("where", ["tensor", "header"])
 def test_other_quantisations_are_refused_by_name(small: SmallModels, kind: str, where: str) -> None:
     tensors, note = small.tensors("sd15"), {"format": kind}
@@ -280,8 +284,18 @@ def apart(small: SmallModels, family: str, layout: str) -> dict[str, Any]:
     return {"unet": small.save(unet, "unet"), "clip": files[::-1], "vae": small.save(vae, "vae")}
 
 
-@pytest.mark.parametrize("layout", ["ldm", "diffusers"])
-@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        ("sd15", "diffusers"),
+        ("sdxl", "ldm"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("sd21", "ldm"), ("sd21", "diffusers"), ("sd15", "ldm"))
+        ),
+        pytest.param("sdxl", "diffusers", marks=pytest.mark.slow),
+    ],
+)
 def test_parts_in_files_of_their_own_are_one_model(small: SmallModels, family: str, layout: str) -> None:
     files = apart(small, family, layout)
     model = loaded(files["unet"], clip=files["clip"], vae=files["vae"])
@@ -375,8 +389,9 @@ def test_the_command_line_trains_resumes_and_draws_with_files_of_parts(
     assert main(["train", "--resume", str(run), "--steps", "3"]) == 0
     token = ["--embedding", str(run / "pip.safetensors"), "--prompt", "a <pip>", "--steps", "1"]
     assert main(["generate", *model, *token, "--output", str(tmp_path / "drawn")]) == 0
+    assert main(["inspect", parts["--unet"][1], *parts["--clip"], *parts["--vae"]]) == 0
     assert main([*training[:3], *training[7:], "--output", str(tmp_path / "none")]) == 2
-    assert "or give the text encoder's own file (--clip" in capsys.readouterr().err
+    assert "or give the VAE's own file (--vae" in capsys.readouterr().err
 
 
 def test_the_node_offers_and_loads_files_of_parts(parts: dict[str, list[str]], host: FakeHost) -> None:

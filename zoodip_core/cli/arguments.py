@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..model.kinds import DTYPES, PREDICTION_TYPES
+from ..model.kinds import DTYPES, PREDICTION_TYPES, TINY
 from ..model.load import load_quantized
 from ..model.quantize import WEIGHTS
 from ..model.quantized import QuantizedModel
@@ -92,25 +92,38 @@ def _add_setting(group: Any, setting: Setting) -> None:
 # ---------------------------------------------------------------- a model that draws
 
 
-def loading_options(parser: argparse.ArgumentParser, *clip_flags: str) -> None:
-    """How a model that draws is loaded; see :func:`load`.
+def model_option(parser: argparse.ArgumentParser) -> None:
+    """Which model draws."""
+    model = SETTINGS["model"]
+    parser.add_argument(
+        *(model.flag, model.alias), default=TINY, metavar="PATH", help=f"{model.help} (default: {TINY})"
+    )
+
+
+def parts_options(parser: argparse.ArgumentParser, *clip_flags: str) -> None:
+    """Files of a model's parts.
 
     Args:
         parser: of the command.
         clip_flags: names of the option for text encoders, where one of the table's means something else.
     """
-    parser.add_argument("--weights", choices=WEIGHTS, default="int8", help="how weights are kept (default: int8)")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="activations (default: auto)")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument(
-        "--prediction-type", choices=PREDICTION_TYPES, default="auto", help="what the model predicts (default: auto)"
-    )
     clip = SETTINGS["clip"]
     flags = clip_flags or (clip.flag, clip.alias)
     parser.add_argument(
         *flags, dest="text_encoders", nargs="+", action=Together, default=(), metavar="FILE", help=clip.help
     )
     parser.add_argument("--vae", action=Once, metavar="FILE", help=SETTINGS["vae"].help)
+
+
+def loading_options(parser: argparse.ArgumentParser, *clip_flags: str) -> None:
+    """How a model that draws is loaded; see :func:`load` and, for the arguments, :func:`parts_options`."""
+    parser.add_argument("--weights", choices=WEIGHTS, default="int8", help="how weights are kept (default: int8)")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="activations (default: auto)")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument(
+        "--prediction-type", choices=PREDICTION_TYPES, default="auto", help="what the model predicts (default: auto)"
+    )
+    parts_options(parser, *clip_flags)
     parser.add_argument("--cache", metavar="DIR", help=SETTINGS["cache"].help)
 
 

@@ -12,9 +12,7 @@ from ..data.images import find_images
 from ..evaluate.encoders import CLIP_ID, DINO_ID
 from ..evaluate.prompt_sets import PROMPT_SETS, default_set, prompts_of
 from ..model.embedding import load_embedding
-from ..model.kinds import TINY
-from ..train.settings import SETTINGS
-from .arguments import command, load, loading_options, which_option
+from .arguments import command, load, loading_options, model_option, which_option
 from .screen import Stages, session
 
 
@@ -26,7 +24,7 @@ def add(commands: Any) -> None:
         "score a learned token with CLIP-T, CLIP-I, DINO and DINO_inter, beside the word it began as",
         "evaluate --model models/sd15 --embedding runs/rex/rex.safetensors --images photos/rex --prompts living",
     )
-    parser.add_argument("--model", default=TINY, metavar="PATH", help=f"{SETTINGS['model'].help} (default: {TINY})")
+    model_option(parser)
     parser.add_argument("--embedding", type=Path, required=True, metavar="FILE", help="the learned token")
     which_option(parser, "the only one")
     parser.add_argument(

@@ -12,9 +12,7 @@ from ..base.errors import ConfigError
 from ..base.names import plain
 from ..model.calls import calls_in
 from ..model.embedding import Embedding, load_embedding, load_embeddings
-from ..model.kinds import TINY
-from ..train.settings import SETTINGS
-from .arguments import command, load, loading_options, which_option
+from .arguments import command, load, loading_options, model_option, which_option
 
 
 def add(commands: Any) -> None:
@@ -25,7 +23,7 @@ def add(commands: Any) -> None:
         "make images, with or without a learned token",
         'generate --model models/sd15 --embedding runs/rex/rex.safetensors --prompt "a <rex> on the beach"',
     )
-    parser.add_argument("--model", default=TINY, metavar="PATH", help=f"{SETTINGS['model'].help} (default: {TINY})")
+    model_option(parser)
     parser.add_argument("--prompt", required=True, action="append", help="what to draw; may be given several times")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to stay away from")
     parser.add_argument(
