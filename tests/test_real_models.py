@@ -378,7 +378,7 @@ def parts(small: SmallModels) -> dict[str, list[str]]:
     return {option: [option, str(file)] for option, file in files.items()}
 
 
-def test_the_command_line_trains_resumes_and_draws_with_files_of_parts(
+def test_the_command_line_trains_and_resumes_with_files_of_parts(
     parts: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = [each for option in parts.values() for each in option]
@@ -387,11 +387,17 @@ def test_the_command_line_trains_resumes_and_draws_with_files_of_parts(
     search = ["--preset", "paper", "--steps", "2", "--output", str(run)]
     assert main([*training, *search]) == 0
     assert main(["train", "--resume", str(run), "--steps", "3"]) == 0
-    token = ["--embedding", str(run / "pip.safetensors"), "--prompt", "a <pip>", "--steps", "1"]
-    assert main(["generate", *model, *token, "--output", str(tmp_path / "drawn")]) == 0
     assert main(["inspect", parts["--unet"][1], *parts["--clip"], *parts["--vae"]]) == 0
-    assert main([*training[:3], *training[7:], "--output", str(tmp_path / "none")]) == 2
-    assert "or give the VAE's own file (--vae" in capsys.readouterr().err
+    for alone in ([*training[:3], *training[7:]], ["generate", *parts["--unet"], "--prompt", "a dog"]):
+        assert main([*alone, "--output", str(tmp_path / "none")]) == 2
+        assert "or give the VAE's own file (--vae" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_of_parts_draws(parts: dict[str, list[str]], tmp_path: Path) -> None:
+    model = [each for option in parts.values() for each in option]
+    assert main(["generate", *model, "--prompt", "a dog", "--steps", "1", "--output", str(tmp_path)]) == 0
+    assert len(list(tmp_path.glob("*.png"))) == 1
 
 
 def test_the_node_offers_and_loads_files_of_parts(parts: dict[str, list[str]], host: FakeHost) -> None:
