@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.e2e.comfyui import (
     ROOT,
@@ -524,6 +525,33 @@ def test_example_lacks_only_the_checkpoint(comfy: ComfyUI, path: Path) -> None:
         ("value_not_in_list", "checkpoint"),
         ("value_not_in_list", "ckpt_name"),
     }
+
+
+def test_a_model_in_files_of_its_parts_draws_as_the_checkpoint(comfy: ComfyUI, sd15: str) -> None:
+    tensors = load_file(comfy.base / "models/checkpoints" / sd15)
+    parts = {
+        "diffusion_models/bare.safetensors": "model.diffusion_model.",
+        "text_encoders/clip_l.safetensors": "cond_stage_model.transformer.",
+        "vae/vae-ft.safetensors": "first_stage_model.",
+    }
+    for file, prefix in parts.items():
+        (comfy.base / "models" / file).parent.mkdir(exist_ok=True)
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        save_file(own, comfy.base / "models" / file)
+
+    def drawn(**model: str) -> Image.Image:
+        prompt = {
+            "model": comfy.node("ZoodipLoadQuantizedSD", **model),
+            "draw": comfy.node("ZoodipGeneratePreview", model=["model", 0], prompts="a dog", steps=1, resolution=64),
+        }
+        (picture,) = comfy.images(comfy.run(prompt), "draw")
+        return picture
+
+    whole = drawn(checkpoint=sd15)
+    parted = {"clip": "clip_l.safetensors (clip)", "vae": "vae-ft.safetensors (vae)"}
+    assert same(whole, drawn(checkpoint="bare.safetensors (unet)", **parted))
+    with pytest.raises(NodeError, match="has no VAE"):
+        drawn(checkpoint="bare.safetensors (unet)")
 
 
 def test_sd15_example_draws_the_token(comfy: ComfyUI, sd15: str) -> None:
