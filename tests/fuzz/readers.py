@@ -193,6 +193,12 @@ def _model(name: str) -> Callable[[Path], Any]:
     return read
 
 
+def _parts(folder: Path) -> None:
+    unet, clip, vae = (folder / name for name in of.PARTS)
+    info = open_model(unet, clip=[clip], vae=vae).info
+    _tellable(info.name, info.family, info.dims, info.resolution, info.prediction_type)
+
+
 def _networks(folder: Path) -> None:
     """What a prediction of memory builds, and the schedule."""
     model = load_quantized(folder, device="cpu", weights="none")
@@ -352,6 +358,16 @@ READERS: Mapping[str, Reader] = {
         share=2,
     ),
     "checkpoint .ckpt": Reader(_one("m.ckpt", pickles(of.checkpoint_pickles())), _model("m.ckpt")),
+    "files of a model's parts": Reader(
+        _any_of(
+            {name: sound.write() for name, sound in of.PARTS.items()},
+            {
+                name: safetensors([sound], ("quant_conv.weight", "token_embedding.weight", "text_projection"))
+                for name, sound in of.PARTS.items()
+            },
+        ),
+        _parts,
+    ),
     "yaml beside a checkpoint": Reader(
         _one("m.yaml", damaged([_YAML]), {"m.safetensors": of.CHECKPOINTS[2].write()}),
         _model("m.safetensors"),

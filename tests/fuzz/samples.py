@@ -142,10 +142,52 @@ def _checkpoint(family: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-CHECKPOINTS = tuple(
-    Safetensors({name: ("F8_E4M3", shape) for name, shape in _checkpoint(family).items()}, about)
-    for family, about in (("sd1", {}), ("sd2", {"modelspec.prediction_type": "v"}), ("sd2", {}), ("sdxl", {}))
+def _averages(name: str) -> str:
+    return f"model_ema.{name.removeprefix('model.').replace('.', '')}" if name.startswith(UNET) else name
+
+
+_LAYER = UNET + "input_blocks.1.1.transformer_blocks.0.norm1."
+_QUANTIZED = {"layers": {_LAYER.rstrip("."): {"format": "float8_e4m3fn"}}}
+CHECKPOINTS = (
+    *(
+        Safetensors({name: ("F8_E4M3", shape) for name, shape in _checkpoint(family).items()}, about)
+        for family, about in (("sd1", {}), ("sd2", {"modelspec.prediction_type": "v"}), ("sd2", {}), ("sdxl", {}))
+    ),
+    Safetensors({f"module.{name}": ("F16", shape) for name, shape in _checkpoint("sd1").items()}, {}),
+    Safetensors({_averages(name): ("F16", shape) for name, shape in _checkpoint("sd1").items()}, {}),
+    Safetensors(
+        {
+            **{name: ("F16", shape) for name, shape in _checkpoint("sd1").items()},
+            _LAYER + "weight_scale": ("F32", ()),
+            _LAYER + "comfy_quant": ("U8", (2,)),
+            UNET + "scaled_fp8": ("F8_E4M3", (2,)),
+        },
+        {"_quantization_metadata": json.dumps(_QUANTIZED)},
+    ),
 )
+_BARE = {name.removeprefix(UNET): shape for name, shape in _checkpoint("sd1").items() if name.startswith(UNET)}
+PARTS = {
+    "unet.safetensors": Safetensors({name: ("F16", shape) for name, shape in _BARE.items()}, {}),
+    "clip.safetensors": Safetensors(
+        {
+            "text_model.embeddings.token_embedding.weight": ("F16", (3, 768)),
+            "text_model.embeddings.position_embedding.weight": ("F16", (77, 768)),
+            "text_model.encoder.layers.0.mlp.fc1.weight": ("F16", (8, 768)),
+        },
+        {},
+    ),
+    "vae.safetensors": Safetensors(
+        {
+            "encoder.conv_in.weight": ("F16", (4, 3, 1, 1)),
+            "encoder.conv_out.weight": ("F16", (8, 4, 1, 1)),
+            "encoder.down_blocks.0.resnets.0.conv1.weight": ("F16", (4, 4, 1, 1)),
+            "encoder.down_blocks.0.resnets.0.conv2.weight": ("F16", (4, 4, 1, 1)),
+            "quant_conv.weight": ("F16", (8, 8, 1, 1)),
+        },
+        {},
+    ),
+}
+"""A model in files of its parts."""
 
 
 @cache
@@ -156,6 +198,10 @@ def checkpoint_pickles() -> tuple[bytes, ...]:
         state = {name: torch.zeros(shape, dtype=torch.uint8) for name, shape in _checkpoint(family).items()}
         found.append(_saved({"state_dict": state, "global_step": 5, "callbacks": {"x": None}}))
         found.append(_saved(state, zipped=False))
+        found.append(_saved({"model": {"state_dict": {f"module.{name}": t for name, t in state.items()}}}))
+    within: dict[str, Any] = {f"{i}.weight": torch.zeros(1) for i in range(5)}
+    within |= {f"again{i}": within for i in range(50)}
+    found.append(_saved(within))
     spread = torch.zeros(1).expand(3_000_000_000)
     tell = UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
     found.append(_saved({**{name: torch.zeros(shape) for name, shape in _checkpoint("sd2").items()}, tell: spread}))

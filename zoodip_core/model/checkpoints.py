@@ -29,9 +29,8 @@ from .source import Source
 
 _WINDOW = 32 << 20
 _LONGEST_NAME = 200
+_LONGEST_NOTE = 10_000
 _LONGEST_JSON = 8_000_000
-_DEEPEST = 5
-"""Of mappings within each other in a pickled file."""
 _EMBEDDING = "string_to_"
 """Begins the names of mappings in a webui's embedding, which is no network."""
 SCALES = ("scale_weight", "weight_scale")
@@ -100,14 +99,26 @@ class Checkpoint:
         layer = name.removesuffix("weight")
         return next((layer + scale for scale in SCALES if layer + scale in self.shapes), None)
 
+    def _bytes(self, name: str) -> bytes:
+        """A text that is kept as a tensor of its bytes.
+
+        Raises:
+            ValueError, TypeError: it is none.
+        """
+        shape = self.shapes[name]
+        if len(shape) != 1 or shape[0] > _LONGEST_NOTE:
+            raise ValueError(f"{name} has shape {shape}")
+        return bytes(self.tensor(name).tolist())
+
     def check_quantization(self) -> None:
         """Refuse weights that another program quantised in a way that is not read here.
 
         Raises:
             ModelError: they are.
         """
-        notes = [bytes(self.tensor(name).tolist()) for name in self.shapes if name.endswith(".comfy_quant")]
+        noted = [name for name in self.shapes if name.endswith(".comfy_quant")]
         try:
+            notes = [self._bytes(name) for name in noted]
             listed = parse_json(self.metadata.get("_quantization_metadata", "{}")).get("layers", {})
             layers = [*map(parse_json, dict.fromkeys(notes)), *listed.values()]
             kinds = {str(layer["format"]) if set(layer) <= _QUANTIZED_AS else str(layer) for layer in layers}
@@ -284,15 +295,24 @@ class _PickleReader(_Reader):
         return tensors
 
 
-def _flat(content: Any, above: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """What lies in nested mappings, under names with dots: trainers keep networks within their own state."""
-    for name, value in content.items() if isinstance(content, Mapping) else ():
-        if not isinstance(name, str):
+def _flat(content: Any) -> Iterator[tuple[str, Any]]:
+    """What lies in nested mappings, under names with dots: trainers keep networks within their own state.
+
+    Each mapping is looked into once: one of a few bytes may hold itself many times over.
+    """
+    seen, left = set(), [("", content)]
+    while left:
+        above, mapping = left.pop()
+        if not isinstance(mapping, Mapping) or id(mapping) in seen:
             continue
-        if not isinstance(value, Mapping):
-            yield above + name, value
-        elif depth < _DEEPEST and not name.startswith(_EMBEDDING):
-            yield from _flat(value, f"{above}{name}.", depth + 1)
+        seen.add(id(mapping))
+        for name, value in mapping.items():
+            if not isinstance(name, str) or len(above) > _LONGEST_NAME:
+                continue
+            if not isinstance(value, Mapping):
+                yield above + name, value
+            elif not name.startswith(_EMBEDDING):
+                left.append((f"{above}{name}.", value))
 
 
 def _load_pickle(path: Path) -> tuple[Any, bool]:

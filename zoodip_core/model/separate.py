@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def _vae(file: Path, scaling: Config) -> Part:
     prefixes = sorted({match[1] for name in shapes if (match := _VAE_TELL.fullmatch(name))}, key=len)
     if not prefixes:
         raise ModelError(f"vae: {file} holds no VAE; give that of a Stable Diffusion 1.x, 2.x or XL")
-    last = shapes.get(f"{prefixes[0]}encoder.conv_out.weight", (0,))[0] // 2
+    last = math.prod(shapes.get(f"{prefixes[0]}encoder.conv_out.weight", ())[:1]) // 2
     if last != _LATENT_CHANNELS:
         raise ModelError(
             f"vae: {file} makes latents of {last} channels, the UNet reads {_LATENT_CHANNELS}; it is of another model: "
