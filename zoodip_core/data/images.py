@@ -89,6 +89,11 @@ def is_picture(path: Path) -> bool:
     return _says_it_is(path) and path.is_file() and not why_not(path)
 
 
+def seems_picture(path: Path) -> bool:
+    """As :func:`is_picture`, but a name that says so is believed: of a whole tree, few files need be opened."""
+    return _says_it_is(path) and (path.suffix.lower() in SUFFIXES or is_picture(path))
+
+
 def _says_it_is(path: Path) -> bool:
     """By its name alone, whether a file may be a picture."""
     if path.suffix.lower() in SUFFIXES:

@@ -211,7 +211,8 @@ def unused_captions(captions_file: Path | None, paths: Sequence[Path], sources: 
     """
     names, lines = {path.name for path in paths}, []
     for file, listed in _listings(captions_file, paths, sources).items():
-        lines += of_no_picture(str(file), sorted(set(listed) - names), len(listed))
+        shown = str(file) if file == captions_file else file.name
+        lines += of_no_picture(shown, sorted(set(listed) - names), len(listed))
     for folder in filter(Path.is_dir, map(Path, sources)):
         files = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__"))]
         texts = [path for path in files if path.suffix.lower() in CAPTION_SUFFIXES and path.is_file()]
