@@ -7,14 +7,14 @@ import json
 import re
 import struct
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, TiffImagePlugin
+from PIL import Image, ImageCms, TiffImagePlugin, features
 
+from tests.attacks.files import GREY, NEWER, ROOM, STRIP, tiff
 from tests.test_draft import Uploads
 from tests.test_real_files import display_p3, srgb_of_p3
 from zoodip_core.base.errors import ImagesError
@@ -53,8 +53,11 @@ def written(picture: Image.Image, kind: str, **options: Any) -> bytes:
     else:
         if kind == "AVIF" and not kinds._can_read("AVIF"):
             pytest.skip("this Pillow has no AVIF")
-        lossy = {"JPEG": {"quality": 100, "subsampling": 0}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}
-        picture.save(buffer, kind, **{**lossy.get(kind, {}), **options})
+        lossy: dict[str, dict[str, Any]] = {
+            "JPEG": {"quality": 100, "subsampling": 0},
+            "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+        }
+        picture.save(buffer, kind, **lossy.get(kind, {}) | options)
     return buffer.getvalue()
 
 
@@ -215,41 +218,9 @@ def test_the_first_of_several_is_used_and_that_is_told(tmp_path: Path, kind: str
 # ---------------------------------------------------------------- hostile
 
 
-def tiff(entries: list[tuple[int, int, int, int]], after: bytes = b"", following: int = 0) -> bytes:
-    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + directory + struct.pack("<I", following) + after
-
-
-GREY = [(256, 4, 1, SIDE), (257, 4, 1, SIDE), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (277, 3, 1, 1)]
-"""Tags of a grey TIFF, whose strip begins at 1000."""
-STRIP = [(273, 4, 1, 1000), (278, 4, 1, SIDE), (279, 4, 1, SIDE * SIDE)]
-ROOM = bytes(1000 + SIDE * SIDE)
-
-
-def bmp(width: int, height: int, packing: int, data: bytes) -> bytes:
-    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, packing, len(data), 0, 0, 256, 0)
-    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 54 + 1024) + header + bytes(1024) + data
-
-
-HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
-    "strips": (lambda: tiff([*GREY, (273, 4, 2_000_000, 300)], bytes(8_000_000)), "made to take hours"),
-    "tags that share": (
-        lambda: tiff([*GREY, *((tag, 7, 7_000_000, 300) for tag in (320, 347))], bytes(8_000_000)),
-        "hours",
-    ),
-    "tiles": (lambda: tiff([*GREY[:4], (322, 4, 1, 40_000), (323, 4, 1, 40_000)], ROOM), "made to take hours"),
-    "side": (lambda: tiff([(256, 4, 1, 2**20), (257, 4, 1, 2**20), *GREY[2:], *STRIP], ROOM), "too many pixels"),
-    "samples": (lambda: tiff([*GREY[:5], (277, 4, 1, 2**31), *STRIP], ROOM), "damaged|cannot be read"),
-    "no directory": (lambda: b"II*\0\xff\xff\xff\x7f" + bytes(99), "damaged"),
-    "run lengths": (lambda: bmp(60_000_000, 1, 1, b"\0\2\xff\xff" * 9), "made to take hours"),
-    "screen": (lambda: b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;", "too many pixels"),
-    "blocks": (lambda: b"GIF89a\x40\0\x40\0\0\0\0!\xfe" + b"\1x" * 3_000_000 + b"\0;", "made to take hours"),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", NEWER)
 def test_hostile_pictures_are_refused(tmp_path: Path, name: str) -> None:
-    make, words = HOSTILE[name]
+    make, words = NEWER[name]
     (tmp_path / "x.jpg").write_bytes(make())
     with pytest.raises(ImagesError, match=words):
         open_picture(tmp_path / "x.jpg")
@@ -269,6 +240,29 @@ def test_a_long_comment_of_a_gif_takes_no_time(tmp_path: Path) -> None:
     at = 13 + (3 << (data[10] & 7) + 1)
     (tmp_path / "x").write_bytes(data[:at] + b"!\xfe" + (b"\xff" + bytes(255)) * 150_000 + b"\0" + data[at:])
     assert open_picture(tmp_path / "x").size == (SIDE, SIDE)
+
+
+def test_pictures_of_a_heic_that_share_a_profile_are_not_loaded_each_with_its_own(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    for count in (2, 40):
+        burst = heif.HeifFile()
+        for i in range(count):
+            frame = Image.new("RGB", (SIDE, SIDE), (i, 0, 0))
+            frame.info["icc_profile"] = b"\0" * 13_000_000
+            burst.add_from_pillow(frame)
+        burst.save(tmp_path / f"{count}.heic")
+    assert (tmp_path / "40.heic").stat().st_size < 14_000_000
+    assert open_picture(tmp_path / "2.heic").size == (SIDE, SIDE)
+    with pytest.raises(ImagesError, match="made to fill the memory"):
+        open_picture(tmp_path / "40.heic")
+
+
+def test_the_tiles_of_a_phone_s_heic_are_none_of_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    monkeypatch.setattr(heif.options, "GRID_TILE_SIZE", 64, raising=False)
+    monkeypatch.setattr(kinds, "_MOST_LOADED", 200_000)
+    (tmp_path / "x").write_bytes(written(noise((640, 640)), "HEIF", quality=1))
+    assert open_picture(tmp_path / "x").size == (640, 640)
 
 
 def test_the_largest_picture_is_as_large_as_its_word() -> None:
@@ -354,7 +348,7 @@ def test_a_phone_s_folder_without_pillow_heif_says_what_to_install(tmp_path: Pat
 
 
 def test_an_old_pillow_says_what_to_install_for_avif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kinds.features, "modules", {})
+    monkeypatch.setattr(features, "modules", {})
     (tmp_path / "a.avif").write_bytes(b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(50))
     with pytest.raises(ImagesError, match=r"is AVIF: install Pillow 11\.3 or newer, or save as JPEG"):
         find_images([tmp_path / "a.avif"])

@@ -11,7 +11,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -193,6 +193,7 @@ def opened(path: Path) -> Opened:
             raise ImagesError(f"{path} {_WHY[kind].one}")
         raise damaged(path)
     if kind == "HEIF":  # it turns the picture itself; further ones are of a burst
+        _check_heif(path)
         return Opened(_heif().HeifImageFile(str(path)), 1, False)
     slim = _SLIM.get(kind)
     source, orientation, more = slim(path) if slim else (path, 0, False)
@@ -310,6 +311,69 @@ def _slim_bmp(path: Path) -> _Slim:
     return path, 1, False
 
 
+# ---------------------------------------------------------------- HEIC
+
+_MOST_LOADED = 500_000_000
+_MOST_META = 20_000_000
+
+
+def _check_heif(path: Path) -> None:
+    """Refuse a HEIC of many pictures that share a profile or notes: its reader loads those anew for each of them."""
+    size, loads = path.stat().st_size, 0
+    with path.open("rb") as file:
+        for kind, start, stop in _boxes(lambda at, count: _read_at(file, at, count), 0, size):
+            if kind == b"meta":
+                if stop - start > _MOST_META:
+                    raise _hours(path)
+                loads += _loads(_read_at(file, start + 4, stop - start - 4))
+    if loads * size > _MOST_LOADED:
+        raise ImagesError(f"{path} is made to fill the memory; save it anew as JPEG, PNG or WebP")
+
+
+def _read_at(file: IO[bytes], at: int, count: int) -> bytes:
+    file.seek(at)
+    return file.read(count)
+
+
+def _boxes(read_at: Callable[[int, int], bytes], at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """The boxes of an ISO media file from one place to another: their kinds, and where their contents lie."""
+    while at + 8 <= end:
+        head = read_at(at, 16)
+        size, start = int.from_bytes(head[:4], "big"), at + 8
+        if size == 1:
+            size, start = int.from_bytes(head[8:16], "big"), at + 16
+        stop = min(at + size, end) if size else end
+        if stop < start:
+            return
+        yield head[4:8], start, stop
+        at = stop
+
+
+def _loads(meta: bytes) -> int:
+    """How often notes and profiles are loaded: once for each picture but the tiles of others, and as they are named."""
+
+    def number(at: int, count: int) -> int:
+        return int.from_bytes(meta[at : at + count], "big")
+
+    def read_at(at: int, count: int) -> bytes:
+        return meta[at : at + count]
+
+    items, tiles, named = set(), set(), 0
+    for kind, start, stop in _boxes(read_at, 0, len(meta)):
+        if kind == b"iinf":
+            for _, at, _ in _boxes(read_at, start + (8 if meta[start : start + 1] != b"\0" else 6), stop):
+                items.add(number(at + 4, 4 if number(at, 1) > 2 else 2))
+        elif kind == b"iref":
+            width = 4 if number(start, 1) else 2
+            for reference, at, end in _boxes(read_at, start + 4, stop):
+                ids = range(at + width + 2, end - width + 1, width)
+                if reference == b"dimg":
+                    tiles |= {number(each, width) for each in ids}
+                elif reference == b"cdsc":
+                    named += len(ids)
+    return len(items - tiles) + named
+
+
 # ---------------------------------------------------------------- TIFF
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -388,13 +452,9 @@ def _tags(read_at: Callable[[int, int], bytes], head: bytes) -> _Tags | None:
 def _is_raw(file: IO[bytes], head: bytes) -> bool:
     """Whether a TIFF is a camera's raw file, in which the first picture is a small preview."""
 
-    def read_at(at: int, count: int) -> bytes:
-        file.seek(at)
-        return file.read(count)
-
     if head[8:10] == b"CR":
         return True
-    tags = _tags(read_at, head)
+    tags = _tags(lambda at, count: _read_at(file, at, count), head)
     if tags is None:
         return False
     is_preview = bool(tags.number(_SUBFILE) & 1)
