@@ -230,7 +230,7 @@ def read_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> t
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            warnings.simplefilter("ignore")  # our limit of pixels is lower; of odd tags nobody need know
             _check_file(path)
             found = opened(path)
             with found.file as file:
