@@ -17,7 +17,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError, features
 
 from ..base.errors import ConfigError, ImagesError
-from .kinds import SUFFIXES, Why, damaged, opened, why_not
+from .kinds import DAMAGED, HOURS, SUFFIXES, NoPicture, Why, opened, why_not
 
 _BESIDE = (".txt", ".caption", ".json", ".jsonl", ".npz", ".safetensors", ".yaml", ".toml", ".csv", ".md")
 """Of what lies beside pictures and is none: captions, other programs' notes."""
@@ -243,7 +243,7 @@ def read_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> t
                 if min(width, height) < MIN_SIDE:
                     raise ImagesError(f"{path} has only {width} x {height} pixels; use a larger picture")
                 if file.format in ("JPEG", "MPO") and _scans(path) > MAX_SCANS:
-                    raise ImagesError(f"{path} is made to take hours to open; save it anew as JPEG, PNG or WebP")
+                    raise NoPicture(HOURS)
                 file.load()
                 turn = _TURNS.get(found.orientation or file.getexif().get(ExifTags.Base.Orientation, 1))
                 to_srgb, to_eight_bits = _to_srgb(file), _to_eight_bits(file)
@@ -251,8 +251,10 @@ def read_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> t
                 return _on_background(upright, background, to_srgb, to_eight_bits), found.has_more
     except ImagesError:
         raise
+    except NoPicture as error:
+        raise ImagesError(f"{path} {error}") from None
     except UnidentifiedImageError:
-        raise damaged(path) from None
+        raise ImagesError(f"{path} {DAMAGED}") from None
     except Image.DecompressionBombError:
         raise ImagesError(f"{path} has too many pixels; scale it down first") from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files

@@ -18,8 +18,6 @@ from typing import IO, Any
 
 from PIL import Image, features
 
-from ..base.errors import ImagesError
-
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
 """In Pillow's words. Nothing else is tried, whatever a file's name says."""
 _SUFFIXES_OF = {
@@ -36,6 +34,13 @@ SUFFIXES = tuple(suffix for suffixes in _SUFFIXES_OF.values() for suffix in suff
 """Of a file that says it is a picture. If it is none, that is told."""
 _VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".wmv", ".mpg", ".mpeg", ".3gp", ".ogv", ".flv")
 _VIDEO, _RAW = "video", "raw"
+DAMAGED = "is damaged, or no JPEG, PNG or WebP whatever its name says; save it anew as one of these"
+HOURS = "is made to take hours to open; save it anew as JPEG, PNG or WebP"
+_MEMORY = "is made to fill the memory; save it anew as JPEG, PNG or WebP"
+
+
+class NoPicture(ValueError):  # noqa: N818 - not an error, but what is wrong with a file
+    """Why a file cannot be opened, in words that go after its name."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 def kind_of(path: Path) -> str:
     """A file's kind by its first bytes: one of :data:`FORMATS`, another that is told by its name, or nothing.
 
-    What is no file, such as a pipe, which would be waited for, is of no kind; so is what cannot be read.
+    Of no kind is what is not a file, such as a pipe, which would be waited for, and what cannot be read.
     """
     try:
         if not path.is_file():
@@ -184,14 +189,14 @@ def opened(path: Path) -> Opened:
     """Open a picture, a regular file of bounded size, by the decoder of its kind alone.
 
     Raises:
-        ImagesError: it is of no kind that is read, or made to take very long.
+        NoPicture: it is of no kind that is read, or made to do harm.
         Exception: whatever Pillow raises on a damaged one.
     """
     kind = kind_of(path)
     if kind not in FORMATS or not _can_read(kind):
         if kind in _WHY:
-            raise ImagesError(f"{path} {_WHY[kind].one}")
-        raise damaged(path)
+            raise NoPicture(_WHY[kind].one)
+        raise NoPicture(DAMAGED)
     if kind == "HEIF":  # it turns the picture itself; further ones are of a burst
         _check_heif(path)
         return Opened(_heif().HeifImageFile(str(path)), 1, False)
@@ -205,17 +210,6 @@ def opened(path: Path) -> Opened:
 
 _Slim = tuple[Path | io.BytesIO, int, bool]
 """Where to read a picture from, its orientation if that is known (0 if not), whether there is more behind it."""
-
-
-def damaged(path: Path) -> ImagesError:
-    """What to raise for a file that is no picture."""
-    return ImagesError(
-        f"{path} is damaged, or no JPEG, PNG or WebP whatever its name says; save it anew as one of these"
-    )
-
-
-def _hours(path: Path) -> ImagesError:
-    return ImagesError(f"{path} is made to take hours to open; save it anew as JPEG, PNG or WebP")
 
 
 _PNG_NEEDED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"sRGB", b"gAMA", b"cHRM", b"eXIf", b"acTL", b"fcTL"}
@@ -276,7 +270,7 @@ def _slim_gif(path: Path) -> _Slim:
         while at < len(data) and data[at]:
             at, blocks = at + data[at] + 1, blocks + 1
             if blocks > _MOST_BLOCKS:
-                raise _hours(path)
+                raise NoPicture(HOURS)
         return at + 1
 
     at = 13 + palette(data[10] if len(data) > 10 else 0)
@@ -307,7 +301,7 @@ def _slim_bmp(path: Path) -> _Slim:
     if int.from_bytes(head[14:18], "little") > 12 and int.from_bytes(head[30:34], "little") in _RUN_LENGTH:
         width, height = (abs(int.from_bytes(head[at : at + 4], "little", signed=True)) for at in (18, 22))
         if width > _RUN_LENGTH_SIDE or width * height > _RUN_LENGTH_PIXELS:
-            raise _hours(path)
+            raise NoPicture(HOURS)
     return path, 1, False
 
 
@@ -324,10 +318,10 @@ def _check_heif(path: Path) -> None:
         for kind, start, stop in _boxes(lambda at, count: _read_at(file, at, count), 0, size):
             if kind == b"meta":
                 if stop - start > _MOST_META:
-                    raise _hours(path)
+                    raise NoPicture(HOURS)
                 loads += _loads(_read_at(file, start + 4, stop - start - 4))
     if loads * size > _MOST_LOADED:
-        raise ImagesError(f"{path} is made to fill the memory; save it anew as JPEG, PNG or WebP")
+        raise NoPicture(_MEMORY)
 
 
 def _read_at(file: IO[bytes], at: int, count: int) -> bytes:
@@ -469,7 +463,7 @@ def _slim_tiff(path: Path) -> _Slim:
     data = bytearray(path.read_bytes())
     tags = _tags(lambda at, count: bytes(data[at : at + count]), bytes(data[:16]))
     if tags is None:
-        raise damaged(path)
+        raise NoPicture(DAMAGED)
     kept, total = [], 0
     for tag in sorted(_TIFF_NEEDED & set(tags.entries)):
         count, size = tags.values(tag)
@@ -477,12 +471,12 @@ def _slim_tiff(path: Path) -> _Slim:
             continue
         total += size
         if total > len(data) or (count > _MOST_VALUES and tag != _PROFILE):
-            raise _hours(path)
+            raise NoPicture(HOURS)
         kept.append(tags.entries[tag])
     tile = tags.number(_TILE_WIDTH), tags.number(_TILE_HEIGHT)
     is_wider = tile[0] > tags.number(_WIDTH) + 15 or tile[1] > tags.number(_HEIGHT) + 15
     if tile[0] * tile[1] > _LARGEST_TILE and is_wider:
-        raise _hours(path)
+        raise NoPicture(HOURS)
     number, place = (tags.order + each for each in tags.counter)
     directory = struct.pack(number, len(kept)) + b"".join(kept) + struct.pack(place, 0)
     data[tags.at : tags.at + len(directory)] = directory  # it was longer, or as long
