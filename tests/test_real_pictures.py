@@ -166,6 +166,15 @@ def test_sixteen_bits_are_sixteen_bits(tmp_path: Path, compression: str, top: in
     np.testing.assert_allclose(np.asarray(open_picture(tmp_path / "x.tif"))[..., 0], values / 257, atol=1)
 
 
+def test_sixteen_bits_of_which_zero_is_white(tmp_path: Path) -> None:
+    values = np.tile(np.linspace(0, 65535, SIDE), (SIDE, 1)).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    data = bytearray((tmp_path / "x.tif").read_bytes())
+    data[data.find(struct.pack("<HHI", 262, 3, 1)) + 8] = 0
+    (tmp_path / "x.tif").write_bytes(data)
+    np.testing.assert_allclose(np.asarray(open_picture(tmp_path / "x.tif"))[..., 0], 255 - values / 257, atol=1)
+
+
 @pytest.mark.parametrize("white", [1, 255, 65535])
 @pytest.mark.parametrize("bright", [False, True])
 def test_fractions_are_of_what_nearly_all_of_them_keep_below(tmp_path: Path, white: int, bright: bool) -> None:

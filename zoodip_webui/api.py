@@ -210,7 +210,7 @@ def _add(draft: Draft, file: Path, picture: Any, where: str) -> None:
     before = {each.name for each in draft.pictures()}
     told = draft.add([(file, name)])
     added = [each.name for each in draft.pictures() if each.name not in before]
-    if not added:
+    if told and not added:
         raise ImagesError(f"{where}: {told[0]}")
     for each in added if caption else ():
         draft.caption(each, caption)
