@@ -99,7 +99,8 @@ class LoadReferenceImages:
     OUTPUT_IS_LIST = (True, True)
     OUTPUT_TOOLTIPS = (
         "The pictures, each in its own size.",
-        "A text for each picture, empty where it has none: the .txt beside it, or its entry in captions.json.",
+        "A text for each picture, empty where it has none: its entry in captions.json, the .txt or .caption beside it, "
+        "or its entry in metadata.jsonl.",
     )
     FUNCTION = "load"
 
@@ -111,7 +112,8 @@ class LoadReferenceImages:
                     [*_bundled(), *_folders()],
                     {
                         "tooltip": "A folder in ComfyUI's input folder, a single picture there, or a bundled subject "
-                        "for the embedded model. Captions: a .txt beside each picture, or a captions.json.",
+                        "for the embedded model. Captions: a .txt or .caption beside each picture, a captions.json, or "
+                        "a metadata.jsonl.",
                     },
                 ),
             }
@@ -130,29 +132,32 @@ class LoadReferenceImages:
         from ..zoodip_core.base.files import sha256_of
 
         digest, files = hashlib.sha256(), _files(folder)
-        for file in (_listing(folder, files), *(each for path in files for each in (path, path.with_suffix(".txt")))):
+        for file in (*files, *_caption_files(folder, files)):
             if file.is_file():
                 digest.update(f"{file.name} {sha256_of(file)}".encode())
         return digest.hexdigest()
 
     def load(self, folder: str) -> dict[str, Any]:
         from ..zoodip_core.base.errors import ImagesError
-        from ..zoodip_core.data.images import open_picture
+        from ..zoodip_core.data.images import only_first, read_picture
 
         files = _files(folder)
         pictures: list[Image.Image] = []
+        moving = []
         for file in files:
             try:
-                pictures.append(_bounded(open_picture(file)))
+                picture, has_more = read_picture(file)
             except ImagesError as error:
                 raise ImagesError(f"folder: {error}; take it out of the folder, or replace it") from error
+            pictures.append(_bounded(picture))
+            moving += [file.name] if has_more else []
             if sum(each.width * each.height for each in pictures) > MAX_TOTAL_PIXELS:
                 raise ImagesError(
                     f"folder: the pictures have more than {MAX_TOTAL_PIXELS // 10**6} million pixels together; scale "
                     "them down, or take some out"
                 )
         return {
-            "ui": thumbnails(pictures),
+            "ui": {**thumbnails(pictures), "text": _unused(folder, files) + only_first(moving)},
             "result": ([to_image([picture]) for picture in pictures], _captions(folder, files)),
         }
 
@@ -170,15 +175,15 @@ def _bundled() -> list[str]:
 
 def _folders() -> list[str]:
     """The folders with pictures in the input folder, then the single pictures."""
-    from ..zoodip_core.data.images import SUFFIXES
+    from ..zoodip_core.data.images import seems_picture
 
     root, folders, single = host().input_folder(), [], []
     for folder, _, names in os.walk(root):
-        pictures = [name for name in names if name.lower().endswith(SUFFIXES)]
-        if Path(folder) == root:
-            single = pictures
-        elif pictures:
-            folders.append(Path(folder).relative_to(root).as_posix())
+        here = Path(folder)
+        if here == root:
+            single = [name for name in names if seems_picture(here / name)]
+        elif any(seems_picture(here / name) for name in names):
+            folders.append(here.relative_to(root).as_posix())
     return sorted(folders) + sorted(single)
 
 
@@ -207,10 +212,9 @@ def _files(folder: str) -> list[Path]:
             f"folder: {len(found)} pictures are too many; three to ten good ones are enough, and at most "
             f"{MAX_PICTURES} are taken"
         )
-    for file in found:
-        for read in (file, file.with_suffix(".txt"), _listing(folder, found)):
-            if not contains(host().input_folder(), read):
-                raise ImagesError(f"folder: {read.name} leads out of ComfyUI's input folder; put a copy in its place")
+    for file in (*found, *_caption_files(folder, found)):
+        if not contains(host().input_folder(), file):
+            raise ImagesError(f"folder: {file.name} leads out of ComfyUI's input folder; put a copy in its place")
     return found
 
 
@@ -235,7 +239,7 @@ def _is_single(folder: str) -> bool:
 
 
 def _listing(folder: str, files: Sequence[Path]) -> Path:
-    """Where the captions of a choice's pictures may stand, besides the .txt files."""
+    """Where the captions of all of a choice's pictures may stand."""
     from ..zoodip_core.tiny import concepts
 
     if folder.startswith(BUNDLED):
@@ -243,19 +247,50 @@ def _listing(folder: str, files: Sequence[Path]) -> Path:
     return files[0].parent / "captions.json"
 
 
-def _captions(folder: str, files: Sequence[Path]) -> list[str]:
-    """A text for each file, empty if it has none. Several captions of one picture are lines."""
-    from ..zoodip_core.data.prompts import read_listed, read_text
+def _caption_files(folder: str, files: Sequence[Path]) -> list[Path]:
+    """All files that :func:`_captions` may read."""
+    from ..zoodip_core.data.prompts import METADATA, caption_file
+
+    beside = [found for file in files if (found := caption_file(file))]
+    return [_listing(folder, files), files[0].parent / METADATA, *beside]
+
+
+def _listed(folder: str, files: Sequence[Path]) -> dict[str, list[str]]:
+    """The captions in the file for all pictures, by their names."""
+    from ..zoodip_core.data.prompts import read_listed
 
     listing = _listing(folder, files)
     names = None if _is_single(folder) else [file.name for file in files]
-    listed = read_listed(listing, names) if listing.is_file() else {}
+    return read_listed(listing, names) if listing.is_file() else {}
+
+
+def _captions(folder: str, files: Sequence[Path]) -> list[str]:
+    """A text for each file, empty if it has none. Several captions of one picture are lines."""
+    from ..zoodip_core.data.prompts import noted_captions, own_captions
+
+    listed, noted = _listed(folder, files), noted_captions(files[0].parent)
     texts = []
     for file in files:
-        beside = file.with_suffix(".txt")
-        each = listed.get(file.name) or ([read_text(beside)] if beside.is_file() else [])
+        each = listed.get(file.name) or own_captions(file, noted)[0]
         texts.append("\n".join(" ".join(text.split()) for text in each))
     return texts
+
+
+def _unused(folder: str, files: Sequence[Path]) -> list[str]:
+    """Lines on what is in the chosen folder and not used, for the node."""
+    from ..zoodip_core.data.images import left_out
+    from ..zoodip_core.data.prompts import of_no_picture, unused_captions
+
+    if folder.startswith(BUNDLED) or _is_single(folder):
+        return []
+    listing, listed = _listing(folder, files), _listed(folder, files)
+    names = sorted(set(listed) - {file.name for file in files})
+    chosen = [files[0].parent]
+    return [
+        *left_out(chosen),
+        *of_no_picture(listing.name, names, len(listed)),
+        *unused_captions(None, files, chosen),
+    ]
 
 
 def write_references(pictures: Sequence[Image.Image], captions: Sequence[str], folder: Path) -> dict[str, Any]:

@@ -518,14 +518,21 @@ def test_what_is_given_and_not_used_is_counted(tmp_path: Path, capsys: pytest.Ca
     for name in ("a.jpg", "b.jfif", "10_rex/c.jpg", "a-masklabel.jpg"):
         photo(folder / name)
     photo(folder / "dot.jpg", 8)
-    for kind in ("bmp", "tiff", "gif"):
+    for kind in ("pcx", "tga", "ppm"):
         Image.new("RGB", (64, 64)).save(folder / f"{kind}.{kind}")
+    moving = [Image.new("L", (64, 64), shade) for shade in (9, 99)]
+    moving[0].save(folder / "dance.gif", save_all=True, append_images=moving[1:])
+    (folder / "film").write_bytes(b"\0\0\0\x18ftypisom\0\0\2\0isommp41")
     (folder / "a.txt").write_text("a {}")
+    (folder / "lone.txt").write_text("a {}")
     (tmp_path / "captions.json").write_text('{"a.jpg": "a {}", "misspelt.jpg": "a {}"}')
     assert main(train(folder, tmp_path / "run", "--captions", str(tmp_path / "captions.json"))) == 0
     told = capsys.readouterr().err
-    assert "encoding 3 images" in told
-    assert "left out, 3 no JPEG, PNG or WebP; save them as one of these: bmp.bmp, gif.gif, tiff.tiff" in told
+    assert "encoding 4 images" in told
+    assert "left out, 1 videos; save some frames of them as pictures: film" in told
+    assert "left out, 1 captions of no picture: lone.txt" in told
+    assert "1 moving pictures or files of several pages, of which the first picture alone is used: dance.gif" in told
+    assert "left out, 3 no JPEG, PNG or WebP; save them as one of these: pcx.pcx, ppm.ppm, tga.tga" in told
     assert "left out, 1 masks, which are not used: a-masklabel.jpg" in told
     assert (
         "left out, 1 folders with pictures in them; give them with --images too, or move the pictures: 10_rex (1)"

@@ -3,8 +3,13 @@
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 
-const PICTURES = [".png", ".jpg", ".jpeg", ".webp"] // as zoodip_core.data.images.SUFFIXES
-const CAPTIONS = [".txt", ".json"]
+// As zoodip_core.data.kinds.SUFFIXES. What a picture is follows from its content, which the node looks at.
+const PICTURES = [
+  ...[".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif"],
+  ...[".heic", ".heif", ".hif"],
+]
+const CAPTIONS = [".txt", ".caption", ".json", ".jsonl"]
+const MOST_BYTES = 100_000_000 // as zoodip_core.data.images.MAX_FILE_BYTES
 const PARENT = "zoodip" // in ComfyUI's input folder
 
 /** Let a Load Reference Images node upload files into a new folder, and choose that. */
@@ -12,7 +17,7 @@ export function addUpload(node) {
   const input = Object.assign(document.createElement("input"), {
     type: "file",
     multiple: true,
-    accept: ["image/*", ...CAPTIONS].join(),
+    accept: ["image/*", ...PICTURES, ...CAPTIONS].join(),
   })
   const button = node.addWidget("button", "upload pictures", null, () => input.click(), { serialize: false })
   button.serialize = false
@@ -32,10 +37,10 @@ export function addUpload(node) {
 }
 
 async function uploadInto(node, button, chosen) {
-  const files = chosen.filter((file) => [...PICTURES, ...CAPTIONS].includes(suffix(file)))
+  const files = chosen.filter((file) => mayBePicture(file) || CAPTIONS.includes(suffix(file)))
   const left = chosen.filter((file) => !files.includes(file)).map((file) => file.name)
-  const first = files.find((file) => PICTURES.includes(suffix(file)))
-  if (!first) return tell("error", "Nothing to upload", `Choose pictures: ${PICTURES.join(", ")}.`)
+  const first = files.find(mayBePicture)
+  if (!first) return tell("error", "Nothing to upload", "Choose pictures, such as JPEG, PNG, WebP or HEIC.")
   if (button.disabled) return tell("warn", "An upload is under way", "Wait until it has ended.")
   const folder = `${PARENT}/${folderName(first)}`
 
@@ -46,7 +51,7 @@ async function uploadInto(node, button, chosen) {
       await upload(file, folder)
     }
     choose(node, folder)
-    if (left.length) tell("warn", "Left out", `${left.join(", ")}: only ${PICTURES.join(", ")} can be read.`)
+    if (left.length) tell("warn", "Left out", `${left.length} no pictures and no captions: ${left.join(", ")}`)
   } catch (error) {
     tell("error", "Upload failed", error.message)
   } finally {
@@ -88,12 +93,19 @@ function label(node, button, text) {
 
 // ---------------------------------------------------------------- names
 
-const suffix = (file) => file.name.slice(file.name.lastIndexOf(".")).toLowerCase()
+const stem = (file) => (file.name.includes(".") ? file.name.slice(0, file.name.lastIndexOf(".")) : file.name)
+const suffix = (file) => file.name.slice(stem(file).length).toLowerCase()
+
+/** By its name, or by what the browser takes it for; of what it does not know the node sees. */
+function mayBePicture(file) {
+  if (PICTURES.includes(suffix(file)) || file.type.startsWith("image/")) return true
+  const isUnknown = ["", "application/octet-stream"].includes(file.type) && !CAPTIONS.includes(suffix(file))
+  return isUnknown && file.size <= MOST_BYTES
+}
 
 /** A new folder's name: the file's, as far as any file system takes it, and the time. */
 function folderName(file) {
-  const stem = file.name.slice(0, file.name.lastIndexOf("."))
-  const plain = stem.replace(/[^\p{L}\p{N}_-]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 40)
+  const plain = stem(file).replace(/[^\p{L}\p{N}_-]+/gu, "-").replace(/^-+|-+$/g, "").slice(0, 40)
   const now = new Date()
   const local = new Date(now.getTime() - now.getTimezoneOffset() * 60_000).toISOString()
   return `${plain || "pictures"}-${local.slice(0, 19).replace(/[-:]/g, "").replace("T", "-")}`

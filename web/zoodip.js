@@ -1,8 +1,10 @@
-// ZOODiP's nodes on ComfyUI's page: the loss chart of ZO Train Token, and the upload of Load Reference Images.
+// ZOODiP's nodes on ComfyUI's page: the loss chart of ZO Train Token, the upload and the notes of
+// Load Reference Images.
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
 import { compact, hasEnded, LossChart } from "./chart.js"
+import { showNotes } from "./notes.js"
 import { addUpload } from "./upload.js"
 
 const OURS = "Zoodip" // what our nodes' names begin with
@@ -27,7 +29,7 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (node.comfyClass === TRAINER) addChart(node)
-    if (node.comfyClass === LOADER) addUpload(node)
+    if (node.comfyClass === LOADER) addLoader(node)
     if (node.comfyClass?.startsWith(OURS)) foldAdvanced(node)
   },
 
@@ -77,6 +79,11 @@ function addChart(node) {
     dropPreview(node)
   })
   after(node, "onRemoved", () => chart.remove())
+}
+
+function addLoader(node) {
+  addUpload(node)
+  after(node, "onExecuted", (message) => showNotes(node, (message?.text ?? []).map(String)))
 }
 
 /**

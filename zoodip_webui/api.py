@@ -208,12 +208,12 @@ def _add(draft: Draft, file: Path, picture: Any, where: str) -> None:
     except (binascii.Error, ValueError) as error:
         raise ImagesError(f"{where}: data is not base64") from error
     before = {each.name for each in draft.pictures()}
-    skipped = draft.add([(file, name)])
-    if skipped:
-        raise ImagesError(f"{where}: {skipped[0]}")
-    for each in draft.pictures():
-        if each.name not in before and caption:
-            draft.caption(each.name, caption)
+    told = draft.add([(file, name)])
+    added = [each.name for each in draft.pictures() if each.name not in before]
+    if told and not added:
+        raise ImagesError(f"{where}: {told[0]}")
+    for each in added if caption else ():
+        draft.caption(each, caption)
 
 
 def _resume(studio: Studio, name: str, request: Mapping[str, Any]) -> Job:

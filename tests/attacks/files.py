@@ -215,6 +215,42 @@ def _scanned(size: tuple[int, int], times: int) -> bytes:
     return content[:last] + content[last:-2] * times + b"\xff\xd9"
 
 
+_SIDE = 64
+
+
+def tiff(entries: list[tuple[int, int, int, int]], after: bytes = b"", following: int = 0) -> bytes:
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + directory + struct.pack("<I", following) + after
+
+
+GREY = [(256, 4, 1, _SIDE), (257, 4, 1, _SIDE), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (277, 3, 1, 1)]
+"""Tags of a grey TIFF, whose strip begins at 1000."""
+STRIP = [(273, 4, 1, 1000), (278, 4, 1, _SIDE), (279, 4, 1, _SIDE * _SIDE)]
+ROOM = bytes(1000 + _SIDE * _SIDE)
+
+
+def bmp(width: int, height: int, packing: int, data: bytes) -> bytes:
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, packing, len(data), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 54 + 1024) + header + bytes(1024) + data
+
+
+NEWER: dict[str, tuple[Callable[[], bytes], str]] = {
+    "strips": (lambda: tiff([*GREY, (273, 4, 2_000_000, 300)], bytes(8_000_000)), "made to take hours"),
+    "tags that share": (
+        lambda: tiff([*GREY, *((tag, 7, 7_000_000, 300) for tag in (320, 347))], bytes(8_000_000)),
+        "hours",
+    ),
+    "tiles": (lambda: tiff([*GREY[:4], (322, 4, 1, 40_000), (323, 4, 1, 40_000)], ROOM), "made to take hours"),
+    "side": (lambda: tiff([(256, 4, 1, 2**20), (257, 4, 1, 2**20), *GREY[2:], *STRIP], ROOM), "too many pixels"),
+    "samples": (lambda: tiff([*GREY[:5], (277, 4, 1, 2**31), *STRIP], ROOM), "damaged|cannot be read"),
+    "no directory": (lambda: b"II*\0\xff\xff\xff\x7f" + bytes(99), "damaged"),
+    "run lengths": (lambda: bmp(60_000_000, 1, 1, b"\0\2\xff\xff" * 9), "made to take hours"),
+    "screen": (lambda: b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;", "too many pixels"),
+    "blocks": (lambda: b"GIF89a\x40\0\x40\0\0\0\0!\xfe" + b"\1x" * 3_000_000 + b"\0;", "made to take hours"),
+}
+"""What is refused, by a name for it: how it is made, and the words."""
+
+
 def pictures(folder: Path) -> Iterator[Path]:
     """Pictures that are none, or far larger than they look; all have the names of pictures."""
     small, frames = Image.new("RGB", (64, 64)), [Image.new("RGB", (64, 64), (i, 0, 0)) for i in range(60)]
@@ -246,6 +282,7 @@ def pictures(folder: Path) -> Iterator[Path]:
         "empty.png": b"",
         "script.png": b"#!/bin/sh\ntouch evil\n",
         **{f"{kind.lower()}.png": _saved(small, kind) for kind in ("GIF", "TIFF", "BMP", "ICO", "PCX", "TGA", "PPM")},
+        **{f"{name}.jpg": make() for name, (make, _) in NEWER.items()},
         "fits.png": b"SIMPLE  =                    T" + bytes(2850),
     }
     for name, content in files.items():

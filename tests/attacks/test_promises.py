@@ -8,7 +8,7 @@ from pathlib import Path
 
 import node_pack
 
-from zoodip_core.data import images, prompts
+from zoodip_core.data import images, kinds, prompts
 from zoodip_core.model import embedding_tensors
 from zoodip_core.page import draft
 from zoodip_webui import api
@@ -25,15 +25,15 @@ def test_the_limits_are_the_code_s() -> None:
         "pictures of a page, a script or a node": f"{images.MAX_PICTURES}",
         "a picture's file": f"{images.MAX_FILE_BYTES // 10**6} MB",
         "a picture": f"{images.MAX_PIXELS // 10**6} million pixels",
-        "a WebP picture": f"{images.MAX_WEBP_PIXELS // 10**6} million pixels",
+        "a WebP or AVIF picture": f"{images.MAX_WEBP_PIXELS // 10**6} million pixels",
         "all pictures of a page": f"{draft.MAX_TOTAL_BYTES // 10**6} MB",
         "all pictures that a node loads": f"{in_nodes // 10**6} million pixels",
         "a request of a script, with its pictures": f"{api.MAX_REQUEST // 10**6} MB",
         "a file of captions": f"{prompts.MAX_TEXT // 10**6} MB",
         "an embedding": f"{embedding_tensors.MAX_BYTES // 10**6} MB",
     }
-    assert ", ".join(images.FORMATS[:-1]) == "JPEG, PNG"
-    assert "JPEG, PNG and WebP are read" in TEXT
+    assert kinds.FORMATS == ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
+    assert "JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF and HEIC are read" in TEXT
 
 
 def test_what_it_points_to_is_there() -> None:

@@ -565,3 +565,67 @@ def webp(draw: Draw, samples: Sequence[bytes]) -> bytes:
     _edit_chunks(draw, chunks, (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF", b"EXIF", b"ICCP", b"XXXX"))
     body = b"WEBP" + b"".join(n + struct.pack("<I", len(c)) + c + b"\0" * (len(c) % 2) for n, c in chunks)
     return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+_TIFF_NUMBERS = (0, 1, 2, 3, 8, 16, 32, 255, 300, 40_000, 100_001, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
+
+
+@st.composite
+def tiff(draw: Draw, samples: Sequence[bytes]) -> bytes:
+    """A TIFF of little-endian bytes with tags of its first page changed, dropped or repeated, or damaged."""
+    data = bytearray(_one_of(draw, samples))
+    if _below(draw, 8) == 7 or data[:4] != b"II*\0":
+        return _damage(draw, bytes(data))
+    (at,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, at)
+    for _ in range(draw(st.integers(1, 3))):
+        entry = at + 2 + 12 * _below(draw, count)
+        kind = _below(draw, 6)
+        if kind < 2:
+            struct.pack_into("<I", data, entry + 8, _one_of(draw, _TIFF_NUMBERS))
+        elif kind == 2:
+            struct.pack_into("<I", data, entry + 4, _one_of(draw, _TIFF_NUMBERS))
+        elif kind == 3:
+            struct.pack_into("<H", data, entry + 2, draw(st.integers(0, 19)))
+        elif kind == 4:
+            struct.pack_into("<H", data, entry, _one_of(draw, (254, 262, 322, 323, 324, 325, 330, 339, 34665, 34675)))
+        else:
+            struct.pack_into("<I", data, at + 2 + 12 * count, _one_of(draw, (0, 8, at, len(data), 2**32 - 1)))
+    return bytes(data)
+
+
+_CONTAINERS = (b"meta", b"iprp", b"ipco", b"iref", b"moov", b"trak", b"mdia", b"minf", b"stbl")
+
+
+@st.composite
+def boxes(draw: Draw, samples: Sequence[bytes]) -> bytes:
+    """A HEIC or AVIF with a box's size, kind or content changed where it stands, or damaged."""
+    data = bytearray(_one_of(draw, samples))
+    if _below(draw, 8) == 7:
+        return _damage(draw, bytes(data))
+    places = list(_boxes(data, 0, len(data)))
+    for _ in range(draw(st.integers(1, 3))):
+        start, end = _one_of(draw, places)
+        kind = _below(draw, 5)
+        if kind == 0:
+            struct.pack_into(">I", data, start, _one_of(draw, (0, 1, 7, 8, 9, len(data), 2**31, 2**32 - 1)))
+        elif kind == 1:
+            data[start + 4 : start + 8] = _one_of(draw, (b"free", b"iref", b"ispe", b"grid", b"meta", b"irot", b"Exif"))
+        elif end - start > 12:
+            field = start + 8 + _below(draw, min(end - start - 11, 64))
+            value = _one_of(draw, _SIDES) if kind < 4 else draw(st.integers(0, 2**32 - 1))
+            struct.pack_into(">I", data, field, value)
+    return bytes(data)
+
+
+def _boxes(data: bytes | bytearray, at: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where boxes begin and end, those within others too."""
+    while at + 8 <= end:
+        (size,) = struct.unpack_from(">I", data, at)
+        if size < 8 or at + size > end:
+            return
+        yield at, at + size
+        kind = bytes(data[at + 4 : at + 8])
+        if kind in _CONTAINERS:
+            yield from _boxes(data, at + (12 if kind in (b"meta", b"iref") else 8), at + size)
+        at += size

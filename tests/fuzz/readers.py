@@ -29,7 +29,7 @@ from PIL import Image
 from zoodip_core.base.errors import ConfigError, ModelError
 from zoodip_core.base.events import Commands
 from zoodip_core.data.images import load_images, open_picture
-from zoodip_core.data.prompts import captions_for
+from zoodip_core.data.prompts import captions_for, unused_captions
 from zoodip_core.evaluate.encoders import CONFIG, PREPROCESSOR, ClipFeatures, DinoFeatures, find_clip, find_dino
 from zoodip_core.jobs import environment, tasks
 from zoodip_core.jobs.history import list_runs
@@ -54,7 +54,7 @@ from zoodip_core.train.run_folder import RunFolder
 from zoodip_webui import api
 
 from . import samples as of
-from .mutations import damaged, jpeg, json_like, json_lines, pickles, png, safetensors, webp
+from .mutations import boxes, damaged, jpeg, json_like, json_lines, pickles, png, safetensors, tiff, webp
 
 Files = dict[str, bytes]
 
@@ -235,7 +235,9 @@ def _pictures(name: str) -> Callable[[Path], Any]:
 def _captions(folder: Path) -> None:
     listing = folder / "captions.json"
     paths = [folder / "01.png", folder / "02.png"]
-    captions_for(paths, captions_file=listing if listing.exists() else None, token="<pip>")
+    captions_file = listing if listing.exists() else None
+    captions_for(paths, captions_file=captions_file, token="<pip>")
+    _tellable(unused_captions(captions_file, paths, [folder]))
 
 
 def _config(folder: Path) -> None:
@@ -399,8 +401,15 @@ READERS: Mapping[str, Reader] = {
     "picture .png": Reader(_one("a.png", png(of.pngs())), _pictures("a.png"), share=1.5),
     "picture .jpg": Reader(_one("a.jpg", jpeg(of.jpegs())), _pictures("a.jpg"), share=1.5),
     "picture .webp": Reader(_one("a.webp", webp(of.webps())), _pictures("a.webp")),
+    "picture .gif": Reader(_one("a.gif", damaged(of.gifs())), _pictures("a.gif")),
+    "picture .bmp": Reader(_one("a.bmp", damaged(of.bmps())), _pictures("a.bmp"), share=0.5),
+    "picture .tif": Reader(_one("a.tif", tiff(of.tiffs())), _pictures("a.tif"), share=1.5),
+    "picture .avif": Reader(_one("a.avif", boxes(of.avifs())), _pictures("a.avif")),
+    "picture .heic": Reader(_one("a.heic", boxes(of.heics())), _pictures("a.heic")),
     "captions .json": Reader(_one("captions.json", json_like(of.CAPTIONS, of.CAPTION_WORDS)), _captions),
     "caption .txt": Reader(_one("01.txt", damaged(of.TEXTS)), _captions, share=0.5),
+    "caption .caption": Reader(_one("01.Caption", damaged(of.TEXTS)), _captions, share=0.3),
+    "metadata.jsonl": Reader(_one("metadata.jsonl", json_lines(of.NOTED, of.CAPTION_WORDS)), _captions, share=0.5),
     "config": Reader(_one("config.json", json_like([of.CONFIG], of.CONFIG_WORDS)), _config, share=1.5),
     "draft": Reader(
         _any_of(
@@ -419,8 +428,11 @@ READERS: Mapping[str, Reader] = {
             {
                 "a.png": png(of.pngs()),
                 "c.webp": webp(of.webps()),
+                "d": st.one_of(tiff(of.tiffs()), boxes(of.heics()), damaged(of.gifs())),
                 "b.txt": damaged(of.TEXTS),
+                "b.caption": damaged(of.TEXTS),
                 "captions.json": json_like([{"b.png": "a {}"}], of.CAPTION_WORDS),
+                "metadata.jsonl": json_lines(of.NOTED, of.CAPTION_WORDS),
             },
         ),
         _dropped,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from tests.judges import write_judges
 from zoodip_core.model.ldm import CLIP_PREFIXES
@@ -395,6 +396,12 @@ TEXTS = (
     "\ufeffa <pip> \u4f60\u597d\n\nb\r\n".encode(),
     "a {}".encode("utf-16"),
     b"\xe9 {}",
+    b"a {} at noon\n\n the <pip>\tat night\r\n",
+)
+NOTED = (
+    {"file_name": "01.png", "text": "a {} on grass"},
+    {"file_name": "02.png", "caption": "the <pip> there", "tags": ["x"]},
+    {"file_name": "other.png", "prompt": "a {}"},
 )
 DRAFT = {
     "version": 1,
@@ -492,4 +499,67 @@ def webps() -> tuple[bytes, ...]:
     found = [_written(_image(), "WEBP"), _written(_image("RGBA"), "WEBP", lossless=True)]
     found.append(_written(_image("RGBA"), "WEBP", exif=_exif(), icc_profile=b"p" * 50))
     found.append(_written(_image(), "WEBP", save_all=True, append_images=[_image("L")]))
+    return tuple(found)
+
+
+@cache
+def gifs() -> tuple[bytes, ...]:
+    """GIFs: grey and coloured, transparent, with a comment, moving."""
+    found = [_written(_image(mode), "GIF") for mode in ("L", "P", "RGBA")]
+    found.append(_written(_image("P"), "GIF", transparency=1, comment=b"x" * 300, interlace=0))
+    found.append(_written(_image(), "GIF", save_all=True, append_images=[_image("L"), _image("P")], loop=0))
+    return tuple(found)
+
+
+@cache
+def bmps() -> tuple[bytes, ...]:
+    """BMPs of every mode, and one of run lengths."""
+    header = struct.pack("<IiiHHIIiiII", 40, 16, 16, 1, 8, 1, 0, 0, 0, 256, 0)
+    runs = b"".join(b"\x08\x01\0\x04\1\2\3\4\4\5\0\0" for _ in range(16)) + b"\0\1"
+    packed = b"BM" + struct.pack("<IHHI", 0, 0, 0, 54 + 1024) + header + bytes(range(256)) * 4 + runs
+    return (*(_written(_image(mode), "BMP") for mode in ("RGB", "RGBA", "L", "1", "P")), packed)
+
+
+@cache
+def tiffs() -> tuple[bytes, ...]:
+    """TIFFs of every mode and of the usual packings, in strips, with EXIF and a profile, of two pages."""
+    modes = ("RGB", "RGBA", "L", "1", "P", "CMYK", "I;16", "LAB")
+    found = [_written(_image(mode), "TIFF") for mode in modes]
+    found.append(_written(Image.fromarray(np.linspace(0, 2, 256, dtype=np.float32).reshape(16, 16)), "TIFF"))
+    packings = ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group4")
+    found += [_written(_image("1" if name == "group4" else "RGB"), "TIFF", compression=name) for name in packings]
+    found.append(_written(_image(), "TIFF", exif=_exif(), icc_profile=b"p" * 50, tiffinfo={278: 2}))
+    found.append(_written(_image(), "TIFF", save_all=True, append_images=[_image("L")]))
+    return tuple(found)
+
+
+@cache
+def avifs() -> tuple[bytes, ...]:
+    """AVIFs: lossy, grey, transparent, moving, turned; none where Pillow has no AVIF."""
+    if "avif" not in features.modules or not features.check("avif"):
+        return (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif",)
+    found = [_written(_image(mode), "AVIF") for mode in ("RGB", "RGBA", "L")]
+    found.append(_written(_image(), "AVIF", exif=_exif(), icc_profile=b"p" * 50))
+    found.append(_written(_image(), "AVIF", save_all=True, append_images=[_image("L")]))
+    return tuple(found)
+
+
+@cache
+def heics() -> tuple[bytes, ...]:
+    """HEICs: lossy, grey, transparent, a burst, turned, in tiles; none where ``pillow_heif`` is not installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",)
+
+    def file(*pictures: Image.Image, **options: Any) -> bytes:
+        whole, buffer = pillow_heif.HeifFile(), io.BytesIO()
+        for picture in pictures:
+            whole.add_from_pillow(picture)
+        whole.save(buffer, **options)
+        return buffer.getvalue()
+
+    found = [file(_image(mode)) for mode in ("RGB", "RGBA", "L")]
+    found.append(file(_image(), exif=_exif().tobytes(), icc_profile=b"p" * 50, chroma=444))
+    found.append(file(_image(), _image("L"), exif=_exif().tobytes()))
     return tuple(found)

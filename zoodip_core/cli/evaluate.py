@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.stopping import Stopped, stopped_by
-from ..data.images import find_images
+from ..data.images import find_images, left_out
 from ..evaluate.encoders import CLIP_ID, DINO_ID
 from ..evaluate.prompt_sets import PROMPT_SETS, default_set, prompts_of
 from ..model.embedding import load_embedding
@@ -75,7 +75,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     embedding = load_embedding(args.embedding, args.which)
     references = find_images(args.images)
     judges = find_judges(args.clip, args.dino)
-    for why in judges.left_out:
+    for why in (*left_out(args.images), *judges.left_out):
         print(f"warning: {why}", file=sys.stderr)
     word = class_word_of(embedding, args.class_word)
     folder = args.output or folder_for(Path("evaluations"), embedding)

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import stat
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError, features
 
 from ..base.errors import ConfigError, ImagesError
+from .kinds import DAMAGED, HOURS, SUFFIXES, NoPicture, Why, opened, why_not
 
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp")
 _BESIDE = (".txt", ".caption", ".json", ".jsonl", ".npz", ".safetensors", ".yaml", ".toml", ".csv", ".md")
 """Of what lies beside pictures and is none: captions, other programs' notes."""
 _MASKS = ("-masklabel", ".mask")
-FORMATS = ("JPEG", "PNG", "WEBP")
-"""Whatever a file's name says, nothing else is tried: Pillow knows some fifty kinds, one of which runs a program."""
 MIN_SIDE = 8
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 100_000_000
@@ -34,7 +30,7 @@ MAX_SCANS = 64
 MAX_PICTURES = 100
 """That a page, a script or a node takes; a person at the command line may name more."""
 MAX_WEBP_PIXELS = 40_000_000
-"""The decoder of WebP holds a picture four times."""
+"""The decoders of WebP and AVIF hold a picture four times."""
 _STRIP = 1 << 20
 CROPS = ("center", "resize")
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
@@ -50,16 +46,20 @@ class ReferenceImage:
         picture: RGB, resolution x resolution.
         original_size: (height, width) of the file's picture; SDXL is told it.
         crop_top_left: (top, left) of the cut in the scaled picture; SDXL is told it.
+        has_more: whether there are frames or pages behind the picture, which nothing is learned from.
     """
 
     path: Path
     picture: Image.Image
     original_size: tuple[int, int]
     crop_top_left: tuple[int, int]
+    has_more: bool = False
 
 
 def find_images(sources: Sequence[str | Path]) -> list[Path]:
     """The image files in the given folders (not their subfolders) and files, in a stable order.
+
+    A file is one by its content; one that is called a picture and is none counts too, and is told when it is opened.
 
     Raises:
         ImagesError: a source does not exist, or there is no image at all.
@@ -67,46 +67,94 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
-            found += sorted(p for p in source.iterdir() if _is_picture(p) and p.is_file())
+            found += sorted(path for path in source.iterdir() if is_picture(path))
         elif source.is_file():
             if len(sources) > 1 and source.suffix.lower() in _BESIDE:
                 continue  # a shell's glob brings captions along
-            if source.suffix.lower() not in SUFFIXES:
-                raise ImagesError(f"{source} is not a JPEG, PNG or WebP file; convert it first")
-            found.append(source)
+            why = why_not(source)
+            if why and len(sources) == 1:
+                raise ImagesError(f"{source} {why.one}")
+            found += [] if why else [source]
         else:
             raise ImagesError(f"images: {source} does not exist; give a folder of images or image files")
     if not found:
         where = ", ".join(map(str, sources)) or "(nothing given)"
-        raise ImagesError(f"no JPEG, PNG or WebP image in {where}; put 3 to 10 pictures of the subject there")
+        lines = "".join(f"; {line}" for line in left_out(sources))
+        raise ImagesError(f"no JPEG, PNG or WebP image in {where}; put 3 to 10 pictures of the subject there{lines}")
     return list(dict.fromkeys(found))
 
 
-def _is_picture(path: Path) -> bool:
-    """By its name: a mask, as trainers keep it beside a picture, is none."""
-    return path.suffix.lower() in SUFFIXES and not path.stem.lower().endswith(_MASKS) and not path.name.startswith("._")
+def is_picture(path: Path) -> bool:
+    """Whether a folder's file is taken for a picture: none of a mask, as trainers keep it beside a picture."""
+    return _says_it_is(path) and path.is_file() and not why_not(path)
+
+
+def seems_picture(path: Path) -> bool:
+    """As :func:`is_picture`, but a name that says so is believed: of a whole tree, few files need be opened."""
+    return _says_it_is(path) and (path.suffix.lower() in SUFFIXES or is_picture(path))
+
+
+def _says_it_is(path: Path) -> bool:
+    """By its name alone, whether a file may be a picture."""
+    if path.suffix.lower() in SUFFIXES:
+        return not _is_mask(path) and not path.name.startswith("._")
+    return not _is_beside(path)
+
+
+def _is_mask(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.stem.lower().endswith(_MASKS)
+
+
+def _is_beside(path: Path) -> bool:
+    """Whether it is nobody's picture, and need not be told: notes, captions, what systems and programs hide."""
+    return path.name.startswith((".", "__")) or path.suffix.lower() in _BESIDE
 
 
 def left_out(sources: Sequence[str | Path]) -> list[str]:
-    """A line on each kind of thing in the given folders that nothing is learned from: nothing is left out unsaid."""
-    files: list[str] = []
+    """A line on each kind of thing in the given folders that nothing is learned from: nothing is left out unsaid.
+
+    Of given files, those are told that are passed over beside others.
+    """
+    files: list[tuple[str, Why]] = []
     masks: list[str] = []
     folders: list[str] = []
     for source in map(Path, sources):
-        for path in sorted(source.iterdir()) if source.is_dir() else ():
-            if path.name.startswith((".", "__")) or path.suffix.lower() in _BESIDE:
-                continue
+        if source.is_dir():
+            paths = sorted(path for path in source.iterdir() if not _is_beside(path))
+        else:
+            paths = [source] if len(sources) > 1 and not _is_beside(source) else []
+        for path in paths:
             if path.is_dir():
                 with contextlib.suppress(OSError):  # it is not ours to look into
-                    within = sum(map(_is_picture, path.iterdir()))
+                    within = sum(map(is_picture, path.iterdir()))
                     folders += [f"{path.name} ({within})"] if within else []
-            elif path.suffix.lower() in SUFFIXES:
-                masks += [] if _is_picture(path) else [path.name]
-            else:
-                files.append(path.name)
-    lines = [(files, "no JPEG, PNG or WebP; save them as one of these"), (masks, "masks, which are not used")]
-    lines.append((folders, "folders with pictures in them; give them with --images too, or move the pictures"))
-    return [f"left out, {len(names)} {why}: {_few(names)}" for names, why in lines if names]
+            elif _is_mask(path) and path != source:
+                masks.append(path.name)
+            elif why := why_not(path):
+                files.append((path.name, why))
+    told = [(masks, "masks, which are not used")]
+    told.append((folders, "folders with pictures in them; give them with --images too, or move the pictures"))
+    return counted(files) + [_counted(names, why) for names, why in told if names]
+
+
+def counted(files: Sequence[tuple[str, Why]]) -> list[str]:
+    """A line for each reason why files are left out, with their names."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in files:
+        by_reason.setdefault(why.many, []).append(name)
+    return [_counted(names, why) for why, names in by_reason.items()]
+
+
+def _counted(names: Sequence[str], why: str) -> str:
+    return f"left out, {len(names)} {why}: {_few(names)}"
+
+
+def only_first(names: Sequence[str]) -> list[str]:
+    """A line on the pictures that have more behind the first."""
+    if not names:
+        return []
+    kinds = "moving pictures or files of several pages, of which the first picture alone is used"
+    return [f"{len(names)} {kinds}: {_few(names)}"]
 
 
 def _few(names: Sequence[str]) -> str:
@@ -156,7 +204,8 @@ def load_images(
     images, skipped = [], []
     for path in find_images(sources):
         try:
-            images.append(_fit(path, open_picture(path, colour), resolution, crop))
+            picture, has_more = read_picture(path, colour)
+            images.append(replace(_fit(path, picture, resolution, crop), has_more=has_more))
         except ImagesError as error:
             skipped.append(str(error))
     if not images:
@@ -168,15 +217,25 @@ def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> I
     """A file's picture in RGB, turned as its EXIF data says, transparency laid on ``background``.
 
     Raises:
-        ImagesError: it is no JPEG, PNG or WebP, cannot be read, or is too small or too large.
+        ImagesError: as :func:`read_picture`.
+    """
+    return read_picture(path, background)[0]
+
+
+def read_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> tuple[Image.Image, bool]:
+    """As :func:`open_picture`, and whether there are more frames or pages behind the first.
+
+    Raises:
+        ImagesError: it is no picture of a kind that is read, cannot be read, or is too small or too large.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            warnings.simplefilter("ignore")  # our limit of pixels is lower; of odd tags nobody need know
             _check_file(path)
-            with Image.open(without_notes(path), formats=FORMATS) as file:
+            found = opened(path)
+            with found.file as file:
                 width, height = file.size
-                most = MAX_WEBP_PIXELS if file.format == "WEBP" else MAX_PIXELS
+                most = MAX_WEBP_PIXELS if file.format in ("WEBP", "AVIF") else MAX_PIXELS
                 if width * height > most:
                     raise ImagesError(
                         f"{path} has {width} x {height} pixels, more than {most // 10**6} million; scale it down first"
@@ -184,22 +243,35 @@ def open_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> I
                 if min(width, height) < MIN_SIDE:
                     raise ImagesError(f"{path} has only {width} x {height} pixels; use a larger picture")
                 if file.format in ("JPEG", "MPO") and _scans(path) > MAX_SCANS:
-                    raise ImagesError(f"{path} is made to take hours to open; save it anew as JPEG, PNG or WebP")
+                    raise NoPicture(HOURS)
                 file.load()
-                turned = file.getexif().get(ExifTags.Base.Orientation, 1) != 1  # else it would be a whole copy
-                to_srgb = _to_srgb(file)
-                return _on_background(ImageOps.exif_transpose(file) if turned else file, background, to_srgb)
+                turn = _TURNS.get(found.orientation or file.getexif().get(ExifTags.Base.Orientation, 1))
+                to_srgb, to_eight_bits = _to_srgb(file), _to_eight_bits(file)
+                upright = file.transpose(turn) if turn is not None else file  # a whole copy
+                return _on_background(upright, background, to_srgb, to_eight_bits), found.has_more
     except ImagesError:
         raise
+    except NoPicture as error:
+        raise ImagesError(f"{path} {error}") from None
     except UnidentifiedImageError:
-        raise ImagesError(
-            f"{path} is damaged, or no JPEG, PNG or WebP whatever its name says; save it anew as one of these"
-        ) from None
+        raise ImagesError(f"{path} {DAMAGED}") from None
     except Image.DecompressionBombError:
         raise ImagesError(f"{path} has too many pixels; scale it down first") from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
         reason = str(error) or type(error).__name__
         raise ImagesError(f"{path} cannot be read ({reason}); the file may be damaged or cut off") from error
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What puts a picture upright, by EXIF's orientation."""
 
 
 def _check_file(path: Path) -> None:
@@ -210,51 +282,6 @@ def _check_file(path: Path) -> None:
     if about.st_size > MAX_FILE_BYTES:
         megabytes = f"{about.st_size / 1e6:.0f} MB, more than {MAX_FILE_BYTES // 10**6}"
         raise ImagesError(f"{path} has {megabytes}; scale it down first")
-
-
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_NEEDED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"sRGB", b"gAMA", b"cHRM", b"eXIf", b"acTL", b"fcTL"}
-_LARGEST_PROFILE = 4_000_000
-_MOST_CHUNKS = 100_000
-
-
-def without_notes(path: Path) -> Path | io.BytesIO:
-    """A PNG without its notes, of which Pillow refuses more than a megabyte, and programs write any number.
-
-    A profile stays if it is of a size that colours need.
-    """
-    with path.open("rb") as file:
-        if file.read(8) != _PNG:
-            return path
-        kept, dropped = io.BytesIO(), False
-        kept.write(_PNG)
-        for _ in range(_MOST_CHUNKS):
-            if len(head := file.read(8)) < 8:
-                break
-            size, kind = int.from_bytes(head[:4], "big"), head[4:]
-            if kind in _PNG_NEEDED or (kind == b"iCCP" and size <= _LARGEST_PROFILE and _is_profile(file, size)):
-                kept.write(head + file.read(size + 4))
-            else:
-                file.seek(size + 4, os.SEEK_CUR)
-                dropped = True
-            if kind == b"IEND":
-                break
-        else:
-            return path  # it is no picture that anybody made
-    kept.seek(0)
-    return kept if dropped else path
-
-
-def _is_profile(file: IO[bytes], size: int) -> bool:
-    """Whether a PNG's profile, which begins here, unpacks to something of its size's order; the place is kept."""
-    at = file.tell()
-    data = file.read(size)
-    file.seek(at)
-    packed = data.partition(b"\0")[2][1:]
-    try:
-        return len(zlib.decompressobj().decompress(packed, 1_000_000)) < 1_000_000  # what Pillow takes at most
-    except zlib.error:
-        return False
 
 
 def _to_srgb(picture: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
@@ -285,19 +312,62 @@ def _scans(path: Path) -> int:
     return scans
 
 
+_Values = Callable[["np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
+_BITS, _IS_BLACK, _SAMPLE = 258, 262, 339
+"""TIFF's tags for the bits of a value, for which end is white, and for how values are written."""
+_SIGNED = 2
+
+
+def _to_eight_bits(picture: Image.Image) -> _Values | None:
+    """What makes 8 bits of greys that have more, white being the largest that can be written; None for other pictures.
+
+    However dark the picture, its values say nothing of white, but where they are fractions: those are mostly of 1, and
+    of 255 or 65535 where programs left them as they were.
+    """
+    if not (picture.mode.startswith("I") or picture.mode == "F"):
+        return None
+    tags: Any = getattr(picture, "tag_v2", {})  # TIFF's
+    (bits, *_), (sample, *_) = tags.get(_BITS, (16,)), tags.get(_SAMPLE, (1,))
+    white, wraps = 2.0 ** (bits - (sample == _SIGNED)) - 1, 0.0
+    if picture.mode == "F":
+        white = _white(picture)
+    elif bits == 32 and sample != _SIGNED:
+        wraps = 2.0**32  # Pillow has them signed
+    is_negative = tags.get(_IS_BLACK, 1) == 0
+
+    def convert(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        values = np.nan_to_num(values.astype(np.float64))
+        share = np.clip(np.where(values < 0, values + wraps, values) / white, 0, 1)
+        return ((1 - share if is_negative else share) * 255).astype(np.uint8)
+
+    return convert
+
+
+def _white(picture: Image.Image) -> float:
+    """The white of fractions: the least of 1, 255 and 65535 that all but the brightest hundredth of them keep below."""
+    sides = (min(picture.width, 1000), min(picture.height, 1000))
+    values = np.nan_to_num(np.asarray(picture.resize(sides, Image.Resampling.NEAREST)))
+    most = float(np.percentile(values, 99))
+    white = next((white for white in (1, 255, 65535) if most <= white), None)
+    if white is None:
+        raise ValueError(f"values up to {most:g}, of which nobody knows which is white; save it with 8 or 16 bits")
+    return white
+
+
 def _on_background(
-    picture: Image.Image, colour: tuple[int, ...], to_srgb: Callable[[Image.Image], Image.Image] | None = None
+    picture: Image.Image,
+    colour: tuple[int, ...],
+    to_srgb: Callable[[Image.Image], Image.Image] | None = None,
+    to_eight_bits: _Values | None = None,
 ) -> Image.Image:
     """In sRGB, strip by strip: whole copies of a large picture would fill the memory."""
     strips = list(_strips(picture))
-    gray = picture.mode.startswith("I") or picture.mode == "F"  # of 16 bits, however dark, as PNG has them
     transparent = _is_transparent(picture)
     flat = Image.new("RGB", picture.size)
     for strip in strips:
         part = picture.crop(strip)
-        if gray:
-            values = np.asarray(part, dtype=np.float64)
-            part = Image.fromarray(np.clip(values / 65535 * 255, 0, 255).astype(np.uint8))
+        if to_eight_bits:
+            part = Image.fromarray(to_eight_bits(np.asarray(part)))
         elif to_srgb and part.mode == "CMYK":
             part = to_srgb(part)
         elif transparent:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ..base.errors import CaptionError, ConfigError
@@ -94,21 +94,13 @@ def captions_for(
     if template not in TEMPLATES:
         raise ConfigError(f"template = {template!r}: choose one of {', '.join(TEMPLATES)}")
     listed = read_listed(captions_file, [path.name for path in paths]) if captions_file else {}
-    noted = {folder: _noted(folder) for folder in {path.parent for path in paths}}
+    noted = {folder: noted_captions(folder) for folder in {path.parent for path in paths}}
     result, without = [], []
     for path in paths:
-        beside = caption_file(path)
-        if path.name in listed:
-            texts, where = tuple(listed[path.name]), f"{captions_file}, {path.name}"
-        elif beside:
-            text, where = read_text(beside).strip(), str(beside)
-            lines = tuple(line.strip() for line in text.splitlines() if line.strip())
-            each_has = len(lines) > 1 and all(SLOT in line or with_slots(line, token) != line for line in lines)
-            texts = lines if each_has else (text,)
-        elif path.name in noted[path.parent]:
-            texts, where = (noted[path.parent][path.name],), f"{path.parent / _METADATA}, {path.name}"
-        else:
-            texts, where = TEMPLATES[template], ""
+        where, texts = f"{captions_file}, {path.name}", listed.get(path.name, [])
+        if not texts:
+            texts, where = own_captions(path, noted[path.parent], token)
+        texts = texts or ([""] if where else list(TEMPLATES[template]))
         slotted = tuple(text if SLOT in text else with_slots(text, token) for text in texts)
         without += [(where, text) for text in slotted if SLOT not in text]
         result.append(slotted)
@@ -127,26 +119,73 @@ def _no_place(without: Sequence[tuple[str, str]], token: str) -> CaptionError:
     )
 
 
-_CAPTION_SUFFIXES = (".txt", ".caption")
-_METADATA = "metadata.jsonl"
+CAPTION_SUFFIXES = (".txt", ".caption")
+METADATA = "metadata.jsonl"
+
+
+def own_captions(picture: Path, noted: Mapping[str, str], token: str = "") -> tuple[list[str], str]:
+    """The captions that lie beside a picture: its caption file's, else its entry in the notes of its folder.
+
+    Args:
+        picture: its file.
+        noted: the folder's :func:`noted_captions`.
+        token: as in :func:`caption_lines`.
+
+    Returns:
+        The captions, none if the file is empty, and where they stand, empty if nowhere.
+
+    Raises:
+        CaptionError: they cannot be read.
+    """
+    beside = caption_file(picture)
+    if beside:
+        return caption_lines(read_text(beside), token), str(beside)
+    if picture.name in noted:
+        return [_one_line(noted[picture.name])], f"{picture.parent / METADATA}, {picture.name}"
+    return [], ""
+
+
+def caption_lines(text: str, token: str = "") -> list[str]:
+    """A caption file's text as captions: a line each if all lines have the token's place, else it is one.
+
+    Args:
+        text: with any spaces and breaks of lines.
+        token: marks the place as well as ``{}`` does; where it is not known, any ``<word>`` does.
+    """
+    lines = list(filter(None, map(_one_line, text.splitlines())))
+    place = re.compile(token_pattern(token) if token else r"<[^<>\s]+>")
+    each_has = all(SLOT in line or place.search(unicodedata.normalize("NFC", line)) for line in lines)
+    return lines if each_has or not lines else [" ".join(lines)]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def caption_file(picture: Path) -> Path | None:
     """The file of captions beside a picture, whatever the case of its ending."""
     found = {path.name: path for path in picture.parent.glob(f"{glob.escape(picture.stem)}.*")}
     names = {name[len(picture.stem) :].lower(): path for name, path in sorted(found.items()) if path.is_file()}
-    return next((names[suffix] for suffix in _CAPTION_SUFFIXES if suffix in names), None)
+    return next((names[suffix] for suffix in CAPTION_SUFFIXES if suffix in names), None)
 
 
-def _noted(folder: Path) -> dict[str, str]:
-    """The texts of a folder's ``metadata.jsonl`` by the names of its pictures; of other notes none.
+def noted_captions(folder: Path) -> dict[str, str]:
+    """The texts of a folder's ``metadata.jsonl`` by the names of its pictures; none if there is no such file.
 
     Raises:
         CaptionError: it cannot be read.
     """
-    file, noted = folder / _METADATA, {}
-    if not file.is_file():
-        return {}
+    file = folder / METADATA
+    return read_noted(file) if file.is_file() else {}
+
+
+def read_noted(file: Path) -> dict[str, str]:
+    """The texts of a file such as ``metadata.jsonl`` by the names of their pictures; of other notes none.
+
+    Raises:
+        CaptionError: it cannot be read.
+    """
+    noted = {}
     for line in read_text(file).splitlines():
         try:
             entry = parse_json(line) if line.strip() else {}
@@ -159,20 +198,50 @@ def _noted(folder: Path) -> dict[str, str]:
     return noted
 
 
-def unused_captions(captions_file: Path | None, paths: Sequence[Path]) -> list[str]:
-    """A line on the captions of a JSON file that belong to no picture, as where a name is misspelt.
+def unused_captions(captions_file: Path | None, paths: Sequence[Path], sources: Sequence[str | Path] = ()) -> list[str]:
+    """A line on the captions that belong to no picture, as where a name is misspelt.
+
+    Args:
+        captions_file: a JSON file of captions.
+        paths: the pictures.
+        sources: where they were looked for; of the folders among them, the captions in files are looked at too.
 
     Raises:
-        CaptionError: as :func:`read_listed`.
+        CaptionError: as :func:`read_listed` and :func:`noted_captions`.
     """
-    if captions_file is None:
-        return []
-    listed = read_listed(captions_file, [path.name for path in paths])
-    unused = sorted(set(listed) - {path.name for path in paths})
-    if not unused:
-        return []
-    shown = ", ".join(unused[:5]) + (" ..." if len(unused) > 5 else "")
-    return [f"{captions_file}: {len(unused)} of its {len(listed)} names are of no picture here: {shown}"]
+    names, lines = {path.name for path in paths}, []
+    for file, listed in _listings(captions_file, paths, sources).items():
+        shown = str(file) if file == captions_file else file.name
+        lines += of_no_picture(shown, sorted(set(listed) - names), len(listed))
+    for folder in filter(Path.is_dir, map(Path, sources)):
+        files = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__"))]
+        texts = [path for path in files if path.suffix.lower() in CAPTION_SUFFIXES and path.is_file()]
+        stems = {path.stem for path in (*files, *paths) if path.suffix.lower() not in CAPTION_SUFFIXES}
+        alone = [path.name for path in texts if path.stem not in stems]
+        if alone:
+            lines.append(f"left out, {len(alone)} captions of no picture: {_few(alone)}")
+    return lines
+
+
+def _listings(
+    captions_file: Path | None, paths: Sequence[Path], sources: Sequence[str | Path]
+) -> dict[Path, Collection[str]]:
+    """The names in all files that have captions of several pictures."""
+    found: dict[Path, Collection[str]] = {}
+    if captions_file is not None:
+        found[captions_file] = read_listed(captions_file, [path.name for path in paths])
+    for folder in filter(Path.is_dir, map(Path, sources)):
+        found[folder / METADATA] = noted_captions(folder)
+    return found
+
+
+def of_no_picture(file: str, names: Sequence[str], count: int) -> list[str]:
+    """A line on the names in a file of captions, of ``count`` in all, that are of no picture."""
+    return [f"{file}: {len(names)} of its {count} names are of no picture here: {_few(names)}"] if names else []
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def token_pattern(token: str) -> str:

@@ -18,14 +18,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..base.errors import CaptionError, ImagesError
 from ..base.files import is_newer, read_object, sha256_of, storage_errors, write_atomically, written_atomically
 from ..base.names import plain
 from ..base.texts import whole_text
-from ..data.images import FORMATS, MAX_FILE_BYTES, MAX_PICTURES, SUFFIXES, find_images, open_picture, without_notes
-from ..data.prompts import read_listed, read_text
+from ..data.images import (
+    MAX_FILE_BYTES,
+    MAX_PICTURES,
+    counted,
+    find_images,
+    left_out,
+    only_first,
+    open_picture,
+    read_picture,
+)
+from ..data.kinds import SUFFIXES, Why, usual_suffix, why_not
+from ..data.prompts import (
+    CAPTION_SUFFIXES,
+    caption_lines,
+    noted_captions,
+    of_no_picture,
+    own_captions,
+    read_listed,
+    read_noted,
+    read_text,
+    unused_captions,
+)
 from ..tiny import concepts
 
 VERSION = 1
@@ -33,8 +51,7 @@ MAX_TOTAL_BYTES = 1_000_000_000
 MAX_CAPTION = 10_000
 _MAX_NAME = 80
 _MAX_NAME_BYTES = 140  # what the strictest file systems take, with room for the name of a part
-_VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".wmv", ".mpg", ".mpeg", ".3gp", ".ogv", ".flv")
-_NUMBERED = re.compile(r"(\d{4,9})-(.+)\.(?:jpe?g|png|webp)")
+_NUMBERED = re.compile(rf"(\d{{4,9}})-(.+)(?:{'|'.join(map(re.escape, SUFFIXES))})")
 
 _lock = threading.RLock()
 """One for all drafts: a page may make several objects of one folder."""
@@ -188,13 +205,15 @@ class Draft:
     # ------------------------------------------------------------ putting in
 
     def add(self, files: Sequence[tuple[Path, str]]) -> list[str]:
-        """Take in files that were dropped onto the page; a ``.txt`` is the caption of the picture of its name.
+        """Take in files that were dropped onto the page.
+
+        A ``.txt`` or ``.caption`` has the captions of the picture of its name, a ``.json`` or ``.jsonl`` those of any.
 
         Args:
             files: where each lies now, and its own name.
 
         Returns:
-            A line for each file that was skipped, and why.
+            Lines on what is not used of them, and why.
 
         Raises:
             ImagesError: they are too many; none was taken.
@@ -202,50 +221,75 @@ class Draft:
         """
         pictures: list[_Given] = []
         texts: dict[str, tuple[str, str]] = {}
+        listed: dict[str, dict[str, str]] = {}
+        others: list[tuple[str, Why]] = []
         lines = []
-        for path, original in files:
+        for path, original in sorted(files, key=lambda each: _split(each[1])[1] == CAPTION_SUFFIXES[1]):
             name = re.split(r"[/\\]", original)[-1]
             suffix = _split(name)[1]
             try:
-                if suffix == ".txt":
-                    texts[_key(name)] = (name, _caption_in(path, _shown(name)))
-                elif suffix in SUFFIXES:
-                    pictures.append(_Given(path, name))
+                if suffix in CAPTION_SUFFIXES:
+                    text = _caption_in(path, _shown(name), self._token())
+                    if texts.setdefault(_key(name), (name, text))[0] != name:
+                        lines.append(f"{_shown(name)} was skipped: {_shown(texts[_key(name)][0])} is there as well")
+                elif suffix in (".json", ".jsonl"):
+                    listed[_shown(name)], told = _listed(path, None, _shown(name))
+                    lines += told
+                elif why := why_not(path, name):
+                    others.append((_shown(name), why))
                 else:
-                    lines.append(_other_kind(_shown(name), suffix))
+                    pictures.append(_Given(path, name))
             except CaptionError as error:
                 lines.append(str(error))
-        given = [replace(each, caption=texts.get(_key(each.name), ("", ""))[1]) for each in pictures]
-        alone = [text for key, text in texts.items() if key not in {_key(each.name) for each in pictures}]
+        by_name = {name: text for each in listed.values() for name, text in each.items()}
+        given = [
+            replace(each, caption=by_name.get(each.name) or texts.get(_key(each.name), ("", ""))[1])
+            for each in pictures
+        ]
+        keys = {_key(each.name) for each in pictures}
+        alone = [text for key, text in texts.items() if key not in keys]
         with _lock:
-            return lines + self._take(given) + self._caption_by_name(alone)
+            lines += _left_out(others) + self._take(given) + self._caption_by_name(alone)
+            for name, each in listed.items():
+                later = {picture: each[picture] for picture in sorted(set(each) - {given.name for given in pictures})}
+                lines += of_no_picture(name, self._caption_all(later), len(each))
+            return lines
 
     def add_folder(self, folder: Path) -> list[str]:
-        """Take in a folder's pictures with their captions: a ``.txt`` beside each, or a ``captions.json``.
+        """Take in a folder's pictures with their captions: a ``captions.json``, and what else lies beside them.
 
         Returns:
-            A line for each file that was skipped, and why.
+            Lines on what is not used of it, and why.
 
         Raises:
             ImagesError: no such folder, no pictures in it, or too many; none was taken.
             StorageError: no room; none was taken.
         """
-        paths, others = _in_folder(folder)
-        listed, lines = _listed(folder / "captions.json", paths)
-        if others:
-            some = ", ".join(map(_shown, others[:3])) + (", ..." if len(others) > 3 else "")
-            lines.append(f"{len(others)} other files were left out ({some}): they are not JPEG, PNG or WebP")
+        paths, lines = _in_folder(folder)
+        listing = folder / "captions.json"
+        listed, told = _listed(listing, [path.name for path in paths])
+        lines += told + (of_no_picture(listing.name, sorted(set(listed) - {path.name for path in paths}), len(listed)))
+        try:
+            noted = noted_captions(folder)
+            lines += unused_captions(None, paths, [folder])
+        except CaptionError as error:
+            noted = {}
+            lines.append(f"no captions were taken: {error}")
         given = []
         for path in paths:
-            beside, caption = path.with_suffix(".txt"), listed.get(path.name, "")
+            caption = listed.get(path.name, "")
             try:
-                if not caption and beside.is_file():
-                    caption = _caption_in(beside, beside.name)
+                if not caption:
+                    caption = _checked("\n".join(own_captions(path, noted, self._token())[0]), path.name)
             except CaptionError as error:
-                lines.append(str(error))
+                lines.append(str(error).replace(f"{folder}{os.sep}", ""))
             given.append(_Given(path, path.name, caption))
         with _lock:
             return lines + self._take(given)
+
+    def _token(self) -> str:
+        token = self.values().get("token")
+        return token if isinstance(token, str) else ""
 
     def add_concept(self, name: str) -> list[str]:
         """Take in a bundled subject of the embedded model, with its captions.
@@ -260,7 +304,7 @@ class Draft:
         """
         concept = concepts.load(name)
         paths = find_images([concept.images])
-        listed, _ = _listed(concept.captions, paths)
+        listed, _ = _listed(concept.captions, [path.name for path in paths])
         with _lock:
             return self._take([_Given(path, path.name, listed.get(path.name, "")) for path in paths])
 
@@ -280,20 +324,21 @@ class Draft:
                 f"the pictures would have {total / 1e9:.1f} GB together, more than {MAX_TOTAL_BYTES / 1e9:g}, and none "
                 "of them was taken; scale them down first"
             )
-        usable = []
+        usable, moving = [], []
         for each in fresh:
-            why = _why_not(each)
+            why, has_more = _looked_at(each)
             lines += [why] if why else []
             usable += [] if why else [each]
+            moving += [each.shown] if has_more else []
         self._place(usable, {**self._captions(), **captions})
-        return lines
+        return lines + only_first(moving)
 
     def _place(self, given: Sequence[_Given], captions: dict[str, str]) -> None:
         number = max((_order(path.name)[0] for path in self._files()), default=0)
         with _undone_on_failure() as made:
             for each in given:
                 number += 1
-                target = self._images / _name(number, each.name)
+                target = self._images / _name(number, _with_suffix(each))
                 _copy(each.path, target, made)
                 _sound[target] = _mark(target)
                 captions[target.name] = each.caption
@@ -315,14 +360,22 @@ class Draft:
 
     def _caption_by_name(self, texts: Sequence[tuple[str, str]]) -> list[str]:
         """Give captions whose files came without a picture to those of their names that are there already."""
-        captions, lines = self._captions(), []
-        for name, text in texts:
+        stems = {_split(name)[0]: text for name, text in texts}
+        names = {_split(name)[0]: name for name, _ in texts}
+        return [
+            f"{_shown(names[stem])} was skipped: there is no picture of this name; add the picture as well"
+            for stem in self._caption_all(stems)
+        ]
+
+    def _caption_all(self, texts: Mapping[str, str]) -> list[str]:
+        """Give captions to the pictures of these names that are there already; returns the names of no picture."""
+        captions, without = self._captions(), []
+        for name, text in texts.items():
             found = [path.name for path in self._files() if _is_named(path.name, _split(name)[0])]
             captions.update(dict.fromkeys(found, text))
-            if not found:
-                lines.append(f"{_shown(name)} was skipped: there is no picture of this name; add the picture as well")
+            without += [] if found else [_shown(name)]
         self._save(captions)
-        return lines
+        return without
 
     def remove(self, name: str) -> None:
         """Take a picture out of the draft, with its captions.
@@ -370,6 +423,12 @@ def _split(name: str) -> tuple[str, str]:
     """Stem and suffix, the latter in small letters."""
     stem, dot, suffix = name.rpartition(".")
     return (stem, f".{suffix.lower()}") if dot else (name, "")
+
+
+def _with_suffix(given: _Given) -> str:
+    """A picture's name with the suffix of its kind, unless it has one of a picture already."""
+    stem, suffix = _split(given.name)
+    return given.name if suffix in SUFFIXES else f"{stem}{usual_suffix(given.path)}"
 
 
 def _key(name: str) -> str:
@@ -477,7 +536,7 @@ class _Known:
 
 
 def _in_folder(folder: Path) -> tuple[list[Path], list[str]]:
-    """A folder's pictures, and the names of its other files but captions.
+    """A folder's pictures, and lines on what else is in it.
 
     Raises:
         ImagesError: no such folder, or no pictures in it.
@@ -485,41 +544,35 @@ def _in_folder(folder: Path) -> tuple[list[Path], list[str]]:
     try:
         if not folder.is_dir():
             raise ImagesError(f"{folder} is not a folder; give the path of the folder that the pictures are in")
-        others = [path.name for path in folder.iterdir() if path.suffix.lower() not in (*SUFFIXES, ".txt", ".json")]
-        return find_images([folder]), sorted(name for name in others if not name.startswith(".") and "." in name)
+        return find_images([folder]), left_out([folder])
     except ImagesError:
         raise
     except (OSError, ValueError) as error:  # a name too long, a NUL in it, no permission
         raise ImagesError(f"{folder} cannot be read ({error}); give the path of a folder of pictures") from error
 
 
-def _other_kind(shown: str, suffix: str) -> str:
-    if suffix in _VIDEOS:
-        return f"{shown} is a video; save some frames of it as pictures"
-    if suffix == ".gif":
-        return f"{shown} is a GIF; save a picture of it as PNG"
-    return f"{shown} is not a JPEG, PNG or WebP file; convert it first"
+def _left_out(files: Sequence[tuple[str, Why]]) -> list[str]:
+    """Lines on files that are no pictures: one on each reason, which is more than a number if it is of one file."""
+    alike: dict[Why, list[str]] = {}
+    for shown, why in files:
+        alike.setdefault(why, []).append(shown)
+    return [
+        line
+        for why, names in alike.items()
+        for line in ([f"{names[0]} {why.one}"] if len(names) == 1 else counted([(name, why) for name in names]))
+    ]
 
 
-def _why_not(given: _Given) -> str | None:
-    """Why a picture cannot be used, None if it can."""
+def _looked_at(given: _Given) -> tuple[str, bool]:
+    """Why a picture cannot be used, nothing if it can; and whether it has more frames or pages than the first."""
     path, shown = given.path, given.shown
     try:
         path.stat()
-        open_picture(path)
-        if _moves(path):
-            return f"{shown} is animated; save one picture of it as PNG"
+        return "", read_picture(path)[1]
     except OSError as error:
-        return f"{shown} cannot be read ({error.strerror or error}); add it again"
+        return f"{shown} cannot be read ({error.strerror or error}); add it again", False
     except ImagesError as error:
-        return str(error).replace(str(path), shown)
-    return None
-
-
-def _moves(path: Path) -> bool:
-    """Whether a picture is animated. An MPO, a JPEG of many phones with a second picture behind the first, is not."""
-    with Image.open(without_notes(path), formats=FORMATS) as file:
-        return file.format != "MPO" and bool(getattr(file, "is_animated", False))
+        return str(error).replace(str(path), shown), False
 
 
 def _size(path: Path) -> int:
@@ -549,8 +602,8 @@ def _opens_still(path: Path) -> bool:
 # ---------------------------------------------------------------- captions
 
 
-def _caption_in(path: Path, shown: str) -> str:
-    """A caption file's text, all of it one caption as in A1111.
+def _caption_in(path: Path, shown: str, token: str) -> str:
+    """A caption file's captions, a line each.
 
     Raises:
         CaptionError: it cannot be read, is not UTF-8, or far too long.
@@ -563,7 +616,7 @@ def _caption_in(path: Path, shown: str) -> str:
         raise CaptionError(f"{shown} cannot be read ({error.strerror}); add it again") from error
     except CaptionError as error:
         raise CaptionError(str(error).replace(str(path), shown)) from None
-    return _checked(" ".join(text.split()), shown)
+    return _checked("\n".join(caption_lines(text, token)), shown)
 
 
 def _checked(text: str, where: str) -> str:
@@ -578,21 +631,31 @@ def _checked(text: str, where: str) -> str:
     return "\n".join(line.strip() for line in lines if line.strip())
 
 
-def _listed(file: Path, paths: Sequence[Path]) -> tuple[dict[str, str], list[str]]:
-    """The captions in a JSON file by the names of the pictures, and a line if it cannot be used."""
+def _listed(file: Path, names: Sequence[str] | None, shown: str = "") -> tuple[dict[str, str], list[str]]:
+    """The captions in a file of several pictures' by their names, and a line if it cannot be used.
+
+    Args:
+        file: in JSON, or in lines of it.
+        names: the pictures', of which at least one must be there; any will do if None.
+        shown: its owner's name for it, if it lies under another one.
+    """
+    where = shown or str(file)
     try:
-        if not file.is_file():
+        if not shown and not file.is_file():
             return {}, []
         if file.stat().st_size > 4 * MAX_CAPTION * MAX_PICTURES:
-            return {}, [f"{file.name} is too large for captions and was left out"]
-        listed = read_listed(file, [path.name for path in paths])
+            return {}, [f"{shown or file.name} is too large for captions and was left out"]
+        if where.lower().endswith(".jsonl"):
+            listed = {name: [text] for name, text in read_noted(file).items()}
+        else:
+            listed = read_listed(file, names)
         return {
-            name: _checked("\n".join(map(_one_line, texts)), f"{file}, {name}") for name, texts in listed.items()
+            name: _checked("\n".join(map(_one_line, texts)), f"{where}, {name}") for name, texts in listed.items()
         }, []
     except CaptionError as error:
-        return {}, [f"no captions were taken: {error}"]
+        return {}, [f"no captions were taken: {str(error).replace(str(file), where)}"]
     except (OSError, RecursionError):
-        return {}, [f"no captions were taken: {file} cannot be read"]
+        return {}, [f"no captions were taken: {where} cannot be read"]
 
 
 def _one_line(text: str) -> str:

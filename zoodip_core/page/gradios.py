@@ -15,7 +15,7 @@ import gradio as gr
 from PIL import Image
 
 from ..base.errors import ImagesError, for_user
-from ..data.images import SUFFIXES, open_picture
+from ..data.images import open_picture
 from . import views
 
 UNSEEN = "zoodip-unseen"
@@ -90,7 +90,7 @@ def picture_box(**more: Any) -> Any:
 def pictured(path: Path | None) -> Any:
     """Change a component made by :func:`picture_box`. The file may be gone, or half of another program's making."""
     picture: Image.Image | None = None
-    if path is not None and path.suffix.lower() in SUFFIXES:
+    if path is not None:
         with contextlib.suppress(ImagesError):
             picture = open_picture(path)
     return gr.update(value=picture, visible=picture is not None)

@@ -43,7 +43,7 @@ class Pictures:
         with gr.Row(elem_id="zoodip_files"):
             with gr.Column(scale=3, min_width=220):
                 self._drop = gr.File(
-                    label="Drop 3 to 10 pictures, captions (.txt) too",
+                    label="Drop 3 to 10 pictures, captions (.txt, .json) too",
                     file_count="multiple",
                     height=168,
                     elem_id="zoodip_drop",

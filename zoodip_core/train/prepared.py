@@ -16,7 +16,7 @@ from ..base.errors import NonFiniteLossError, NoRoomError
 from ..base.events import Event, Message
 from ..base.names import file_stem
 from ..base.version import __version__
-from ..data.images import ReferenceImage, blown_up, left_out, load_images, with_flips
+from ..data.images import ReferenceImage, blown_up, left_out, load_images, only_first, with_flips
 from ..data.prompts import captions_for, unused_captions, with_slots
 from ..model.blueprint import ModelInfo
 from ..model.embedding import Embedding
@@ -243,8 +243,9 @@ def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[Referenc
     lines = [
         *(f"skipped: {line}" for line in skipped),
         *left_out(config.images),
+        *only_first([image.path.name for image in images if image.has_more]),
         *blown_up(images, resolution),
-        *unused_captions(captions, [image.path for image in images]),
+        *unused_captions(captions, [image.path for image in images], config.images),
     ]
     return with_flips(images) if config.flip else images, lines
 
