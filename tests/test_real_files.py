@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from PIL import Image, ImageCms, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
+from tests.small_models import Change, SmallModels
 from zoodip_core import RGE, SPSA, OnePoint, SubspaceGradient, ZerothOrderSearch, load_quantized
 from zoodip_core.base.errors import CaptionError, ConfigError, ModelError, TokenError
 from zoodip_core.base.names import check_name, file_stem
@@ -37,35 +37,11 @@ from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.prepared import name_warning
 
 PIP = concepts.load("pip").images
-Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
-
-
-class Files:
-    """Small checkpoints of a family, changed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._known: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]] = {}
-
-    def modules(self, family: str) -> dict[str, Any]:
-        return self._of(family)[0]
-
-    def write(self, family: str, change: Change = dict, **metadata: str) -> Path:
-        path = self._folder / f"{family}.safetensors"
-        save_file(change(dict(self._of(family)[1])), path, metadata={"format": "pt", **metadata})
-        return path
-
-    def _of(self, family: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        if family not in self._known:
-            modules = random_models.build(family, "small", 4, vocab=100)
-            path = random_models.write_ldm(self._folder / "plain.safetensors", modules, family)
-            self._known[family] = modules, load_file(path)
-        return self._known[family]
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    return Files(tmp_path_factory.mktemp("files"))
+def files(tmp_path_factory: pytest.TempPathFactory) -> SmallModels:
+    return SmallModels(tmp_path_factory.mktemp("files"))
 
 
 def with_tensors(**more: torch.Tensor) -> Change:
@@ -87,7 +63,7 @@ def without_the_last_block(tensors: dict[str, torch.Tensor]) -> dict[str, torch.
 
 
 @pytest.mark.parametrize("change", [dict, without_the_last_block])
-def test_as_many_text_blocks_are_run_as_were_trained(files: Files, change: Change) -> None:
+def test_as_many_text_blocks_are_run_as_were_trained(files: SmallModels, change: Change) -> None:
     encoder = files.modules("sd21")["text_encoder"]
     model = load_quantized(files.write("sd21", change), weights="none", device="cpu")
     ids = torch.randint(0, 98, (1, 77), generator=torch.Generator().manual_seed(0))
@@ -97,7 +73,7 @@ def test_as_many_text_blocks_are_run_as_were_trained(files: Files, change: Chang
 
 
 @pytest.mark.parametrize("blocks", [23, pytest.param(24, marks=pytest.mark.slow), 25])
-def test_a_full_sd2_runs_openclip_h_s_23_blocks(files: Files, blocks: int) -> None:
+def test_a_full_sd2_runs_openclip_h_s_23_blocks(files: SmallModels, blocks: int) -> None:
     prefix = "cond_stage_model.model.transformer.resblocks."
 
     def more(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -129,7 +105,7 @@ def test_a_full_sd2_runs_openclip_h_s_23_blocks(files: Files, blocks: int) -> No
         ("sd15", "a_mark_of_next_year", "no Stable Diffusion (a_mark_of_next_year)"),
     ],
 )
-def test_a_model_of_another_kind_is_refused_by_its_name(files: Files, family: str, name: str, kind: str) -> None:
+def test_a_model_of_another_kind_is_refused_by_its_name(files: SmallModels, family: str, name: str, kind: str) -> None:
     assert kind in refused(files.write(family, with_tensors(**{name: torch.zeros(4)})))
 
 
@@ -141,12 +117,12 @@ def test_a_model_of_another_kind_is_refused_by_its_name(files: Files, family: st
         *(("sdxl", f"conditioner.embedders.0.{name}") for name in ("logit_scale", "text_projection.weight")),
     ],
 )
-def test_what_programs_leave_is_harmless(files: Files, family: str, name: str) -> None:
+def test_what_programs_leave_is_harmless(files: SmallModels, family: str, name: str) -> None:
     path = files.write(family, with_tensors(**{name: torch.zeros(4)}))
     assert identify(path).dims == {"sd15": (768,), "sdxl": (768, 1280)}[family]
 
 
-def test_marks_of_fine_tunes_are_honoured(files: Files) -> None:
+def test_marks_of_fine_tunes_are_honoured(files: SmallModels) -> None:
     marked = load_quantized(files.write("sdxl", with_tensors(v_pred=torch.zeros(0), ztsnr=torch.zeros(0))))
     noted = load_quantized(files.write("sdxl", ss_v_parameterization="True", ss_zero_terminal_snr="True"))
     for model in (marked, noted):
@@ -159,7 +135,7 @@ def test_marks_of_fine_tunes_are_honoured(files: Files) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(files: SmallModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("folders") / "plain"
     random_models.write_diffusers(path, random_models.build("sd15", "small", 4), "sd15")
     return path
@@ -235,7 +211,7 @@ def attention(layers: dict[str, str]) -> Change:
         {"norm": "group_norm", "q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"},
     ],
 )
-def test_a_vae_s_attention_has_many_names(files: Files, layers: dict[str, str]) -> None:
+def test_a_vae_s_attention_has_many_names(files: SmallModels, layers: dict[str, str]) -> None:
     model = load_quantized(files.write("sd15", attention(layers)), dtype="float32", device="cpu")
     picture = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), model.vae("encoder") as vae:
@@ -244,7 +220,7 @@ def test_a_vae_s_attention_has_many_names(files: Files, layers: dict[str, str]) 
 
 
 @pytest.mark.parametrize("name", ["decoder.mid.attn_1.q.weight", "encoder.conv_in.bias"])
-def test_what_is_missing_is_found_when_a_model_is_looked_at(files: Files, name: str) -> None:
+def test_what_is_missing_is_found_when_a_model_is_looked_at(files: SmallModels, name: str) -> None:
     def without(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {key: tensor for key, tensor in tensors.items() if key != f"first_stage_model.{name}"}
 
@@ -492,7 +468,7 @@ def test_going_back_forgets_the_path() -> None:
     assert set(search.subspace.state_dict()) == {"turns", "kept"}
 
 
-def test_int4_is_the_unet_s_alone(files: Files) -> None:
+def test_int4_is_the_unet_s_alone(files: SmallModels) -> None:
     model = load_quantized(files.write("sdxl"), weights="int4", device="cpu")
     networks = (*model.text_encoders, model.unet)
     kinds = [{layer.data.dtype for layer in net.modules() if isinstance(layer, QuantizedLayer)} for net in networks]
