@@ -38,7 +38,7 @@ SCALES = ("scale_weight", "weight_scale")
 _QUANTIZATIONS = {"float8_e4m3fn", "float8_e5m2", "int8_tensorwise"}
 _QUANTIZED_AS = {"format", "full_precision_matrix_mult"}
 _NOT_READ = "use the 16-bit file of the same model"
-SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft")
 Shape = tuple[int, ...]
 
 
