@@ -52,7 +52,7 @@ def _with_token(tokenizer: Any, token: str, known: Known) -> Any:
     from ..zoodip_core.base.files import write_atomically
 
     all_known: dict[str, Known] = {**getattr(tokenizer, "zoodip_known", {}), token: known}
-    plain = vars(type(tokenizer)).get("zoodip_plain", type(tokenizer))  # another's class on top of ours stays
+    plain: Any = vars(type(tokenizer)).get("zoodip_plain", type(tokenizer))  # another's class on top of ours stays
 
     class WithTokens(plain):  # type: ignore[misc]
         zoodip_known, zoodip_plain = all_known, plain
