@@ -89,6 +89,39 @@ def unpack(packed: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat((packed & 15, packed >> 4))[:rows]
 
 
+class _Kernels:
+    """Triton's kernels, where they can be had: not on Windows, nor without a C compiler."""
+
+    def __init__(self) -> None:
+        self._usable = True
+
+    def weight(self, layer: QuantizedLayer) -> torch.Tensor | None:
+        """A layer's weight in one kernel, None where that cannot be."""
+        if not self._usable:
+            return None
+        try:
+            from . import triton_kernels
+
+            if layer.shift is None:
+                return triton_kernels.float8(layer.data, layer.scale)
+            return triton_kernels.int4(layer.data, layer.scale, layer.shift, layer.shape)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # Triton's compilers have some twenty kinds, and the plain way is always there
+            self._usable = False
+            return None
+
+
+_kernels = _Kernels()
+
+
+def _on_a_card(layer: QuantizedLayer) -> torch.Tensor | None:
+    """A layer's weight in one kernel in place of several, with the same bits; None where there is no such kernel."""
+    if layer.data.dtype == torch.int8:
+        return layer.data * layer.scale
+    return _kernels.weight(layer)
+
+
 class QuantizedLayer(nn.Module):
     """A Linear or Conv2d whose weight rests quantised; replaces one of the same shape.
 
@@ -130,6 +163,10 @@ class QuantizedLayer(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The weight in the activations' type, made anew each time."""
+        if self.data.device.type == "cuda":
+            weight = _on_a_card(self)
+            if weight is not None:
+                return weight
         if self.shift is None:
             return self.data.to(self.scale.dtype).mul_(self.scale)
         values = unpack(self.data, len(self.scale)).to(self.scale.dtype)

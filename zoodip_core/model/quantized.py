@@ -149,18 +149,23 @@ class QuantizedModel:
         for encoder, encoded, part in zip(self.text_encoders, prompt, candidates.split(widths, dim=-1), strict=True):
             with placed(encoder, encoded, part) as ids:
                 outputs.append(encoder(ids, output_hidden_states=len(widths) > 1))
-        if len(widths) == 1:
+        return self.conditioning(outputs)
+
+    def conditioning(self, outputs: Sequence[Any]) -> Conditioning:
+        """What the UNet attends to, of the text encoders' outputs."""
+        if len(outputs) == 1:
             return Conditioning(outputs[0].last_hidden_state.to(self.device, self.dtype))
         # SDXL attends to the layer before the last of both; the second one's pooled output is not of that layer.
         hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         return Conditioning(hidden.to(self.device, self.dtype), outputs[-1].text_embeds.to(self.device, self.dtype))
 
     def predict(
-        self, noisy: torch.Tensor, timestep: int, condition: Conditioning, time_ids: torch.Tensor
+        self, noisy: torch.Tensor, timestep: int | torch.Tensor, condition: Conditioning, time_ids: torch.Tensor
     ) -> torch.Tensor:
         """The UNet's output ``[K, channels, height, width]`` for one latents ``[1, ...]`` and K conditionings.
 
         Args:
+            timestep: a tensor ``[1]`` on the device where it is to be read there.
             time_ids: ``[6]``, SDXL's original size, crop and target size; not used by others.
         """
         added = None

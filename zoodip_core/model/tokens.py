@@ -166,14 +166,27 @@ def placed(text_encoder: nn.Module, prompt: EncodedPrompt, candidates: torch.Ten
     table.keep(prompt.ids[0].tolist())
     device = table.weight.device
     places = torch.tensor(prompt.positions, dtype=torch.long, device=device)
-    uses = len(prompt.positions) // max(prompt.num_vectors, 1)
+    with filled(text_encoder, places, candidates):
+        yield prompt.ids.to(device).expand(len(candidates), -1)
+
+
+@contextlib.contextmanager
+def filled(text_encoder: nn.Module, places: torch.Tensor, candidates: torch.Tensor) -> Iterator[None]:
+    """Within this context row k of a forward has candidate k's vectors in the places, over and over.
+
+    Args:
+        text_encoder: whose table was told to keep the ids.
+        places: int64 ``[P]``, P a multiple of the number of vectors, on the text encoder's device.
+        candidates: float tensor ``[K, num_vectors, dim]``.
+    """
+    uses = len(places) // max(candidates.shape[1], 1)
 
     def fill(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         rows = candidates.to(output.device, output.dtype).repeat(1, uses, 1)
         return output.index_copy(1, places, rows)
 
-    hook = table.register_forward_hook(fill)
+    hook = table_of(text_encoder).register_forward_hook(fill)
     try:
-        yield prompt.ids.to(device).expand(len(candidates), -1)
+        yield
     finally:
         hook.remove()

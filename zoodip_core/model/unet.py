@@ -20,7 +20,7 @@ _LARGE = 100_000
 def predict(
     unet: Any,
     noisy: torch.Tensor,
-    timestep: int,
+    timestep: int | torch.Tensor,
     hidden: torch.Tensor,
     added: dict[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
@@ -29,7 +29,7 @@ def predict(
     Args:
         unet: a ``UNet2DConditionModel`` of Stable Diffusion 1, 2 or XL.
         noisy: latents ``[1, channels, height, width]``, shared by all, in the UNet's dtype.
-        timestep: of the latents.
+        timestep: of the latents; a tensor ``[1]`` on their device where it is to be read there.
         hidden: text encoder output ``[K, length, width]``.
         added: for SDXL ``text_embeds`` ``[K, dim]`` and ``time_ids`` ``[K, 6]``.
     """
@@ -67,8 +67,10 @@ def _tidy(x: torch.Tensor) -> None:
         give_back_freed()
 
 
-def _time(unet: Any, timestep: int, x: torch.Tensor, added: dict[str, torch.Tensor] | None) -> torch.Tensor:
-    t = torch.full((1,), timestep, device=x.device)
+def _time(
+    unet: Any, timestep: int | torch.Tensor, x: torch.Tensor, added: dict[str, torch.Tensor] | None
+) -> torch.Tensor:
+    t = timestep if isinstance(timestep, torch.Tensor) else torch.full((1,), timestep, device=x.device)
     embedded = unet.time_embedding(unet.time_proj(t).to(x.dtype))
     if added is None:
         return embedded

@@ -8,6 +8,7 @@ import torch
 
 from ..base import rng
 from ..base.stopping import check_stop
+from ..model.forward import Capture, Forwards, Inputs
 from ..model.latents import CachedPosteriors
 from ..model.quantized import Prompt, QuantizedModel
 from .draws import Draw
@@ -24,6 +25,8 @@ class DiffusionObjective:
         timesteps: draws a step's timestep.
         batch: candidates in one forward, 0 for all. Halved for good when the device runs out of memory.
         on_smaller_batch: told the new batch when that happens.
+        capture: of the model's device, to launch a step's work as one; let go of when the device runs out of memory.
+        on_plain: told in a line when it is.
     """
 
     def __init__(
@@ -34,6 +37,8 @@ class DiffusionObjective:
         timesteps: TimestepSampler,
         batch: int = 0,
         on_smaller_batch: Callable[[int], None] = lambda batch: None,
+        capture: Capture | None = None,
+        on_plain: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.model = model
         self.posteriors = posteriors
@@ -41,6 +46,7 @@ class DiffusionObjective:
         self.timesteps = timesteps
         self.batch = batch
         self.on_smaller_batch = on_smaller_batch
+        self._forwards = Forwards(model, (prompt for each in captions for prompt in each), capture, on_plain)
 
     def draw(self, seed: int, step: int) -> Draw:
         image = rng.integer(seed, step, "image", 0, len(self.posteriors))
@@ -59,12 +65,14 @@ class DiffusionObjective:
     @torch.no_grad()
     def losses(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
         noisy, target = self.noised(draw)
+        prompt, time_ids = self.captions[draw.image][draw.caption], self.posteriors.time_ids[draw.image]
         losses: list[torch.Tensor] = []
         while len(losses) < len(candidates):
             check_stop()
             size = self.batch or len(candidates)
+            some = candidates[len(losses) : len(losses) + size]
             try:
-                losses += self._errors(candidates[len(losses) : len(losses) + size], draw, noisy, target)
+                losses += self._forwards.losses(Inputs(some, prompt, noisy, target, draw.timestep, time_ids))
                 continue
             except torch.OutOfMemoryError:
                 if size == 1:
@@ -74,13 +82,3 @@ class DiffusionObjective:
             self.batch = size // 2
             self.on_smaller_batch(self.batch)
         return torch.stack(losses)
-
-    def _errors(
-        self, candidates: torch.Tensor, draw: Draw, noisy: torch.Tensor, target: torch.Tensor
-    ) -> list[torch.Tensor]:
-        condition = self.model.encode(self.captions[draw.image][draw.caption], candidates)
-        predicted = self.model.predict(noisy, draw.timestep, condition, self.posteriors.time_ids[draw.image])
-        assert not predicted.requires_grad, "forward passes only: no autograd graph may be built"
-        # In float64 on the CPU: these are the numbers whose small differences steer the search.
-        error = predicted.float().cpu().double() - target.double()
-        return list(error.square().mean(dim=(1, 2, 3)))

@@ -20,6 +20,7 @@ from ..data.images import ReferenceImage, blown_up, left_out, load_images, only_
 from ..data.prompts import captions_for, unused_captions, with_slots
 from ..model.blueprint import ModelInfo
 from ..model.embedding import Embedding
+from ..model.graphs import capture_on
 from ..model.latents import advice, encode_images
 from ..model.load import load_quantized
 from ..model.memory import MemoryPlan, Watch, free_memory, plan
@@ -100,7 +101,10 @@ class Training:
 
         def laid_out(batch: int) -> MemoryPlan:
             return plan(
-                model.blueprint, model.weights, model.dtype, model.device, resolution, candidates, batch, free=free
+                *(model.blueprint, model.weights, model.dtype, model.device),
+                *(resolution, candidates, batch),
+                free=free,
+                graphs=self.config.graphs == "auto",
             )
 
         if not batch or self.config.batch:
@@ -137,6 +141,8 @@ class Training:
             lambda batch: self.on_event(
                 Message(f"the device ran out of memory: {batch} candidates in one forward from now on", warning=True)
             ),
+            capture_on(model.device) if self.plan.graphs else None,
+            lambda line: self.on_event(Message(line, warning=True)),
         )
         if config.directions == "vocabulary" and not spread:
             self.on_event(Message("looking at the vocabulary"))

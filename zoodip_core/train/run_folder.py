@@ -33,7 +33,7 @@ STATE_VERSION = 2
 """Of the saved state; the first had no checksum."""
 CHANGEABLE = (
     *("steps", "save_every", "sample_every", "sample_prompt"),
-    *("images", "captions", "model", "clip", "vae", "cache"),
+    *("images", "captions", "model", "clip", "vae", "cache", "graphs"),
 )
 """Settings that a run may change when it is resumed: they do not change the steps it takes. What stands at another
 place must have the same content, which is checked."""

@@ -469,6 +469,13 @@ class Settings:
         range=(0, 10_000),
         left=-1,
     )
+    graphs: str = _setting(
+        "auto",
+        RUN,
+        "Graphs",
+        "auto: on a CUDA card a step's work is launched as one, about twice as fast. off: kernel by kernel.",
+        choices=("auto", "off"),
+    )
     batch: int = _setting(
         0,
         RUN,

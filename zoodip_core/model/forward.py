@@ -1,0 +1,215 @@
+"""A step's losses, computed from inputs in buffers that stay where they are, so that the work can be captured once.
+
+A forward is some two thousand kernels. A graphics card is done with them sooner than Python has launched them; captured
+in a CUDA graph they are launched as one. The same code runs without capture elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..base.stopping import Stopped
+from .quantized import Conditioning, Prompt, QuantizedModel
+from .token_table import table_of
+from .tokens import filled
+
+Work = Callable[[], torch.Tensor]
+Capture = Callable[[Work], Work]
+"""Turns work into what does the same again, from and into the same memory; see :mod:`graphs`."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the losses of some candidates on one draw depend on.
+
+    Args:
+        candidates: float32 ``[K, num_vectors, sum of dims]`` on the CPU.
+        prompt: with the token's places.
+        noisy: latents ``[1, channels, height, width]``, float32 on the CPU.
+        target: what the model should predict of them, of the same shape.
+        timestep: of the latents.
+        time_ids: ``[6]``, SDXL's sizes; not used by others.
+    """
+
+    candidates: torch.Tensor
+    prompt: Prompt
+    noisy: torch.Tensor
+    target: torch.Tensor
+    timestep: int
+    time_ids: torch.Tensor
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        """What buffers for these inputs are made for."""
+        places = tuple(len(encoded.positions) for encoded in self.prompt)
+        return (tuple(self.candidates.shape), places, tuple(self.noisy.shape))
+
+
+class Forward:
+    """Losses of inputs of certain shapes.
+
+    Args:
+        model: text encoders and UNet.
+        like: inputs of those shapes.
+    """
+
+    def __init__(self, model: QuantizedModel, like: Inputs) -> None:
+        self._model = model
+        text, device = model.text_device, model.device
+        at = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others may have no float64
+        parts = like.candidates.split(model.info.dims, dim=-1)
+        self._ids = [torch.empty_like(encoded.ids, device=text) for encoded in like.prompt]
+        self._places = [torch.empty(len(e.positions), dtype=torch.long, device=text) for e in like.prompt]
+        self._candidates = [torch.empty(part.shape, dtype=torch.float32, device=text) for part in parts]
+        self._noisy = torch.empty(like.noisy.shape, dtype=model.dtype, device=device)
+        self._target = torch.empty(like.target.shape, dtype=torch.float64, device=at)
+        self._timestep = torch.empty(1, dtype=torch.long, device=device)
+        self._time_ids = torch.empty(6, dtype=torch.float32, device=device)
+        self._condition: Conditioning | None = None
+        """Of text encoders on another device, whose work is no part of what is captured."""
+        self._of = self._parts()
+        self._warm = False
+        self._replay: Work | None = None
+
+    def _parts(self) -> list[Any]:
+        """What is computed with: where one is another than it was, what was captured is of no use any more."""
+        encoders = self._model.text_encoders
+        return [self._model.unet, *encoders, *(table_of(encoder).weight for encoder in encoders)]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model's parts are those that this was made with."""
+        return all(one is other for one, other in zip(self._of, self._parts(), strict=True))
+
+    def fill(self, inputs: Inputs) -> None:
+        """Put inputs into the buffers."""
+        parts = inputs.candidates.split(self._model.info.dims, dim=-1)
+        for i, (encoded, part) in enumerate(zip(inputs.prompt, parts, strict=True)):
+            self._ids[i].copy_(encoded.ids)
+            self._places[i].copy_(torch.tensor(encoded.positions, dtype=torch.long))
+            self._candidates[i].copy_(part)
+        self._noisy.copy_(inputs.noisy)
+        self._target.copy_(inputs.target)
+        self._timestep.fill_(inputs.timestep)
+        self._time_ids.copy_(inputs.time_ids)
+        if self._model.text_device != self._model.device:
+            self._keep(self._encoded())
+
+    def _keep(self, condition: Conditioning) -> None:
+        if self._condition is None:
+            self._condition = condition
+            return
+        self._condition.hidden.copy_(condition.hidden)
+        if condition.pooled is not None and self._condition.pooled is not None:
+            self._condition.pooled.copy_(condition.pooled)
+
+    def _encoded(self) -> Conditioning:
+        widths = self._model.info.dims
+        outputs = []
+        buffers = zip(self._model.text_encoders, self._ids, self._places, self._candidates, strict=True)
+        for encoder, ids, places, candidates in buffers:
+            with filled(encoder, places, candidates):
+                outputs.append(encoder(ids.expand(len(candidates), -1), output_hidden_states=len(widths) > 1))
+        return self._model.conditioning(outputs)
+
+    def compute(self) -> torch.Tensor:
+        """The losses ``[K]`` of what is in the buffers, float64: their small differences steer the search.
+
+        Nothing here reads from the host, or waits for the device.
+        """
+        condition = self._condition or self._encoded()
+        predicted = self._model.predict(self._noisy, self._timestep, condition, self._time_ids)
+        assert not predicted.requires_grad, "forward passes only: no autograd graph may be built"
+        error = predicted.float().to(self._target.device).double() - self._target
+        return error.square().mean(dim=(1, 2, 3))
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether it holds a graph's memory, or is about to."""
+        return self._warm
+
+    def losses(self, capture: Capture | None) -> torch.Tensor:
+        """:meth:`compute`'s losses on the CPU; captured at the second call, since libraries warm up at the first.
+
+        Raises:
+            RuntimeError: it cannot be captured, or there is no room.
+        """
+        if capture is None:
+            return self.compute().cpu()
+        if not self._warm:
+            found = self.compute().cpu()
+            self._warm = True
+            return found
+        if self._replay is None:
+            self._replay = capture(self.compute)
+        return self._replay().cpu()
+
+
+class Forwards:
+    """Losses of inputs of any shapes: for each shape a :class:`Forward`.
+
+    Args:
+        model: text encoders and UNet.
+        prompts: those that inputs may have.
+        capture: of the model's device; None to launch the work anew each time.
+        on_plain: told why in a line when capturing is given up.
+    """
+
+    _MOST = 8
+    """Shapes that are remembered: captions with a place and with two, checks of one candidate."""
+
+    def __init__(
+        self,
+        model: QuantizedModel,
+        prompts: Iterable[Prompt] = (),
+        capture: Capture | None = None,
+        on_plain: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._model, self._capture, self._on_plain = model, capture, on_plain
+        self._ids = [sorted({i for encoded in each for i in encoded.ids[0].tolist()}) for each in zip(*prompts)]
+        self._known: dict[tuple[Any, ...], Forward] = {}
+
+    def losses(self, inputs: Inputs) -> torch.Tensor:
+        """The losses ``[K]`` of the inputs, float64 on the CPU.
+
+        Raises:
+            OutOfMemoryError: there is no room, and nothing captured that could make some.
+        """
+        forward = self._forward(inputs)
+        forward.fill(inputs)
+        if self._capture is None:
+            return forward.losses(None)
+        try:
+            return forward.losses(self._capture)
+        except Stopped:
+            raise
+        except torch.OutOfMemoryError:
+            if not any(each.is_captured for each in self._known.values()):
+                raise
+            why = "the device ran out of memory"
+        except RuntimeError as error:
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        # Outside of the except block: the exception held the failed forward's tensors.
+        del forward
+        self._known.clear()
+        self._capture = None
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._on_plain(f"graphs: {why}; each step is launched kernel by kernel from here on: the same result, slower")
+        return self.losses(inputs)
+
+    def _forward(self, inputs: Inputs) -> Forward:
+        for encoder, ids, encoded in zip(
+            self._model.text_encoders, self._ids or [[]] * len(inputs.prompt), inputs.prompt, strict=True
+        ):
+            table_of(encoder).keep([*ids, *encoded.ids[0].tolist()])
+        known = self._known.get(inputs.shapes)
+        if known is None or not known.is_current:
+            while len(self._known) >= self._MOST:
+                self._known.pop(next(iter(self._known)))
+            known = self._known[inputs.shapes] = Forward(self._model, inputs)
+        return known
