@@ -136,7 +136,7 @@ class Forward:
         """:meth:`compute`'s losses on the CPU; captured at the second call, since libraries warm up at the first.
 
         Raises:
-            RuntimeError: it cannot be captured, or there is no room.
+            Exception: of several kinds: it cannot be captured, or there is no room.
         """
         if capture is None:
             return self.compute().cpu()
@@ -170,7 +170,8 @@ class Forwards:
         on_plain: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._model, self._capture, self._on_plain = model, capture, on_plain
-        self._ids = [sorted({i for encoded in each for i in encoded.ids[0].tolist()}) for each in zip(*prompts)]
+        by_encoder = zip(*prompts, strict=True)
+        self._ids = [sorted({i for encoded in each for i in encoded.ids[0].tolist()}) for each in by_encoder]
         self._known: dict[tuple[Any, ...], Forward] = {}
 
     def losses(self, inputs: Inputs) -> torch.Tensor:
@@ -191,7 +192,7 @@ class Forwards:
             if not any(each.is_captured for each in self._known.values()):
                 raise
             why = "the device ran out of memory"
-        except RuntimeError as error:
+        except Exception as error:  # of an old driver, a library that asks the host, and what else there is
             why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         # Outside of the except block: the exception held the failed forward's tensors.
         del forward

@@ -57,9 +57,10 @@ class MemoryUse:
         parts = ", ".join(f"{name} {megabytes(size)}" for name, size in self.weights.items())
         fixed = f", device's runtime {megabytes(self.fixed)}" if self.fixed else ""
         graphs = f", graphs {megabytes(self.graphs)}" if self.graphs else ""
+        weights, activations = (megabytes(size) for size in (sum(self.weights.values()), self.activations))
         return (
-            f"{megabytes(self.total)} in all: weights {megabytes(sum(self.weights.values()))} ({parts}), "
-            f"activations {megabytes(self.activations)}{graphs}{fixed}; before that, encoding images {megabytes(self.encoding)}"
+            f"{megabytes(self.total)} in all: weights {weights} ({parts}), activations {activations}{graphs}{fixed}; "
+            f"before that, encoding images {megabytes(self.encoding)}"
         )
 
 

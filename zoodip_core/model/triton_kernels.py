@@ -1,7 +1,7 @@
 """Weights out of their quantised parts in one kernel each, for NVIDIA and AMD cards where Triton is installed.
 
-The numbers are those of the plain way, bit for bit: products and differences are worked out in float32, which holds them
-exactly, or so nearly that rounding to 16 bits comes out the same, and are rounded where the plain way rounds.
+The numbers are those of the plain way, bit for bit: products and differences are worked out in float32, which holds
+them exactly, or so nearly that rounding to 16 bits comes out the same, and are rounded where the plain way rounds.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import triton.language as tl
 _BLOCK = 1024
 
 
-@triton.jit
-def _int4(packed, scale, shift, out, count, rows, group, inputs, spatial, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # in the output, whose channels come last
+@triton.jit  # type: ignore[untyped-decorator]
+def _int4(  # type: ignore[no-untyped-def]
+    packed, scale, shift, out, count, rows, group, inputs, spatial, block: tl.constexpr
+):
+    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)  # in the output, whose channels come last
     there = place < count
     output, within = place // (inputs * spatial), place % (inputs * spatial)
     number = output * (inputs * spatial) + (within % inputs) * spatial + within // inputs  # of the weight
@@ -28,9 +30,9 @@ def _int4(packed, scale, shift, out, count, rows, group, inputs, spatial, BLOCK:
     tl.store(out + place, weight.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit
-def _float8(bits, scale, out, count, row_size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+@triton.jit  # type: ignore[untyped-decorator]
+def _float8(bits, scale, out, count, row_size, block: tl.constexpr):  # type: ignore[no-untyped-def]
+    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     there = place < count
     byte = tl.load(bits + place, mask=there, other=0).to(tl.int16)
     # e4m3's exponent is less by 8 than float16's of the same bits, moved to its place.
@@ -54,7 +56,7 @@ def int4(data: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, shape: to
     rows, count, spatial = len(scale), out.numel(), out[0, 0].numel()
     grid = (triton.cdiv(count, _BLOCK),)
     with torch.cuda.device_of(data):
-        _int4[grid](data, scale, shift, out, count, rows, count // rows, shape[1], spatial, BLOCK=_BLOCK)
+        _int4[grid](data, scale, shift, out, count, rows, count // rows, shape[1], spatial, block=_BLOCK)
     return out
 
 
@@ -64,5 +66,5 @@ def float8(data: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     count = out.numel()
     grid = (triton.cdiv(count, _BLOCK),)
     with torch.cuda.device_of(data):
-        _float8[grid](data.view(torch.uint8), scale, out, count, count // len(scale), BLOCK=_BLOCK)
+        _float8[grid](data.view(torch.uint8), scale, out, count, count // len(scale), block=_BLOCK)
     return out

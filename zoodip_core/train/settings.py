@@ -469,13 +469,6 @@ class Settings:
         range=(0, 10_000),
         left=-1,
     )
-    graphs: str = _setting(
-        "auto",
-        RUN,
-        "Graphs",
-        "auto: on a CUDA card a step's work is launched as one, about twice as fast. off: kernel by kernel.",
-        choices=("auto", "off"),
-    )
     batch: int = _setting(
         0,
         RUN,
@@ -483,6 +476,13 @@ class Settings:
         "Candidates in one forward pass; 0: as many as there is room for.",
         metavar="N",
         range=(0, 1024),
+    )
+    graphs: str = _setting(
+        "auto",
+        RUN,
+        "Graphs",
+        "auto: on a CUDA card a step's work is launched as one, about twice as fast. off: kernel by kernel.",
+        choices=("auto", "off"),
     )
 
     def __post_init__(self) -> None:
