@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from zoodip_core.model.blueprint import Blueprint
-from zoodip_core.model.forward import Forward, Forwards, Inputs, Work
+from zoodip_core.model.forward import Forward, Forwards, Inputs
+from zoodip_core.model.graphs import Work
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.memory import CUDA_CONTEXT, GRAPHS, plan
 from zoodip_core.model.quantized import QuantizedModel

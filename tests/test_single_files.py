@@ -34,8 +34,9 @@ from zoodip_core.model.building import build, empty_network
 from zoodip_core.model.checkpoints import Checkpoint
 from zoodip_core.model.kinds import CLIP_PATH
 from zoodip_core.model.load import load_quantized
-from zoodip_core.model.quantize import Parts, QuantizedLayer
+from zoodip_core.model.quantize import QuantizedLayer
 from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.quantized_parts import Parts
 from zoodip_core.model.recognise import identify, open_model
 from zoodip_core.model.token_table import table_of
 from zoodip_core.model.tokens import EncodedPrompt

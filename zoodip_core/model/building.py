@@ -16,7 +16,8 @@ from ..base.errors import ModelError
 from ..base.stopping import check_stop
 from .allocator import give_back_freed
 from .blueprint import Blueprint, _config_useless
-from .quantize import Parts, QuantizedLayer, quantize_weight
+from .quantize import QuantizedLayer, quantize_weight
+from .quantized_parts import Parts
 from .token_table import TokenTable
 
 _GIVE_BACK = 8_000_000

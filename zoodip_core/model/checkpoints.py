@@ -24,7 +24,7 @@ from ..base.pickles import load_plain, tensors_in
 from ..base.safetensors_files import MOST_TENSORS, open_safetensors
 from ..base.stopping import check_stop
 from ..base.texts import parse_json
-from .quantize import PARTS, Parts, part_shapes
+from .quantized_parts import PARTS, Parts, part_shapes
 from .source import Source
 
 _WINDOW = 32 << 20

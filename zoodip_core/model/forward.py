@@ -13,13 +13,10 @@ from typing import Any
 import torch
 
 from ..base.stopping import Stopped
+from .graphs import Capture, Work
 from .quantized import Conditioning, Prompt, QuantizedModel
 from .token_table import table_of
 from .tokens import filled
-
-Work = Callable[[], torch.Tensor]
-Capture = Callable[[Work], Work]
-"""Turns work into what does the same again, from and into the same memory; see :mod:`graphs`."""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from .forward import Capture, Work
+Work = Callable[[], torch.Tensor]
+Capture = Callable[[Work], Work]
+"""Turns work into what does the same again, from and into the same memory."""
 
 
 def capture_on(device: torch.device) -> Capture | None:

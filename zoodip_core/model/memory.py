@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_flatten
 from ..base.errors import NoRoomError
 from .blueprint import Blueprint
 from .building import check_whole, empty_network, layers_to_quantize
-from .quantize import PARTS, Parts, part_shapes, stored_bytes, weights_of
+from .quantize import stored_bytes, weights_of
 from .quantized import QuantizedModel
+from .quantized_parts import PARTS, Parts, part_shapes
 
 CUDA_CONTEXT = 450_000_000
 """What CUDA itself takes on the card: its context and the libraries' workspaces."""

@@ -7,24 +7,16 @@ saves and runs under ``inference_mode`` like any other.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .quantized_parts import Parts, group_size
+
 WEIGHTS = ("int8", "int4", "float8", "none")
 _AT_ONCE = 2_000_000
-PARTS = ("data", "scale", "shift")
-"""The tensors of a quantised weight; ``shift`` only of int4."""
-Parts = dict[str, torch.Tensor]
-
-
-def group_size(shape: torch.Size | tuple[int, ...]) -> int | None:
-    """How many int4 weights share a scale: 128, or fewer where the inputs do not divide, or all of an output's."""
-    inputs = shape[1:].numel() if isinstance(shape, torch.Size) else int(torch.Size(shape[1:]).numel())
-    return next((size for size in (128, 96, 64, 32) if inputs > 128 and inputs % size == 0), None)
 
 
 def weights_of(part: str, weights: str) -> str:
@@ -50,16 +42,6 @@ def quantize_weight(weight: torch.Tensor, weights: str) -> Parts:
     if weights == "int4":
         parts["data"] = pack(parts["data"])
     return parts
-
-
-def part_shapes(shape: torch.Size, parts: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """The shapes of a quantised weight's parts; with ``shift`` among them it is int4, in groups."""
-    group = group_size(shape) if "shift" in parts else None
-    rows, row = (shape[0], shape[1:]) if group is None else (shape.numel() // group, (group,))
-    scales = (rows, *(1,) * len(row))
-    if "shift" not in parts:
-        return {"data": tuple(shape), "scale": scales}
-    return {"data": ((rows + 1) // 2, *row), "scale": scales, "shift": scales}
 
 
 def _quantize_rows(weight: torch.Tensor, weights: str, group: int | None) -> Parts:

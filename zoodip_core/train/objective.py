@@ -8,7 +8,8 @@ import torch
 
 from ..base import rng
 from ..base.stopping import check_stop
-from ..model.forward import Capture, Forwards, Inputs
+from ..model.forward import Forwards, Inputs
+from ..model.graphs import Capture
 from ..model.latents import CachedPosteriors
 from ..model.quantized import Prompt, QuantizedModel
 from .draws import Draw
