@@ -3,7 +3,8 @@
 The same model, images, image size and device for all; each arm runs in a process of its own, one after
 another, so that its memory figures are its own.
 
-    a      our engine: cached image posteriors, the candidates of a step in one batch
+    a      our engine: cached image posteriors, the candidates of a step in one batch; on CUDA a step is one graph
+    a-off  as a without graphs
     b      our engine, candidates one after another
     c      the paper's procedure: image encoded at each step, n + 1 forwards one after another, 16-bit activations,
            VAE, UNet and text encoder stored in int8 by optimum-quanto (supplement S1.3)
@@ -19,7 +20,7 @@ no tokenizer is loaded, weights are read in the type they are used in, and c has
 The random models have a family's full size and random weights: cost and memory do not depend on the values.
 They are written once, as a single file for our engine and as a diffusers folder for the baselines.
 
-    python benchmarks/compare.py [--model random-sd15] [--arms a,b,c,c16,d,d-amp] [--steps 3] [--json FILE]
+    python benchmarks/compare.py [--model random-sd15] [--arms a,a-off,b,c,c16,d,d-amp] [--steps 3] [--json FILE]
 """
 
 from __future__ import annotations
@@ -58,17 +59,23 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 ARMS = {
     "a": "ours, candidates in a batch",
+    "a-off": "ours, graphs off",
     "b": "ours, candidates in turn",
     "c": "paper's procedure, quanto",
     "c16": "paper's procedure, 16-bit",
     "d": "gradient TI, float32",
     "d-amp": "gradient TI, AMP",
 }
-REFERENCES = ("c", "c16", "d")
+REFERENCES = ("c", "c16", "d", "a-off")
+FORWARDS_TO_QUALITY = {"ours": 513, "paper": 4500, "gradient": 300}
+"""To the loss that the paper's search has at 4,500 on the embedded model: ours on the geometric mean (RESULTS.md), the
+gradient's at most, since it is beyond at the first look."""
 SIZES = {"random-sd15": 512, "random-sd21": 768, "random-sdxl": 1024}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 WARM_UP = 1
+GRAPH_WARM_UP = 3
+"""The first step is plain, the second is captured."""
 MU, LR = 1e-3, 5e-3  # the paper's; their values cost nothing
 PUTS = (500, 900)
 
@@ -194,6 +201,10 @@ def count_flops(work: Callable[[], object]) -> int:
 # ---------------------------------------------------------------- our engine
 
 
+def is_ours(arm: str) -> bool:
+    return arm[0] in "ab"
+
+
 def ours(job: Job) -> tuple[Callable[[], object], int]:
     """A step of our training and how many candidates it takes through the UNet."""
     from zoodip_core import TrainConfig
@@ -201,8 +212,11 @@ def ours(job: Job) -> tuple[Callable[[], object], int]:
     from zoodip_core.train.prepared import Training
 
     settings: dict[str, Any] = {}
-    if "batch" in {spec.name for spec in dataclasses.fields(TrainConfig)}:
-        settings["batch"] = 0 if job.arm == "a" else 1
+    known = {spec.name for spec in dataclasses.fields(TrainConfig)}
+    if "batch" in known:
+        settings["batch"] = 1 if job.arm == "b" else 0
+    if "graphs" in known:
+        settings["graphs"] = "off" if job.arm == "a-off" else "auto"
     training = Training(
         TrainConfig(
             images=(job.images,),
@@ -404,25 +418,26 @@ def measure(job: Job) -> dict[str, Any]:
     torch.manual_seed(0)
     memory = Memory(device)
     began = time.perf_counter()
-    build = ours if job.arm in "ab" else gradient if job.arm.startswith("d") else forward_only
+    build = ours if is_ours(job.arm) else gradient if job.arm.startswith("d") else forward_only
     step, forwards = build(job)
     load_seconds, loading = time.perf_counter() - began, memory.read()
     memory.reset()
-    seconds = [_timed(step, device) for _ in range(WARM_UP + job.steps)]
+    warm_up = GRAPH_WARM_UP if device.type == "cuda" else WARM_UP
+    seconds = [_timed(step, device) for _ in range(warm_up + job.steps)]
     training = memory.read()
-    median = statistics.median(seconds[WARM_UP:])
+    median = statistics.median(seconds[warm_up:])
     return {
         "steps_per_second": 1 / median,
         "forwards_per_second": forwards / median,
         "forwards_per_step": forwards,
-        "flop_per_step": count_flops(step),
+        "flop_per_step": None if job.arm in ("a", "b") and device.type == "cuda" else count_flops(step),
         "training_peak": training,
         "loading_peak": loading,
         "before": memory.before,
         "peak_resettable": memory.resettable,
         "load_seconds": load_seconds,
-        "warm_up_seconds": seconds[:WARM_UP],
-        "step_seconds": seconds[WARM_UP:],
+        "warm_up_seconds": seconds[:warm_up],
+        "step_seconds": seconds[warm_up:],
     }
 
 
@@ -527,7 +542,7 @@ def versions() -> dict[str, str]:
 
 def stored_as(job: Job, arm: str) -> str:
     """Weights and activations of an arm, in words."""
-    if arm in "ab":
+    if is_ours(arm):
         return f"{job.weights}, {job.dtype}"
     return {"c": f"{job.weights}, {job.half}", "c16": job.half, "d": "float32"}.get(arm, f"{job.half} + f32 text")
 
@@ -576,7 +591,8 @@ def print_row(job: Job, arm: str, result: dict[str, Any], cuda: bool) -> None:
         return
     train, load = result["training_peak"], result["loading_peak"]
     print(_number(result["steps_per_second"], 9), _number(result["forwards_per_second"], 9), end=" ")
-    print(_number(result["flop_per_step"] / 1e9, 11, 2), end="")
+    flop = result["flop_per_step"]
+    print(_number(flop and flop / 1e9, 11, 2), end="")
     peaks = [train.get("host"), load.get("host")]
     if cuda:
         peaks = [train["allocated"], train["reserved"], train["driver"], load["allocated"], train.get("host")]
@@ -594,10 +610,30 @@ def print_ratios(table: dict[str, dict[str, dict[str, float | None]]]) -> None:
         print(f"{arm:<6}" + "".join(_number(row[reference][name], 9) for name in titles for reference in columns))
 
 
+def quality_of(arm: str) -> str:
+    """Whose search an arm's steps belong to, among :data:`FORWARDS_TO_QUALITY`."""
+    return "ours" if is_ours(arm) else "gradient" if arm.startswith("d") else "paper"
+
+
+def print_minutes(results: dict[str, dict[str, Any]]) -> None:
+    """Wall time of a training to the same quality: what users wait for."""
+    print(
+        "\nminutes to the loss that the paper's search ends with: forward passes as RESULTS.md has them for the embedded"
+    )
+    print("model, over forward passes a second here; the gradient's are an upper bound")
+    for arm, result in results.items():
+        if "error" not in result:
+            forwards = FORWARDS_TO_QUALITY[quality_of(arm)]
+            minutes = forwards / result["forwards_per_second"] / 60
+            print(f"{arm:<6}{_number(minutes, 9, 2)}   {forwards:,} forward passes")
+
+
 def print_notes(results: dict[str, dict[str, Any]], cuda: bool) -> None:
     print("\nsteps/s: median step; fwd/s: UNet forwards of one candidate; GFLOP: products, convolutions, attention,")
-    print("backward included. Peaks are above the process with all libraries loaded and started; train: weights and")
-    print("warm-up included, from after loading; load: while the model and, for a and b, the images are prepared.")
+    print("backward included; those of a graph are not counted. Peaks are above the process with all libraries loaded")
+    print(
+        "and started; train: weights and warm-up included, from after loading; load: while the model and, for a and b, the images are prepared."
+    )
     if cuda:
         print("train and load: torch's allocated peak; reserved: its allocator's peak; driver: what the device lost")
         print("since the libraries started, CUDA's context not included; host: the process's resident peak.")
@@ -669,7 +705,7 @@ def compare(parser: argparse.ArgumentParser, args: argparse.Namespace, arms: lis
     job = prepare(parser, args, temporary)
     cuda = job.device.startswith("cuda")
     where, known = machine(job.device), versions()
-    steps = f"{job.steps} steps after {WARM_UP} to warm up"
+    steps = f"{job.steps} steps after {GRAPH_WARM_UP if cuda else WARM_UP} to warm up"
     print(f"{args.model}, {job.size} x {job.size} pixels, n = {job.n}, {steps}, {job.device}")
     print(f"{where['gpu'] or where['cpu']}, {where['cores']} cores, {where['threads']} threads")
     print(", ".join(f"{name} {version}" for name, version in known.items()) + "\n")
@@ -680,6 +716,7 @@ def compare(parser: argparse.ArgumentParser, args: argparse.Namespace, arms: lis
         print_row(job, arm, results[arm], cuda)
     table = ratios(results)
     print_ratios(table)
+    print_minutes(results)
     print_notes(results, cuda)
     if args.json:
         figures = {
