@@ -617,10 +617,8 @@ def quality_of(arm: str) -> str:
 
 def print_minutes(results: dict[str, dict[str, Any]]) -> None:
     """Wall time of a training to the same quality: what users wait for."""
-    print(
-        "\nminutes to the loss that the paper's search ends with: forward passes as RESULTS.md has them for the embedded"
-    )
-    print("model, over forward passes a second here; the gradient's are an upper bound")
+    print("\nminutes to the loss that the paper's search ends with: forward passes as RESULTS.md has them for the")
+    print("embedded model, over forward passes a second here; the gradient's are an upper bound")
     for arm, result in results.items():
         if "error" not in result:
             forwards = FORWARDS_TO_QUALITY[quality_of(arm)]
@@ -631,9 +629,8 @@ def print_minutes(results: dict[str, dict[str, Any]]) -> None:
 def print_notes(results: dict[str, dict[str, Any]], cuda: bool) -> None:
     print("\nsteps/s: median step; fwd/s: UNet forwards of one candidate; GFLOP: products, convolutions, attention,")
     print("backward included; those of a graph are not counted. Peaks are above the process with all libraries loaded")
-    print(
-        "and started; train: weights and warm-up included, from after loading; load: while the model and, for a and b, the images are prepared."
-    )
+    print("and started; train: weights and warm-up included, from after loading; load: while the model and, for a")
+    print("and b, the images are prepared.")
     if cuda:
         print("train and load: torch's allocated peak; reserved: its allocator's peak; driver: what the device lost")
         print("since the libraries started, CUDA's context not included; host: the process's resident peak.")
