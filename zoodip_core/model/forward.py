@@ -6,6 +6,7 @@ in a CUDA graph they are launched as one. The same code runs without capture els
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,7 @@ class Forward:
         self._time_ids = torch.empty(6, dtype=torch.float32, device=device)
         self._condition: Conditioning | None = None
         """Of text encoders on another device, whose work is no part of what is captured."""
-        self._of = self._parts()
+        self._of = [weakref.ref(part) for part in self._parts()]
         self._warm = False
         self._replay: Work | None = None
 
@@ -80,7 +81,7 @@ class Forward:
     @property
     def is_current(self) -> bool:
         """Whether the model's parts are those that this was made with."""
-        return all(one is other for one, other in zip(self._of, self._parts(), strict=True))
+        return all(part() is other for part, other in zip(self._of, self._parts(), strict=True))
 
     def fill(self, inputs: Inputs) -> None:
         """Put inputs into the buffers."""
