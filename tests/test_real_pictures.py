@@ -7,6 +7,7 @@ import json
 import re
 import struct
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -460,3 +461,18 @@ def test_the_node_s_upload_knows_the_same_names() -> None:
     listed = text[text.index("const PICTURES") : text.index("const PARENT")]
     assert set(re.findall(r'"(\.\w+)"', listed)) == {*kinds.SUFFIXES, *CAPTION_SUFFIXES, ".json", ".jsonl"}
     assert f"MOST_BYTES = {MAX_FILE_BYTES:_}" in listed
+
+
+def test_a_png_takes_no_more_room_than_it_has(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    Image.new("RGB", (16, 16), "red").save(file)
+    data = file.read_bytes()
+    at = data.index(b"IDAT") - 4
+    file.write_bytes(data[:at] + b"\xff\xff\xff\xf0" + data[at + 4 :])  # says four gigabytes
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImagesError, match="is damaged"):
+            open_picture(file)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()

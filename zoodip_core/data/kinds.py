@@ -214,6 +214,7 @@ _Slim = tuple[Path | io.BytesIO, int, bool]
 
 _PNG_NEEDED = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"sRGB", b"gAMA", b"cHRM", b"eXIf", b"acTL", b"fcTL"}
 _LARGEST_PROFILE = 4_000_000
+_LARGEST_PART = 100_000_000
 _MOST_CHUNKS = 100_000
 
 
@@ -230,6 +231,8 @@ def _slim_png(path: Path) -> _Slim:
                 break
             size, kind = int.from_bytes(head[:4], "big"), head[4:]
             if kind in _PNG_NEEDED or (kind == b"iCCP" and size <= _LARGEST_PROFILE and _is_profile(file, size)):
+                if size > _LARGEST_PART:  # room for it would be made before it is read, here and by Pillow
+                    raise NoPicture(DAMAGED)
                 kept.write(head + file.read(size + 4))
             else:
                 file.seek(size + 4, os.SEEK_CUR)
