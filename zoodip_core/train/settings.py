@@ -326,6 +326,7 @@ class Settings:
         "Directions (n)",
         "Random directions that a step tries: n + 1 forward passes (spsa: 2n).",
         metavar="N",
+        alias="--num-directions",  # torchrun takes --n for one of its own
         range=(1, MOST_DIRECTIONS),
         left=0,
     )
