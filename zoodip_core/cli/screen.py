@@ -66,7 +66,8 @@ def shared_session() -> Iterator[tuple[Callable[[Event], None], Commands, Ranks]
     One process alone has the session of all commands. torchrun hands Ctrl-C on, and ends ranks by SIGTERM where one is
     gone; both stop the run. It kills those that take long, so that no second signal has to.
     """
-    if place_in(os.environ) is None:
+    place = place_in(os.environ)
+    if place is None:
         with session() as (screen, commands):
             yield screen, commands, Ranks()
         return
@@ -75,7 +76,7 @@ def shared_session() -> Iterator[tuple[Callable[[Event], None], Commands, Ranks]
     before = [signal.signal(number, lambda *_: commands.stop()) for number in stops]
     screen = Screen()
     try:
-        with stopped_by(lambda: commands.stopping), joined() as ranks:
+        with stopped_by(lambda: commands.stopping), joined(place) as ranks:
             yield screen if ranks.leads else lambda event: None, commands, ranks
     finally:
         screen.close()

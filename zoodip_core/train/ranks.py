@@ -331,7 +331,8 @@ class Line:
                     time.sleep(_LONGEST_LOOK)
                 self._store.set(self._key("read"), "")
             elif self.place.hosts:
-                others = [self._key("read", rank) for rank in range(1, self.place.size) if not self._gone(rank)]
+                there = [r for r in range(1, self.place.size) if not self._gone(r) and not self._quiet(r)]
+                others = [self._key("read", rank) for rank in there]
                 until = time.monotonic() + _LAST_SECONDS
                 while others and not self._store.check(others) and time.monotonic() < until:
                     time.sleep(_LONGEST_LOOK)
@@ -401,8 +402,8 @@ def _brief(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
-    """The ranks that torchrun has started with this one; one alone without it.
+def joined(place: Place | None) -> Iterator[Ranks]:
+    """The ranks that torchrun has started with this one; one alone without a place among them.
 
     An error of any rank ends all. The first one tells it; what it has told, the others keep to themselves and raise
     ``SystemExit`` with the exit code of a command.
@@ -410,7 +411,6 @@ def joined() -> Iterator[Ranks]:
     Raises:
         RanksError: they cannot reach each other.
     """
-    place = place_in(os.environ)
     if place is None:
         yield Ranks()
         return

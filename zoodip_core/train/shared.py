@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 
-from .draws import Draw
-from .objective import DiffusionObjective
+from .draws import Draw, Objective
 from .ranks import Ranks
+
+
+class Batched(Objective, Protocol):
+    """An objective that looks at ``batch`` candidates in a forward pass, fewer once its device's memory runs out."""
+
+    batch: int
+    on_smaller_batch: Callable[[int], None]
 
 
 class SharedObjective:
@@ -20,7 +29,7 @@ class SharedObjective:
         ranks: the ranks.
     """
 
-    def __init__(self, objective: DiffusionObjective, ranks: Ranks) -> None:
+    def __init__(self, objective: Batched, ranks: Ranks) -> None:
         self._objective, self._ranks = objective, ranks
 
     def draw(self, seed: int, step: int) -> Draw:
