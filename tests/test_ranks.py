@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -29,6 +30,9 @@ from zoodip_core.base.errors import ConfigError, ImagesError, RanksError, RunFol
 from zoodip_core.base.events import Event, Message, Progress
 from zoodip_core.base.stopping import Stopped, stopped_by
 from zoodip_core.cli.main import main
+from zoodip_core.jobs.job_folder import write_task
+from zoodip_core.jobs.pipes import Outbox
+from zoodip_core.jobs.tasks import work
 from zoodip_core.model.load import load_quantized
 from zoodip_core.tiny import concepts
 from zoodip_core.train import ranks as module
@@ -39,7 +43,7 @@ from zoodip_core.train.ranks import Line, Place, Ranks, joined, place_in
 ROOT = Path(__file__).resolve().parent.parent
 PIP, STEPS = concepts.load("pip"), 6
 FILES = ("pip.safetensors", "state.safetensors", "steps.jsonl", "directions.safetensors", "config.json")
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "images": (str(PIP.images),),
     "captions": str(PIP.captions),
     "token": "<pip>",
@@ -418,16 +422,16 @@ ARGUMENTS = [
     *("--images", str(PIP.images), "--captions", str(PIP.captions), "--token", "<pip>", "--init", "monster"),
     *("--num-directions", "3", "--checks", "2", "--save-every", "2"),
 ]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 on_posix = pytest.mark.skipif(sys.platform == "win32", reason="torchrun ends its processes by POSIX signals")
 
 
 def torchrun(size: int, *arguments: str) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [*launcher, "-m", "zoodip_core", "train", *arguments],
         cwd=ROOT,
-        env=environment,
+        env=ONE_THREAD,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -448,11 +452,17 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
+def alone(*arguments: str) -> int:
+    """Train in one process, of one thread as torchrun's are."""
+    command = [sys.executable, "-m", "zoodip_core", "train", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=ONE_THREAD, check=False, timeout=LIMIT).returncode
+
+
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process that is long enough to be interrupted."""
     run = tmp_path_factory.mktemp("long") / "run"
-    assert main(["train", *ARGUMENTS, "--steps", "60", "--batch", "2", "--output", str(run)]) == 0
+    assert alone(*ARGUMENTS, "--steps", "60", "--batch", "2", "--output", str(run)) == 0
     return run
 
 
@@ -473,7 +483,7 @@ def test_a_killed_rank_leaves_a_run_that_one_process_finishes(rank: int, long_ru
         assert "ended without a word" in said
         assert "The token is kept as of step" in said
     assert 5 <= steps_of(run) < 60
-    assert main(["train", "--resume", str(run)]) == 0
+    assert alone("--resume", str(run)) == 0
     assert_same(run, long_run, FILES[:-1])
 
 
@@ -510,7 +520,7 @@ def test_a_stop_waits_for_no_rank_that_hangs(tmp_path: Path) -> None:
     code, said = ended(process)
     assert code != 0
     assert said.count("stopped at step") == 1
-    assert main(["train", "--resume", str(run)]) == 0
+    assert alone("--resume", str(run)) == 0
 
 
 @pytest.mark.slow
@@ -518,3 +528,38 @@ def test_a_wrong_setting_is_told_once(tmp_path: Path) -> None:
     code, said = ended(torchrun(2, *ARGUMENTS, "--batch", "2000", "--output", str(tmp_path / "run")))
     assert code != 0
     assert said.count("zoodip: error: batch = 2000") == 1
+
+
+# ---------------------------------------------------------------- the page's jobs
+
+
+def job_on_all_cards(folder: Path, monkeypatch: pytest.MonkeyPatch, cards: int) -> tuple[int, list[dict[str, Any]]]:
+    """A training of the page with the device ``all``: its exit code and events. Without cards, all are on the CPU."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    settings = {**SETTINGS, "images": list(SETTINGS["images"]), "sample_every": 0, "device": "all"}
+    file = write_task(folder, "train", folder, settings=settings, preset="default")
+    events = io.BytesIO()
+    code = work(file, Outbox(events), Commands())
+    return code, [json.loads(line) for line in events.getvalue().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_job_on_all_cards_has_a_process_for_each(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, events = job_on_all_cards(tmp_path, monkeypatch, 2)
+    assert code == 0, events[-1]
+    assert [event["step"] for event in events if event["event"] == "progress"] == list(range(1, STEPS + 1))
+    assert not psutil.Process().children()
+    assert_same(tmp_path / "run", whole, FILES[:-1])
+
+
+def test_a_job_on_all_cards_of_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, events = job_on_all_cards(tmp_path, monkeypatch, 1)
+    assert code == 2
+    assert events[-1]["error"] == "device = 'all' is for several graphics cards, and this computer has 1; use auto"
+
+
+def test_all_cards_are_the_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *ARGUMENTS, "--device", "all", "--output", str(tmp_path / "run")]) == 2
+    assert "torchrun --nproc-per-node" in capsys.readouterr().err

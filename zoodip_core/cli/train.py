@@ -14,7 +14,7 @@ from ..model.kinds import TINY
 from ..train.config import TrainConfig, preset_of
 from ..train.loop import TrainResult, resume_training, train_token
 from ..train.presets import check_given, complete
-from ..train.ranks import Ranks
+from ..train.ranks import ALL, Ranks
 from ..train.run_folder import CHANGEABLE, free_folder
 from ..train.settings import SETTINGS
 from .arguments import PROGRAM, Once, command, setting_options
@@ -78,6 +78,11 @@ def _trained(
         result = resume_training(path, changes, on_event=screen, commands=commands, ranks=ranks)
     else:
         config = _config(args)
+        if config.device == ALL and ranks.size == 1:
+            raise ConfigError(
+                f"device = {ALL!r} is the page's; here torchrun starts a process for each card: torchrun "
+                "--nproc-per-node 2 -m zoodip_core train ..."
+            )
         path = args.output or free_folder(Path("runs"), config.token)
         result = train_token(config, path, on_event=screen, commands=commands, ranks=ranks)
     return result, path

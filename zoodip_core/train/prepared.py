@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -44,17 +43,18 @@ _OWN = ("device", "images", "captions", "model", "clip", "vae", "cache")
 """Settings in which ranks may differ: where things lie on their computers. What lies there is compared by itself."""
 
 
-def load_model(config: TrainConfig) -> QuantizedModel:
-    """The model that a run's settings name.
+def load_model(config: TrainConfig, ranks: Ranks | None = None) -> QuantizedModel:
+    """The model that a run's settings name, on the device of this one of its processes.
 
     Raises:
+        ConfigError: this one has no device.
         ModelError: it is missing, damaged, or of a family that is not supported.
     """
     return load_quantized(
         config.model,
         weights=config.weights,
         dtype=config.dtype,
-        device=config.device,
+        device=(ranks or Ranks()).device(config.device),
         prediction_type=config.prediction_type,
         clip=config.clip,
         vae=config.vae,
@@ -88,8 +88,7 @@ class Training:
         self.ranks = ranks or Ranks()
         info = model.info if model else identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
         self.images, skipped = load_references(config, info)
-        device = self.ranks.device(config.device)
-        self.model = model or load_model(dataclasses.replace(config, device=device))
+        self.model = model or load_model(config, self.ranks)
         self.warnings = (
             skipped
             + list(self.model.blueprint.notes)

@@ -35,6 +35,9 @@ _LONGEST_LOOK = 0.05
 _LAST_SECONDS = 10.0
 """That the first rank stays for others to read its last words, where it keeps the store itself."""
 
+ALL = "all"
+"""The device that stands for all cards of a computer, each in a process of its own."""
+
 Job = TypeVar("Job")
 
 
@@ -174,6 +177,7 @@ class Ranks:
         Raises:
             ConfigError: there are fewer cards than ranks here.
         """
+        device = "auto" if device == ALL else device
         if not self._line or device not in ("auto", "cuda") or not torch.cuda.is_available():
             return device
         local, cards = self._line.place.local, torch.cuda.device_count()

@@ -211,7 +211,13 @@ class Settings:
         choices=("auto", *DTYPES),
         node_input="activations",
     )
-    device: str = _setting("auto", MODEL, "Device", "auto, cpu, cuda, cuda:1, ...", metavar="NAME")
+    device: str = _setting(
+        "auto",
+        MODEL,
+        "Device",
+        "auto, cpu, cuda, cuda:1, ... On the page also all: every card, where there are several.",
+        metavar="NAME",
+    )
     prediction_type: str = _setting(
         "auto",
         MODEL,
