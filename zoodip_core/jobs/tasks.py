@@ -133,7 +133,7 @@ def _train(job: Task, out: Outbox, commands: Commands) -> int:
         if place_in(os.environ) is None:
             out.send("checked", **check(config))
     with stopped_by(lambda: commands.stopping), on_cards(config.device, job.file) as ranks:
-        model = load_model(config, ranks)
+        model = load_model(dataclasses.replace(config, device=ranks.device(config.device)))
         result = train_token(
             config, job.folder / RUN, model=model, on_event=telling(out), commands=commands, ranks=ranks
         )
@@ -144,7 +144,7 @@ def _resume(job: Task, out: Outbox, commands: Commands) -> int:
     config = RunFolder.open(job.run, job.changes).config
     check_cards(config.device)
     with stopped_by(lambda: commands.stopping), on_cards(config.device, job.file) as ranks:
-        model = load_model(config, ranks)
+        model = load_model(dataclasses.replace(config, device=ranks.device(config.device)))
         result = resume_training(
             job.run, job.changes, model=model, on_event=telling(out), commands=commands, ranks=ranks
         )

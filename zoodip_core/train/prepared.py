@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -31,7 +32,7 @@ from .config import TrainConfig
 from .draws import Objective, mean_losses
 from .journal import Record
 from .objective import DiffusionObjective
-from .ranks import Ranks
+from .ranks import ALL, Ranks
 from .rounding import adapted
 from .run_folder import CHANGEABLE, Inputs
 from .shared import SharedObjective
@@ -43,18 +44,17 @@ _OWN = ("device", "images", "captions", "model", "clip", "vae", "cache")
 """Settings in which ranks may differ: where things lie on their computers. What lies there is compared by itself."""
 
 
-def load_model(config: TrainConfig, ranks: Ranks | None = None) -> QuantizedModel:
-    """The model that a run's settings name, on the device of this one of its processes.
+def load_model(config: TrainConfig) -> QuantizedModel:
+    """The model that a run's settings name; on one card, if they name all.
 
     Raises:
-        ConfigError: this one has no device.
         ModelError: it is missing, damaged, or of a family that is not supported.
     """
     return load_quantized(
         config.model,
         weights=config.weights,
         dtype=config.dtype,
-        device=(ranks or Ranks()).device(config.device),
+        device="auto" if config.device == ALL else config.device,
         prediction_type=config.prediction_type,
         clip=config.clip,
         vae=config.vae,
@@ -88,7 +88,7 @@ class Training:
         self.ranks = ranks or Ranks()
         info = model.info if model else identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
         self.images, skipped = load_references(config, info)
-        self.model = model or load_model(config, self.ranks)
+        self.model = model or load_model(dataclasses.replace(config, device=self.ranks.device(config.device)))
         self.warnings = (
             skipped
             + list(self.model.blueprint.notes)

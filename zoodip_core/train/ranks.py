@@ -145,7 +145,7 @@ class Ranks:
         return [torch.tensor(result, dtype=torch.float64) for each in told for result in each]
 
     def agree(self, facts: Mapping[str, Any]) -> None:
-        """Refuse to go on where a rank's facts are others than the leader's.
+        """Refuse to begin where a rank's facts are others than the leader's.
 
         Raises:
             RanksError: naming the rank and what is different there; long texts, such as digests, are not shown.
@@ -177,8 +177,10 @@ class Ranks:
         Raises:
             ConfigError: there are fewer cards than ranks here.
         """
+        if not self._line:
+            return device
         device = "auto" if device == ALL else device
-        if not self._line or device not in ("auto", "cuda") or not torch.cuda.is_available():
+        if device not in ("auto", "cuda") or not torch.cuda.is_available():
             return device
         local, cards = self._line.place.local, torch.cuda.device_count()
         if local >= cards:
