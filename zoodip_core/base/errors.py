@@ -51,6 +51,10 @@ class StorageError(ZoodipError, OSError):
     """A file could not be written: disk full, read-only, no permission."""
 
 
+class RanksError(ZoodipError, RuntimeError):
+    """The processes that share a run cannot work together: one is gone, cannot be reached, or has something else."""
+
+
 class NonFiniteLossError(ZoodipError, ArithmeticError):
     """A loss was NaN or infinite. The search was not moved."""
 

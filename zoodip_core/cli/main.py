@@ -13,6 +13,7 @@ from ..base.errors import ConfigError, for_user
 from ..base.stopping import Stopped
 from ..base.version import __version__
 from ..model.libraries import quiet_libraries
+from ..train.ranks import place_in
 from . import demo, evaluate, generate, inspect, train
 from .arguments import PROGRAM, command
 from .output import unbreakable
@@ -30,6 +31,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     if not hasattr(args, "run"):
         parser.print_help()
         return 2
+    if _is_idle(args):
+        return 0
     if args.run is not _ui:  # the page loads no model, nor what it would take
         quiet_libraries()
     try:
@@ -46,6 +49,16 @@ def _main(arguments: Sequence[str] | None) -> int:
             raise
         print(f"zoodip: error: {text}", file=sys.stderr)
         return 2
+
+
+def _is_idle(args: argparse.Namespace) -> bool:
+    """Whether torchrun has started this process for a command that the first rank does alone."""
+    place = place_in(os.environ)
+    if place is None or args.run is train.run:
+        return False
+    if place.rank == 0:
+        print("torchrun serves train alone: one process does this, the others end", file=sys.stderr)
+    return place.rank > 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ..base.events import Commands, Event, Message, Progress, Sampled, Saved
+from ..base.stopping import stopped_by
+from ..train.ranks import Ranks, joined, place_in
 from .arguments import PROGRAM
 
 
@@ -54,6 +57,32 @@ class Screen:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+@contextlib.contextmanager
+def shared_session() -> Iterator[tuple[Callable[[Event], None], Commands, Ranks]]:
+    """As :func:`session`, among the ranks that torchrun has started, of which the first one alone has a screen.
+
+    One process alone has the session of all commands. torchrun hands Ctrl-C on, and ends ranks by SIGTERM where one is
+    gone; both stop the run. It kills those that take long, so that no second signal has to.
+    """
+    place = place_in(os.environ)
+    if place is None:
+        with session() as (screen, commands):
+            yield screen, commands, Ranks()
+        return
+    commands = Commands()
+    stops = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: commands.stop()) for number in stops]
+    screen = Screen()
+    try:
+        with stopped_by(lambda: commands.stopping), joined(place) as ranks:
+            yield screen if ranks.leads else lambda event: None, commands, ranks
+    finally:
+        screen.close()
+        signal.signal(signal.SIGINT, before[0])
+        # What is left is to say how it ended, which torchrun does not wait for where another rank was faster.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

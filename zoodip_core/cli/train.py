@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..base.errors import ConfigError
+from ..base.events import Commands, Event
 from ..model.kinds import TINY
 from ..train.config import TrainConfig, preset_of
-from ..train.loop import resume_training, train_token
+from ..train.loop import TrainResult, resume_training, train_token
 from ..train.presets import check_given, complete
+from ..train.ranks import ALL, Ranks
 from ..train.run_folder import CHANGEABLE, free_folder
 from ..train.settings import SETTINGS
 from .arguments import PROGRAM, Once, command, setting_options
-from .screen import closing, session
+from .screen import closing, shared_session
 
 
 def add(commands: Any) -> None:
     parser = command(
         commands,
         "train",
-        _train,
+        run,
         "learn a token from a few images",
         'train --model models/sd15 --images photos/rex --token "<rex>" --init dog',
     )
@@ -51,7 +53,19 @@ def _output_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _train(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """The command train; several processes of torchrun take its steps together."""
+    with shared_session() as (screen, commands, ranks):
+        result, path = _trained(args, screen, commands, ranks)
+    if not ranks.leads:
+        return 0 if result.finished else 1
+    return closing(result.finished, result.step, result.embedding.token, result.path, path)
+
+
+def _trained(
+    args: argparse.Namespace, screen: Callable[[Event], None], commands: Commands, ranks: Ranks
+) -> tuple[TrainResult, Path]:
+    """What a training came to, and its run's folder."""
     if args.resume:
         changes = _settings(args)
         fixed = sorted(set(changes) - set(CHANGEABLE))
@@ -61,14 +75,17 @@ def _train(args: argparse.Namespace) -> int:
                 f"{', '.join(fixed) or 'the rest'}"
             )
         path = args.resume
-        with session() as (screen, commands):
-            result = resume_training(path, changes, on_event=screen, commands=commands)
+        result = resume_training(path, changes, on_event=screen, commands=commands, ranks=ranks)
     else:
         config = _config(args)
+        if config.device == ALL and ranks.size == 1:
+            raise ConfigError(
+                f"device = {ALL!r} is the page's; here torchrun starts a process for each card: torchrun "
+                "--nproc-per-node 2 -m zoodip_core train ..."
+            )
         path = args.output or free_folder(Path("runs"), config.token)
-        with session() as (screen, commands):
-            result = train_token(config, path, on_event=screen, commands=commands)
-    return closing(result.finished, result.step, result.embedding.token, result.path, path)
+        result = train_token(config, path, on_event=screen, commands=commands, ranks=ranks)
+    return result, path
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Task:
         settings: of a new run, by the names of :class:`TrainConfig`; the rest is the preset's for the model.
         preset: fast, default, careful or paper.
         changes: settings that differ when a run is resumed.
+        file: the job file.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Task:
     settings: dict[str, Any]
     preset: str
     changes: dict[str, Any]
+    file: Path = Path()
 
     @classmethod
     def read(cls, file: Path) -> Task:
@@ -57,7 +59,7 @@ class Task:
             if data["version"] != VERSION or data["kind"] not in KINDS:
                 raise ConfigError(f"{file} is a job of another version of ZOODiP; start the job again")
             settings, changes = dict(data.get("settings", {})), dict(data.get("changes", {}))
-            return cls(data["kind"], Path(data["folder"]), settings, preset_in(data), changes)
+            return cls(data["kind"], Path(data["folder"]), settings, preset_in(data), changes, file)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,9 @@ from ..train.before_after import before_after
 from ..train.config import TrainConfig
 from ..train.loop import TrainResult, resume_training, train_token
 from ..train.prepared import load_model, load_references, name_warning, noise_warning, tokenised
+from ..train.ranks import ALL, place_in
 from ..train.run_folder import RunFolder
+from .cards import check_cards, on_cards
 from .history import newest
 from .job_folder import BEFORE_AFTER, RUN, Task
 from .pipes import Outbox
@@ -57,9 +60,10 @@ def check(config: TrainConfig) -> dict[str, Any]:
     """
     import torch
 
+    check_cards(config.device)
     info = identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
     images, skipped = load_references(config, info)
-    on_card = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    on_card = config.device.startswith("cuda") or (config.device in ("auto", ALL) and torch.cuda.is_available())
     device = torch.device("cuda" if on_card else "cpu")
     dtype = "float16" if on_card and config.dtype == "auto" else config.dtype
     nowhere = "meta" if on_card else "cpu"  # nothing is computed, and no card is touched
@@ -126,18 +130,25 @@ def _check(job: Task, out: Outbox, commands: Commands) -> int:
 def _train(job: Task, out: Outbox, commands: Commands) -> int:
     with stopped_by(lambda: commands.stopping):
         config = settings_of(job)
-        out.send("checked", **check(config))
-        model = load_model(config)
-    result = train_token(config, job.folder / RUN, model=model, on_event=telling(out), commands=commands)
-    return _close(job, config, model, result, out, commands)
+        if place_in(os.environ) is None:
+            out.send("checked", **check(config))
+    with stopped_by(lambda: commands.stopping), on_cards(config.device, job.file) as ranks:
+        model = load_model(dataclasses.replace(config, device=ranks.device(config.device)))
+        result = train_token(
+            config, job.folder / RUN, model=model, on_event=telling(out), commands=commands, ranks=ranks
+        )
+    return _close(job, config, model, result, out, commands) if ranks.leads else Exit.FINISHED
 
 
 def _resume(job: Task, out: Outbox, commands: Commands) -> int:
     config = RunFolder.open(job.run, job.changes).config
-    with stopped_by(lambda: commands.stopping):
-        model = load_model(config)
-    result = resume_training(job.run, job.changes, model=model, on_event=telling(out), commands=commands)
-    return _close(job, config, model, result, out, commands)
+    check_cards(config.device)
+    with stopped_by(lambda: commands.stopping), on_cards(config.device, job.file) as ranks:
+        model = load_model(dataclasses.replace(config, device=ranks.device(config.device)))
+        result = resume_training(
+            job.run, job.changes, model=model, on_event=telling(out), commands=commands, ranks=ranks
+        )
+    return _close(job, config, model, result, out, commands) if ranks.leads else Exit.FINISHED
 
 
 def _close(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,25 @@ class Spread:
     basis: torch.Tensor
     reach: torch.Tensor
     rest: float
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of it, as a file can hold it."""
+        return {"basis": self.basis, "reach": self.reach, "rest": torch.tensor(self.rest, dtype=torch.float64)}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Spread:
+        """From :meth:`tensors`.
+
+        Raises:
+            ValueError: they are of another kind, or hold NaN or infinity.
+        """
+        basis, reach, rest = (tensors[name] for name in ("basis", "reach", "rest"))
+        if not (basis.dtype == torch.float32 == reach.dtype and basis.shape[:1] == reach.shape and basis.ndim == 2):
+            raise ValueError("its tensors are of another kind")
+        spread = cls(basis, reach, float(rest))
+        if not torch.isfinite(spread.stretch(torch.ones(basis.shape[1]))).all():
+            raise ValueError("it holds NaN or infinity")
+        return spread
 
     def stretch(self, vectors: torch.Tensor) -> torch.Tensor:
         """``A v`` in float64 for vectors ``[..., dim]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +54,16 @@ def spread_draws(seed: int, images: int, t_lower: int, t_upper: int, count: int)
     ]
 
 
-def mean_losses(objective: Objective, candidates: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
+Share = Callable[[Sequence[Draw], Callable[[Draw], torch.Tensor]], Sequence[torch.Tensor]]
+"""Has something done with each draw, by this process or several; returns the results in the draws' order."""
+
+
+def _in_turn(draws: Sequence[Draw], work: Callable[[Draw], torch.Tensor]) -> Sequence[torch.Tensor]:
+    return [work(draw) for draw in draws]
+
+
+def mean_losses(
+    objective: Objective, candidates: torch.Tensor, draws: Sequence[Draw], share: Share = _in_turn
+) -> torch.Tensor:
     """Mean loss ``[K]`` of each candidate over the same draws (common random numbers)."""
-    return torch.stack([objective.losses(candidates, draw) for draw in draws]).mean(dim=0)
+    return torch.stack(list(share(draws, lambda draw: objective.losses(candidates, draw)))).mean(dim=0)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..base.errors import ModelError, RunFolderError, StorageError
+from ..base.errors import ModelError, RanksError, RunFolderError, StorageError
 from ..base.events import Commands, Event, Message, Progress, Sampled, Saved, Started
 from ..base.locks import locked
 from ..base.stopping import Stopped, stopped_by
@@ -23,8 +24,9 @@ from ..search.preconditioner import Spread
 from .config import TrainConfig
 from .journal import Journal, Past, cut
 from .prepared import Training
+from .ranks import Ranks
 from .replay import restore
-from .run_folder import Inputs, RunFolder, SavedState, check_free
+from .run_folder import Inputs, RunFolder, SavedState, check_free, writing_nowhere_else
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def train_token(
     model: QuantizedModel | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     commands: Commands | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainResult:
     """Learn a token from images with forward passes only, in a new run folder.
 
@@ -64,15 +67,20 @@ def train_token(
         model: a loaded model, to share one.
         on_event: called with each :data:`Event`.
         commands: a front's wishes while it runs.
+        ranks: the processes that take its steps together, each of which calls this; see :func:`ranks.joined`. All but
+            the first one leave the folder to it.
 
     Raises:
         ZoodipError: of the kind that tells what is wrong.
         Stopped: a stop was asked for before the first step; nothing is written.
     """
-    path, commands = Path(output), commands or Commands()
-    check_free(path)
+    path, commands, ranks = Path(output), commands or Commands(), ranks or Ranks()
+    if ranks.leads:
+        check_free(path)
     with stopped_by(lambda: commands.stopping):
-        training = Training(config, model, on_event)
+        training = Training(config, model, on_event, ranks=ranks)
+        if not ranks.leads:
+            return _follow(training, path)
         with locked(path):
             folder = RunFolder.create(path, training.config)
             if training.search.spread:
@@ -88,6 +96,7 @@ def resume_training(
     model: QuantizedModel | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     commands: Commands | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainResult:
     """Resume a run as if it had never stopped: the finished file is the same, byte for byte.
 
@@ -98,20 +107,25 @@ def resume_training(
         model: a loaded model, to share one.
         on_event: called with each :data:`Event`.
         commands: a front's wishes while it runs.
+        ranks: the processes that take its steps together, as for :func:`train_token`. They may be others than before.
 
     Raises:
         RunFolderError: no run folder, another process is at work on it, or its model, images or captions have changed.
         Stopped: a stop was asked for before it was resumed; the folder is as it was.
     """
+    commands, ranks = commands or Commands(), ranks or Ranks()
+    if not ranks.leads:
+        with stopped_by(lambda: commands.stopping):
+            return _follow_resumed(Path(path), changes or {}, model, ranks, on_event)
     folder = RunFolder.open(Path(path), changes)
-    commands = commands or Commands()
     with stopped_by(lambda: commands.stopping), locked(folder.path):
         past = folder.past()
         state, damage = _state(folder, past)
         last = past.records.get(past.last)
         batch = (last and last.batch) or (state.batch if state else 0)
         spread, lost = _spread(folder)
-        training = Training(folder.config, model, on_event, batch, spread)
+        ranks.exchange([folder.config.to_json(), batch])
+        training = Training(folder.config, model, on_event, batch, spread, ranks)
         training.warnings += damage + lost
         if state and state.inputs.digest != training.inputs.digest:
             raise RunFolderError(
@@ -123,9 +137,35 @@ def resume_training(
         if training.search.spread is not spread and training.search.spread:
             folder.save_spread(training.search.spread)
         _restore(training, past, state)
+        ranks.handed(training.search.state_dict())
         cut(folder.journal_path, training.search.step)
         folder.save_config()
         return _run(training, folder, on_event, commands)
+
+
+def _follow_resumed(
+    path: Path,
+    changes: Mapping[str, Any],
+    model: QuantizedModel | None,
+    ranks: Ranks,
+    on_event: Callable[[Event], None],
+) -> TrainResult:
+    """:func:`resume_training` on a rank that does not lead, with what the first one tells of the run."""
+    text, batch = ranks.exchange(None)[0]
+    config = replace(writing_nowhere_else(TrainConfig.from_json(text, str(path))), **changes)
+    training = Training(config, model, on_event, batch, ranks=ranks)
+    training.search.load_state_dict(ranks.handed(None))
+    return _follow(training, path)
+
+
+def _follow(training: Training, path: Path) -> TrainResult:
+    """Take the steps together with the first rank, which keeps the run."""
+    losses: list[float] = []
+    with contextlib.suppress(Stopped):
+        while not training.done:
+            training.step()
+            losses.append(training.search.loss or 0.0)
+    return TrainResult(training.embedding(), path, training.search.step, training.done, losses)
 
 
 def _what_changed(before: Inputs, training: Training) -> str:
@@ -201,10 +241,15 @@ def _run(training: Training, folder: RunFolder, on_event: Callable[[Event], None
             pass
         except StorageError:  # what the journal has, stands
             raise
-        except BaseException:  # whatever else ends the loop, a host's interrupt too, what was learned stays
+        except BaseException as error:  # whatever else ends the loop, a host's interrupt too, what was learned stays
             if journal.step == search.step:  # else it came between a step and its record: that step is taken again
                 journal.sync()
                 _save(training, folder)
+            if isinstance(error, RanksError):
+                raise RanksError(
+                    f"{error}. The token is kept as of step {search.step}: resume the run with --resume "
+                    f'"{folder.path}", on any number of ranks'
+                ) from error
             raise
         journal.sync()
     path = _save(training, folder)
@@ -233,8 +278,8 @@ def _steps(
     for loss in curve:
         mean.add(loss)
     first, began = search.step, time.monotonic()
-    while not training.done and not commands.stopping:
-        journal.append(training.step())
+    while not training.done:
+        journal.append(training.step())  # not begun where a stop is asked for
         loss = search.loss or 0.0
         curve.append(loss)
         smoothed = mean.add(loss)

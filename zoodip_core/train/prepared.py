@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -29,19 +30,23 @@ from ..model.recognise import identify
 from ..model.tokens import check_initializer, check_new, initial_vectors
 from ..search.preconditioner import Spread
 from .config import TrainConfig
-from .draws import mean_losses
+from .draws import Objective, mean_losses
 from .journal import Record
 from .objective import DiffusionObjective
+from .ranks import ALL, Ranks
 from .rounding import adapted
 from .run_folder import CHANGEABLE, Inputs
+from .shared import SharedObjective
 from .vocabulary import vocabulary_spread
 
 _WORST = sys.float_info.max
 """In place of a loss that is not finite: the guard goes back from it, and a journal's line can hold it."""
+_OWN = ("device", "images", "captions", "model", "clip", "vae", "cache")
+"""Settings in which ranks may differ: where things lie on their computers. What lies there is compared by itself."""
 
 
 def load_model(config: TrainConfig) -> QuantizedModel:
-    """The model that a run's settings name.
+    """The model that a run's settings name; on one card, if they name all.
 
     Raises:
         ModelError: it is missing, damaged, or of a family that is not supported.
@@ -50,7 +55,7 @@ def load_model(config: TrainConfig) -> QuantizedModel:
         config.model,
         weights=config.weights,
         dtype=config.dtype,
-        device=config.device,
+        device="auto" if config.device == ALL else config.device,
         prediction_type=config.prediction_type,
         clip=config.clip,
         vae=config.vae,
@@ -67,6 +72,7 @@ class Training:
         on_event: called with what the user should know while it is prepared.
         batch: candidates in one forward so far, of a run that is resumed: another number rounds differently.
         spread: that of the vocabulary, of a run that is resumed; worked out if it is wanted and None.
+        ranks: the processes that share its candidates; this one alone if None.
     """
 
     def __init__(
@@ -76,12 +82,14 @@ class Training:
         on_event: Callable[[Event], None] = lambda event: None,
         batch: int = 0,
         spread: Spread | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = config
         self.on_event = on_event
+        self.ranks = ranks or Ranks()
         info = model.info if model else identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
         self.images, skipped = load_references(config, info)
-        self.model = model or load_model(config)
+        self.model = model or load_model(dataclasses.replace(config, device=self.ranks.device(config.device)))
         self.warnings = (
             skipped
             + list(self.model.blueprint.notes)
@@ -89,10 +97,21 @@ class Training:
             + name_warning(config, self.model)
         )
         prompts = tokenised(config, self.model, self.images)
+        self.fingerprint = self.model.blueprint.fingerprint
+        self.inputs = _inputs(self.model, self.images, prompts)
+        self._agree()
         self.plan = self._plan(config.resolution or info.resolution, batch)
+        forwards = -(-config.make_estimator().num_candidates // self.plan.batch)
+        self.warnings += filter(None, [self.ranks.idle(forwards)])
         on_event(Message(f"memory, predicted: {self.plan.use}"))
         self.watch = Watch(self.model.device)
         self._load(prompts, spread)
+
+    def _agree(self) -> None:
+        """Refuse ranks that would not do the same, before the long part."""
+        settings = {key: value for key, value in self.config.to_dict().items() if key not in _OWN}
+        kind = {"device": self.model.device.type, "dtype": str(self.model.dtype).removeprefix("torch.")}
+        self.ranks.agree({**self.inputs.parts, **settings, **kind})
 
     def _plan(self, resolution: int, batch: int) -> MemoryPlan:
         model, candidates = self.model, self.config.make_estimator().num_candidates
@@ -100,13 +119,19 @@ class Training:
         free = free_memory(model.device) + model.loaded_bytes()
 
         def laid_out(batch: int) -> MemoryPlan:
+            most = candidates if batch else -(-candidates // self.ranks.size)
             return plan(
                 *(model.blueprint, model.weights, model.dtype, model.device),
-                *(resolution, candidates, batch),
+                *(resolution, most, batch),
                 free=free,
                 graphs=self.config.graphs == "auto",
             )
 
+        found = self._laid_out(laid_out, batch)
+        least = min(self.ranks.exchange(found.batch))  # so that all do the same forward passes
+        return found if found.batch == least else laid_out(least)
+
+    def _laid_out(self, laid_out: Callable[[int], MemoryPlan], batch: int) -> MemoryPlan:
         if not batch or self.config.batch:
             return laid_out(self.config.batch)
         try:
@@ -122,8 +147,6 @@ class Training:
     def _load(self, prompts: list[list[Prompt]], spread: Spread | None) -> None:
         """The long part: encode the images while the device is empty, then load the rest."""
         config, model = self.config, self.model
-        self.fingerprint = model.blueprint.fingerprint
-        self.inputs = _inputs(model, self.images, prompts)
         self.on_event(Message(f"encoding {len(self.images)} images"))
         posteriors = encode_images(model, self.images)
         self.on_event(Message(f"loading {model.info.name}, {model.weights} weights"))
@@ -132,7 +155,7 @@ class Training:
         theta0 = initial_vectors(
             model.tokenizers, model.text_encoders, config.initializer, config.num_vectors, config.initializer_mode
         )
-        self.objective = DiffusionObjective(
+        self._own = DiffusionObjective(
             model,
             posteriors,
             prompts,
@@ -144,9 +167,13 @@ class Training:
             capture_on(model.device) if self.plan.graphs else None,
             lambda line: self.on_event(Message(line, warning=True)),
         )
-        if config.directions == "vocabulary" and not spread:
+        shared = self.ranks.size > 1
+        self.objective: Objective = SharedObjective(self._own, self.ranks) if shared else self._own
+        if config.directions == "vocabulary" and not spread and self.ranks.leads:
             self.on_event(Message("looking at the vocabulary"))
             spread = vocabulary_spread(model.tokenizers, model.text_encoders)
+        if config.directions == "vocabulary" and shared:
+            spread = Spread.of_tensors(self.ranks.handed(spread.tensors() if spread else None))
         if config.adapt_mu:
             self.on_event(Message("measuring how losses are rounded"))
             self.config, said = adapted(config, self.objective, len(self.images), theta0, spread)
@@ -157,7 +184,7 @@ class Training:
     @property
     def batch(self) -> int:
         """Candidates in one forward pass, as the losses so far were computed."""
-        return self.objective.batch
+        return self._own.batch
 
     @property
     def done(self) -> bool:
@@ -169,6 +196,7 @@ class Training:
         Raises:
             NonFiniteLossError: a loss is not finite; the search stays where it was.
         """
+        self.ranks.mark = f"token {self.search.checksum} after step {self.search.step}"
         draw, scale = self.objective.draw(self.config.seed, self.search.step), self.search.guard.scale
         check_loss = self._check_loss() if self.config.checked(self.search.step) else None
         lr_scale, mu_scale = self.config.lr_scale(self.search.step), self.config.mu_scale(self.search.step)
@@ -204,7 +232,7 @@ class Training:
     def _check_loss(self) -> float:
         """The token's loss on draws that stay the same."""
         draws = self.config.check_draws(len(self.images))
-        loss = float(mean_losses(self.objective, self.search.theta[None], draws))
+        loss = float(mean_losses(self._own, self.search.theta[None], draws, self.ranks.share))
         if math.isfinite(loss):
             return loss
         if self.search.guard.point is None:

@@ -120,7 +120,7 @@ class RunFolder:
                 text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it") from error
-        config = _writing_nowhere_else(TrainConfig.from_json(text, str(file)))
+        config = writing_nowhere_else(TrainConfig.from_json(text, str(file)))
         fixed = sorted(set(changes or {}) - set(CHANGEABLE))
         if fixed:
             raise RunFolderError(
@@ -249,8 +249,7 @@ class RunFolder:
 
     def save_spread(self, spread: Spread) -> None:
         """Keep the shape of the random directions: worked out anew, it might differ in its last digits."""
-        tensors = {"basis": spread.basis, "reach": spread.reach, "rest": torch.tensor(spread.rest, dtype=torch.float64)}
-        write_atomically(self.spread_path, save(tensors))
+        write_atomically(self.spread_path, save(spread.tensors()))
 
     def spread(self) -> Spread | None:
         """The shape of the random directions, None if the run's have none.
@@ -262,12 +261,8 @@ class RunFolder:
             return None
         try:
             with open_safetensors(self.spread_path) as stored:
-                basis, reach, rest = (stored.get_tensor(name).clone() for name in ("basis", "reach", "rest"))
-            spread = Spread(basis, reach, float(rest))
-            if not (basis.dtype == torch.float32 == reach.dtype and basis.shape[:1] == reach.shape and basis.ndim == 2):
-                raise ValueError("its tensors are of another kind")
-            if not torch.isfinite(spread.stretch(torch.ones(basis.shape[1]))).all():
-                raise ValueError("it holds NaN or infinity")
+                tensors = {name: stored.get_tensor(name).clone() for name in ("basis", "reach", "rest")}
+            spread = Spread.of_tensors(tensors)
         except Exception as error:  # a damaged file may raise anything
             raise RunFolderError(
                 f"{self.spread_path} is missing or damaged ({error}); put back a copy of it. Resuming the run "
@@ -288,7 +283,7 @@ class RunFolder:
         return self.path / "samples" / f"step-{step:08d}.png"
 
 
-def _writing_nowhere_else(config: TrainConfig) -> TrainConfig:
+def writing_nowhere_else(config: TrainConfig) -> TrainConfig:
     """The settings of a run that may be a stranger's.
 
     Copies of models are read where its settings say. They are made there only if ``changes`` of :meth:`RunFolder.open`

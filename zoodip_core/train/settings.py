@@ -211,7 +211,13 @@ class Settings:
         choices=("auto", *DTYPES),
         node_input="activations",
     )
-    device: str = _setting("auto", MODEL, "Device", "auto, cpu, cuda, cuda:1, ...", metavar="NAME")
+    device: str = _setting(
+        "auto",
+        MODEL,
+        "Device",
+        "auto, cpu, cuda, cuda:1, ... On the page also all: every card, where there are several.",
+        metavar="NAME",
+    )
     prediction_type: str = _setting(
         "auto",
         MODEL,
@@ -326,6 +332,7 @@ class Settings:
         "Directions (n)",
         "Random directions that a step tries: n + 1 forward passes (spsa: 2n).",
         metavar="N",
+        alias="--num-directions",  # torchrun takes --n for one of its own
         range=(1, MOST_DIRECTIONS),
         left=0,
     )
