@@ -38,6 +38,7 @@ from zoodip_core.model.load import load_quantized
 from zoodip_core.tiny import concepts
 from zoodip_core.train import ranks as module
 from zoodip_core.train.loop import TrainResult
+from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.ranks import Line, Place, Ranks, joined, place_in
 
 ROOT = Path(__file__).resolve().parent.parent
