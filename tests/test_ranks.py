@@ -117,6 +117,7 @@ def test_a_run_of_several_ranks_has_the_bytes_of_one(size: int, whole: Path, tmp
     assert json.loads((tmp_path / "run" / "steps.jsonl").read_text().splitlines()[0])["batch"] == 2
 
 
+@pytest.mark.slow
 def test_each_rank_takes_its_part_and_the_first_alone_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three candidates in turn: two for the first rank, one for the second."""
     looked: dict[int, list[int]] = {}
@@ -147,6 +148,7 @@ def test_ranks_with_nothing_to_do_are_told_of() -> None:
     assert ranks.idle(5).startswith("rank 3 is idle")  # of two each, the third has the last one
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_on_another_number_of_ranks(whole: Path, tmp_path: Path) -> None:
     """Two ranks, then one process, then three ranks; each is stopped after two steps."""
     run = tmp_path / "run"
@@ -168,6 +170,7 @@ def test_a_run_is_resumed_on_another_number_of_ranks(whole: Path, tmp_path: Path
     assert_same(run, whole, FILES[:-1])
 
 
+@pytest.mark.slow
 def test_a_card_that_runs_out_of_memory_makes_all_forwards_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +208,7 @@ def test_a_card_that_runs_out_of_memory_makes_all_forwards_smaller(
 # ---------------------------------------------------------------- ends
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_stop_of_any_rank_stops_all(rank: int, tmp_path: Path) -> None:
     """Asked for by what the third step would look at."""
     counts = {0: 0, 1: 0}
@@ -257,6 +260,7 @@ def test_an_error_of_the_first_rank_ends_all(tmp_path: Path) -> None:
     assert isinstance(second, SystemExit)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_step_keeps_what_was_learned(whole: Path, tmp_path: Path) -> None:
     def work(ranks: Ranks) -> TrainResult:
         model = load_quantized("tiny")
@@ -278,6 +282,7 @@ def test_an_error_in_a_step_keeps_what_was_learned(whole: Path, tmp_path: Path) 
     assert_same(tmp_path / "run", whole, FILES[:-1])
 
 
+@pytest.mark.slow
 def test_a_rank_that_falls_silent_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 2.0)
 
@@ -404,7 +409,7 @@ def test_each_rank_has_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Ranks().device("auto") == "auto"
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("rank", [pytest.param("0", marks=pytest.mark.slow), "1"])
 def test_other_commands_are_the_first_ranks_alone(
     rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
