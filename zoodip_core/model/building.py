@@ -129,7 +129,8 @@ def _quantized(
 ) -> QuantizedLayer:
     parts = reader.quantized(name, layer.weight.shape)
     if parts is None:
-        parts = quantize_weight(reader.parameter(f"{name}.weight", layer.weight.shape), weights)
+        full = reader.parameter(f"{name}.weight", layer.weight.shape)
+        parts = quantize_weight(full.to(device) if device.type == "cuda" else full, weights)
     _check_finite(reader, f"{name}.weight", parts["scale"])  # that of a row with NaN or infinity is not finite either
     bias = None
     if layer.bias is not None:
