@@ -14,7 +14,7 @@ import importlib.metadata
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from .quantize import quantize_weight, weights_of
 from .recognise import open_copy, open_model
 
 INDEX = "index.json"
+_COPIES = f"*-quanto*-v{COPY_FORMAT}.safetensors"
 
 
 def cached_model(
@@ -70,11 +71,16 @@ def cached_model(
     if blueprint.copy_of:
         return open_model(model, prediction_type)
     make_folder(folder)
-    identity = _identity(blueprint)
-    copy = folder / _name(identity, weights)
-    if not copy.is_file():
-        write_copy(blueprint, weights, copy)
+    none_yet = not any(folder.glob(_COPIES))  # else one may be that of this model before it was moved
+    blueprint.hash_meanwhile()
+
+    def place() -> Path:
+        return folder / _name(_identity(blueprint), weights)
+
+    if none_yet or not place().is_file():
+        write_copy(blueprint, weights, place)
         give_back_freed()
+    copy, identity = place(), _identity(blueprint)
     index[key] = {"stamp": stamp, "key": identity}
     write_atomically(folder / INDEX, json.dumps(index, indent=1))
     return replace(open_copy(copy, prediction_type, model), notes=blueprint.notes, **apart)
@@ -82,7 +88,7 @@ def cached_model(
 
 def has_copies(folder: Path) -> bool:
     """Whether copies of models were kept in a folder before."""
-    return (folder / INDEX).is_file() and any(folder.glob(f"*-quanto*-v{COPY_FORMAT}.safetensors"))
+    return (folder / INDEX).is_file() and any(folder.glob(_COPIES))
 
 
 def _identity(blueprint: Blueprint) -> str:
@@ -107,14 +113,20 @@ def file_stamps(*models: Path) -> list[list[Any]]:
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
-def write_copy(blueprint: Blueprint, weights: str, path: Path) -> None:
+def write_copy(blueprint: Blueprint, weights: str, place: Path | Callable[[], Path]) -> None:
     """Quantise a model into one file, atomically.
+
+    Args:
+        blueprint: the model.
+        weights: as for :func:`cached_model`.
+        place: the file, or what tells it once the model was read.
 
     Raises:
         ModelError: a tensor is missing.
         StorageError: no room, or no permission.
     """
     tensors = dict(_copied(blueprint, weights))
+    path = place if isinstance(place, Path) else place()
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     free = shutil.disk_usage(path.parent).free
     if size > free:

@@ -118,8 +118,7 @@ class Training:
     def _load(self, prompts: list[list[Prompt]], spread: Spread | None) -> None:
         """The long part: encode the images while the device is empty, then load the rest."""
         config, model = self.config, self.model
-        self.fingerprint = model.blueprint.fingerprint
-        self.inputs = _inputs(model, self.images, prompts)
+        model.blueprint.hash_meanwhile()
         self.on_event(Message(f"encoding {len(self.images)} images"))
         posteriors = encode_images(model, self.images)
         self.on_event(Message(f"loading {model.info.name}, {model.weights} weights"))
@@ -147,6 +146,8 @@ class Training:
             self.on_event(said)
         self.search = self.config.make_search(theta0, spread)
         _ = model.unet  # a damaged file shows here, before anything is written
+        self.fingerprint = model.blueprint.fingerprint
+        self.inputs = _inputs(model, self.images, prompts)
 
     @property
     def batch(self) -> int:
