@@ -159,7 +159,7 @@ def test_tiny_is_identified_from_its_configs() -> None:
 
 
 @pytest.mark.parametrize("setting", [{"weights": "int3"}, {"dtype": "float8"}, {"dtype": "float16", "device": "cpu"}])
-def test_unknown_types_are_refused(setting: dict[str, str]) -> None:
+def test_unknown_types_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))):
         load_quantized(**setting)
 

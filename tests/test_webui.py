@@ -327,7 +327,7 @@ def test_models_are_the_webui_s_that_can_be_read(fake: FakeWebui) -> None:
 def test_settings_before_the_webui_has_made_them(fake: FakeWebui) -> None:
     host = Webui()
     assert host.home() == fake.folder / "zoodip"
-    assert host.defaults() == {"preset": "default", "weights": "int8", "keep_copy": False}
+    assert host.defaults() == {"preset": "default", "weights": "int8", "keep_copy": True}
     assert host.python() == ""
     fake.options.data["zoodip_python"] = "/opt/python"  # saved by the webui's last start
     assert host.python() == "/opt/python"

@@ -127,7 +127,7 @@ def _train(job: Task, out: Outbox, commands: Commands) -> int:
     with stopped_by(lambda: commands.stopping):
         config = settings_of(job)
         out.send("checked", **check(config))
-        model = load_model(config)
+        model = load_model(config, telling(out))
     result = train_token(config, job.folder / RUN, model=model, on_event=telling(out), commands=commands)
     return _close(job, config, model, result, out, commands)
 
@@ -135,7 +135,7 @@ def _train(job: Task, out: Outbox, commands: Commands) -> int:
 def _resume(job: Task, out: Outbox, commands: Commands) -> int:
     config = RunFolder.open(job.run, job.changes).config
     with stopped_by(lambda: commands.stopping):
-        model = load_model(config)
+        model = load_model(config, telling(out))
     result = resume_training(job.run, job.changes, model=model, on_event=telling(out), commands=commands)
     return _close(job, config, model, result, out, commands)
 
@@ -164,7 +164,7 @@ def _show(job: Task, out: Outbox, commands: Commands) -> int:
     if token is None:
         raise ConfigError(f"{job.run} has no token to draw yet; resume the run first")
     with stopped_by(lambda: commands.stopping):
-        model = load_model(folder.config)
+        model = load_model(folder.config, telling(out))
     _draw(job, folder.config, model, token, out, commands)
     out.send("ended", state="finished")
     return Exit.FINISHED

@@ -58,6 +58,8 @@ class Blueprint:
     """Files of text encoders and VAE, where they are not the model's own."""
     notes: tuple[str, ...] = ()
     """What is unusual about the model, for the user."""
+    held: Any = None
+    """What keeps a copy from being deleted as long as it is in use."""
 
     @property
     def text_parts(self) -> tuple[str, ...]:

@@ -192,7 +192,7 @@ def check_whole(blueprint: Blueprint) -> None:
         ModelError: says which.
     """
     for part, reader in blueprint.readers.items():
-        drawn = _Drawn(part, json.dumps(blueprint.configs[part]), replace(blueprint, readers={}))
+        drawn = _Drawn(part, json.dumps(blueprint.configs[part]), replace(blueprint, readers={}, held=None))
         for name, shape in _parameters_of(drawn):
             check_stop()
             reader.check(name, shape)

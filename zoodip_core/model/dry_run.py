@@ -73,8 +73,9 @@ class _Plan:
 
 def _plan_of(blueprint: Blueprint) -> _Plan:
     words = [(str(folder), pad, _stamps(folder)) for folder, pad in blueprint.tokenizers]
+    none: dict[str, Any] = dict.fromkeys(blueprint.readers)
     key = json.dumps([blueprint.configs, blueprint.info.dims, words], sort_keys=True, default=repr)
-    return _Plan(key, replace(blueprint, readers=dict.fromkeys(blueprint.readers)))  # type: ignore[arg-type]
+    return _Plan(key, replace(blueprint, readers=none, held=None))
 
 
 def _stamps(folder: Path) -> list[tuple[str, int, int]]:

@@ -26,7 +26,7 @@ from ..train.presets import PRESET
 from ..train.run_folder import CONFIG, RunFolder
 from ..train.settings import given
 from .draft import Draft
-from .form import OWN
+from .form import KEEP_COPY, OWN
 from .shelf import Shelf
 
 TINY_LABEL = "the embedded tiny model"
@@ -108,8 +108,8 @@ class Studio:
         PRESET.check(form.get("preset", "default"))
         label = str(named.get("model") or TINY_LABEL).strip()
         named["model"] = TINY if label in (TINY, TINY_LABEL) else str(self._model_path(label))
-        if form.get("keep_copy") and named["model"] != TINY:
-            named["cache"] = self._cache
+        if named["model"] != TINY:
+            named["cache"] = self._cache if form.get("keep_copy", KEEP_COPY.default) else None
         for name in ("token", "initializer"):
             named[name] = str(named.get(name, "")).strip()
         check_name(named["token"])

@@ -39,8 +39,8 @@ _WORST = sys.float_info.max
 """In place of a loss that is not finite: the guard goes back from it, and a journal's line can hold it."""
 
 
-def load_model(config: TrainConfig) -> QuantizedModel:
-    """The model that a run's settings name.
+def load_model(config: TrainConfig, on_event: Callable[[Event], None] = lambda event: None) -> QuantizedModel:
+    """The model that a run's settings name; ``on_event`` is told what the user should know of its loading.
 
     Raises:
         ModelError: it is missing, damaged, or of a family that is not supported.
@@ -54,6 +54,7 @@ def load_model(config: TrainConfig) -> QuantizedModel:
         clip=config.clip,
         vae=config.vae,
         cache=config.cache,
+        on_event=on_event,
     )
 
 
@@ -80,7 +81,7 @@ class Training:
         self.on_event = on_event
         info = model.info if model else identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
         self.images, skipped = load_references(config, info)
-        self.model = model or load_model(config)
+        self.model = model or load_model(config, on_event)
         self.warnings = (
             skipped
             + list(self.model.blueprint.notes)
