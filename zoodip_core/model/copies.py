@@ -69,7 +69,7 @@ def cached_model(
     if isinstance(known, dict) and known.get("stamp") == stamp:
         copy = folder / _name(str(known.get("key")), weights)
         if copy.is_file():
-            with contextlib.suppress(ModelError, FileNotFoundError):  # a damaged one is made again
+            with contextlib.suppress(ModelError, OSError):  # a damaged one is made again
                 return _in_use(copy, prediction_type, model, **apart)
             copy.unlink(missing_ok=True)
     blueprint = open_model(model, clip=clip, vae=vae)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..base.errors import ConfigError, ModelError, StorageError
+from ..base.errors import ConfigError, ModelError
 from ..base.events import Event, Message
 from .copies import cached_model
 from .copy_folder import AUTO, own_folder
@@ -66,7 +66,7 @@ def load_quantized(
             blueprint = cached_model(
                 Path(model), weights, Path(folder), prediction_type, clip=clip, vae=vae, device=where, made=made
             )
-        except StorageError as error:
+        except OSError as error:
             if cache != AUTO:
                 raise
             on_event(Message(f"no quantised copy is kept: {error.strerror or error}"))
