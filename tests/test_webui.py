@@ -340,7 +340,7 @@ def test_settings_in_the_webui(fake: FakeWebui, monkeypatch: pytest.MonkeyPatch)
         "zoodip_folder": "zoodip",
         "zoodip_preset": "default",
         "zoodip_weights": "int8",
-        "zoodip_keep_copy": False,
+        "zoodip_keep_copy": True,
         "zoodip_python": "",
     }
     assert {info.section for info in made.values()} == {("zoodip", "ZOODiP")}
@@ -349,7 +349,7 @@ def test_settings_in_the_webui(fake: FakeWebui, monkeypatch: pytest.MonkeyPatch)
     assert all(made[name].component_args is fake.shared.hide_dirs for name in guarded)
     fake.options.data |= {"zoodip_folder": "", "zoodip_preset": "fast", "zoodip_weights": "int4"}
     assert Webui().home() == fake.folder / "zoodip"
-    assert Webui().defaults() == {"preset": "fast", "weights": "int4", "keep_copy": False}
+    assert Webui().defaults() == {"preset": "fast", "weights": "int4", "keep_copy": True}
     fake.options.data["zoodip_folder"] = str(fake.folder / "else")
     assert Webui().home() == fake.folder / "else"
     monkeypatch.setenv("HOME", str(fake.folder / "me"))

@@ -24,7 +24,7 @@ from ..model.kinds import TINY
 from ..train.config import TrainConfig
 from ..train.presets import PRESET
 from ..train.run_folder import CONFIG, RunFolder
-from ..train.settings import given
+from ..train.settings import AUTO, given
 from .draft import Draft
 from .form import KEEP_COPY, OWN
 from .shelf import Shelf
@@ -199,7 +199,7 @@ class Studio:
         task = task_of(run.folder)
         changes: dict[str, Any] = {"steps": steps} if steps else {}
         replace = bool(task.get("replace"))
-        if run.settings.get("cache") not in (None, self._cache):  # a run's files do not say what else is written
+        if run.settings.get("cache") not in (None, AUTO, self._cache):  # a run's files do not say what else is written
             changes["cache"] = None
         if not (run.run / CONFIG).is_file():  # it had to wait, and the program ended before it had begun
             settings, preset = {**task.get("settings", {}), **changes}, preset_in(task)
