@@ -57,7 +57,7 @@ class LoadQuantizedSD:
                 "keep_copy": (
                     "BOOLEAN",
                     {
-                        "default": False,
+                        "default": True,
                         "tooltip": "Keep a quantised copy in models/zoodip, so that the model loads in seconds from "
                         "the second time on. It takes the disk space that the weights take in memory.",
                     },
@@ -84,7 +84,7 @@ class LoadQuantizedSD:
         weights: str,
         activations: str,
         prediction_type: str = "auto",
-        keep_copy: bool = False,
+        keep_copy: bool = True,
         clip: str = OWN,
         clip_2: str = OWN,
         vae: str = OWN,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,9 @@ from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.train import loop
 
+os.environ["ZOODIP_CACHE"] = tempfile.mkdtemp(prefix="zoodip-tests-cache-")
+"""No test, and no process that one starts, writes copies of models into the user's own folder."""
+atexit.register(shutil.rmtree, os.environ["ZOODIP_CACHE"], ignore_errors=True)
 LONG = ("test_page_browser", "test_worker", "test_engine", "test_environment", "test_node_training", "test_memory")
 """Begun first, so that at the end no process waits for another's long file."""
 

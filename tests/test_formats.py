@@ -104,7 +104,7 @@ def test_a_token_of_a_later_version_is_read_where_its_tensors_are_a_token(tmp_pa
 
 def test_a_runs_settings_of_version_1() -> None:
     config = RunFolder.open(NOW / "page" / "run").config
-    assert config == TrainConfig.from_dict({**SETTINGS, "model": "small.safetensors"})
+    assert config == TrainConfig.from_dict({**SETTINGS, "model": "small.safetensors", "cache": None})
     assert (config.tau, config.nu, config.t_lower, config.t_upper, config.mu) == (128, 1e-3, 500, 900, 1e-3)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import random_models
 import torch
+from safetensors.torch import load_file, save_file
 
-from zoodip_core.base.errors import NoRoomError, ZoodipError
-from zoodip_core.model import memory
+from zoodip_core.base.errors import ModelError, NoRoomError, ZoodipError
+from zoodip_core.model import dry_run, memory
 from zoodip_core.model.kinds import DTYPES, TINY
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.memory import CUDA_CONTEXT, MemoryUse, activation_peak, plan, predict_memory
@@ -100,6 +101,56 @@ def test_the_total_is_the_larger_of_encoding_and_training() -> None:
     weights = {"unet": 100, "text_encoder": 20}
     assert MemoryUse(weights, activations=30, encoding=90, fixed=7).total == 157
     assert MemoryUse(weights, activations=30, encoding=400, fixed=7).total == 407
+
+
+SEEN = [(717, 795), (1035, 1141), (1166, 1229), (3527, 3752), (3873, 4251)]
+"""Allocated and reserved on an H100, in MB: SD1.5 in int4, int8 in turn and in a batch, SDXL in turn and in a batch."""
+
+
+@pytest.mark.parametrize(("allocated", "reserved"), SEEN)
+def test_what_the_allocator_keeps_is_never_foretold_too_low(allocated: int, reserved: int) -> None:
+    foretold = allocated + memory._kept_free(allocated * 10**6) / 1e6
+    assert reserved <= foretold <= 1.05 * reserved
+
+
+def test_the_context_is_what_a_card_of_our_own_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def card(free: int, reserved: int, *, touched: bool = True) -> int:
+        for name, answer in {
+            "is_available": True,
+            "is_initialized": touched,
+            "mem_get_info": (free * 10**6, 80_000 * 10**6),
+            "memory_reserved": reserved * 10**6,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+        return memory.cuda_context(CUDA)
+
+    assert card(79_480, 0) == card(78_251, 1229) == 520_000_000
+    assert card(70_000, 0) == CUDA_CONTEXT  # another program has the rest
+    assert card(79_480, 0, touched=False) == CUDA_CONTEXT
+
+
+def test_the_same_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[object] = []
+
+    def counted(work: object) -> int:
+        runs.append(work)
+        return 1000
+
+    monkeypatch.setattr(dry_run, "peak_of", counted)
+    for batch in (5, 5, 7, 5):
+        for text_apart in (False, True):
+            predict_memory(open_model(TINY), "int8", torch.float32, CPU, 72, batch, text_apart=text_apart)
+    assert len(runs) == 2 + 1  # two sizes of a batch, and encoding
+
+
+def test_a_model_that_was_cut_is_refused_though_its_like_is_known(tmp_path: Path) -> None:
+    whole = random_models.write_random(tmp_path / "whole.safetensors", "sd15", "small", 0)
+    tensors = load_file(whole)
+    del tensors["model.diffusion_model.out.0.weight"]
+    save_file(tensors, tmp_path / "cut.safetensors")
+    predict_memory(open_model(whole), "int8", torch.float32, CPU, 64, 1)
+    with pytest.raises(ModelError, match=r"out\.0\.weight"):
+        predict_memory(open_model(tmp_path / "cut.safetensors"), "int8", torch.float32, CPU, 64, 1)
 
 
 # ---------------------------------------------------------------- layouts

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from torch import nn
 from zoodip_core.base.errors import CaptionError, ConfigError
 from zoodip_core.model.kinds import TINY_PATH
 from zoodip_core.model.load import load_quantized
-from zoodip_core.model.quantize import QuantizedLayer, quantize_weight, stored_bytes
+from zoodip_core.model.quantize import QuantizedLayer, pack, quantize_weight, stored_bytes
 from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.quantized_parts import group_size
 from zoodip_core.model.recognise import identify
 from zoodip_core.model.tokens import encode_prompt, initial_vectors
 
@@ -89,6 +91,51 @@ def test_weights_are_those_of_quanto(weights: str, shape: tuple[int, ...]) -> No
     torch.testing.assert_close(ours.weight, expected, rtol=0, atol=0)
 
 
+def _hard_weights() -> Iterator[torch.Tensor]:
+    """Weights of all kinds of rows: zeros, all alike, one sign, too small to be told apart, too many for one piece."""
+    drawn = torch.Generator().manual_seed(0)
+    for shape in ((6, 7), (33, 128), (10, 100), (5, 3, 3, 3), (40, 4, 3, 3), (1301, 1024), (2, 1_100_000)):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            weight = 0.03 * torch.randn(shape, generator=drawn)
+            weight[0], weight[-1] = 0, 0.25
+            if len(weight) > 4:
+                weight[2], weight[3] = -weight[2].abs(), 1e-41
+            yield weight.to(dtype)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4", "float8"])
+def test_parts_are_those_of_quantos_optimizers_to_the_bit(weights: str) -> None:
+    from optimum import quanto
+
+    for weight in _hard_weights():
+        ours, full = quantize_weight(weight, weights), weight.float()
+        if weights == "int4":
+            group = group_size(weight.shape)
+            scale, shift = quanto.MaxOptimizer()(full, qtype=quanto.qint4, axis=0, group_size=group)
+            data = torch.ops.quanto.quantize_affine(full, bits=4, axis=0, group_size=group, scale=scale, shift=shift)
+            theirs = {"data": pack(data), "scale": scale, "shift": shift}
+        else:
+            kind = {"int8": quanto.qint8, "float8": quanto.qfloat8}[weights]
+            scale = quanto.AbsmaxOptimizer()(full, qtype=kind, axis=0).clamp(min=torch.finfo(torch.float32).tiny)
+            data = torch.ops.quanto.quantize_symmetric(full, dtype=kind.dtype, axis=0, scale=scale)
+            theirs = {"data": data, "scale": scale}
+        assert {name: part.shape for name, part in ours.items()} == {n: part.shape for n, part in theirs.items()}
+        for name, part in ours.items():
+            assert part.dtype == theirs[name].dtype
+            assert torch.equal(part.view(torch.uint8), theirs[name].view(torch.uint8)), (name, weight.shape)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("weights", ["int8", "int4", "float8"])
+def test_a_graphics_card_quantises_to_the_same_bits(weights: str) -> None:
+    for weight in _hard_weights():
+        here, there = quantize_weight(weight, weights), quantize_weight(weight.cuda(), weights)
+        for name, part in here.items():
+            assert there[name].is_cuda
+            assert torch.equal(part.view(torch.uint8), there[name].cpu().view(torch.uint8)), (name, weight.shape)
+
+
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_quantised_layers_run_in_inference_mode_and_copy(weights: str) -> None:
     """Hosts run nodes inside inference_mode, where quanto's int4 fails."""
@@ -113,7 +160,7 @@ def test_tiny_is_identified_from_its_configs() -> None:
 
 
 @pytest.mark.parametrize("setting", [{"weights": "int3"}, {"dtype": "float8"}, {"dtype": "float16", "device": "cpu"}])
-def test_unknown_types_are_refused(setting: dict[str, str]) -> None:
+def test_unknown_types_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))):
         load_quantized(**setting)
 

@@ -199,11 +199,12 @@ def test_a_model_is_named_as_the_program_names_it_or_by_its_path(idle: Desk) -> 
     assert model("~/x") == str(Path("~/x").expanduser())
 
 
-def test_a_quantised_copy_is_kept_if_that_is_asked(idle: Desk) -> None:
+def test_a_quantised_copy_is_kept_unless_that_is_refused(idle: Desk) -> None:
     form = {**FORM, "model": "/models/sd15.safetensors"}
-    assert idle.studio.settings({**form, "keep_copy": True})["cache"] == str(idle.home / "cache")
-    for other in ({**form, "keep_copy": False}, form, {**FORM, "keep_copy": True}):
-        assert "cache" not in idle.studio.settings(other)
+    for kept in ({**form, "keep_copy": True}, form):
+        assert idle.studio.settings(kept)["cache"] == str(idle.home / "cache")
+    assert idle.studio.settings({**form, "keep_copy": False})["cache"] is None
+    assert "cache" not in idle.studio.settings({**FORM, "keep_copy": True})
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,7 @@ def test_models_are_the_webui_s_that_can_be_read(fake: FakeWebui) -> None:
 def test_settings_before_the_webui_has_made_them(fake: FakeWebui) -> None:
     host = Webui()
     assert host.home() == fake.folder / "zoodip"
-    assert host.defaults() == {"preset": "default", "weights": "int8", "keep_copy": False}
+    assert host.defaults() == {"preset": "default", "weights": "int8", "keep_copy": True}
     assert host.python() == ""
     fake.options.data["zoodip_python"] = "/opt/python"  # saved by the webui's last start
     assert host.python() == "/opt/python"
@@ -340,7 +340,7 @@ def test_settings_in_the_webui(fake: FakeWebui, monkeypatch: pytest.MonkeyPatch)
         "zoodip_folder": "zoodip",
         "zoodip_preset": "default",
         "zoodip_weights": "int8",
-        "zoodip_keep_copy": False,
+        "zoodip_keep_copy": True,
         "zoodip_python": "",
     }
     assert {info.section for info in made.values()} == {("zoodip", "ZOODiP")}
@@ -349,7 +349,7 @@ def test_settings_in_the_webui(fake: FakeWebui, monkeypatch: pytest.MonkeyPatch)
     assert all(made[name].component_args is fake.shared.hide_dirs for name in guarded)
     fake.options.data |= {"zoodip_folder": "", "zoodip_preset": "fast", "zoodip_weights": "int4"}
     assert Webui().home() == fake.folder / "zoodip"
-    assert Webui().defaults() == {"preset": "fast", "weights": "int4", "keep_copy": False}
+    assert Webui().defaults() == {"preset": "fast", "weights": "int4", "keep_copy": True}
     fake.options.data["zoodip_folder"] = str(fake.folder / "else")
     assert Webui().home() == fake.folder / "else"
     monkeypatch.setenv("HOME", str(fake.folder / "me"))

@@ -70,7 +70,7 @@ class Webui:
         return {
             "preset": value("preset", "default"),
             "weights": value("weights", "int8"),
-            "keep_copy": value("keep_copy", False),
+            "keep_copy": value("keep_copy", True),
         }
 
     def for_its_user(self) -> bool:

@@ -28,7 +28,7 @@ def add() -> None:
     option("preset", PRESET.default, PRESET.label, gr.Radio, {"choices": list(PRESET.choices)})
     option("weights", "int8", "Weights", gr.Radio, {"choices": list(WEIGHTS)})
     option(
-        "keep_copy", False, "Keep quantised copies of models, 1 to 4 GB each, so that the next training starts sooner"
+        "keep_copy", True, "Keep quantised copies of models, 1 to 4 GB each, so that the next training starts sooner"
     )
     option("python", "", f"{SETTING}; empty: the webui's own if it fits, else the trainer's", **path)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
+from ..base.events import Message
 from ..model.kinds import DTYPES, PREDICTION_TYPES, TINY
 from ..model.load import load_quantized
 from ..model.quantize import WEIGHTS
@@ -87,6 +89,8 @@ def _add_setting(group: Any, setting: Setting) -> None:
     help = (setting.help + default).replace("%", "%%")
     flags = (setting.flag, setting.alias) if setting.alias else (setting.flag,)
     group.add_argument(*flags, dest=setting.name, help=help, default=argparse.SUPPRESS, **more)
+    if setting.name == "cache":
+        _no_cache(group, argparse.SUPPRESS)
 
 
 # ---------------------------------------------------------------- a model that draws
@@ -124,7 +128,17 @@ def loading_options(parser: argparse.ArgumentParser, *clip_flags: str) -> None:
         "--prediction-type", choices=PREDICTION_TYPES, default="auto", help="what the model predicts (default: auto)"
     )
     parts_options(parser, *clip_flags)
-    parser.add_argument("--cache", metavar="DIR", help=SETTINGS["cache"].help)
+    cache = SETTINGS["cache"]
+    parser.add_argument(
+        cache.flag, metavar="DIR", default=cache.default, help=f"{cache.help} (default: {cache.default})"
+    )
+    _no_cache(parser, cache.default)
+
+
+def _no_cache(parser: Any, default: Any) -> None:
+    parser.add_argument(
+        "--no-cache", dest="cache", action="store_const", const=None, default=default, help="keep no quantised copy"
+    )
 
 
 def load(args: argparse.Namespace) -> QuantizedModel:
@@ -142,4 +156,5 @@ def load(args: argparse.Namespace) -> QuantizedModel:
         clip=args.text_encoders,
         vae=args.vae,
         cache=args.cache,
+        on_event=lambda event: print(event.text, file=sys.stderr) if isinstance(event, Message) else None,
     )

@@ -16,7 +16,7 @@ from ..train.loop import TrainResult, resume_training, train_token
 from ..train.presets import check_given, complete
 from ..train.ranks import ALL, Ranks
 from ..train.run_folder import CHANGEABLE, free_folder
-from ..train.settings import SETTINGS
+from ..train.settings import AUTO, SETTINGS
 from .arguments import PROGRAM, Once, command, setting_options
 from .screen import closing, shared_session
 
@@ -91,7 +91,7 @@ def _trained(
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     settings = {key: value for key, value in vars(args).items() if key in SETTINGS}
     for key in ("model", "vae", "captions", "cache"):  # a run can be resumed from another folder
-        if settings.get(key, TINY) != TINY:
+        if settings.get(key) not in (None, TINY, AUTO):
             settings[key] = str(Path(settings[key]).absolute())
     for key in {"images", "clip"} & set(settings):
         settings[key] = [str(Path(path).absolute()) for path in settings[key]]
@@ -131,7 +131,7 @@ def _known_cache(folder: Any) -> Any:
     """
     from ..model.copies import has_copies
 
-    if isinstance(folder, str) and not has_copies(Path(folder)):
+    if isinstance(folder, str) and folder != AUTO and not has_copies(Path(folder)):
         raise ConfigError(
             f"cache = {folder!r}: no copies of models are kept there yet; to keep them there, add --cache {folder!r}, "
             "or take it out of the settings file"

@@ -133,7 +133,7 @@ def _train(job: Task, out: Outbox, commands: Commands) -> int:
         if place_in(os.environ) is None:
             out.send("checked", **check(config))
     with stopped_by(lambda: commands.stopping), on_cards(config.device, job.file) as ranks:
-        model = load_model(dataclasses.replace(config, device=ranks.device(config.device)))
+        model = load_model(dataclasses.replace(config, device=ranks.device(config.device)), telling(out))
         result = train_token(
             config, job.folder / RUN, model=model, on_event=telling(out), commands=commands, ranks=ranks
         )
@@ -144,7 +144,7 @@ def _resume(job: Task, out: Outbox, commands: Commands) -> int:
     config = RunFolder.open(job.run, job.changes).config
     check_cards(config.device)
     with stopped_by(lambda: commands.stopping), on_cards(config.device, job.file) as ranks:
-        model = load_model(dataclasses.replace(config, device=ranks.device(config.device)))
+        model = load_model(dataclasses.replace(config, device=ranks.device(config.device)), telling(out))
         result = resume_training(
             job.run, job.changes, model=model, on_event=telling(out), commands=commands, ranks=ranks
         )
@@ -175,7 +175,7 @@ def _show(job: Task, out: Outbox, commands: Commands) -> int:
     if token is None:
         raise ConfigError(f"{job.run} has no token to draw yet; resume the run first")
     with stopped_by(lambda: commands.stopping):
-        model = load_model(folder.config)
+        model = load_model(folder.config, telling(out))
     _draw(job, folder.config, model, token, out, commands)
     out.send("ended", state="finished")
     return Exit.FINISHED

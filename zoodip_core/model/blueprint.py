@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..base.background import in_background
 from .checkpoints import Checkpoint, ComponentReader
 
 COPY_MARK = "zoodip_quantized_copy"
@@ -56,6 +58,8 @@ class Blueprint:
     """Files of text encoders and VAE, where they are not the model's own."""
     notes: tuple[str, ...] = ()
     """What is unusual about the model, for the user."""
+    held: Any = None
+    """What keeps a copy from being deleted as long as it is in use."""
 
     @property
     def text_parts(self) -> tuple[str, ...]:
@@ -69,9 +73,29 @@ class Blueprint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the model's files: which base model a token belongs to."""
+        """SHA-256 of the model's files: which base model a token belongs to. Waits where it is not known yet.
+
+        Raises:
+            Stopped: a stop was asked for.
+        """
         if self.copy_of:
             return self.copy_of
+        try:
+            return self._hash.result()
+        except BaseException:  # also of the one who waits: whoever asks again begins anew
+            self.__dict__.pop("_hash", None)
+            raise
+
+    def hash_meanwhile(self) -> None:
+        """Begin to work out the fingerprint in the background: the files are hashed while their tensors are read."""
+        if not self.copy_of:
+            _ = self._hash
+
+    @cached_property
+    def _hash(self) -> Future[str]:
+        return in_background(self._hashed)
+
+    def _hashed(self) -> str:
         hashes = [checkpoint.sha256() for checkpoint in self.checkpoints]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 

@@ -5,7 +5,10 @@ So loading never holds more than the quantised network and one layer in full pre
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -130,7 +133,8 @@ def _quantized(
 ) -> QuantizedLayer:
     parts = reader.quantized(name, layer.weight.shape)
     if parts is None:
-        parts = quantize_weight(reader.parameter(f"{name}.weight", layer.weight.shape), weights)
+        full = reader.parameter(f"{name}.weight", layer.weight.shape)
+        parts = quantize_weight(full.to(device) if device.type == "cuda" else full, weights)
     _check_finite(reader, f"{name}.weight", parts["scale"])  # that of a row with NaN or infinity is not finite either
     bias = None
     if layer.bias is not None:
@@ -189,9 +193,25 @@ def check_whole(blueprint: Blueprint) -> None:
         ModelError: says which.
     """
     for part, reader in blueprint.readers.items():
-        for name, parameter in empty_network(blueprint, part).named_parameters():
+        drawn = _Drawn(part, json.dumps(blueprint.configs[part]), replace(blueprint, readers={}, held=None))
+        for name, shape in _parameters_of(drawn):
             check_stop()
-            reader.check(name, parameter.shape)
+            reader.check(name, shape)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A component of a blueprint; two with the same config have the same parameters."""
+
+    part: str
+    config: str
+    blueprint: Blueprint = field(compare=False)
+
+
+@functools.lru_cache(maxsize=16)
+def _parameters_of(drawn: _Drawn) -> list[tuple[str, torch.Size]]:
+    network = empty_network(drawn.blueprint, drawn.part)
+    return [(name, parameter.shape) for name, parameter in network.named_parameters()]
 
 
 _OF_TEXT = (

@@ -14,7 +14,7 @@ import importlib.metadata
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from ..base.files import make_folder, read_object, storage_errors, write_atomica
 from .allocator import give_back_freed
 from .blueprint import COPY_FORMAT, COPY_MARK, Blueprint, stored_name
 from .building import empty_network, giving_back, layers_to_quantize
+from .copy_folder import COPIES, hold, tidy
 from .kinds import CLIP_PATH
 from .quantize import quantize_weight, weights_of
 from .recognise import open_copy, open_model
 
 INDEX = "index.json"
+_CPU = torch.device("cpu")
 
 
 def cached_model(
@@ -42,6 +44,8 @@ def cached_model(
     *,
     clip: Sequence[str | Path] = (),
     vae: str | Path | None = None,
+    device: torch.device = _CPU,
+    made: Callable[[Path], None] = lambda copy: None,
 ) -> Blueprint:
     """The blueprint of a model's quantised copy, which is made if there is none yet.
 
@@ -50,6 +54,8 @@ def cached_model(
         weights: ``int8``, ``int4`` or ``float8``.
         folder: where copies are kept.
         prediction_type, clip, vae: as for :func:`recognise.open_model`.
+        device: where weights are quantised.
+        made: called with a copy that was made.
 
     Raises:
         ModelError: the model cannot be read.
@@ -63,26 +69,38 @@ def cached_model(
     if isinstance(known, dict) and known.get("stamp") == stamp:
         copy = folder / _name(str(known.get("key")), weights)
         if copy.is_file():
-            with contextlib.suppress(ModelError):  # a damaged one is made again
-                return replace(open_copy(copy, prediction_type, model), **apart)
+            with contextlib.suppress(ModelError, OSError):  # a damaged one is made again
+                return _in_use(copy, prediction_type, model, **apart)
             copy.unlink(missing_ok=True)
     blueprint = open_model(model, clip=clip, vae=vae)
     if blueprint.copy_of:
         return open_model(model, prediction_type)
     make_folder(folder)
-    identity = _identity(blueprint)
-    copy = folder / _name(identity, weights)
-    if not copy.is_file():
-        write_copy(blueprint, weights, copy)
+    none_yet = not any(folder.glob(COPIES))  # else one may be that of this model before it was moved
+    blueprint.hash_meanwhile()
+
+    def place() -> Path:
+        return folder / _name(_identity(blueprint), weights)
+
+    if none_yet or not place().is_file():
+        write_copy(blueprint, weights, place, device)
         give_back_freed()
-    index[key] = {"stamp": stamp, "key": identity}
+        made(place())
+    index[key] = {"stamp": stamp, "key": _identity(blueprint)}
     write_atomically(folder / INDEX, json.dumps(index, indent=1))
-    return replace(open_copy(copy, prediction_type, model), notes=blueprint.notes, **apart)
+    found = _in_use(place(), prediction_type, model, notes=blueprint.notes, **apart)
+    tidy(folder)
+    return found
+
+
+def _in_use(copy: Path, prediction_type: str, model: Path, **more: Any) -> Blueprint:
+    held = hold(copy)
+    return replace(open_copy(copy, prediction_type, model), held=held, **more)
 
 
 def has_copies(folder: Path) -> bool:
     """Whether copies of models were kept in a folder before."""
-    return (folder / INDEX).is_file() and any(folder.glob(f"*-quanto*-v{COPY_FORMAT}.safetensors"))
+    return (folder / INDEX).is_file() and any(folder.glob(COPIES))
 
 
 def _identity(blueprint: Blueprint) -> str:
@@ -107,14 +125,23 @@ def file_stamps(*models: Path) -> list[list[Any]]:
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
-def write_copy(blueprint: Blueprint, weights: str, path: Path) -> None:
+def write_copy(
+    blueprint: Blueprint, weights: str, place: Path | Callable[[], Path], device: torch.device = _CPU
+) -> None:
     """Quantise a model into one file, atomically.
+
+    Args:
+        blueprint: the model.
+        weights: as for :func:`cached_model`.
+        place: the file, or what tells it once the model was read.
+        device: where weights are quantised.
 
     Raises:
         ModelError: a tensor is missing.
         StorageError: no room, or no permission.
     """
-    tensors = dict(_copied(blueprint, weights))
+    tensors = dict(_copied(blueprint, weights, device))
+    path = place if isinstance(place, Path) else place()
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     free = shutil.disk_usage(path.parent).free
     if size > free:
@@ -138,14 +165,15 @@ def write_copy(blueprint: Blueprint, weights: str, path: Path) -> None:
         part.chmod(0o644)  # the library makes it for its owner alone
 
 
-def _copied(blueprint: Blueprint, weights: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _copied(blueprint: Blueprint, weights: str, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
     for part, reader in blueprint.readers.items():
         network = empty_network(blueprint, part)
         quantized = layers_to_quantize(network) if part != "vae" else {}
         for name, layer in giving_back(quantized):
             full = reader.parameter(f"{name}.weight", layer.weight.shape)
+            full = full.to(device) if device.type == "cuda" else full
             for kind, tensor in quantize_weight(full, weights_of(part, weights)).items():
-                yield f"{part}.{stored_name(name)}.{kind}", tensor
+                yield f"{part}.{stored_name(name)}.{kind}", tensor.cpu()
         kept = {f"{name}.weight" for name in quantized}
         for name, empty in network.named_parameters():
             if name not in kept:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from ..base.errors import ConfigError, ModelError
+from ..base.events import Event, Message
 from .copies import cached_model
+from .copy_folder import AUTO, own_folder
 from .kinds import DTYPES, TINY
 from .quantize import WEIGHTS
 from .quantized import QuantizedModel
@@ -25,6 +27,7 @@ def load_quantized(
     clip: Sequence[str | Path] = (),
     vae: str | Path | None = None,
     cache: str | Path | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
 ) -> QuantizedModel:
     """A checkpoint, diffusers folder or the embedded tiny model, never asking the network.
 
@@ -38,20 +41,36 @@ def load_quantized(
         prediction_type: ``epsilon`` or ``v_prediction`` where ``auto`` gets it wrong.
         clip: files of text encoders, in place of the model's own.
         vae: file of a VAE, in place of the model's own.
-        cache: a folder for quantised copies, made at the first load and read in place of the model afterwards.
+        cache: a folder for quantised copies, made at the first load and read in place of the model afterwards; or
+            ``"auto"`` for the user's own, without which the model is loaded too; None for no copy.
+        on_event: called with what the user should know: that a copy was made, or could not be.
 
     Raises:
         ModelError: the model is missing, damaged or unsupported.
-        StorageError: the copy cannot be written.
+        StorageError: the copy cannot be written into the folder that was given.
         ConfigError: an unknown ``weights``, ``dtype``, ``device`` or ``prediction_type``.
     """
     check_weights(weights)
     where = _device(device)
     kind = _dtype(dtype, where)
-    if cache is None or weights == "none" or str(model) == TINY:
-        blueprint = open_model(model, prediction_type, clip=clip, vae=vae)
-    else:
-        blueprint = cached_model(Path(model), weights, Path(cache), prediction_type, clip=clip, vae=vae)
+    folder = own_folder() if cache == AUTO else cache
+    blueprint = None
+    if folder is not None and weights != "none" and str(model) != TINY:
+
+        def made(copy: Path) -> None:
+            advice = "; --no-cache keeps none" if cache == AUTO else ""
+            size = f"{copy.stat().st_size / 1e9:.1f} GB"
+            on_event(Message(f"kept a quantised copy of {Path(model).stem} ({size}) in {copy.parent}{advice}"))
+
+        try:
+            blueprint = cached_model(
+                Path(model), weights, Path(folder), prediction_type, clip=clip, vae=vae, device=where, made=made
+            )
+        except OSError as error:
+            if cache != AUTO:
+                raise
+            on_event(Message(f"no quantised copy is kept: {error.strerror or error}"))
+    blueprint = blueprint or open_model(model, prediction_type, clip=clip, vae=vae)
     if blueprint.weights not in (None, weights):
         raise ModelError(f"model: {model} is a quantised copy with {blueprint.weights} weights, not {weights}")
     return QuantizedModel(blueprint, weights, kind, where, where)

@@ -1,4 +1,4 @@
-"""Quantised layers: optimum-quanto decides the numbers, the forward pass is ours.
+"""Quantised layers: the numbers are optimum-quanto's to the bit, how they are come by and the forward pass are ours.
 
 Weights rest as int8, int4 or float8 and become the activations' type layer by layer, for the time
 of one multiplication. Everything in a layer is a plain tensor, so a quantised module moves, copies,
@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .quantized_parts import Parts, group_size
+from .quantized_parts import PARTS, Parts, group_size, part_shapes
 
 WEIGHTS = ("int8", "int4", "float8", "none")
-_AT_ONCE = 2_000_000
+_AT_ONCE = 1 << 20
+"""Numbers that are worked on together: 4 MB of float32, which a processor's cache mostly holds."""
+_LARGEST_FLOAT8 = torch.finfo(torch.float8_e4m3fn).max
 
 
 def weights_of(part: str, weights: str) -> str:
@@ -27,7 +29,8 @@ def weights_of(part: str, weights: str) -> str:
 def quantize_weight(weight: torch.Tensor, weights: str) -> Parts:
     """Quantise one weight ``[out, ...]``, symmetric per output for 8 bits, by groups with a shift for int4.
 
-    Worked in float32 some rows at a time: a whole weight's temporaries would be the peak of loading.
+    Worked on the weight's own device, in float32, some rows at a time and in place: a whole weight's temporaries would
+    be the peak of loading, and asking the system for them anew takes most of the time.
 
     Args:
         weight: any float type.
@@ -36,26 +39,49 @@ def quantize_weight(weight: torch.Tensor, weights: str) -> Parts:
     Returns:
         ``data`` (int8, float8, or uint8 with two int4 in a byte), ``scale`` and for int4 ``shift``, float32.
     """
-    rows, group = max(1, _AT_ONCE // weight[0].numel()), group_size(weight.shape)
-    pieces = [_quantize_rows(piece.float(), weights, group) for piece in weight.split(rows)]
-    parts = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    group = group_size(weight.shape) if weights == "int4" else None
+    rows = weight.reshape(-1, group or weight.shape[1:].numel())
+    names, at_once = PARTS if weights == "int4" else PARTS[:2], max(1, _AT_ONCE // rows.shape[1])
+    parts = {name: torch.empty(len(rows), 1, device=rows.device) for name in names[1:]}
+    data = torch.empty_like(rows, dtype=torch.float8_e4m3fn if weights == "float8" else torch.int8)
+    scratch = torch.empty_like(rows[:at_once], dtype=torch.float32)
+    for first in range(0, len(rows), at_once):
+        piece = slice(first, first + at_once)
+        values = scratch[: len(data[piece])].copy_(rows[piece])
+        if weights == "int4":
+            _scale_by_groups(values, parts["scale"][piece], parts["shift"][piece])
+        else:
+            _scale_by_rows(values, weights, parts["scale"][piece])
+        data[piece] = values
     if weights == "int4":
-        parts["data"] = pack(parts["data"])
-    return parts
+        data = pack((data if group else data.view(weight.shape)).view(torch.uint8))
+    shapes = part_shapes(weight.shape, names)
+    return {name: part.view(shapes[name]) for name, part in {"data": data, **parts}.items()}
 
 
-def _quantize_rows(weight: torch.Tensor, weights: str, group: int | None) -> Parts:
-    from optimum import quanto
+def _scale_by_rows(values: torch.Tensor, weights: str, scale: torch.Tensor) -> None:
+    """Quanto's ``AbsmaxOptimizer`` and ``quantize_symmetric`` for each row of ``values``, all in place."""
+    torch.maximum(values.amax(1, keepdim=True), values.amin(1, keepdim=True).neg_(), out=scale)
+    largest = 127 if weights == "int8" else _LARGEST_FLOAT8
+    scale.div_(_exactly(largest, scale)).clamp_(min=torch.finfo(torch.float32).tiny)
+    values.div_(scale)
+    if weights == "int8":
+        values.round_()  # at most 127 by now
+    else:
+        values.clamp_(-largest, largest)
 
-    if weights == "int4":
-        scale, shift = quanto.MaxOptimizer()(weight, qtype=quanto.qint4, axis=0, group_size=group)
-        whole = quanto.quantize_weight(weight, quanto.qint4, 0, scale=scale, shift=shift, group_size=group)
-        values = unpack(whole._data._data, whole._data.shape[0])  # quanto's own way compiles C++ first
-        return {"data": values, "scale": whole._scale, "shift": whole._shift}
-    kind = {"int8": quanto.qint8, "float8": quanto.qfloat8}[weights]
-    scale = quanto.AbsmaxOptimizer()(weight, qtype=kind, axis=0).clamp(min=torch.finfo(torch.float32).tiny)
-    whole = quanto.quantize_weight(weight, kind, 0, scale=scale, shift=None)
-    return {"data": whole._data, "scale": whole._scale}
+
+def _scale_by_groups(values: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> None:
+    """Quanto's ``MaxOptimizer`` and ``quantize_affine`` for each row of ``values``, all in place."""
+    torch.neg(values.amin(1, keepdim=True), out=shift)
+    torch.add(values.amax(1, keepdim=True), shift, out=scale).div_(_exactly(15, scale))
+    values.add_(shift).div_(scale).round_().clamp_(0, 15)
+    values.nan_to_num_(0)  # of a group whose weights are all alike, which its shift says by itself
+
+
+def _exactly(number: float, like: torch.Tensor) -> torch.Tensor:
+    """A divisor for which a graphics card divides as the CPU does: by a number it multiplies with the inverse."""
+    return torch.full((), number, dtype=like.dtype, device=like.device)
 
 
 def pack(values: torch.Tensor) -> torch.Tensor:

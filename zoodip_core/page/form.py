@@ -33,7 +33,7 @@ KEEP_COPY = Setting(
     MODEL,
     "Keep a quantised copy",
     "The next training on this model starts in seconds; takes 1 to 4 GB of disk.",
-    False,
+    True,
     "",
 )
 _SAMPLES = Setting(

@@ -24,9 +24,9 @@ from ..model.kinds import TINY
 from ..train.config import TrainConfig
 from ..train.presets import PRESET
 from ..train.run_folder import CONFIG, RunFolder
-from ..train.settings import given
+from ..train.settings import AUTO, given
 from .draft import Draft
-from .form import OWN
+from .form import KEEP_COPY, OWN
 from .shelf import Shelf
 
 TINY_LABEL = "the embedded tiny model"
@@ -108,8 +108,8 @@ class Studio:
         PRESET.check(form.get("preset", "default"))
         label = str(named.get("model") or TINY_LABEL).strip()
         named["model"] = TINY if label in (TINY, TINY_LABEL) else str(self._model_path(label))
-        if form.get("keep_copy") and named["model"] != TINY:
-            named["cache"] = self._cache
+        if named["model"] != TINY:
+            named["cache"] = self._cache if form.get("keep_copy", KEEP_COPY.default) else None
         for name in ("token", "initializer"):
             named[name] = str(named.get(name, "")).strip()
         check_name(named["token"])
@@ -199,7 +199,7 @@ class Studio:
         task = task_of(run.folder)
         changes: dict[str, Any] = {"steps": steps} if steps else {}
         replace = bool(task.get("replace"))
-        if run.settings.get("cache") not in (None, self._cache):  # a run's files do not say what else is written
+        if run.settings.get("cache") not in (None, AUTO, self._cache):  # a run's files do not say what else is written
             changes["cache"] = None
         if not (run.run / CONFIG).is_file():  # it had to wait, and the program ended before it had begun
             settings, preset = {**task.get("settings", {}), **changes}, preset_in(task)

@@ -45,8 +45,12 @@ _OWN = ("device", "images", "captions", "model", "clip", "vae", "cache")
 """Settings in which ranks may differ: where things lie on their computers. What lies there is compared by itself."""
 
 
-def load_model(config: TrainConfig) -> QuantizedModel:
+def load_model(config: TrainConfig, on_event: Callable[[Event], None] = lambda event: None) -> QuantizedModel:
     """The model that a run's settings name; on one card, if they name all.
+
+    Args:
+        config: the settings.
+        on_event: told what the user should know of its loading.
 
     Raises:
         ModelError: it is missing, damaged, or of a family that is not supported.
@@ -60,6 +64,7 @@ def load_model(config: TrainConfig) -> QuantizedModel:
         clip=config.clip,
         vae=config.vae,
         cache=config.cache,
+        on_event=on_event,
     )
 
 
@@ -89,7 +94,7 @@ class Training:
         self.ranks = ranks or Ranks()
         info = model.info if model else identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
         self.images, skipped = load_references(config, info)
-        self.model = model or load_model(dataclasses.replace(config, device=self.ranks.device(config.device)))
+        self.model = model or load_model(dataclasses.replace(config, device=self.ranks.device(config.device)), on_event)
         self.warnings = (
             skipped
             + list(self.model.blueprint.notes)
@@ -147,6 +152,7 @@ class Training:
     def _load(self, prompts: list[list[Prompt]], spread: Spread | None) -> None:
         """The long part: encode the images while the device is empty, then load the rest."""
         config, model = self.config, self.model
+        model.blueprint.hash_meanwhile()
         self.on_event(Message(f"encoding {len(self.images)} images"))
         posteriors = encode_images(model, self.images)
         self.on_event(Message(f"loading {model.info.name}, {model.weights} weights"))
@@ -180,6 +186,8 @@ class Training:
             self.on_event(said)
         self.search = self.config.make_search(theta0, spread)
         _ = model.unet  # a damaged file shows here, before anything is written
+        self.fingerprint = model.blueprint.fingerprint
+        self.inputs = _inputs(model, self.images, prompts)
 
     @property
     def batch(self) -> int:

@@ -290,8 +290,9 @@ def writing_nowhere_else(config: TrainConfig) -> TrainConfig:
     say so as well, or some are there.
     """
     from ..model.copies import has_copies
+    from ..model.copy_folder import AUTO
 
-    known = config.cache is None or has_copies(Path(config.cache))
+    known = config.cache in (None, AUTO) or has_copies(Path(str(config.cache)))
     return config if known else dataclasses.replace(config, cache=None)
 
 

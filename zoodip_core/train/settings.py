@@ -237,10 +237,10 @@ class Settings:
         None, MODEL, "VAE", "File of the model's VAE, where it is not in it, or another is wanted.", metavar="FILE"
     )
     cache: str | None = _setting(
-        None,
+        AUTO,
         MODEL,
         "Cache",
-        "Folder for quantised copies of models: the next load takes seconds.",
+        "Folder for quantised copies of models: the next load takes seconds. auto: the user's own for such files.",
         metavar="DIR",
     )
     captions: str | None = _setting(
