@@ -481,7 +481,7 @@ def done(
 ) -> tuple[int, list[dict[str, Any]]]:
     """Do a job here, on a model that is there; returns the exit code and the events."""
     if model:
-        monkeypatch.setattr(tasks, "load_model", lambda config, on_event: model)
+        monkeypatch.setattr(tasks, "load_model", lambda config, on_event=None: model)
     pipe = io.BytesIO()
     code = work(file, Outbox(pipe), commands or Commands())
     return code, [json.loads(line) for line in pipe.getvalue().splitlines()]
