@@ -340,7 +340,7 @@ def test_the_form_as_it_comes_needs_but_a_word(tmp_path: Path) -> None:
     values = form.read(form.filled({}))
     settings = Studio(FakePageHost(tmp_path)).settings({**values, "initializer": "dog"})
     ours = TrainConfig.from_dict({**settings, "images": ["x"]})
-    theirs = TrainConfig(images=("x",), token="<rex>", initializer="dog", cache=settings.get("cache"))
+    theirs = TrainConfig(images=("x",), token="<rex>", initializer="dog", cache=settings.get("cache", "auto"))
     assert ours == theirs
 
 

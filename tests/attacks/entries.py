@@ -255,8 +255,8 @@ def _resumed(path: Path, changes: dict[str, Any], **_given: Any) -> Any:
 
 def _learned(folder: RunFolder) -> Any:
     """Write what a training does that has ended."""
-    if folder.config.cache:
-        make_folder(Path(folder.config.cache))
+    if folder.config.cache not in (None, "auto"):  # auto is the user's own folder
+        make_folder(Path(str(folder.config.cache)))
     with locked(folder.path), Journal(folder.journal_path, 0) as journal:
         journal.append(Record(1, 0, 0, 600, (0.5,)))
     embedding = Embedding(folder.config.token, VECTOR)

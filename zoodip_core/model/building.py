@@ -94,7 +94,7 @@ def giving_back(layers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     give_back_freed()
 
 
-def _check_finite(reader: ParameterSource, name: str, numbers: torch.Tensor) -> None:
+def check_finite(reader: ParameterSource, name: str, numbers: torch.Tensor) -> None:
     """Refuse a parameter, or what its quantisation made of it, before anything is computed with it.
 
     Raises:
@@ -116,7 +116,7 @@ def _token_table(
 
     def rows(ids: list[int]) -> torch.Tensor:
         found = reader.parameter(name, shape)[ids].clone()
-        _check_finite(reader, name, found)
+        check_finite(reader, name, found)
         reader.close()
         return found
 
@@ -135,18 +135,18 @@ def _quantized(
     if parts is None:
         full = reader.parameter(f"{name}.weight", layer.weight.shape)
         parts = quantize_weight(full.to(device) if device.type == "cuda" else full, weights)
-    _check_finite(reader, f"{name}.weight", parts["scale"])  # that of a row with NaN or infinity is not finite either
+    check_finite(reader, f"{name}.weight", parts["scale"])  # that of a row with NaN or infinity is not finite either
     bias = None
     if layer.bias is not None:
         bias = reader.parameter(f"{name}.bias", layer.bias.shape)
-        _check_finite(reader, f"{name}.bias", bias)
+        check_finite(reader, f"{name}.bias", bias)
     return QuantizedLayer(layer, parts, bias, dtype, device)
 
 
 def _fill(layer: nn.Module, name: str, reader: ParameterSource, dtype: torch.dtype, device: torch.device) -> None:
     for own, empty in list(layer.named_parameters(recurse=False)):
         full = reader.parameter(f"{name}.{own}".lstrip("."), empty.shape)
-        _check_finite(reader, f"{name}.{own}".lstrip("."), full)
+        check_finite(reader, f"{name}.{own}".lstrip("."), full)
         setattr(layer, own, nn.Parameter(full.to(device, dtype, copy=True), requires_grad=False))
     for own, buffer in list(layer.named_buffers(recurse=False)):
         if own != "position_ids":

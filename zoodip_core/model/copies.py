@@ -26,7 +26,7 @@ from ..base.errors import ModelError, StorageError
 from ..base.files import make_folder, read_object, storage_errors, write_atomically, written_atomically
 from .allocator import give_back_freed
 from .blueprint import COPY_FORMAT, COPY_MARK, Blueprint, stored_name
-from .building import empty_network, giving_back, layers_to_quantize
+from .building import check_finite, empty_network, giving_back, layers_to_quantize
 from .copy_folder import COPIES, hold, tidy
 from .kinds import CLIP_PATH
 from .quantize import quantize_weight, weights_of
@@ -172,10 +172,16 @@ def _copied(blueprint: Blueprint, weights: str, device: torch.device) -> Iterato
         for name, layer in giving_back(quantized):
             full = reader.parameter(f"{name}.weight", layer.weight.shape)
             full = full.to(device) if device.type == "cuda" else full
-            for kind, tensor in quantize_weight(full, weights_of(part, weights)).items():
+            parts = quantize_weight(full, weights_of(part, weights))
+            check_finite(reader, f"{name}.weight", parts["scale"])
+            for kind, tensor in parts.items():
                 yield f"{part}.{stored_name(name)}.{kind}", tensor.cpu()
         kept = {f"{name}.weight" for name in quantized}
         for name, empty in network.named_parameters():
-            if name not in kept:
-                yield f"{part}.{stored_name(name)}", reader.parameter(name, empty.shape).clone()
+            if name in kept:
+                continue
+            full = reader.parameter(name, empty.shape)
+            if not name.endswith("token_embedding.weight"):  # of which the rows that are used are looked at
+                check_finite(reader, name, full)
+            yield f"{part}.{stored_name(name)}", full.clone()
         reader.close()
