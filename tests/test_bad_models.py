@@ -438,7 +438,7 @@ def test_disk_that_has_too_little_room(tmp_path: Path, whole: Path, monkeypatch:
     assert load_quantized(whole, device="cpu", cache=cache).unet
 
 
-@pytest.mark.parametrize("after", [0, 100_000])
+@pytest.mark.parametrize("after", [pytest.param(0, marks=pytest.mark.slow), 100_000])
 def test_disk_that_fills_up(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     cache = tmp_path / "cache"
 

@@ -301,7 +301,7 @@ def apart(small: SmallModels, family: str, layout: str) -> dict[str, Any]:
     ("family", "layout"),
     [
         ("sd15", "diffusers"),
-        ("sdxl", "ldm"),
+        pytest.param("sdxl", "ldm", marks=pytest.mark.slow),
         *(
             pytest.param(*each, marks=pytest.mark.slow)
             for each in (("sd21", "ldm"), ("sd21", "diffusers"), ("sd15", "ldm"))
