@@ -138,7 +138,10 @@ def test_the_weights_are_read_where_a_file_has_their_averages_too(small: SmallMo
     "nested",
     [
         lambda tensors: {"model": {"state_dict": tensors}, "step": 3},
-        lambda tensors: {"state_dict": under("module.", tensors), "optimizer": {"state": {0: torch.zeros(2)}}},
+        pytest.param(
+            lambda tensors: {"state_dict": under("module.", tensors), "optimizer": {"state": {0: torch.zeros(2)}}},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(lambda tensors: {"module": tensors, "epoch": 1}, marks=pytest.mark.slow),
         lambda tensors: {"state_dict": {"model": {"diffusion_model": cut(tensors, UNET)}, **without(tensors, UNET)}},
     ],
@@ -165,7 +168,7 @@ def test_a_file_is_read_by_its_content(small: SmallModels) -> None:
 # ---------------------------------------------------------------- layouts
 
 
-@pytest.mark.parametrize("family", [pytest.param("sd15", marks=pytest.mark.slow), "sdxl"])
+@pytest.mark.parametrize("family", ["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_a_vae_and_a_unet_with_diffusers_names_are_read_in_a_single_file(small: SmallModels, family: str) -> None:
     modules = small.modules(family)
     tensors = without(without(small.tensors(family), UNET), VAE)
