@@ -52,7 +52,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gains import MARKS, Figures, derived, draw_figure, tables
+from benchmarks.gains import MARKS, Figures, curves_in, curves_of, derived, draw_figure, tables
 from benchmarks.stacked import BACKWARD, Lane, Stack, Subject, descend, heldout, run
 from zoodip_core import SubspaceGradient, TrainConfig, ZerothOrderSearch, ZOAdam, generate
 from zoodip_core.base import rng
@@ -662,7 +662,13 @@ def main() -> None:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--ablation", action="store_true", help="ours without one part each")
     mode.add_argument("--tune", action="store_true", help="the baselines' learning rates, on seeds of their own")
+    mode.add_argument("--redraw", type=Path, metavar="RESULTS", help="draw --figure from a file's first table, and end")
     args = parser.parse_args()
+    if args.redraw:
+        if not args.figure:
+            parser.error("--redraw needs --figure")
+        draw_figure(curves_in(args.redraw.read_text()), args.figure, "Held-out gain, mean over concepts")
+        return
     plan = plan_of(parser, args)
     chosen = chosen_methods(parser, args, plan)
     if any(name.startswith("gf-ti") for name in chosen) and importlib.util.find_spec("cma") is None:
@@ -673,7 +679,9 @@ def main() -> None:
         parser.error(str(error))
     print("\n" + tables(figures), end="")
     if args.figure:
-        draw_figure(figures, args.figure)
+        seeds = len(figures.mean_gains(next(iter(figures.results))))
+        title = f"Held-out gain, mean over {len(figures.names)} concepts, {seeds} seeds"
+        draw_figure(curves_of(figures), args.figure, title)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,48 @@ STYLES: dict[str, tuple[str, float, str]] = {
 """Colour, width and dashes; what has no style here gets one of matplotlib's."""
 
 
-def draw_figure(figures: Figures, path: Path) -> None:
+Curves = dict[str, list[tuple[int, float, float]]]
+"""Of each method: forward passes, mean gain, and its standard deviation over seeds."""
+
+
+def curves_of(figures: Figures) -> Curves:
+    """What a bench has found."""
+
+    def points(name: str) -> Iterator[tuple[int, float, float]]:
+        for mark in figures.marks(name):
+            if mark >= MARKS[0]:
+                values = figures.mean_gains(name, mark)
+                yield mark, statistics.fmean(values), spread(values)
+
+    return {name: list(points(name)) for name in figures.results}
+
+
+_CELL = re.compile(r"(-?\d+) ± (\d+)(?: \(([\d,]+)\))?")
+
+
+def curves_in(text: str) -> Curves:
+    """What the first table of gains in RESULTS.md says: the figure is drawn from it without another hour of the bench.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    head = re.search(r"^\| method \|(.+)\| at its end \|$\n^\|[-|]+\|$\n((?:^\|.+\|$\n)+)", text, re.MULTILINE)
+    if head is None:
+        raise ValueError("no table of gains over forward passes")
+    marks = [int(mark.replace(",", "")) for mark in head[1].split("|")]
+    found: Curves = {}
+    for line in head[2].splitlines():
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        points = {}
+        for mark, cell in zip([*marks, 0], cells, strict=True):
+            if match := _CELL.fullmatch(cell):
+                at = int(match[3].replace(",", "")) if match[3] else mark
+                points[at] = float(match[1]), float(match[2])
+        found[name] = [(mark, *point) for mark, point in sorted(points.items())]
+    return found
+
+
+def draw_figure(curves: Curves, path: Path, title: str) -> None:
     """Mean gain over forwards, with a band of one standard deviation over seeds around the main methods."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, NullLocator
@@ -257,21 +299,18 @@ def draw_figure(figures: Figures, path: Path) -> None:
     axes = figure.subplots()
     ends: list[tuple[float, str, Any]] = []
     lowest = 0.0
-    for i, name in enumerate(figures.results):
+    for i, (name, points) in enumerate(curves.items()):
         colour, width, dashes = STYLES.get(name, (f"C{i % 10}", 1.4, "-"))
         if name.startswith("ours@"):
             colour, width, dashes = STYLES["ours"][0], 1.4, ":"
-        marks = [mark for mark in figures.marks(name) if mark >= MARKS[0]]
-        each = [figures.mean_gains(name, mark) for mark in marks]
-        means = [statistics.fmean(values) for values in each]
+        marks, means, spreads = zip(*points, strict=True)
         axes.plot(marks, means, color=colour, linewidth=width, linestyle=dashes, label=name, zorder=width)
         if width > 1.5 or name not in STYLES:
-            low = [mean - spread(values) for mean, values in zip(means, each, strict=True)]
-            high = [mean + spread(values) for mean, values in zip(means, each, strict=True)]
+            low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
             axes.fill_between(marks, low, high, color=colour, alpha=0.15, linewidth=0, zorder=1)
         ends.append((means[-1], name, colour))
         lowest = min(lowest, *means)
-    ticks = sorted({mark for name in figures.results for mark in figures.marks(name) if mark in MARKS})
+    ticks = sorted({mark for points in curves.values() for mark, *_ in points if mark in MARKS})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -283,8 +322,7 @@ def draw_figure(figures: Figures, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("forward passes of one candidate")
     axes.set_ylabel("gain, % of gradient textual inversion's")
-    seeds = len(figures.mean_gains(next(iter(figures.results))))
-    axes.set_title(f"Held-out gain, mean over {len(figures.names)} concepts, {seeds} seeds", fontsize=11)
+    axes.set_title(title, fontsize=11)
     order = [name for _, name, _ in sorted(ends, reverse=True)]  # the legend stands as the lines end
     lines = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     axes.legend([lines[name] for name in order], order, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

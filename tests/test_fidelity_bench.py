@@ -13,7 +13,18 @@ import torch
 
 from benchmarks import fidelity, paper_figures
 from benchmarks.fidelity import Method, Plan, Recipe
-from benchmarks.gains import ORDER, Figures, derived, draw_figure, forwards_to_reach, gain, geometric_mean, tables
+from benchmarks.gains import (
+    ORDER,
+    Figures,
+    curves_in,
+    curves_of,
+    derived,
+    draw_figure,
+    forwards_to_reach,
+    gain,
+    geometric_mean,
+    tables,
+)
 from benchmarks.stacked import Lane, Request, Stack, Subject, descend, heldout, run
 from zoodip_core import PUTS
 from zoodip_core.model.load import load_quantized
@@ -299,8 +310,18 @@ def test_the_curves_can_be_drawn(tmp_path: Path) -> None:
     found = figures(
         gradient={"a": [{300: 6.0, 600: 5.0}] * 2}, **{"a row without a style": {"a": [{300: 9.0, 600: 8.0}] * 2}}
     )
-    draw_figure(found, tmp_path / "new" / "gains.png")
+    draw_figure(curves_of(found), tmp_path / "new" / "gains.png", "gains")
     assert (tmp_path / "new" / "gains.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_published_table_gives_the_curves() -> None:
+    text = (Path(fidelity.__file__).parent / "RESULTS.md").read_text()
+    curves = curves_in(text)
+    assert curves["ours"][0] == (300, 28, 9)
+    assert curves["ours@1500"][-1] == (1500, 83, 12)
+    assert [mark for mark, *_ in curves["gradient"]] == [300, 600, 1200, 2000, 2400]
+    with pytest.raises(ValueError, match="no table of gains"):
+        curves_in("| method | 300 |\n")
 
 
 # ---------------------------------------------------------------- what is run
