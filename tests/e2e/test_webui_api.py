@@ -76,7 +76,7 @@ def test_it_loads_quickly_and_silently(webui: Webui) -> None:
         "print(*sorted({'diffusers', 'transformers', 'optimum', 'pip'} & set(sys.modules)))"
     )
     new, heavy = webui.kind.run("-c", code).split("\n")[:2]
-    assert set(new.split()) <= {"zoodip_core", "zoodip_webui", "safetensors", "filelock"}  # each quick to import
+    assert set(new.split()) <= {"zoodip_core", "zoodip_webui", "safetensors", "filelock", "PIL"}  # each quick to import
     assert heavy == ""
     lines = [line for line in webui.log().splitlines() if "zoodip" in line.lower() and "--data-dir" not in line]
     assert [line for line in lines if "Git repository" not in line] == []
