@@ -293,7 +293,9 @@ def folder(lean: Callable[[str], Lean], family: str, tmp_path: Path) -> Path:
     return random_models.write_diffusers(tmp_path / "folder", lean(family).modules, family)
 
 
-@pytest.mark.parametrize("family", ["sd15", pytest.param("sd21", marks=pytest.mark.slow), "sdxl"])
+@pytest.mark.parametrize(
+    "family", ["sd15", pytest.param("sd21", marks=pytest.mark.slow), pytest.param("sdxl", marks=pytest.mark.slow)]
+)
 def test_a_diffusers_folder_is_the_same_model(
     lean: Callable[[str], Lean], family: str, folder: Path, tmp_path: Path
 ) -> None:
