@@ -77,9 +77,6 @@ def table(found: dict[tuple[str, str], dict[str, float]]) -> str:
 def prepare(model: Path, folder: Path, resolution: int, weights: str) -> dict[str, float]:
     """Prepare a training as ``train`` does; seconds by part. Only a child process does this."""
     began = time.perf_counter()
-    import torch
-    from PIL import Image
-
     from zoodip_core.model import copies
     from zoodip_core.model.quantized import QuantizedModel
     from zoodip_core.train import prepared
@@ -116,14 +113,8 @@ def prepare(model: Path, folder: Path, resolution: int, weights: str) -> dict[st
     ):
         setattr(place, name, timed(lambda *_, part=part: part, getattr(place, name)))
 
-    folder.mkdir(parents=True, exist_ok=True)
-    images = []
-    for number in range(PICTURES):
-        noise = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(number)).mul(255).byte().numpy()
-        images.append(folder / f"{number}.png")
-        Image.fromarray(noise).resize((resolution, resolution)).save(images[-1])
     settings = {
-        "images": [str(image) for image in images],
+        "images": _pictures(folder, resolution),
         "token": "<rex>",
         "initializer": "dog",
         "model": str(model),
@@ -137,6 +128,19 @@ def prepare(model: Path, folder: Path, resolution: int, weights: str) -> dict[st
     whole = time.perf_counter() - start + spent["libraries"]
     spent[REST] = whole - sum(spent.values())
     return {**spent, WHOLE: whole - spent[ENCODING], "all": whole}
+
+
+def _pictures(folder: Path, resolution: int) -> list[str]:
+    """Pictures of noise in a folder, which is made."""
+    import torch
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number}.png" for number in range(PICTURES)]
+    for number, path in enumerate(paths):
+        noise = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(number)).mul(255).byte().numpy()
+        Image.fromarray(noise).resize((resolution, resolution)).save(path)
+    return [str(path) for path in paths]
 
 
 if __name__ == "__main__":

@@ -220,9 +220,9 @@ def vae(shapes: Shapes, prefix: str, scaling: Config) -> Layout:
         KeyError, ValueError: tensors are missing.
     """
     diffusers = f"{prefix}encoder.down_blocks.0.resnets.0.conv1.weight" in shapes
-    block, resnet, conv = ("down_blocks", "resnets", "conv2") if diffusers else ("down", "block", "conv2")
+    block, resnet = ("down_blocks", "resnets") if diffusers else ("down", "block")
     levels = _count(shapes, f"{prefix}encoder.{block}.")
-    widths = [shapes[f"{prefix}encoder.{block}.{i}.{resnet}.0.{conv}.weight"][0] for i in range(levels)]
+    widths = [shapes[f"{prefix}encoder.{block}.{i}.{resnet}.0.conv2.weight"][0] for i in range(levels)]
     config = {
         "block_out_channels": widths,
         "layers_per_block": _count(shapes, f"{prefix}encoder.{block}.0.{resnet}."),
