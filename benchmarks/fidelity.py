@@ -60,7 +60,7 @@ from zoodip_core.base.files import read_object, write_atomically
 from zoodip_core.cli.demo import demo_config
 from zoodip_core.model.embedding import Embedding
 from zoodip_core.model.load import load_quantized
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_table import table_of
 from zoodip_core.search import guard, preconditioner
 from zoodip_core.search.estimators import ESTIMATORS
@@ -198,7 +198,7 @@ class Recipe:
         search = ZerothOrderSearch(subject.theta0, estimator, subspace, ZOAdam(self.lr), seed)
         return Lane(subject, subject.training(self._timesteps(subject.model)), search, seed)
 
-    def _timesteps(self, model: QuantizedModel) -> TimestepSampler:
+    def _timesteps(self, model: StableDiffusion) -> TimestepSampler:
         if self.timesteps == "puts":
             return PUTS(self.t_lower, self.t_upper)
         return UniformTimesteps() if self.timesteps == "uniform" else SNRTimesteps(model.scheduler.alphas_cumprod)

@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from zoodip_core.model.attention import PiecewiseAttention
 from zoodip_core.model.load import load_quantized
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 
 DIRECTIONS = 6
 MUS = (1e-3, 1e-2, 3e-2)
 
 
 @torch.no_grad()
-def slopes(model: QuantizedModel, side: int, mu: float) -> torch.Tensor:
+def slopes(model: StableDiffusion, side: int, mu: float) -> torch.Tensor:
     """Six finite differences, float64; everything random in them is the same for every model and mu."""
     draw = torch.Generator().manual_seed(0)
     noisy, target = torch.randn(2, 1, 4, side, side, generator=draw)
@@ -54,7 +54,7 @@ def main() -> None:
     print(f"{args.model}, {args.size} px, {args.weights} weights, torch {torch.__version__}, CPU")
     print(f"{'activations':<28} {'mu':>7} {'error':>7} {'correlation':>12}")
 
-    def line(name: str, model: QuantizedModel, mu: float) -> None:
+    def line(name: str, model: StableDiffusion, mu: float) -> None:
         found = slopes(model, side, mu)
         error = (found - reference).norm() / reference.norm()
         correlation = torch.corrcoef(torch.stack([found, reference]))[0, 1]

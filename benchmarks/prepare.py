@@ -77,7 +77,6 @@ def table(found: dict[tuple[str, str], dict[str, float]]) -> str:
 def prepare(model: Path, folder: Path, resolution: int, weights: str) -> dict[str, float]:
     """Prepare a training as ``train`` does; seconds by part. Only a child process does this."""
     began = time.perf_counter()
-    from zoodip_core.model import copies
     from zoodip_core.model.quantized import QuantizedModel
     from zoodip_core.train import prepared
     from zoodip_core.train.config import TrainConfig
@@ -101,17 +100,21 @@ def prepare(model: Path, folder: Path, resolution: int, weights: str) -> dict[st
 
     loading: Any = QuantizedModel
     loading._build = timed(lambda _, part, *more: f"reading the {part}", loading._build)
-    for place, name, part in (
-        (prepared, "plan", "foretelling memory"),
-        (prepared, "encode_images", ENCODING),
-        (prepared, "vocabulary_spread", "the vocabulary's directions"),
-        (prepared, "load_references", "reading pictures"),
-        (prepared, "tokenised", "tokenizers and captions"),
-        (prepared, "_inputs", "waiting for the model's hash"),
-        (copies, "_identity", "waiting for the model's hash"),
-        (copies, "write_copy", "quantising and writing the copy"),
+    for name, part in (
+        ("plan", "foretelling memory"),
+        ("encode_images", ENCODING),
+        ("spread_of", "the vocabulary's directions"),
+        ("vocabulary_spread", "the vocabulary's directions"),
+        ("load_references", "reading pictures"),
+        ("tokenised", "tokenizers and captions"),
+        ("_inputs", "waiting for the model's hash"),
+        ("_identity", "waiting for the model's hash"),
+        ("write_copy", "quantising and writing the copy"),
     ):
-        setattr(place, name, timed(lambda *_, part=part: part, getattr(place, name)))
+        for module in ("train.prepared", "model.stable_diffusion", "model.copies"):  # wherever a checkout has it
+            place = sys.modules.get(f"zoodip_core.{module}")
+            if hasattr(place, name):
+                setattr(place, name, timed(lambda *_, part=part: part, getattr(place, name)))
 
     settings = {
         "images": _pictures(folder, resolution),

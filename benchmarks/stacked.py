@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from zoodip_core.data.images import load_images
 from zoodip_core.data.prompts import captions_for
 from zoodip_core.model.latents import CachedPosteriors, encode_images
-from zoodip_core.model.quantized import Prompt, QuantizedModel
+from zoodip_core.model.quantized import Prompt
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_table import table_of
 from zoodip_core.model.tokens import EncodedPrompt, initial_vectors
 from zoodip_core.tiny.concepts import Concept
@@ -45,7 +46,7 @@ class Subject:
         num_vectors: of the token.
     """
 
-    def __init__(self, model: QuantizedModel, concept: Concept, num_vectors: int = 1) -> None:
+    def __init__(self, model: StableDiffusion, concept: Concept, num_vectors: int = 1) -> None:
         self.concept = concept
         self.theta0 = initial_vectors(model.tokenizers, model.text_encoders, concept.initializer, num_vectors)
         """Its initializer's embedding, ``[num_vectors, dim]``."""
@@ -87,7 +88,7 @@ class Stack:
     """
 
     def __init__(
-        self, model: QuantizedModel, rows: int = ROWS, on_cost: Callable[[float], None] = lambda cost: None
+        self, model: StableDiffusion, rows: int = ROWS, on_cost: Callable[[float], None] = lambda cost: None
     ) -> None:
         self.model = model
         self.rows = rows
@@ -112,7 +113,7 @@ class Stack:
         return found
 
     def _losses(self, requests: Sequence[Request]) -> list[torch.Tensor]:
-        noised = [objective.noised(draw) for objective, draw, _ in requests]
+        noised = [self.model.noised(objective.view(draw)) for objective, draw, _ in requests]
         noisy, targets = (torch.cat(each) for each in zip(*noised, strict=True))
         timesteps = torch.tensor([draw.timestep for _, draw, _ in requests])
         candidates = torch.cat([each.candidates for each in requests])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..zoodip_core.evaluate.evaluation import Evaluation, EvaluationPlan, Judges
     from ..zoodip_core.model.embedding import Embedding
-    from ..zoodip_core.model.quantized import QuantizedModel
+    from ..zoodip_core.model.token_model import TokenModel
 
 FOLDER = "zoodip/evaluations"
 """In ComfyUI's output folder: a folder for each evaluation."""
@@ -60,7 +60,7 @@ class EvaluateEmbedding:
         return True
 
     def evaluate(self, **inputs: Any) -> dict[str, Any]:
-        model: QuantizedModel = _one(inputs.pop("model"))
+        model: TokenModel = _one(inputs.pop("model"))
         embedding: Embedding = _one(inputs.pop("embedding"))
         pictures = to_pictures(inputs.pop("images"), "images")
         given = {name: _one(value) for name, value in inputs.items()}
@@ -140,7 +140,7 @@ def _one(value: Any) -> Any:
     return value[0] if isinstance(value, list | tuple) and value else value
 
 
-def _plan(model: QuantizedModel, embedding: Embedding, given: dict[str, Any]) -> EvaluationPlan:
+def _plan(model: TokenModel, embedding: Embedding, given: dict[str, Any]) -> EvaluationPlan:
     from ..zoodip_core.base.errors import ConfigError
     from ..zoodip_core.evaluate.evaluation import EvaluationPlan, class_word_of
     from ..zoodip_core.evaluate.prompt_sets import PROMPT_SETS, checked_prompts, default_set
@@ -194,7 +194,7 @@ def _place(name: str, usual: str, called: str) -> Path | None:
 
 
 def _evaluate(
-    model: QuantizedModel, embedding: Embedding, pictures: list[Image], plan: EvaluationPlan, judges: Judges
+    model: TokenModel, embedding: Embedding, pictures: list[Image], plan: EvaluationPlan, judges: Judges
 ) -> tuple[Evaluation, Path]:
     """The scores, and the folder that keeps the images; the models leave the device afterwards."""
     from ..zoodip_core.evaluate.evaluation import evaluate, folder_for, key_of

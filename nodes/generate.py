@@ -9,7 +9,7 @@ from .pictures import thumbnails, to_image
 
 if TYPE_CHECKING:
     from ..zoodip_core.model.embedding import Embedding
-    from ..zoodip_core.model.quantized import QuantizedModel
+    from ..zoodip_core.model.token_model import TokenModel
 
 _SEED_LIMIT = 2**53 - 1
 """The largest whole number that JavaScript keeps exactly."""
@@ -78,7 +78,7 @@ class GeneratePreview:
 
     def draw(
         self,
-        model: QuantizedModel,
+        model: TokenModel,
         prompts: str,
         seed: int,
         steps: int,
@@ -102,7 +102,7 @@ class GeneratePreview:
 
 
 def draw(
-    model: QuantizedModel, texts: list[str], seeds: list[int], embedding: Embedding | None, **settings: Any
+    model: TokenModel, texts: list[str], seeds: list[int], embedding: Embedding | None, **settings: Any
 ) -> list[Any]:
     """Images of some texts, with the node's bar; the model leaves the device afterwards.
 
@@ -111,7 +111,6 @@ def draw(
     """
     from ..zoodip_core.base.errors import ConfigError
     from ..zoodip_core.data.prompts import SLOT
-    from ..zoodip_core.model.generation import generate
 
     if not texts:
         raise ConfigError("prompts: write at least one, a line each")
@@ -119,4 +118,4 @@ def draw(
         raise ConfigError("prompts: {} stands for a learned token; connect embedding, or write a word in its place")
     bar = host().bar()
     with on_the_device(model):
-        return generate(model, texts, seeds, embedding=embedding, on_step=bar.update, **settings)
+        return model.generate(texts, seeds, embedding=embedding, on_step=bar.update, **settings)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..zoodip_core.model.quantized import QuantizedModel
+    from ..zoodip_core.model.token_model import TokenModel
 
 NEEDED = (
     "torch",
@@ -231,7 +231,7 @@ def stoppable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def on_the_device(model: QuantizedModel) -> Iterator[None]:
+def on_the_device(model: TokenModel) -> Iterator[None]:
     """:func:`stoppable`, with the device to ourselves: the host's models leave it before, ours afterwards."""
     host().make_room()
     try:

@@ -10,7 +10,7 @@ from .host import CLIP, VAE, check_packages, host, stoppable
 from .inputs import inputs_of
 
 if TYPE_CHECKING:
-    from ..zoodip_core.model.quantized import QuantizedModel
+    from ..zoodip_core.model.token_model import TokenModel
 
 TINY_CHOICE = "tiny (embedded)"
 OWN = "the checkpoint's own"
@@ -88,7 +88,7 @@ class LoadQuantizedSD:
         clip: str = OWN,
         clip_2: str = OWN,
         vae: str = OWN,
-    ) -> tuple[QuantizedModel, str]:
+    ) -> tuple[TokenModel, str]:
         check_packages()
         from ..zoodip_core.model.kinds import TINY
         from ..zoodip_core.model.load import load_quantized
@@ -136,7 +136,7 @@ def _path(name: str, choice: str) -> Path:
     return known[choice]
 
 
-def _report(model: QuantizedModel) -> str:
+def _report(model: TokenModel) -> str:
     from ..zoodip_core.model.memory import free_memory, megabytes, predict_memory
 
     info = model.info

@@ -18,7 +18,7 @@ from .pictures import thumbnails, to_image, to_pictures, write_references
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..zoodip_core.model.quantized import QuantizedModel
+    from ..zoodip_core.model.token_model import TokenModel
     from ..zoodip_core.train.config import TrainConfig
     from ..zoodip_core.train.loop import TrainResult
 
@@ -72,7 +72,7 @@ class ZOTrainToken:
         check_packages()
         from ..zoodip_core.base.stopping import Stopped
 
-        model: QuantizedModel = _one(inputs.pop("model"))
+        model: TokenModel = _one(inputs.pop("model"))
         pictures = to_pictures(inputs.pop("images"), "images")
         captions = _captions(inputs.pop("captions", None), _one(inputs["token"]), len(pictures))
         _check_prompt(_one(inputs["preview_prompt"]), _one(inputs["token"]))
@@ -188,32 +188,22 @@ def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list
     return texts
 
 
-def _settings(model: QuantizedModel, inputs: dict[str, Any]) -> dict[str, Any]:
+def _settings(model: TokenModel, inputs: dict[str, Any]) -> dict[str, Any]:
     """The settings that the inputs stand for: where one is left to the preset, the preset's for the model.
 
     Raises:
         ConfigError: an input needs another one.
     """
-    from ..zoodip_core.model.kinds import TINY, TINY_PATH
     from ..zoodip_core.train.presets import check_given, preset_for
     from ..zoodip_core.train.settings import given
 
     sampler = inputs.pop("timestep_sampler", None) or {"timesteps": "uniform"}
     subspace = inputs.pop("subspace_gradient", None) or {"subspace_gradient": False}
-    dtype = str(model.dtype).removeprefix("torch.")
-    by_model = preset_for(model.info.family, model.weights, dtype, inputs.pop("preset", "default"))
+    own = model.settings()
+    by_model = preset_for(model.info.family, own["weights"], own["dtype"], inputs.pop("preset", "default"))
     named = {**given(settings_in(inputs)), **sampler, **subspace}
     check_given({**by_model, **named}, by_model, named)
-    path = model.info.path
-    return {
-        **by_model,
-        **named,
-        "model": TINY if path == TINY_PATH else str(path),
-        "weights": model.weights,
-        "dtype": dtype,
-        "device": str(model.device),
-        "prediction_type": model.info.prediction_type,
-    }
+    return {**by_model, **named, **own}
 
 
 def _checked(settings: dict[str, Any]) -> TrainConfig:
@@ -226,7 +216,7 @@ def _checked(settings: dict[str, Any]) -> TrainConfig:
 # ---------------------------------------------------------------- runs
 
 
-def _key(config: TrainConfig, model: QuantizedModel, pictures: Sequence[Image], captions: Sequence[str]) -> str:
+def _key(config: TrainConfig, model: TokenModel, pictures: Sequence[Image], captions: Sequence[str]) -> str:
     """What a run can be resumed with: all that decides its steps, but not how many there are."""
     from ..zoodip_core.train.run_folder import CHANGEABLE
 
@@ -234,8 +224,7 @@ def _key(config: TrainConfig, model: QuantizedModel, pictures: Sequence[Image], 
     if not config.can_grow:
         free.remove("steps")
     decides = {name: value for name, value in config.to_dict().items() if name not in free}
-    schedule = model.blueprint.configs["scheduler"]
-    parts = [decides, model.blueprint.fingerprint, schedule, list(captions)]
+    parts = [decides, model.fingerprint, model.schedule, list(captions)]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for picture in pictures:
         digest.update(str(picture.size).encode() + picture.tobytes())
@@ -270,7 +259,7 @@ def _steps_taken(run: Path, steps: int) -> int:
 
 def _train(
     settings: dict[str, Any],
-    model: QuantizedModel,
+    model: TokenModel,
     pictures: Sequence[Image],
     captions: Sequence[str],
     folder: Path,
@@ -284,8 +273,7 @@ def _train(
     run, commands = folder / "run", Commands(host().interrupted)
     try:
         references = write_references(pictures, captions, folder)
-        apart = {"clip": model.blueprint.clip, "vae": model.blueprint.vae and str(model.blueprint.vae)}
-        config = TrainConfig.from_dict({**settings, **references, **apart})
+        config = TrainConfig.from_dict({**settings, **references})
         if run.exists():
             changes = {name: getattr(config, name) for name in CHANGEABLE}
             return resume_training(run, changes, model=model, on_event=live, commands=commands)
@@ -295,12 +283,9 @@ def _train(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _previews(config: TrainConfig, model: QuantizedModel, trained: TrainResult) -> list[Image]:
-    from ..zoodip_core.model.generation import generate
-
+def _previews(config: TrainConfig, model: TokenModel, trained: TrainResult) -> list[Image]:
     bar = host().bar()
-    return generate(
-        model,
+    return model.generate(
         [config.sample_prompt] * _SAMPLES,
         list(range(_SAMPLES)),
         embedding=trained.embedding,

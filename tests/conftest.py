@@ -22,7 +22,7 @@ from zoodip_core.data.sheets import loss_curve
 from zoodip_core.jobs import tasks
 from zoodip_core.model import memory
 from zoodip_core.model.load import load_quantized
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.train import loop
 
 os.environ["ZOODIP_CACHE"] = tempfile.mkdtemp(prefix="zoodip-tests-cache-")
@@ -59,7 +59,7 @@ def work_done_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> QuantizedModel:
+def tiny_model() -> StableDiffusion:
     """The embedded model, loaded once; nothing changes a loaded model."""
     return load_quantized("tiny")
 

@@ -19,7 +19,7 @@ from tests.faults.disk import Disk
 from zoodip_core.cli.main import main
 from zoodip_core.model.embedding import Embedding, save_embedding
 from zoodip_core.model.kinds import TINY_PATH
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
 from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.draws import Draw
@@ -81,7 +81,7 @@ def output(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def shared_model(monkeypatch: pytest.MonkeyPatch, tiny_model: QuantizedModel) -> QuantizedModel:
+def shared_model(monkeypatch: pytest.MonkeyPatch, tiny_model: StableDiffusion) -> StableDiffusion:
     """Spare a test the loading: its commands get the model that all tests share."""
     for module in ("train.prepared", "cli.arguments"):
         monkeypatch.setattr(f"zoodip_core.{module}.load_quantized", lambda *args, **kwargs: tiny_model)
@@ -89,7 +89,7 @@ def shared_model(monkeypatch: pytest.MonkeyPatch, tiny_model: QuantizedModel) ->
 
 
 @pytest.fixture
-def finished(tmp_path: Path, shared_model: QuantizedModel) -> bytes:
+def finished(tmp_path: Path, shared_model: StableDiffusion) -> bytes:
     """The embedding file of a run that nothing disturbs."""
     assert main(train_command(tmp_path / "undisturbed")) == 0
     return (tmp_path / "undisturbed" / "pip.safetensors").read_bytes()

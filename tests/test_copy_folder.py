@@ -15,7 +15,7 @@ from zoodip_core.base.errors import StorageError
 from zoodip_core.base.events import Message
 from zoodip_core.model.copy_folder import AUTO, hold, own_folder, tidy
 from zoodip_core.model.load import load_quantized
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "own"
 
 
-def loaded(file: Path, **more: Any) -> tuple[QuantizedModel, list[str]]:
+def loaded(file: Path, **more: Any) -> tuple[StableDiffusion, list[str]]:
     said: list[str] = []
     model = load_quantized(
         file,

@@ -26,7 +26,7 @@ from zoodip_core.model.generation import encode_text, generate
 from zoodip_core.model.kinds import CLIP_PATH
 from zoodip_core.model.latents import encode_images
 from zoodip_core.model.load import load_quantized
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.train.draws import Draw
 from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.timesteps import PUTS
@@ -54,7 +54,7 @@ class Setting:
     family: str
     modules: dict[str, Any]
     file: Path
-    model: QuantizedModel
+    model: StableDiffusion
     photo: Path
     candidates: torch.Tensor
 
@@ -209,17 +209,17 @@ def test_out_of_memory_halves_the_batch_and_says_so(setting: Setting, monkeypatc
     told: list[int] = []
     objective = setting.objective(on_smaller_batch=told.append)
     expected = setting.losses
-    predict = QuantizedModel.predict
+    predict = StableDiffusion.predict
 
-    def small_card(self: QuantizedModel, noisy: Any, timestep: int, condition: Any, time_ids: Any) -> torch.Tensor:
+    def small_card(self: StableDiffusion, noisy: Any, timestep: int, condition: Any, time_ids: Any) -> torch.Tensor:
         if len(condition) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return predict(self, noisy, timestep, condition, time_ids)
 
-    monkeypatch.setattr(QuantizedModel, "predict", small_card)
+    monkeypatch.setattr(StableDiffusion, "predict", small_card)
     torch.testing.assert_close(objective.losses(setting.candidates, DRAW), expected, rtol=1e-5, atol=0)
     assert told == [1]
-    monkeypatch.setattr(QuantizedModel, "predict", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    monkeypatch.setattr(StableDiffusion, "predict", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError):
         objective.losses(setting.candidates, DRAW)
 
@@ -256,7 +256,7 @@ def test_bfloat16_on_a_cpu_uses_them(setting: Setting) -> None:
     torch.testing.assert_close(coarse, setting.losses, rtol=0.1, atol=0)
 
 
-def replace_model(objective: DiffusionObjective, model: QuantizedModel) -> DiffusionObjective:
+def replace_model(objective: DiffusionObjective, model: StableDiffusion) -> DiffusionObjective:
     objective.model = model
     return objective
 

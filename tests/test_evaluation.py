@@ -60,7 +60,7 @@ from zoodip_core.evaluate.report import JSON, MARKDOWN, SHEET, as_markdown, as_t
 from zoodip_core.model.embedding import Embedding, save_embedding
 from zoodip_core.model.generation import generate
 from zoodip_core.model.kinds import CLIP_PATH
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
 
 CPU = torch.device("cpu")
@@ -102,7 +102,7 @@ def token(name: str = "<boo>", width: int = 128, **metadata: str) -> Embedding:
 
 @pytest.fixture(scope="module")
 def done(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: QuantizedModel, judges: Judges, references: list[Path]
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: StableDiffusion, judges: Judges, references: list[Path]
 ) -> tuple[Evaluation, Path]:
     """A whole evaluation and its folder, which no test changes."""
     folder = tmp_path_factory.mktemp("whole") / "out"
@@ -199,7 +199,7 @@ def test_an_evaluation_is_what_plain_calls_give(
     assert (found.ceiling.clip_t, found.ceiling.dino_inter) == (None, None)
 
 
-def test_before_is_the_word_and_after_the_token(done: tuple[Evaluation, Path], tiny_model: QuantizedModel) -> None:
+def test_before_is_the_word_and_after_the_token(done: tuple[Evaluation, Path], tiny_model: StableDiffusion) -> None:
     """With the same prompts and seeds, as the core draws them."""
     for when, text, embedding in ((BEFORE, "a monster at the beach", None), (AFTER, "a {} at the beach", token())):
         made = generate(tiny_model, [text] * 2, [0, 1], embedding=embedding, num_inference_steps=2)
@@ -209,7 +209,7 @@ def test_before_is_the_word_and_after_the_token(done: tuple[Evaluation, Path], t
 
 
 def test_a_tokens_name_is_a_plain_word_in_the_prompts(
-    done: tuple[Evaluation, Path], tiny_model: QuantizedModel, judges: Judges, references: list[Path], tmp_path: Path
+    done: tuple[Evaluation, Path], tiny_model: StableDiffusion, judges: Judges, references: list[Path], tmp_path: Path
 ) -> None:
     """An A1111 file's name may be any word."""
     evaluate(tiny_model, token("snow"), references, PLAN, judges, tmp_path / "out")
@@ -264,7 +264,7 @@ def count_drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def test_an_evaluation_that_was_stopped_goes_on_to_the_same_scores(
     done: tuple[Evaluation, Path],
-    tiny_model: QuantizedModel,
+    tiny_model: StableDiffusion,
     judges: Judges,
     references: list[Path],
     tmp_path: Path,
@@ -292,7 +292,7 @@ def test_an_evaluation_that_was_stopped_goes_on_to_the_same_scores(
 
 
 def test_a_stop_while_it_scores_is_answered(
-    tiny_model: QuantizedModel, judges: Judges, references: list[Path], drawn: Path
+    tiny_model: StableDiffusion, judges: Judges, references: list[Path], drawn: Path
 ) -> None:
     stages: list[str] = []
     with pytest.raises(Stopped), stopped_by(lambda: "scoring with CLIP" in stages):
@@ -301,7 +301,7 @@ def test_a_stop_while_it_scores_is_answered(
 
 
 def test_the_drawing_model_has_left_before_the_scoring_ones_come(
-    tiny_model: QuantizedModel, judges: Judges, references: list[Path], drawn: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: StableDiffusion, judges: Judges, references: list[Path], drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both at once need not fit."""
     loaded: list[bool] = []
@@ -323,7 +323,7 @@ def test_the_drawing_model_has_left_before_the_scoring_ones_come(
 @pytest.mark.slow
 def test_a_damaged_image_is_drawn_again(
     done: tuple[Evaluation, Path],
-    tiny_model: QuantizedModel,
+    tiny_model: StableDiffusion,
     judges: Judges,
     references: list[Path],
     drawn: Path,
@@ -339,7 +339,7 @@ def test_a_damaged_image_is_drawn_again(
 
 @pytest.mark.slow
 def test_more_seeds_go_on_with_what_there_is(
-    tiny_model: QuantizedModel, references: list[Path], judges: Judges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: StableDiffusion, references: list[Path], judges: Judges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = replace(PLAN, prompts=PROMPTS[:1], seeds=4, num_inference_steps=1)
     evaluate(tiny_model, token(), references, plan, judges, tmp_path / "out")
@@ -362,7 +362,7 @@ def test_more_seeds_go_on_with_what_there_is(
 def test_other_settings_want_another_folder(
     changes: dict[str, Any],
     named: str,
-    tiny_model: QuantizedModel,
+    tiny_model: StableDiffusion,
     judges: Judges,
     references: list[Path],
     drawn: Path,
@@ -372,7 +372,7 @@ def test_other_settings_want_another_folder(
 
 
 def test_another_token_or_a_later_version_wants_another_folder(
-    tiny_model: QuantizedModel, judges: Judges, references: list[Path], drawn: Path
+    tiny_model: StableDiffusion, judges: Judges, references: list[Path], drawn: Path
 ) -> None:
     other = replace(token(), tensors=(token().tensors[0] + 1,))
     with pytest.raises(RunFolderError, match=r"\(embedding differ\)"):
@@ -385,7 +385,7 @@ def test_another_token_or_a_later_version_wants_another_folder(
 
 @pytest.mark.slow
 def test_a_token_of_any_name_goes_on_as_well(
-    tiny_model: QuantizedModel, judges: Judges, references: list[Path], tmp_path: Path
+    tiny_model: StableDiffusion, judges: Judges, references: list[Path], tmp_path: Path
 ) -> None:
     plan, odd = EvaluationPlan(("a {}",), "monster", seeds=1, num_inference_steps=1), token("\udc80" + "y" * 5 * 10**6)
     found = [evaluate(tiny_model, odd, references, plan, judges, tmp_path / "out") for _ in range(2)]
@@ -394,7 +394,7 @@ def test_a_token_of_any_name_goes_on_as_well(
 
 
 def test_a_folder_with_something_else_is_left_alone(
-    tiny_model: QuantizedModel, judges: Judges, references: list[Path], tmp_path: Path
+    tiny_model: StableDiffusion, judges: Judges, references: list[Path], tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="holds something else"):
@@ -403,7 +403,7 @@ def test_a_folder_with_something_else_is_left_alone(
 
 
 def test_a_link_that_leads_out_is_refused(
-    tiny_model: QuantizedModel, judges: Judges, references: list[Path], drawn: Path, tmp_path: Path
+    tiny_model: StableDiffusion, judges: Judges, references: list[Path], drawn: Path, tmp_path: Path
 ) -> None:
     shutil.rmtree(drawn / "after")
     (tmp_path / "elsewhere").mkdir()
@@ -426,7 +426,7 @@ def test_without_either_model_nothing_begins(tmp_path: Path) -> None:
 
 
 def test_one_model_may_be_missing(
-    tiny_model: QuantizedModel, references: list[Path], judges_at: Path, drawn: Path
+    tiny_model: StableDiffusion, references: list[Path], judges_at: Path, drawn: Path
 ) -> None:
     for given, kept in (({"clip": judges_at / "clip"}, "clip"), ({"dino": judges_at / "dino"}, "dino")):
         judges = find_judges(**given)
@@ -556,7 +556,7 @@ def test_settings_that_make_no_sense_are_told(
 
 
 def test_judges_that_do_not_work_are_told_of_before_anything_is_drawn(
-    tiny_model: QuantizedModel, judges_at: Path, tmp_path: Path, references: list[Path]
+    tiny_model: StableDiffusion, judges_at: Path, tmp_path: Path, references: list[Path]
 ) -> None:
     folder = shutil.copytree(judges_at / "dino", tmp_path / "dino")
     file = folder / "preprocessor_config.json"
@@ -627,7 +627,7 @@ def test_bad_settings_are_found_before_anything_is_drawn(
     changes: dict[str, Any],
     kind: type[Exception],
     told: str,
-    tiny_model: QuantizedModel,
+    tiny_model: StableDiffusion,
     judges: Judges,
     references: list[Path],
     tmp_path: Path,
@@ -638,7 +638,7 @@ def test_bad_settings_are_found_before_anything_is_drawn(
 
 
 def test_bad_inputs_are_found_before_anything_is_drawn(
-    tiny_model: QuantizedModel, judges: Judges, references: list[Path], tmp_path: Path
+    tiny_model: StableDiffusion, judges: Judges, references: list[Path], tmp_path: Path
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
     for embedding, pictures, told in (

@@ -28,7 +28,7 @@ from benchmarks.gains import (
 from benchmarks.stacked import Lane, Request, Stack, Subject, descend, heldout, run
 from zoodip_core import PUTS
 from zoodip_core.model.load import load_quantized
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
 from zoodip_core.train.heldout import heldout_losses
 from zoodip_core.train.prepared import Training
@@ -42,12 +42,12 @@ PLAN = Plan(("boo", "pip"), (0, 1), 600)
 
 
 @pytest.fixture(scope="module")
-def model() -> QuantizedModel:
+def model() -> StableDiffusion:
     return load_quantized("tiny", weights="int8", dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def subjects(model: QuantizedModel) -> list[Subject]:
+def subjects(model: StableDiffusion) -> list[Subject]:
     return [Subject(model, concepts.load(name)) for name in ("boo", "blueprint")]
 
 
@@ -58,7 +58,7 @@ def around(subject: Subject, count: int, seed: int = 0) -> torch.Tensor:
 # ---------------------------------------------------------------- the stack
 
 
-def test_stacked_losses_are_the_objectives(model: QuantizedModel, subjects: list[Subject]) -> None:
+def test_stacked_losses_are_the_objectives(model: StableDiffusion, subjects: list[Subject]) -> None:
     """Row for row, for requests of several subjects, sizes, captions and timesteps, cut into several batches."""
     requests = []
     for i, count in enumerate((3, 1, 4, 2)):
@@ -72,7 +72,7 @@ def test_stacked_losses_are_the_objectives(model: QuantizedModel, subjects: list
         assert torch.allclose(losses, objective.losses(candidates, draw), rtol=0, atol=1e-6)
 
 
-def test_stacked_gradients_are_slopes(model: QuantizedModel, subjects: list[Subject]) -> None:
+def test_stacked_gradients_are_slopes(model: StableDiffusion, subjects: list[Subject]) -> None:
     objective = subjects[0].training(PUTS())
     draw, candidates = objective.draw(0, 0), around(subjects[0], 2)
     stack = Stack(model)
@@ -83,7 +83,7 @@ def test_stacked_gradients_are_slopes(model: QuantizedModel, subjects: list[Subj
     assert torch.allclose(slopes, gradient.flatten(1).norm(dim=1).double(), rtol=0.05)
 
 
-def test_the_held_out_loss_is_the_cores(model: QuantizedModel, subjects: list[Subject]) -> None:
+def test_the_held_out_loss_is_the_cores(model: StableDiffusion, subjects: list[Subject]) -> None:
     """Whatever the order of the tokens and subjects in one call."""
     one, two = around(subjects[0], 2)
     other = around(subjects[1], 1)
@@ -149,7 +149,7 @@ def test_the_budget_is_counted_in_candidates() -> None:
     assert len(told) == 12
 
 
-def trained(model: QuantizedModel, lanes: list[Lane], budget: int = 15) -> list[torch.Tensor]:
+def trained(model: StableDiffusion, lanes: list[Lane], budget: int = 15) -> list[torch.Tensor]:
     found: dict[int, torch.Tensor] = {}
 
     def on_mark(place: int, _mark: int, theta: torch.Tensor) -> None:
@@ -159,7 +159,7 @@ def trained(model: QuantizedModel, lanes: list[Lane], budget: int = 15) -> list[
     return [found[place] for place in range(len(lanes))]
 
 
-def test_a_training_does_not_depend_on_its_neighbours(model: QuantizedModel, subjects: list[Subject]) -> None:
+def test_a_training_does_not_depend_on_its_neighbours(model: StableDiffusion, subjects: list[Subject]) -> None:
     recipe = Recipe(mu=1e-2, lr=1e-3, tau=2)
     together, again = (
         trained(model, [recipe.lane(subject, seed) for subject in subjects for seed in (0, 1)]) for _ in range(2)
@@ -170,7 +170,7 @@ def test_a_training_does_not_depend_on_its_neighbours(model: QuantizedModel, sub
     assert not torch.allclose(together[2], together[3], rtol=0, atol=1e-4)
 
 
-def test_ours_is_what_the_product_does(model: QuantizedModel, subjects: list[Subject]) -> None:
+def test_ours_is_what_the_product_does(model: StableDiffusion, subjects: list[Subject]) -> None:
     config = fidelity.ours(subjects[0].concept, PLAN, 600, 3)
     candidates = config.make_estimator().num_candidates
     looks = sum(config.checked(step) for step in range(config.steps))
@@ -197,7 +197,7 @@ def test_processes_share_the_trainings() -> None:
         assert shared["losses"] == pytest.approx(single["losses"], rel=1e-4)
 
 
-def test_gradients_learn_and_only_forwards_count(model: QuantizedModel, subjects: list[Subject]) -> None:
+def test_gradients_learn_and_only_forwards_count(model: StableDiffusion, subjects: list[Subject]) -> None:
     subject, stack = subjects[1], Stack(model)
     tokens: dict[int, torch.Tensor] = {}
 

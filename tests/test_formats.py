@@ -28,8 +28,8 @@ from zoodip_core.jobs.job_folder import Task, task_of
 from zoodip_core.jobs.protocol import FAILED, UNFINISHED
 from zoodip_core.model.embedding import Embedding, load_embedding
 from zoodip_core.model.load import load_quantized
-from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.model.recognise import open_copy, open_model
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.page.draft import Draft
 from zoodip_core.tiny import concepts
 from zoodip_core.train.config import TrainConfig
@@ -219,7 +219,7 @@ def test_settings_of_a_later_version_are_told_in_the_list(home: Path) -> None:
 # ---------------------------------------------------------------- a run's journal and state
 
 
-def test_a_run_of_version_1_goes_on_without_the_loss_of_a_step(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_a_run_of_version_1_goes_on_without_the_loss_of_a_step(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     """Killed after step 30 of 40, saved at step 15; neither its journal nor its state had checksums."""
     run = Path(shutil.copytree(NOW / "run", tmp_path / "run"))
     changes = {"images": (str(concepts.load("boo").images),)}

@@ -21,7 +21,7 @@ from zoodip_core.model.forward import Forward, Forwards, Inputs
 from zoodip_core.model.graphs import Work
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.memory import CUDA_CONTEXT, GRAPHS, plan
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 
 CAPTIONS = ("a photo of a {}", "a {} beside a red {}", "the {} on grass, at night")
 
@@ -78,10 +78,10 @@ class Recording:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], QuantizedModel]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], StableDiffusion]:
     place, known = tmp_path_factory.mktemp("models"), {}
 
-    def model(family: str) -> QuantizedModel:
+    def model(family: str) -> StableDiffusion:
         if family not in known:
             file = place / f"{family}.safetensors"
             if family != "tiny":
@@ -93,7 +93,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Quantize
 
 
 def steps(
-    model: QuantizedModel, count: int, num_vectors: int = 1, candidates: int = 3, side: int = 8
+    model: StableDiffusion, count: int, num_vectors: int = 1, candidates: int = 3, side: int = 8
 ) -> Iterator[Inputs]:
     """Inputs of some steps: other candidates, captions, latents and timesteps each time."""
     generator = torch.Generator().manual_seed(num_vectors)
@@ -113,7 +113,7 @@ def steps(
 
 
 @torch.no_grad()
-def plain(model: QuantizedModel, inputs: Inputs) -> torch.Tensor:
+def plain(model: StableDiffusion, inputs: Inputs) -> torch.Tensor:
     """The losses without any buffer, worked out on the CPU in float64."""
     condition = model.encode(inputs.prompt, inputs.candidates)
     predicted = model.predict(inputs.noisy, inputs.timestep, condition, inputs.time_ids)
@@ -135,7 +135,7 @@ CASES += [
 
 @pytest.mark.parametrize(("family", "num_vectors"), CASES)
 def test_what_is_captured_gives_the_same_losses(
-    models: Callable[[str], QuantizedModel], family: str, num_vectors: int
+    models: Callable[[str], StableDiffusion], family: str, num_vectors: int
 ) -> None:
     model, recording = models(family), Recording()
     forwards = Forwards(model, capture=recording, on_plain=pytest.fail)
@@ -145,7 +145,7 @@ def test_what_is_captured_gives_the_same_losses(
 
 
 @pytest.mark.parametrize("family", ["tiny", pytest.param("sdxl", marks=pytest.mark.slow)])
-def test_nothing_that_is_captured_asks_the_host(models: Callable[[str], QuantizedModel], family: str) -> None:
+def test_nothing_that_is_captured_asks_the_host(models: Callable[[str], StableDiffusion], family: str) -> None:
     """A capture fails at a copy to or from the host's memory, or where the device is waited for."""
     asks = {torch.tensor, torch.as_tensor, torch.from_numpy}
     asks |= {getattr(torch.Tensor, name) for name in ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__")}
@@ -164,7 +164,7 @@ def test_nothing_that_is_captured_asks_the_host(models: Callable[[str], Quantize
         forward.compute()
 
 
-def test_each_shape_is_captured(models: Callable[[str], QuantizedModel]) -> None:
+def test_each_shape_is_captured(models: Callable[[str], StableDiffusion]) -> None:
     model, recording = models("tiny"), Recording()
     prompts = [model.prompt(caption, 1) for caption in CAPTIONS]
     forwards = Forwards(model, prompts, recording, pytest.fail)
@@ -174,7 +174,7 @@ def test_each_shape_is_captured(models: Callable[[str], QuantizedModel]) -> None
     assert recording.captured == 6  # with one place and with two, of three shapes
 
 
-def test_parts_that_were_loaded_again_are_captured_again(models: Callable[[str], QuantizedModel]) -> None:
+def test_parts_that_were_loaded_again_are_captured_again(models: Callable[[str], StableDiffusion]) -> None:
     model, recording = models("tiny"), Recording()
     forwards = Forwards(model, capture=recording, on_plain=pytest.fail)
     for round_ in range(2):
@@ -185,7 +185,7 @@ def test_parts_that_were_loaded_again_are_captured_again(models: Callable[[str],
 
 
 @pytest.mark.parametrize("error", [RuntimeError("operation not permitted\nwhen capturing"), ValueError("no")])
-def test_what_can_not_be_captured_is_done_plainly(models: Callable[[str], QuantizedModel], error: Exception) -> None:
+def test_what_can_not_be_captured_is_done_plainly(models: Callable[[str], StableDiffusion], error: Exception) -> None:
     model = models("tiny")
     said: list[str] = []
     forwards = Forwards(model, capture=Recording(error), on_plain=said.append)
@@ -194,7 +194,7 @@ def test_what_can_not_be_captured_is_done_plainly(models: Callable[[str], Quanti
     assert [line.split(";")[0] for line in said] == [f"graphs: {str(error).splitlines()[0]}"]
 
 
-def test_a_graph_s_memory_goes_before_the_batch_shrinks(models: Callable[[str], QuantizedModel]) -> None:
+def test_a_graph_s_memory_goes_before_the_batch_shrinks(models: Callable[[str], StableDiffusion]) -> None:
     model, recording = models("tiny"), Recording(torch.OutOfMemoryError("full"), fail_at=2)
     said: list[str] = []
     forwards = Forwards(model, capture=recording, on_plain=said.append)
@@ -205,7 +205,7 @@ def test_a_graph_s_memory_goes_before_the_batch_shrinks(models: Callable[[str], 
     assert all(each._replay is None for each in forwards._known.values())
 
 
-def test_out_of_memory_before_anything_is_captured_is_the_batch_s(models: Callable[[str], QuantizedModel]) -> None:
+def test_out_of_memory_before_anything_is_captured_is_the_batch_s(models: Callable[[str], StableDiffusion]) -> None:
     model, recording = models("tiny"), Recording()
     forwards = Forwards(model, capture=recording, on_plain=pytest.fail)
     (inputs,) = steps(model, 1)
@@ -224,7 +224,7 @@ def laid_out(blueprint: Blueprint, free: int, graphs: bool = True, kind: str = "
     return plan(blueprint, "int8", torch.float16, torch.device(kind), 256, 3, free=free, graphs=graphs)
 
 
-def test_a_plan_captures_where_there_is_room(models: Callable[[str], QuantizedModel]) -> None:
+def test_a_plan_captures_where_there_is_room(models: Callable[[str], StableDiffusion]) -> None:
     blueprint = models("tiny").blueprint
     without = laid_out(blueprint, 10**12, graphs=False)
     roomy = laid_out(blueprint, 10**12)

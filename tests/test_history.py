@@ -22,7 +22,7 @@ from zoodip_core.base.events import Event, Progress
 from zoodip_core.jobs.history import delete_run, find_run, list_runs, losses_of, new_folder
 from zoodip_core.jobs.job import Run
 from zoodip_core.jobs.job_folder import log_tail, task_of, write_outcome, write_task
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
 
 PIP = concepts.load("pip")
@@ -34,7 +34,7 @@ def config_of(**settings: Any) -> TrainConfig:
     return TrainConfig.from_preset("tiny", **{**given, "save_every": 1, "sample_every": 2, **settings})
 
 
-def train(path: Path, model: QuantizedModel, stop_after: int = 0, **settings: Any) -> TrainResult:
+def train(path: Path, model: StableDiffusion, stop_after: int = 0, **settings: Any) -> TrainResult:
     commands = Commands()
 
     def on_event(event: Event) -> None:
@@ -45,7 +45,7 @@ def train(path: Path, model: QuantizedModel, stop_after: int = 0, **settings: An
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folders to copy: whole, and stopped after its second step."""
     folder = tmp_path_factory.mktemp("trained")
     train(folder / "whole", tiny_model)
@@ -120,7 +120,7 @@ def test_a_run_of_the_command_line(home: Path, trained: Path) -> None:
     assert run.before_after is None
 
 
-def test_a_stopped_run_goes_on_and_ends(home: Path, page_run: Callable[..., Path], tiny_model: QuantizedModel) -> None:
+def test_a_stopped_run_goes_on_and_ends(home: Path, page_run: Callable[..., Path], tiny_model: StableDiffusion) -> None:
     folder = page_run("stopped", "stopped", "stopped")
     run = only(home)
     assert (run.state, run.step, run.steps, run.can_resume) == ("stopped", 2, STEPS, True)
@@ -541,7 +541,7 @@ def test_losses_at_the_token_itself(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("estimator", ["spsa", "one-point"])
-def test_losses_are_those_of_the_training(tmp_path: Path, tiny_model: QuantizedModel, estimator: str) -> None:
+def test_losses_are_those_of_the_training(tmp_path: Path, tiny_model: StableDiffusion, estimator: str) -> None:
     result = train(tmp_path / "run", tiny_model, estimator=estimator, sample_every=0)
     assert losses_of(tmp_path / "run") == result.losses
     assert len(result.losses) == STEPS

@@ -19,9 +19,9 @@ from zoodip_core.base.errors import CaptionError, ConfigError
 from zoodip_core.model.kinds import TINY_PATH
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantize import QuantizedLayer, pack, quantize_weight, stored_bytes
-from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.model.quantized_parts import group_size
 from zoodip_core.model.recognise import identify
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.tokens import encode_prompt, initial_vectors
 
 TABLE = "text_model.embeddings.token_embedding.weight"
@@ -30,7 +30,7 @@ TOLERANCE = {"none": 0.02, "int8": 0.06, "float8": 0.25, "int4": 0.6}
 
 
 @torch.no_grad()
-def prediction(model: QuantizedModel) -> torch.Tensor:
+def prediction(model: StableDiffusion) -> torch.Tensor:
     noise = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
     return model.predict(noise, 700, model.encode(model.prompt("a red monster")), torch.zeros(6)).float()
 
@@ -170,7 +170,7 @@ def test_unknown_device_is_refused() -> None:
         load_quantized(device="abacus")
 
 
-def test_placeholder_fills_its_places(tiny_model: QuantizedModel) -> None:
+def test_placeholder_fills_its_places(tiny_model: StableDiffusion) -> None:
     (tokenizer,) = tiny_model.tokenizers
     prompt = encode_prompt(tokenizer, "a {} and a {}", 2)
     plain = tokenizer("a x and a x", add_special_tokens=False).input_ids
@@ -182,14 +182,14 @@ def test_placeholder_fills_its_places(tiny_model: QuantizedModel) -> None:
     assert [ids[1], ids[4], ids[5]] == [plain[0], plain[2], plain[3]]
 
 
-def test_prompts_too_long_are_refused_not_cut(tiny_model: QuantizedModel) -> None:
+def test_prompts_too_long_are_refused_not_cut(tiny_model: StableDiffusion) -> None:
     fits = "a {} " + "red " * 20
     encode_prompt(tiny_model.tokenizers[0], fits, 1)
     with pytest.raises(CaptionError, match="25 tokens long"):
         encode_prompt(tiny_model.tokenizers[0], fits, 2)
 
 
-def test_initial_vectors_by_mode(tiny_model: QuantizedModel) -> None:
+def test_initial_vectors_by_mode(tiny_model: StableDiffusion) -> None:
     tokenizers, encoders = tiny_model.tokenizers, tiny_model.text_encoders
     table = load_file(TINY_PATH / "text_encoder" / "model.safetensors")[TABLE].float()
     ids = tokenizers[0]("red star monster", add_special_tokens=False).input_ids

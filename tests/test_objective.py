@@ -17,7 +17,7 @@ from zoodip_core.model.kinds import TINY_PATH
 from zoodip_core.model.latents import CachedPosteriors, encode_images
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.memory import activation_peak
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.tokens import initial_vectors
 from zoodip_core.train.draws import Draw, fixed_draws, mean_losses
 from zoodip_core.train.objective import DiffusionObjective
@@ -27,19 +27,19 @@ PIP = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip"
 CAPTION = "a {} in the snow"
 
 
-def objective_of(model: QuantizedModel, num_vectors: int = 1) -> DiffusionObjective:
+def objective_of(model: StableDiffusion, num_vectors: int = 1) -> DiffusionObjective:
     images, _ = load_images([PIP], 48)
     prompt = model.prompt(CAPTION, num_vectors)
     return DiffusionObjective(model, encode_images(model, images), [[prompt]] * len(images), PUTS())
 
 
 @pytest.fixture(scope="module")
-def float_model() -> QuantizedModel:
+def float_model() -> StableDiffusion:
     return load_quantized(weights="none")
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_loss_is_equation_1(float_model: QuantizedModel, prediction_type: str) -> None:
+def test_loss_is_equation_1(float_model: StableDiffusion, prediction_type: str) -> None:
     """Eq. 1 by hand: alpha-bar from SD's betas in NumPy, the token written into the embedding table."""
     objective = objective_of(float_model)
     info = replace(float_model.info, prediction_type=prediction_type)
@@ -70,7 +70,7 @@ def test_loss_is_equation_1(float_model: QuantizedModel, prediction_type: str) -
         assert ours[row].item() == pytest.approx(((out - target) ** 2).mean(), rel=1e-5)
 
 
-def test_batched_equals_one_at_a_time(tiny_model: QuantizedModel) -> None:
+def test_batched_equals_one_at_a_time(tiny_model: StableDiffusion) -> None:
     objective = objective_of(tiny_model, num_vectors=2)
     candidates = torch.randn(5, 2, 128, generator=torch.Generator().manual_seed(0)) * 0.05
     draw = objective.draw(0, 0)
@@ -80,7 +80,7 @@ def test_batched_equals_one_at_a_time(tiny_model: QuantizedModel) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
 
 
-def test_all_candidates_see_the_same_draw(tiny_model: QuantizedModel) -> None:
+def test_all_candidates_see_the_same_draw(tiny_model: StableDiffusion) -> None:
     objective = objective_of(tiny_model)
     same = torch.zeros(4, 1, 128)
     losses = objective.losses(same, objective.draw(1, 2))
@@ -88,7 +88,7 @@ def test_all_candidates_see_the_same_draw(tiny_model: QuantizedModel) -> None:
     assert not torch.equal(losses, objective.losses(same, objective.draw(1, 3)))
 
 
-def test_finite_differences_match_autograd(float_model: QuantizedModel) -> None:
+def test_finite_differences_match_autograd(float_model: StableDiffusion) -> None:
     """The directional derivative from two forwards, against backpropagation through an own forward."""
     objective = objective_of(float_model)
     token = initial_vectors(float_model.tokenizers, float_model.text_encoders, "monster", 1)
@@ -117,7 +117,7 @@ def test_finite_differences_match_autograd(float_model: QuantizedModel) -> None:
     assert measured.item() == pytest.approx((gradient * direction).sum().item(), rel=2e-2)
 
 
-def test_no_autograd_graph_is_ever_built(tiny_model: QuantizedModel) -> None:
+def test_no_autograd_graph_is_ever_built(tiny_model: StableDiffusion) -> None:
     objective = objective_of(tiny_model)
 
     def saved(_tensor: torch.Tensor) -> Any:
@@ -130,7 +130,7 @@ def test_no_autograd_graph_is_ever_built(tiny_model: QuantizedModel) -> None:
     assert losses.grad_fn is None
 
 
-def test_training_takes_no_more_memory_than_inference(tiny_model: QuantizedModel) -> None:
+def test_training_takes_no_more_memory_than_inference(tiny_model: StableDiffusion) -> None:
     """Beside diffusers' own forward of the same batch."""
     objective = objective_of(tiny_model)
     candidates = torch.zeros(3, 1, 128)
@@ -166,7 +166,7 @@ def test_posterior_is_sampled_exactly() -> None:
     assert samples.std().item() == pytest.approx(0.25, abs=0.01)
 
 
-def test_the_vae_leaves_memory(tiny_model: QuantizedModel) -> None:
+def test_the_vae_leaves_memory(tiny_model: StableDiffusion) -> None:
     import gc
 
     from diffusers import AutoencoderKL
@@ -177,7 +177,7 @@ def test_the_vae_leaves_memory(tiny_model: QuantizedModel) -> None:
     assert not [o for o in gc.get_objects() if isinstance(o, AutoencoderKL)]
 
 
-def test_every_image_and_caption_is_drawn(tiny_model: QuantizedModel) -> None:
+def test_every_image_and_caption_is_drawn(tiny_model: StableDiffusion) -> None:
     images, _ = load_images([PIP], 48)
     prompts = [tiny_model.prompt(text, 1) for text in ("a {}", "the {}", "my {}")]
     objective = DiffusionObjective(tiny_model, encode_images(tiny_model, images), [prompts] * len(images), PUTS())
@@ -185,7 +185,7 @@ def test_every_image_and_caption_is_drawn(tiny_model: QuantizedModel) -> None:
     assert len(seen) == 3 * len(images)
 
 
-def test_held_out_draws_are_the_same_for_every_token(tiny_model: QuantizedModel) -> None:
+def test_held_out_draws_are_the_same_for_every_token(tiny_model: StableDiffusion) -> None:
     objective = objective_of(tiny_model)
     draws = fixed_draws(7, 2, (500, 700), repeats=2)
     assert len({draw.step for draw in draws}) == len(draws) == 8

@@ -21,7 +21,7 @@ from zoodip_core.model.calls import calls_in
 from zoodip_core.model.embedding import check_fits, describe, load_embeddings, serialize
 from zoodip_core.model.embedding_tensors import MAX_BYTES
 from zoodip_core.model.generation import encode_text
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 
 Tensors = dict[str, torch.Tensor]
 
@@ -38,13 +38,13 @@ REX, PIP = learned("<rex>", 2, 1), learned("<pip>", 3, 2)
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch, tiny_model: QuantizedModel) -> list[dict[str, Any]]:
+def drawn(monkeypatch: pytest.MonkeyPatch, tiny_model: StableDiffusion) -> list[dict[str, Any]]:
     """What the command draws, without drawing: a call of ``generate`` as it encodes its texts."""
     from PIL import Image
 
     asked: list[dict[str, Any]] = []
 
-    def encode_only(model: QuantizedModel, prompts: list[str], seeds: list[int], **more: Any) -> list[Any]:
+    def encode_only(model: StableDiffusion, prompts: list[str], seeds: list[int], **more: Any) -> list[Any]:
         texts = [*prompts, more["negative_prompt"]]
         found = calls_in(texts, more["embedding"])
         asked.append({text: [each.token for each in call.embeddings] for text, call in zip(texts, found, strict=True)})
@@ -66,7 +66,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 # ---------------------------------------------------------------- several in one prompt
 
 
-def by_hand(model: QuantizedModel, pieces: list[str | torch.Tensor]) -> torch.Tensor:
+def by_hand(model: StableDiffusion, pieces: list[str | torch.Tensor]) -> torch.Tensor:
     """What the text encoder makes of words and vectors put one after the other into its input embeddings."""
     (tokenizer,), (encoder,) = model.tokenizers, model.text_encoders
     text = encoder.text_model if hasattr(encoder, "text_model") else encoder
@@ -101,7 +101,7 @@ def by_hand(model: QuantizedModel, pieces: list[str | torch.Tensor]) -> torch.Te
     ],
 )
 def test_two_tokens_stand_where_their_names_stood(
-    tiny_model: QuantizedModel, prompt: str, pieces: list[str | Embedding]
+    tiny_model: StableDiffusion, prompt: str, pieces: list[str | Embedding]
 ) -> None:
     expected = [piece if isinstance(piece, str) else piece.vectors for piece in pieces]
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_two_tokens_stand_where_their_names_stood(
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_one_token_of_two_is_as_if_it_were_alone(tiny_model: QuantizedModel) -> None:
+def test_one_token_of_two_is_as_if_it_were_alone(tiny_model: StableDiffusion) -> None:
     with torch.no_grad():
         both, alone = (encode_text(tiny_model, "a <rex> here", given).hidden for given in ([PIP, REX], REX))
     assert torch.equal(both, alone)
@@ -155,7 +155,7 @@ def test_no_name_eats_another(tokens: tuple[str, ...], prompt: str, text: str, c
         assert (call.text, tuple(each.token for each in call.embeddings)) == (text, called)
 
 
-def test_what_could_be_either_is_refused(tiny_model: QuantizedModel) -> None:
+def test_what_could_be_either_is_refused(tiny_model: StableDiffusion) -> None:
     with pytest.raises(EmbeddingFileError, match="2 embeddings have the same token <rex>"):
         calls_in(["<rex>"], [REX, learned("<rex>", seed=5)])
     with pytest.raises(ConfigError, match="may be any of 2 tokens"):

@@ -28,8 +28,8 @@ from zoodip_core.data.prompts import captions_for, with_slots
 from zoodip_core.model.embedding import Embedding, save_embedding
 from zoodip_core.model.memory import predict_memory
 from zoodip_core.model.quantize import QuantizedLayer
-from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.model.recognise import identify, open_model
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.tokens import EncodedPrompt
 from zoodip_core.search.guard import Guard
 from zoodip_core.tiny import concepts
@@ -327,7 +327,7 @@ def test_the_part_that_is_not_finite_is_named_before_anything_is_written(
 
 
 def test_nothing_that_is_not_finite_is_drawn(
-    tiny_model: QuantizedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("zoodip_core.cli.arguments.load_quantized", lambda *_args, **_more: tiny_model)
     hook = tiny_model.unet.conv_out.register_forward_hook(lambda _layer, _given, out: out * torch.nan)

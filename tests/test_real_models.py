@@ -20,8 +20,8 @@ from zoodip_core.base.errors import ModelError
 from zoodip_core.cli.main import main
 from zoodip_core.model.blueprint import Blueprint
 from zoodip_core.model.memory import predict_memory
-from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.model.recognise import open_model
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.tokens import EncodedPrompt
 from zoodip_core.tiny import concepts
 
@@ -41,7 +41,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallModels:
 
 
 @torch.no_grad()
-def assert_is(model: QuantizedModel, modules: dict[str, Any]) -> None:
+def assert_is(model: StableDiffusion, modules: dict[str, Any]) -> None:
     """Texts, UNet and VAE compute what the modules do that the file was written from."""
     close = functools.partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3)
     ids = torch.randint(0, 98, (1, 77), generator=torch.Generator().manual_seed(0))
@@ -71,7 +71,7 @@ def assert_holds(blueprint: Blueprint, modules: dict[str, Any]) -> None:
             assert torch.equal(found.float(), tensor), f"{part}.{name}"
 
 
-def loaded(path: Path, **settings: Any) -> QuantizedModel:
+def loaded(path: Path, **settings: Any) -> StableDiffusion:
     return load_quantized(path, weights="none", dtype="float32", device="cpu", **settings)
 
 

@@ -24,7 +24,7 @@ from zoodip_core.base.events import Message
 from zoodip_core.cli import main as cli
 from zoodip_core.cli import train as train_command
 from zoodip_core.cli.demo import demo_config
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.search.guard import Guard
 from zoodip_core.search.optimizers import OPTIMIZERS, NormalizedSGD
 from zoodip_core.search.preconditioner import FLOOR, Spread, spread_of
@@ -95,7 +95,7 @@ def test_whole_words_count() -> None:
     assert word_ids(many) == [2, *range(100, 200)]
 
 
-def test_the_embedded_models_shape_points_where_its_words_differ(tiny_model: QuantizedModel) -> None:
+def test_the_embedded_models_shape_points_where_its_words_differ(tiny_model: StableDiffusion) -> None:
     spread = vocabulary_spread(tiny_model.tokenizers, tiny_model.text_encoders)
     assert spread.basis.shape == (64, 128)
     torch.testing.assert_close(spread.basis @ spread.basis.T, torch.eye(64), atol=1e-5, rtol=0)
@@ -347,7 +347,7 @@ def config_of(**settings: Any) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+def whole(tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     return train(config_of(), tmp_path_factory.mktemp("recipe") / "run", tiny_model)
 
 
@@ -379,7 +379,7 @@ def test_another_averaging_is_noticed(whole: TrainResult, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_stop_at_any_step_and_resume(whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_stop_at_any_step_and_resume(whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     """One run, stopped after steps before, at and after a check, each time gone on with."""
     for stop in (1, 3, 4, 10):
         go = train if stop == 1 else resume
@@ -390,7 +390,7 @@ def test_stop_at_any_step_and_resume(whole: TrainResult, tiny_model: QuantizedMo
 
 
 @pytest.fixture(scope="module")
-def stopped(tiny_model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+def stopped(tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """To be copied."""
     return train(config_of(), tmp_path_factory.mktemp("stopped") / "run", tiny_model, stop_after=7)
 
@@ -403,7 +403,7 @@ def run(stopped: TrainResult, tmp_path: Path) -> Path:
 
 
 def test_the_journal_alone_leads_to_any_step(
-    whole: TrainResult, stopped: TrainResult, run: Path, tiny_model: QuantizedModel, tmp_path: Path
+    whole: TrainResult, stopped: TrainResult, run: Path, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     (tmp_path / "run" / "state.safetensors").unlink()
     rewound = rewind(tmp_path / "run", 7, tmp_path / "seven.safetensors")
@@ -414,7 +414,7 @@ def test_the_journal_alone_leads_to_any_step(
 
 @pytest.mark.parametrize("damage", ["gone", "torn", "of another kind", "endless numbers"])
 def test_lost_directions_are_made_anew(
-    damage: str, whole: TrainResult, run: Path, tiny_model: QuantizedModel, tmp_path: Path
+    damage: str, whole: TrainResult, run: Path, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -440,7 +440,7 @@ def test_lost_directions_are_made_anew(
 
 
 def test_a_converged_run_ends_early_with_its_best_token(
-    tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = iter([1.0, 0.9, 0.6, 0.61, 0.61])
     monkeypatch.setattr(Training, "_check_loss", lambda self: next(held))
@@ -463,7 +463,7 @@ def test_a_converged_run_ends_early_with_its_best_token(
     assert again.step == done.step
 
 
-def test_divergence_is_undone(tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_divergence_is_undone(tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The losses on fixed draws are given: a token that knows nothing is hardly worse than the word it starts from."""
     held = iter([1.0, 0.7, 0.9, 0.7, 0.6])
     monkeypatch.setattr(Training, "_check_loss", lambda self: next(held))
@@ -612,7 +612,7 @@ def test_a_loss_that_is_not_finite_moves_nothing() -> None:
         assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_a_run_whose_loss_is_lost_goes_back(tiny_model: QuantizedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_loss_is_lost_goes_back(tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss on the fixed draws that is not finite is the worst there can be; at the start there is no way back."""
     training = Training(config_of(), tiny_model)
     while not training.config.checked(training.search.step) or training.search.guard.point is None:

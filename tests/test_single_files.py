@@ -35,9 +35,9 @@ from zoodip_core.model.checkpoints import Checkpoint
 from zoodip_core.model.kinds import CLIP_PATH
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantize import QuantizedLayer
-from zoodip_core.model.quantized import QuantizedModel
 from zoodip_core.model.quantized_parts import Parts
 from zoodip_core.model.recognise import identify, open_model
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_table import table_of
 from zoodip_core.model.tokens import EncodedPrompt
 
@@ -155,7 +155,7 @@ class Lean:
     written: Path
 
     @torch.no_grad()
-    def prediction(self, model: QuantizedModel) -> Tensor:
+    def prediction(self, model: StableDiffusion) -> Tensor:
         """A model's output for two candidates in a prompt of a few of the words."""
         generator = torch.Generator().manual_seed(5)
         prompt = EncodedPrompt(torch.tensor([[98, 7, 3, 50, *[99] * 73]]), (2,), 1)
@@ -188,7 +188,7 @@ def lean(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], L
 
 
 @torch.no_grad()
-def predicted(model: QuantizedModel, truth: Truth) -> Tensor:
+def predicted(model: StableDiffusion, truth: Truth) -> Tensor:
     """Our UNet's output for the candidates, on our text."""
     condition = model.encode(model.prompt(CAPTION, 1), truth.candidates)
     return model.predict(truth.noisy, 500, condition, TIME_IDS)
@@ -199,7 +199,7 @@ def error(ours: Tensor, true: Tensor) -> float:
     return ((ours.float() - true.float()).norm() / true.float().norm()).item()
 
 
-def networks(model: QuantizedModel) -> dict[str, Any]:
+def networks(model: StableDiffusion) -> dict[str, Any]:
     """A model's UNet and text encoders by name."""
     return {"unet": model.unet, **dict(zip(model.blueprint.text_parts, model.text_encoders, strict=True))}
 
@@ -210,7 +210,7 @@ def same_states(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return ours.keys() == others.keys() and all(torch.equal(ours[name], others[name]) for name in ours)
 
 
-def same(one: QuantizedModel, other: QuantizedModel) -> bool:
+def same(one: StableDiffusion, other: StableDiffusion) -> bool:
     """Whether two models that were not prompted yet are the same."""
     return all(same_states(network, networks(other)[part]) for part, network in networks(one).items())
 
@@ -393,7 +393,7 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def cached(file: Path, cache: Path, weights: str = "int8") -> QuantizedModel:
+def cached(file: Path, cache: Path, weights: str = "int8") -> StableDiffusion:
     return load_quantized(file, weights=weights, device="cpu", cache=cache)
 
 

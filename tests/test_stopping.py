@@ -25,7 +25,7 @@ from zoodip_core.cli.main import main
 from zoodip_core.model.generation import generate
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantize import QuantizedLayer
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.train.loop import TrainResult
 
 PIP = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip"
@@ -54,7 +54,7 @@ def config_of(**settings: Any) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+def whole(tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """An uninterrupted run, for others to equal."""
     return train_token(config_of(), tmp_path_factory.mktemp("whole") / "run", model=tiny_model)
 
@@ -73,7 +73,7 @@ def saved_step(run: Path) -> int:
 
 
 @contextlib.contextmanager
-def forwards_of(model: QuantizedModel) -> Iterator[list[int]]:
+def forwards_of(model: StableDiffusion) -> Iterator[list[int]]:
     """A list that grows by one with each forward pass of the UNet."""
     passes: list[int] = []
     hook = model.unet.conv_in.register_forward_hook(lambda *_: passes.append(1))
@@ -88,7 +88,7 @@ def forwards_of(model: QuantizedModel) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("passes", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3)), 17])
 def test_a_stop_in_the_middle_of_a_step_runs_not_one_forward_more(
-    passes: int, whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+    passes: int, whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     """After the first, middle and last candidate of a step, and before the run's very last one."""
     with forwards_of(tiny_model) as taken:
@@ -104,7 +104,7 @@ def test_a_stop_in_the_middle_of_a_step_runs_not_one_forward_more(
 
 
 def test_a_stop_after_the_last_forward_finds_the_run_finished(
-    whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+    whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     with forwards_of(tiny_model) as taken:
         commands = Commands(lambda: len(taken) >= STEPS * CANDIDATES)
@@ -114,7 +114,7 @@ def test_a_stop_after_the_last_forward_finds_the_run_finished(
 
 
 def test_a_run_stopped_again_and_again_ends_in_the_same_bytes(
-    whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+    whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     """Eight forwards a session: each takes two steps and throws two candidates of the next one away."""
     sessions = 0
@@ -134,7 +134,7 @@ def test_a_run_stopped_again_and_again_ends_in_the_same_bytes(
 
 
 def test_a_stop_while_images_are_encoded_writes_nothing(
-    tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[int] = []
     counting = False
@@ -193,7 +193,7 @@ def test_a_stop_while_layers_are_loaded_writes_nothing(
     assert_same(tmp_path / "run", whole)
 
 
-def test_a_stop_before_anything_writes_nothing(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_a_stop_before_anything_writes_nothing(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     with forwards_of(tiny_model) as taken, pytest.raises(Stopped):
         train_token(config_of(), tmp_path / "run", model=tiny_model, commands=Commands(lambda: True))
     assert not taken
@@ -201,7 +201,7 @@ def test_a_stop_before_anything_writes_nothing(tiny_model: QuantizedModel, tmp_p
 
 
 def test_a_stop_before_a_run_goes_on_leaves_its_folder_as_it_was(
-    short: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+    short: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     run = shutil.copytree(short.path.parent, tmp_path / "run")
     before = contents(run)
@@ -211,7 +211,7 @@ def test_a_stop_before_a_run_goes_on_leaves_its_folder_as_it_was(
 
 
 def test_a_stop_while_samples_are_drawn_is_answered_within_one_denoising_step(
-    whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+    whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     until = 2 * CANDIDATES + 3
     with forwards_of(tiny_model) as taken:
@@ -227,7 +227,7 @@ def test_a_stop_while_samples_are_drawn_is_answered_within_one_denoising_step(
 
 
 def test_a_stop_while_the_last_samples_are_drawn_finds_the_run_finished(
-    tiny_model: QuantizedModel, tmp_path: Path
+    tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     with forwards_of(tiny_model) as taken:
         commands = Commands(lambda: len(taken) >= 2 * CANDIDATES + 2)
@@ -238,7 +238,7 @@ def test_a_stop_while_the_last_samples_are_drawn_finds_the_run_finished(
     assert (tmp_path / "run" / "pip.safetensors").is_file()
 
 
-def test_drawing_is_left_within_one_denoising_step(tiny_model: QuantizedModel) -> None:
+def test_drawing_is_left_within_one_denoising_step(tiny_model: StableDiffusion) -> None:
     told: list[tuple[int, int]] = []
     with forwards_of(tiny_model) as taken, stopped_by(lambda: len(taken) >= 3), pytest.raises(Stopped):
         generate(tiny_model, ["a monster"], [0], num_inference_steps=10, on_step=lambda *done: told.append(done))
@@ -266,7 +266,7 @@ def test_whatever_an_event_handler_raises_the_state_is_saved(
     step: int,
     error: type[BaseException],
     whole: TrainResult,
-    tiny_model: QuantizedModel,
+    tiny_model: StableDiffusion,
     tmp_path: Path,
 ) -> None:
     """After the first step, between two saves, while saving."""
@@ -285,7 +285,7 @@ def test_whatever_an_event_handler_raises_the_state_is_saved(
 
 @pytest.mark.parametrize("kind", [Started, pytest.param(Sampled, marks=pytest.mark.slow), Message])
 def test_a_host_may_raise_at_any_event(
-    kind: type[Any], whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+    kind: type[Any], whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     def on_event(event: Event) -> None:
         if isinstance(event, kind):
@@ -331,7 +331,7 @@ def test_scopes_nest_and_are_undone() -> None:
     assert not stops()
 
 
-def test_a_stopped_training_leaves_no_stop_behind(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_a_stopped_training_leaves_no_stop_behind(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train_token(config_of(), tmp_path / "a", model=tiny_model, commands=Commands(lambda: True))
     assert not stops()
@@ -405,7 +405,7 @@ def test_two_trainings_at_once_are_stopped_apart(tmp_path: Path, whole: TrainRes
 
 
 def test_more_steps_end_as_a_run_of_that_many_from_the_start(
-    whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+    whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     assert train_token(config_of(steps=5), run, model=tiny_model).finished
@@ -419,7 +419,7 @@ def test_more_steps_end_as_a_run_of_that_many_from_the_start(
 
 
 def test_a_stopped_run_may_be_given_the_steps_it_has(
-    short: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+    short: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     commands = Commands()
     train_token(
@@ -434,7 +434,7 @@ def test_a_stopped_run_may_be_given_the_steps_it_has(
     assert_same(tmp_path / "run", short)
 
 
-def test_fewer_steps_than_were_taken_are_refused(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_fewer_steps_than_were_taken_are_refused(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train_token(config_of(steps=4), run, model=tiny_model)
     before = contents(run)
@@ -443,7 +443,7 @@ def test_fewer_steps_than_were_taken_are_refused(tiny_model: QuantizedModel, tmp
     assert contents(run) == before
 
 
-def test_steps_of_a_cosine_run_can_not_change(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_steps_of_a_cosine_run_can_not_change(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     """Its learning rate is a function of their number: it would not be the run from the start."""
     run = tmp_path / "run"
     train_token(config_of(steps=3, lr_schedule="cosine"), run, model=tiny_model)
@@ -455,7 +455,7 @@ def test_steps_of_a_cosine_run_can_not_change(tiny_model: QuantizedModel, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def short(tiny_model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+def short(tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """A finished run of two steps."""
     return train_token(config_of(steps=2), tmp_path_factory.mktemp("short") / "run", model=tiny_model)
 
@@ -464,7 +464,7 @@ def short(tiny_model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) 
     "change", [{"lr": 0.5}, {"seed": 1}, {"mu": 0.1}, {"n": 5}, {"token": "<other>"}, {"steps": 4, "tau": 9}]
 )
 def test_settings_that_decide_the_steps_can_not_change(
-    change: dict[str, Any], short: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+    change: dict[str, Any], short: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     run = shutil.copytree(short.path.parent, tmp_path / "run")
     before = contents(run)
@@ -490,7 +490,7 @@ def test_the_command_line_goes_on_to_more_steps(
 # ---------------------------------------------------------------- the curve goes on
 
 
-def test_the_losses_and_their_running_mean_go_on(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_the_losses_and_their_running_mean_go_on(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     steps = 8
     events: dict[str, list[Event]] = {"whole": [], "before": [], "after": []}
     train_token(config_of(steps=steps), tmp_path / "whole", model=tiny_model, on_event=events["whole"].append)

@@ -31,7 +31,7 @@ from zoodip_core.base.events import Event, Progress
 from zoodip_core.jobs.job import Job
 from zoodip_core.jobs.job_folder import task_of
 from zoodip_core.jobs.protocol import FAILED, FINISHED, RUNNING, STOPPED, UNFINISHED, WAITING
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.page import form as page_form
 from zoodip_core.page.studio import TINY_LABEL, Studio
 from zoodip_core.tiny import concepts
@@ -65,7 +65,7 @@ send("ended", state="finished", step=3)
 class Made:
     """Runs as a worker leaves them, trained once."""
 
-    def __init__(self, folder: Path, model: QuantizedModel) -> None:
+    def __init__(self, folder: Path, model: StableDiffusion) -> None:
         self.finished, self.stopped = folder / "finished", folder / "stopped"
         config = TrainConfig.from_preset(
             "tiny", images=(str(PIP.images),), captions=str(PIP.captions), token="<pip>", initializer="monster", **SHORT
@@ -82,7 +82,7 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tiny_model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(tmp_path_factory.mktemp("made"), tiny_model)
 
 
@@ -716,7 +716,7 @@ def test_a_bad_initializer_fails_in_the_worker_and_leaves_no_folder(tmp_path: Pa
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a signal of POSIX")
 @pytest.mark.slow
-def test_a_worker_that_was_killed_can_be_resumed_from(tmp_path: Path, tiny_model: QuantizedModel) -> None:
+def test_a_worker_that_was_killed_can_be_resumed_from(tmp_path: Path, tiny_model: StableDiffusion) -> None:
     """As the kernel does where memory is short; and then the program is started again."""
     desk = Desk(tmp_path, sys.executable)
     endless = {**FORM, **SHORT, "steps": 1_000_000, "save_every": 2, "sample_every": 1_000_000}

@@ -14,7 +14,7 @@ from zoodip_core import generate, train_token
 from zoodip_core.cli import demo
 from zoodip_core.cli.demo import demo_config, show
 from zoodip_core.data.images import load_images, to_tensor
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge
 from zoodip_core.tiny.scores import JUDGE, score
@@ -65,7 +65,7 @@ def test_the_judge_reads_drawn_pictures() -> None:
 
 
 @pytest.mark.slow
-def test_captions_are_obeyed(tiny_model: QuantizedModel) -> None:
+def test_captions_are_obeyed(tiny_model: StableDiffusion) -> None:
     """A quick look; ``tools/train_tiny.py --phase report`` prints the full table over 200 captions."""
     rng = np.random.default_rng(8)
     subjects: list[monsters.Monster] = []
@@ -85,7 +85,7 @@ def test_captions_are_obeyed(tiny_model: QuantizedModel) -> None:
         assert np.mean(right) >= least, name
 
 
-def test_the_vae_is_sharp(tiny_model: QuantizedModel) -> None:
+def test_the_vae_is_sharp(tiny_model: StableDiffusion) -> None:
     pictures = [image for name in concepts.names() for image in load_images([concepts.load(name).heldout], 48)[0]]
     real = to_tensor([image.picture for image in pictures])
     with tiny_model.vae("encoder") as encoder, tiny_model.vae("decoder") as decoder, torch.no_grad():
@@ -103,7 +103,7 @@ def test_scores_know_the_subject_from_others(name: str) -> None:
         assert own[figure] < foreign[figure] / 2 if "error" in figure else own[figure] > foreign[figure] + 0.3, figure
 
 
-def short_demo(name: str, folder: Path, model: QuantizedModel, **settings: Any) -> None:
+def short_demo(name: str, folder: Path, model: StableDiffusion, **settings: Any) -> None:
     concept = concepts.load(name)
     trained = train_token(demo_config(concept, **settings), folder, model=model)
     result = show(concept, model, trained, folder)
@@ -113,12 +113,14 @@ def short_demo(name: str, folder: Path, model: QuantizedModel, **settings: Any) 
 
 
 @pytest.mark.slow
-def test_the_demo_learns_a_subject(tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_learns_a_subject(
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo, "_SCORED", len(demo._PLACES))  # those that are shown
     short_demo("blueprint", tmp_path / "demo", tiny_model, steps=40)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", concepts.names())
-def test_every_concept_is_learned(name: str, tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_every_concept_is_learned(name: str, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     short_demo(name, tmp_path / name, tiny_model)

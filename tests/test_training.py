@@ -22,7 +22,7 @@ from zoodip_core import Commands, TrainConfig, load_embedding, resume_training, 
 from zoodip_core.base.errors import RunFolderError
 from zoodip_core.base.events import Event, Message, Progress, Sampled, Saved
 from zoodip_core.cli.main import main
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.train.loop import TrainResult
 from zoodip_core.train.presets import PAPER_PRESETS
 from zoodip_core.train.run_folder import Inputs, RunFolder
@@ -58,16 +58,16 @@ def stopping(step: int | None) -> dict[str, Any]:
     return {"on_event": on_event, "commands": commands}
 
 
-def train(config: TrainConfig, path: Path, model: QuantizedModel, stop_after: int | None = None) -> TrainResult:
+def train(config: TrainConfig, path: Path, model: StableDiffusion, stop_after: int | None = None) -> TrainResult:
     return train_token(config, path, model=model, **stopping(stop_after))
 
 
-def resume(_config: TrainConfig, path: Path, model: QuantizedModel, stop_after: int | None = None) -> TrainResult:
+def resume(_config: TrainConfig, path: Path, model: StableDiffusion, stop_after: int | None = None) -> TrainResult:
     return resume_training(path, model=model, **stopping(stop_after))
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+def whole(tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """An uninterrupted run, for others to equal."""
     return train(config_of(), tmp_path_factory.mktemp("whole") / "run", tiny_model)
 
@@ -106,7 +106,7 @@ def test_the_file_tells_how_it_was_made(whole: TrainResult) -> None:
     assert str(Path.cwd()) not in str(read.metadata)  # nothing of the user's folders
 
 
-def test_stop_at_any_step_and_resume(whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_stop_at_any_step_and_resume(whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path) -> None:
     """One run, stopped after steps before, at and after a save and a turn, each time gone on with."""
     for stop in (1, 4, 5, 11, 13):
         stopped = (train if stop == 1 else resume)(config_of(), tmp_path / "run", tiny_model, stop_after=stop)
@@ -120,7 +120,7 @@ def test_stop_at_any_step_and_resume(whole: TrainResult, tiny_model: QuantizedMo
 
 
 def test_steps_after_the_saved_state_are_not_lost(
-    whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+    whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     """A run killed between two saves: its journal is ahead of its state, its last line torn."""
     train(config_of(), tmp_path / "run", tiny_model, stop_after=10)
@@ -133,7 +133,7 @@ def test_steps_after_the_saved_state_are_not_lost(
 
 
 def test_a_run_killed_before_its_first_save_starts_over(
-    whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path
+    whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     train(config_of(), tmp_path / "run", tiny_model, stop_after=2)
     (tmp_path / "run" / "state.safetensors").unlink()
@@ -151,7 +151,7 @@ def test_a_run_killed_before_its_first_save_starts_over(
     ],
     ids=["spsa-zosgd", "one-point-plain-snr", "three-vectors-flips"],
 )
-def test_other_settings_resume_as_well(settings: dict[str, Any], tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_other_settings_resume_as_well(settings: dict[str, Any], tiny_model: StableDiffusion, tmp_path: Path) -> None:
     config = config_of(steps=9, **settings)
     straight = train(config, tmp_path / "a", tiny_model)
     train(config, tmp_path / "b", tiny_model, stop_after=6)
@@ -161,25 +161,25 @@ def test_other_settings_resume_as_well(settings: dict[str, Any], tiny_model: Qua
 class Changeable:
     """A stopped run whose model, images and captions can be changed."""
 
-    def __init__(self, folder: Path, model: QuantizedModel) -> None:
+    def __init__(self, folder: Path, model: StableDiffusion) -> None:
         self.images, self.captions, self.run = folder / "images", folder / "captions.json", folder / "run"
         shutil.copytree(PIP / "images", self.images)
         shutil.copy(PIP / "images.json", self.captions)
         config = config_of(images=(str(self.images),), captions=str(self.captions))
         train(config, self.run, model, stop_after=3)
 
-    def refused(self, model: QuantizedModel) -> str:
+    def refused(self, model: StableDiffusion) -> str:
         with pytest.raises(RunFolderError, match="not those of this run any more; put them back, or start a n") as told:
             resume_training(self.run, model=model)
         return str(told.value).removeprefix(f"{self.run}: ")
 
 
 @pytest.fixture
-def changeable(tiny_model: QuantizedModel, tmp_path: Path) -> Changeable:
+def changeable(tiny_model: StableDiffusion, tmp_path: Path) -> Changeable:
     return Changeable(tmp_path, tiny_model)
 
 
-def another(model: QuantizedModel, **scheduler: Any) -> QuantizedModel:
+def another(model: StableDiffusion, **scheduler: Any) -> StableDiffusion:
     """The model with another noise schedule, or other weights."""
     configs = {**model.blueprint.configs, "scheduler": {**model.blueprint.configs["scheduler"], **scheduler}}
     blueprint = dataclasses.replace(model.blueprint, configs=configs)
@@ -188,7 +188,7 @@ def another(model: QuantizedModel, **scheduler: Any) -> QuantizedModel:
     return dataclasses.replace(model, blueprint=blueprint)
 
 
-def test_a_resume_says_what_has_changed(changeable: Changeable, tiny_model: QuantizedModel) -> None:
+def test_a_resume_says_what_has_changed(changeable: Changeable, tiny_model: StableDiffusion) -> None:
     for model in (another(tiny_model), another(tiny_model, beta_end=0.02)):
         assert changeable.refused(model).startswith("the model's weights or noise schedule (tiny) are not")
 
@@ -204,7 +204,7 @@ def test_a_resume_says_what_has_changed(changeable: Changeable, tiny_model: Quan
     assert told.startswith("the model's weights or noise schedule (tiny) and the images (")
 
 
-def test_a_state_of_before_says_that_something_has_changed(changeable: Changeable, tiny_model: QuantizedModel) -> None:
+def test_a_state_of_before_says_that_something_has_changed(changeable: Changeable, tiny_model: StableDiffusion) -> None:
     folder = RunFolder.open(changeable.run)
     saved = folder.saved_state()
     assert saved
@@ -213,7 +213,7 @@ def test_a_state_of_before_says_that_something_has_changed(changeable: Changeabl
     assert changeable.refused(tiny_model).startswith("the model, images or captions are not")
 
 
-def test_events_tell_progress_saves_and_samples(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_events_tell_progress_saves_and_samples(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     events: list[Event] = []
     commands = Commands()
 
@@ -238,7 +238,7 @@ def test_events_tell_progress_saves_and_samples(tiny_model: QuantizedModel, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_the_batch_it_had(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_the_batch_it_had(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     """Its rounding is part of the run; as many candidates at once as before, whatever there is room for now."""
     settings = {"steps": 6, "save_every": 2}
     path = tmp_path / "run"
@@ -253,7 +253,7 @@ def test_a_run_goes_on_with_the_batch_it_had(tiny_model: QuantizedModel, tmp_pat
 
 
 def test_samples_that_find_no_room_do_not_end_the_run(
-    tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_room(*_arguments: Any, **_settings: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -272,7 +272,7 @@ def test_samples_that_find_no_room_do_not_end_the_run(
     ]
 
 
-def test_training_leaves_global_randomness_and_settings_alone(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_training_leaves_global_randomness_and_settings_alone(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     torch.manual_seed(123)
     before, threads, grad = torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled()
     train(config_of(steps=2, sample_every=2), tmp_path / "run", tiny_model)
@@ -332,7 +332,7 @@ def test_ctrl_c_saves_and_prints_the_command_that_goes_on(tmp_path: Path) -> Non
 
 
 def test_generate_and_inspect(
-    whole: TrainResult, tiny_model: QuantizedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["generate", "--embedding", str(whole.path), "--prompt", "a <pip> in the snow", "--steps", "2"]
     assert main([*arguments, "--count", "2", "--output", str(tmp_path / "a")]) == 0
@@ -350,7 +350,7 @@ def test_generate_and_inspect(
         assert expected in shown
 
 
-def test_a_strangers_token_name_is_no_path(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_a_strangers_token_name_is_no_path(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     torch.save({"../../up": torch.zeros(1, 128)}, tmp_path / "learned.bin")
     arguments = ["generate", "--embedding", str(tmp_path / "learned.bin"), "--prompt", "a ../../up", "--steps", "1"]
     assert main([*arguments, "--output", str(tmp_path / "deep" / "er" / "out")]) == 0

@@ -34,7 +34,7 @@ from zoodip_core.jobs.tasks import check, telling, work
 from zoodip_core.model.building import build
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.memory import CUDA_CONTEXT
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
 from zoodip_core.train.run_folder import RunFolder
 
@@ -68,14 +68,14 @@ def job_in(folder: Path, kind: str = "train", changes: dict[str, Any] | None = N
     return write_task(folder, kind, folder, settings=settings_of(**settings), preset="paper", changes=changes or {})
 
 
-def uninterrupted(folder: Path, model: QuantizedModel, **settings: Any) -> bytes:
+def uninterrupted(folder: Path, model: StableDiffusion, **settings: Any) -> bytes:
     """The token of a run in this process."""
     return train_token(
         TrainConfig.from_preset("tiny", **settings_of(**settings)), folder, model=model
     ).path.read_bytes()
 
 
-def assert_goes_on(run: Path, folder: Path, model: QuantizedModel) -> None:
+def assert_goes_on(run: Path, folder: Path, model: StableDiffusion) -> None:
     """Check that a run which was cut off ends in the same bytes as one that was not: three steps further on."""
     assert not list(run.rglob("*.part"))
     steps = RunFolder.open(run).step() + 3
@@ -233,7 +233,7 @@ def test_a_training_tells_its_events_in_order(trained: Process) -> None:
 
 
 def test_a_training_in_a_worker_ends_in_the_same_bytes(
-    trained: Process, tiny_model: QuantizedModel, tmp_path: Path
+    trained: Process, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     assert (trained.run / "pip.safetensors").read_bytes() == uninterrupted(tmp_path / "here", tiny_model)
     for name in ("steps.jsonl", "state.safetensors", "loss.png"):
@@ -315,7 +315,7 @@ def test_a_save_and_samples_are_made_when_asked(stopped: Process) -> None:
 
 
 def test_a_worker_that_was_ended_goes_on_to_the_same_bytes(
-    stopped: Process, tiny_model: QuantizedModel, tmp_path: Path
+    stopped: Process, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     assert_goes_on(stopped.run, tmp_path / "whole", tiny_model)
 
@@ -335,7 +335,7 @@ threading.Event().wait()
 
 @pytest.mark.slow
 @on_posix
-def test_a_worker_whose_parent_was_killed_saves_and_is_gone(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_a_worker_whose_parent_was_killed_saves_and_is_gone(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     """The real thing: the page's process is killed, and can tell the worker nothing any more."""
     settings = json.dumps(settings_of(steps=ENDLESS))
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), settings], cwd=ROOT)
@@ -456,7 +456,7 @@ def test_a_fault_of_the_program_leaves_its_traceback_in_the_log(failed: dict[str
 @pytest.mark.slow
 @on_posix
 def test_a_full_disk_is_told_and_the_last_saved_state_stands(
-    failed: dict[str, Process], tiny_model: QuantizedModel, tmp_path: Path
+    failed: dict[str, Process], tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
     process = failed["full"]
     assert process.popen.returncode == 2, process.errors.read_text()
@@ -477,7 +477,7 @@ def test_without_a_job_it_says_what_it_is(capsys: pytest.CaptureFixture[str], mo
 
 
 def done(
-    file: Path, monkeypatch: pytest.MonkeyPatch, model: QuantizedModel | None = None, commands: Commands | None = None
+    file: Path, monkeypatch: pytest.MonkeyPatch, model: StableDiffusion | None = None, commands: Commands | None = None
 ) -> tuple[int, list[dict[str, Any]]]:
     """Do a job here, on a model that is there; returns the exit code and the events."""
     if model:
@@ -538,7 +538,7 @@ def test_a_job_file_that_is_not_text_or_not_there(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_wrong_settings_are_told_and_nothing_is_written(
-    settings: dict[str, Any], words: str, tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], words: str, tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, events = done(job_in(tmp_path, **settings), monkeypatch, tiny_model)
     assert code == 2
@@ -612,7 +612,7 @@ def test_the_preset_is_the_models_and_the_tasks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["check", "train"])
 def test_a_stop_before_the_first_step_leaves_nothing(
-    kind: str, tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands = Commands()
     commands.stop()
@@ -622,7 +622,7 @@ def test_a_stop_before_the_first_step_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["task.json"]
 
 
-def stopped_after(step: int, folder: Path, model: QuantizedModel) -> None:
+def stopped_after(step: int, folder: Path, model: StableDiffusion) -> None:
     """Leave a run in ``folder``, stopped at a step."""
     commands = Commands()
 
@@ -636,7 +636,7 @@ def stopped_after(step: int, folder: Path, model: QuantizedModel) -> None:
 
 @pytest.mark.parametrize("place", ["run", "."])
 def test_a_run_goes_on_in_its_folder_or_is_it(
-    place: str, tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page's run lies in its job's folder, one of the command line is that folder."""
     stopped_after(2, tmp_path / place, tiny_model)
@@ -652,7 +652,7 @@ def test_a_run_goes_on_in_its_folder_or_is_it(
 
 
 def test_there_is_nothing_to_resume_with(
-    tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("resume", "show"):
         code, (event,) = done(job_in(tmp_path, kind), monkeypatch, tiny_model)
@@ -664,7 +664,7 @@ def test_there_is_nothing_to_resume_with(
 
 
 def test_the_newest_token_of_an_unfinished_run_is_drawn(
-    tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped_after(2, tmp_path / "run", tiny_model)
     drawn: list[Any] = []
@@ -677,7 +677,7 @@ def test_the_newest_token_of_an_unfinished_run_is_drawn(
 
 
 def test_a_run_without_a_token_can_not_be_drawn(
-    tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     RunFolder.create(tmp_path / "run", TrainConfig.from_preset("tiny", **settings_of()))
     code, events = done(job_in(tmp_path, "show"), monkeypatch, tiny_model)
@@ -697,7 +697,7 @@ def test_pictures_that_can_not_be_drawn(
     error: BaseException,
     code: int,
     event: dict[str, Any],
-    tiny_model: QuantizedModel,
+    tiny_model: StableDiffusion,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -720,7 +720,7 @@ def test_pictures_that_can_not_be_drawn(
 
 
 def test_drawing_is_stopped_as_well(
-    tiny_model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped_after(2, tmp_path / "run", tiny_model)
     commands = Commands()
@@ -755,7 +755,7 @@ class ClosedPipe(io.RawIOBase):
         raise OSError(5, "Input/output error")
 
 
-def test_events_that_nobody_takes_end_no_training(tiny_model: QuantizedModel, tmp_path: Path) -> None:
+def test_events_that_nobody_takes_end_no_training(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     out = Outbox(ClosedPipe())  # type: ignore[arg-type]
     config = TrainConfig.from_preset("tiny", **settings_of())
     assert train_token(config, tmp_path / "run", model=tiny_model, on_event=telling(out)).finished

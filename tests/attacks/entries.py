@@ -365,9 +365,16 @@ class _Nodes:
 
 def _small_model() -> Any:
     info = SimpleNamespace(path=Path("model.safetensors"), family="sd1", prediction_type="epsilon")
-    blueprint = SimpleNamespace(fingerprint="0", configs={"scheduler": {}})
+    own = {"model": "model.safetensors", "weights": "int8", "dtype": "float32", "device": "cpu"}
     return SimpleNamespace(
-        info=info, blueprint=blueprint, dtype=torch.float32, device="cpu", weights="int8", unload=lambda: None
+        info=info,
+        fingerprint="0",
+        schedule={},
+        dtype=torch.float32,
+        device="cpu",
+        weights="int8",
+        settings=lambda: own,
+        unload=lambda: None,
     )
 
 

@@ -32,7 +32,7 @@ from zoodip_core.base.events import Commands
 from zoodip_core.base.stopping import check_stop
 from zoodip_core.model import memory
 from zoodip_core.model.load import load_quantized
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.train import loop
 from zoodip_core.train.draws import Draw
 from zoodip_core.train.objective import DiffusionObjective
@@ -91,7 +91,7 @@ def forked(work: Callable[[], None]) -> int:
     os._exit(0)
 
 
-def watched(board: Board, run: Path, model: QuantizedModel, steps: int) -> None:
+def watched(board: Board, run: Path, model: StableDiffusion, steps: int) -> None:
     board.watch()
     resume(run, model, steps)
 
@@ -102,7 +102,7 @@ def wait(number: int) -> None:
         raise DisturbedError(f"a process ended with {os.waitstatus_to_exitcode(status)}")
 
 
-def resume(run: Path, model: QuantizedModel, steps: int, stop_after: int | None = None) -> None:
+def resume(run: Path, model: StableDiffusion, steps: int, stop_after: int | None = None) -> None:
     """Start a run, or resume with it, to the end or to a stop."""
     commands = Commands()
     on_event = stopping(commands, stop_after)
@@ -122,7 +122,7 @@ def check(run: Path, whole: Path) -> None:
 # ---------------------------------------------------------------- kills
 
 
-def kills(place: Path, model: QuantizedModel, count: int, steps: int, seed: int) -> None:
+def kills(place: Path, model: StableDiffusion, count: int, steps: int, seed: int) -> None:
     """Kill runs at random moments, again and again until each has ended, until so many kills are done."""
     board, chance = Board(), random.Random(seed)
     whole = place / "whole"
@@ -171,7 +171,7 @@ def kills(place: Path, model: QuantizedModel, count: int, steps: int, seed: int)
 # ---------------------------------------------------------------- resumes
 
 
-def resumes(place: Path, model: QuantizedModel, steps: int, interpreters: bool) -> None:
+def resumes(place: Path, model: StableDiffusion, steps: int, interpreters: bool) -> None:
     """Stop after every step, go on in another process."""
     whole = place / "whole"
     wait(forked(lambda: resume(whole, model, steps)))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoodip_core.base.events import Commands, Event, Progress
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
 from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.loop import TrainResult, train_token
@@ -35,7 +35,7 @@ def config_of(**settings: Any) -> TrainConfig:
     )
 
 
-def train(path: Path, model: QuantizedModel, stop_after: int | None = None, **settings: Any) -> TrainResult:
+def train(path: Path, model: StableDiffusion, stop_after: int | None = None, **settings: Any) -> TrainResult:
     """Train, to the end or to a stop after a step."""
     commands = Commands()
     return train_token(

@@ -14,7 +14,7 @@ from tests.faults.run import assert_same
 from zoodip_core.base.errors import ConfigError, RunFolderError
 from zoodip_core.base.events import Event, Message
 from zoodip_core.model.embedding import load_embedding
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.train import journal
 from zoodip_core.train.loop import resume_training
 from zoodip_core.train.replay import restore
@@ -101,7 +101,7 @@ def test_a_changed_byte_in_a_journal_is_found(run: Path, thetas: list[torch.Tens
 
 
 @pytest.mark.parametrize("line", [2, 8])
-def test_a_damaged_journal_is_said_and_resumed_from(line: int, run: Path, whole: Path, model: QuantizedModel) -> None:
+def test_a_damaged_journal_is_said_and_resumed_from(line: int, run: Path, whole: Path, model: StableDiffusion) -> None:
     state_at(run, 5)
     (run / "pip.safetensors").unlink()
     lines = (run / "steps.jsonl").read_bytes().splitlines(keepends=True)
@@ -120,7 +120,7 @@ def test_a_damaged_journal_is_said_and_resumed_from(line: int, run: Path, whole:
 
 @pytest.mark.parametrize("names", [("steps.jsonl",), ("state.safetensors",), ("steps.jsonl", "state.safetensors")])
 def test_files_that_are_gone_cost_no_more_than_their_steps(
-    names: tuple[str, ...], run: Path, whole: Path, model: QuantizedModel
+    names: tuple[str, ...], run: Path, whole: Path, model: StableDiffusion
 ) -> None:
     for name in (*names, "pip.safetensors"):
         (run / name).unlink()
@@ -130,7 +130,7 @@ def test_files_that_are_gone_cost_no_more_than_their_steps(
         assert (run / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_steps_that_come_out_otherwise_are_taken_again(run: Path, whole: Path, model: QuantizedModel) -> None:
+def test_steps_that_come_out_otherwise_are_taken_again(run: Path, whole: Path, model: StableDiffusion) -> None:
     """As where another processor or version rounds differently; here the settings were changed by hand."""
     config = (run / "config.json").read_text()
     (run / "state.safetensors").unlink()
@@ -165,7 +165,7 @@ def test_a_state_cut_or_changed_at_any_byte_is_found(run: Path) -> None:
                 assert all(torch.equal(found[key], sound[key]) for key in sound)
 
 
-def test_a_newer_state_is_refused_or_done_without(run: Path, model: QuantizedModel) -> None:
+def test_a_newer_state_is_refused_or_done_without(run: Path, model: StableDiffusion) -> None:
     file = run / "state.safetensors"
     with safe_open(file, framework="pt") as stored:
         about = stored.metadata()["about"]
@@ -189,7 +189,7 @@ def test_settings_cut_at_any_byte_are_refused(run: Path) -> None:
             RunFolder.open(run)
 
 
-def test_damaged_tokens_and_pictures_are_written_again(run: Path, whole: Path, model: QuantizedModel) -> None:
+def test_damaged_tokens_and_pictures_are_written_again(run: Path, whole: Path, model: StableDiffusion) -> None:
     for path in (run / "pip.safetensors", run / "loss.png", *(run / "snapshots").iterdir()):
         path.write_bytes(path.read_bytes()[:50])
     resume_training(run, model=model)

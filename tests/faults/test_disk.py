@@ -13,7 +13,7 @@ from tests.faults.disk import Disk, Image, lay_out
 from tests.faults.run import assert_same, config_of, train
 from zoodip_core.base.errors import StorageError
 from zoodip_core.base.events import Event, Progress
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.train import journal
 from zoodip_core.train.loop import resume_training, train_token
 from zoodip_core.train.run_folder import RunFolder
@@ -22,11 +22,11 @@ SHORT = {"steps": 5, "tau": 2, "save_every": 3}
 
 
 @pytest.fixture(scope="module")
-def short(model: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short(model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("short") / "run", model, **SHORT).path.parent
 
 
-def finish(run: Path, model: QuantizedModel) -> None:
+def finish(run: Path, model: StableDiffusion) -> None:
     """Resume a run, or start it if it never began."""
     if (run / "config.json").exists():
         resume_training(run, model=model)
@@ -45,7 +45,7 @@ def finish(run: Path, model: QuantizedModel) -> None:
 )
 @pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_disk_that_fails_at_any_operation_costs_one_step(
-    error: int, advice: str, stride: int, short: Path, model: QuantizedModel, tmp_path: Path
+    error: int, advice: str, stride: int, short: Path, model: StableDiffusion, tmp_path: Path
 ) -> None:
     tried, told, kept = 0, 0, 0
     for good in itertools.count(step=stride):
@@ -73,7 +73,7 @@ def test_a_disk_that_fails_at_any_operation_costs_one_step(
     assert told >= tried - 1  # that the last one did not reach the disk harms nothing
 
 
-def refused(run: Path, model: QuantizedModel) -> tuple[StorageError | None, int]:
+def refused(run: Path, model: StableDiffusion) -> tuple[StorageError | None, int]:
     """Train; returns what was refused, if anything, and the steps taken."""
     steps = [0]
 
@@ -104,7 +104,7 @@ class Clock:
     [(0.9, 0.2), *(pytest.param(each, marks=pytest.mark.slow) for each in ((0.03,), (0.4,), (3.0,)))],
 )
 def test_a_power_cut_at_any_operation_takes_a_second_or_a_step(
-    seconds: tuple[float, ...], whole: Path, model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seconds: tuple[float, ...], whole: Path, model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that was not synced is dropped, content and names."""
     clock, ended = Clock(), [0.0]
@@ -148,7 +148,7 @@ def test_a_power_cut_at_any_operation_takes_a_second_or_a_step(
 
 
 def test_a_clock_that_jumps_changes_nothing(
-    short: Path, model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short: Path, model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jumps = itertools.cycle([0.0, 4e9, -1e9, 86_400.0])
     real = time.time

@@ -20,7 +20,7 @@ from zoodip_core.base.events import Event, Started
 from zoodip_core.base.locks import locked
 from zoodip_core.cli.main import main
 from zoodip_core.jobs.history import delete_run
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.train import journal
 from zoodip_core.train.loop import resume_training, train_token
 from zoodip_core.train.run_folder import RunFolder
@@ -111,7 +111,7 @@ def last(run: Path) -> int:
     ],
 )
 @on_posix
-def test_however_a_command_is_ended_its_run_goes_on(name: str, model: QuantizedModel, tmp_path: Path) -> None:
+def test_however_a_command_is_ended_its_run_goes_on(name: str, model: StableDiffusion, tmp_path: Path) -> None:
     """However slow this computer is just then, the run has not ended before; then it goes on to three steps more."""
     run, endless = tmp_path / "run", ["--steps", "100000", "--lr-schedule", "constant", "--save-every", "7"]
     with command_line("--images", PICTURE, *SETTINGS, *endless, "--output", run) as process:
@@ -147,7 +147,7 @@ def test_however_a_command_is_ended_its_run_goes_on(name: str, model: QuantizedM
 
 
 def test_a_second_one_is_refused_and_the_first_is_not_disturbed(
-    model: QuantizedModel, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    model: StableDiffusion, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     train(run, model, stop_after=3, save_every=1)
@@ -165,7 +165,7 @@ def test_a_second_one_is_refused_and_the_first_is_not_disturbed(
     assert_same(run, whole)
 
 
-def test_two_that_start_at_once_in_one_folder_are_told_apart(model: QuantizedModel, tmp_path: Path) -> None:
+def test_two_that_start_at_once_in_one_folder_are_told_apart(model: StableDiffusion, tmp_path: Path) -> None:
     """Both found it free; the second meets the first's lock."""
     others: list[Exception] = []
 
@@ -184,7 +184,7 @@ def test_two_that_start_at_once_in_one_folder_are_told_apart(model: QuantizedMod
 
 
 @on_posix
-def test_the_lock_of_a_killed_process_is_free(model: QuantizedModel, whole: Path, tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_free(model: StableDiffusion, whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     code = "import sys, time; from pathlib import Path; from zoodip_core.base.locks import locked\n"
     code += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
@@ -199,7 +199,7 @@ def test_the_lock_of_a_killed_process_is_free(model: QuantizedModel, whole: Path
 
 
 def test_a_drive_that_knows_no_locks_is_used_without(
-    model: QuantizedModel, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: StableDiffusion, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import filelock
 
@@ -212,7 +212,7 @@ def test_a_drive_that_knows_no_locks_is_used_without(
     assert_same(tmp_path / "run", whole)
 
 
-def test_a_run_can_be_rewound_while_it_is_at_work(model: QuantizedModel, whole: Path, tmp_path: Path) -> None:
+def test_a_run_can_be_rewound_while_it_is_at_work(model: StableDiffusion, whole: Path, tmp_path: Path) -> None:
     from zoodip_core.train.replay import rewind
 
     run = Path(shutil.copytree(whole, tmp_path / "run"))
@@ -220,7 +220,7 @@ def test_a_run_can_be_rewound_while_it_is_at_work(model: QuantizedModel, whole: 
         assert rewind(run, 4).path.read_bytes() == (whole / "snapshots" / "step-00000004.safetensors").read_bytes()
 
 
-def test_steps_are_told_while_the_run_is_at_work(model: QuantizedModel, tmp_path: Path) -> None:
+def test_steps_are_told_while_the_run_is_at_work(model: StableDiffusion, tmp_path: Path) -> None:
     seen = []
 
     def on_event(event: Event) -> None:

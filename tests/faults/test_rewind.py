@@ -13,7 +13,7 @@ from tests.faults.run import config_of, train
 from zoodip_core.base.errors import RunFolderError
 from zoodip_core.cli.main import main
 from zoodip_core.model.embedding import load_embedding
-from zoodip_core.model.quantized import QuantizedModel
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.train.loop import resume_training
 from zoodip_core.train.replay import rewind
 from zoodip_core.train.run_folder import RunFolder
@@ -53,7 +53,7 @@ def test_each_steps_token_is_the_file_that_the_run_saved(run: Path, whole: Path,
     ],
 )
 def test_every_kind_of_search_is_rebuilt(
-    estimator: str, optimizer: str, more: dict[str, Any], model: QuantizedModel, tmp_path: Path
+    estimator: str, optimizer: str, more: dict[str, Any], model: StableDiffusion, tmp_path: Path
 ) -> None:
     settings = {"estimator": estimator, "optimizer": optimizer, "steps": 9, "save_every": 1, **more}
     trained = train(tmp_path / "run", model, **settings)
@@ -122,7 +122,7 @@ def test_a_gap_in_the_journal_is_said_with_the_way_round(run: Path) -> None:
         rewind(run, 9)
 
 
-def test_without_its_first_token_a_run_says_how_to_get_it_back(run: Path, model: QuantizedModel) -> None:
+def test_without_its_first_token_a_run_says_how_to_get_it_back(run: Path, model: StableDiffusion) -> None:
     (run / "snapshots" / "step-00000000.safetensors").unlink()
     with pytest.raises(RunFolderError, match=r"step-00000000\.safetensors does not exist.*[Rr]esuming the run"):
         rewind(run, 3)

@@ -10,7 +10,7 @@ from ..base.events import Message
 from ..model.kinds import DTYPES, PREDICTION_TYPES, TINY
 from ..model.load import load_quantized
 from ..model.quantize import WEIGHTS
-from ..model.quantized import QuantizedModel
+from ..model.stable_diffusion import StableDiffusion
 from ..train.presets import PAPER_PRESETS, PRESET, said
 from ..train.settings import NUMBER, PARTS, PATHS, SEARCH, SETTINGS, SWITCH, WHOLE, Setting, of_part
 
@@ -141,7 +141,7 @@ def _no_cache(parser: Any, default: Any) -> None:
     )
 
 
-def load(args: argparse.Namespace) -> QuantizedModel:
+def load(args: argparse.Namespace) -> StableDiffusion:
     """The model of :func:`loading_options`.
 
     Raises:

@@ -16,7 +16,7 @@ from ..model.embedding import Embedding
 from ..model.generation import generate
 from ..model.kinds import TINY
 from ..model.load import load_quantized
-from ..model.quantized import QuantizedModel
+from ..model.stable_diffusion import StableDiffusion
 from ..model.tokens import initial_vectors
 from ..tiny import concepts
 from ..tiny.scores import score
@@ -57,7 +57,7 @@ def demo_config(concept: concepts.Concept, *, seed: int = 0, **settings: object)
     return TrainConfig.from_dict({**preset_for("tiny"), **given, **settings})
 
 
-def show(concept: concepts.Concept, model: QuantizedModel, trained: TrainResult, output: Path) -> DemoResult:
+def show(concept: concepts.Concept, model: StableDiffusion, trained: TrainResult, output: Path) -> DemoResult:
     """Draw and score word and token with the same seeds, and write the pictures into ``output``."""
     learned = trained.embedding
     word = initial_vectors(model.tokenizers, model.text_encoders, concept.initializer, learned.num_vectors)
@@ -86,7 +86,7 @@ def show(concept: concepts.Concept, model: QuantizedModel, trained: TrainResult,
 
 def _draw(
     concept: concepts.Concept,
-    model: QuantizedModel,
+    model: StableDiffusion,
     name: str,
     embedding: Embedding | None,
 ) -> list[Image.Image]:

@@ -28,8 +28,8 @@ from ..data.images import open_picture
 from ..data.prompts import SLOT
 from ..data.sheets import save_png
 from ..model.embedding import Embedding, check_fits
-from ..model.generation import check_settings, generate
-from ..model.quantized import QuantizedModel
+from ..model.generation import check_settings
+from ..model.token_model import TokenModel
 from .encoders import ClipFeatures, DinoFeatures, MissingModelError, ModelFiles, Picture, find_clip, find_dino
 from .metrics import Scores, image_alignment, mutual_similarity, text_alignment
 from .prompt_sets import MAX_SEEDS
@@ -142,7 +142,7 @@ def class_word_of(embedding: Embedding, given: str = "") -> str:
     return word
 
 
-def check(model: QuantizedModel, embedding: Embedding, references: Sequence[Picture], plan: EvaluationPlan) -> None:
+def check(model: TokenModel, embedding: Embedding, references: Sequence[Picture], plan: EvaluationPlan) -> None:
     """Find what would go wrong, before anything is drawn or loaded.
 
     Raises:
@@ -172,7 +172,7 @@ def check(model: QuantizedModel, embedding: Embedding, references: Sequence[Pict
 
 
 def evaluate(
-    model: QuantizedModel,
+    model: TokenModel,
     embedding: Embedding,
     references: Sequence[Picture],
     plan: EvaluationPlan,
@@ -240,15 +240,15 @@ def image_path(folder: Path, when: str, prompt: int, seed: int) -> Path:
 # ---------------------------------------------------------------- the folder
 
 
-def _settings(model: QuantizedModel, embedding: Embedding, plan: EvaluationPlan) -> dict[str, Any]:
+def _settings(model: TokenModel, embedding: Embedding, plan: EvaluationPlan) -> dict[str, Any]:
     """What decides the images, as the folder keeps it."""
     digest = hashlib.sha256(embedding.vectors.float().contiguous().numpy().tobytes()).hexdigest()
     return {
         "evaluation_version": SETTINGS_VERSION,
-        "model": model.blueprint.fingerprint,
+        "model": model.fingerprint,
         "weights": model.weights,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "prediction_type": model.prediction_type,
+        "prediction_type": model.info.prediction_type,
         "token": embedding.token[:_LONGEST_WORD],
         "embedding": digest,
         "class_word": plan.class_word,
@@ -259,7 +259,7 @@ def _settings(model: QuantizedModel, embedding: Embedding, plan: EvaluationPlan)
     }
 
 
-def key_of(model: QuantizedModel, embedding: Embedding, plan: EvaluationPlan) -> str:
+def key_of(model: TokenModel, embedding: Embedding, plan: EvaluationPlan) -> str:
     """Ten letters by which evaluations of different settings can be told apart."""
     return hashlib.sha256(json.dumps(_settings(model, embedding, plan), sort_keys=True).encode()).hexdigest()[:10]
 
@@ -290,7 +290,7 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _draw(
-    model: QuantizedModel, embedding: Embedding, plan: EvaluationPlan, folder: Path, on_progress: OnProgress | None
+    model: TokenModel, embedding: Embedding, plan: EvaluationPlan, folder: Path, on_progress: OnProgress | None
 ) -> None:
     """Draw each group of images of which one is missing. Always in the same groups: a batch decides the last bits."""
     nameless = replace(
@@ -308,8 +308,7 @@ def _draw(
     for when, prompt, seeds in missing:
         steps, done = len(seeds) * plan.num_inference_steps, total - left
         text = plan.prompts[prompt]
-        images = generate(
-            model,
+        images = model.generate(
             [text if when == AFTER else text.replace(SLOT, plan.class_word)] * len(seeds),
             seeds,
             embedding=nameless if when == AFTER else None,
@@ -348,7 +347,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _score(
-    model: QuantizedModel,
+    model: TokenModel,
     embedding: Embedding,
     references: Sequence[Picture],
     plan: EvaluationPlan,

@@ -18,8 +18,8 @@ from ..base.events import Commands, Event, Message, Progress, Sampled, Saved, St
 from ..base.stopping import Stopped, stopped_by
 from ..model.embedding import load_embedding
 from ..model.memory import predict_memory
-from ..model.quantized import QuantizedModel
 from ..model.recognise import identify
+from ..model.stable_diffusion import StableDiffusion
 from ..train.before_after import before_after
 from ..train.config import TrainConfig
 from ..train.loop import TrainResult, resume_training, train_token
@@ -152,7 +152,7 @@ def _resume(job: Task, out: Outbox, commands: Commands) -> int:
 
 
 def _close(
-    job: Task, config: TrainConfig, model: QuantizedModel, result: TrainResult, out: Outbox, commands: Commands
+    job: Task, config: TrainConfig, model: StableDiffusion, result: TrainResult, out: Outbox, commands: Commands
 ) -> int:
     if result.finished:
         try:
@@ -181,7 +181,7 @@ def _show(job: Task, out: Outbox, commands: Commands) -> int:
     return Exit.FINISHED
 
 
-def _draw(job: Task, config: TrainConfig, model: QuantizedModel, token: Path, out: Outbox, commands: Commands) -> None:
+def _draw(job: Task, config: TrainConfig, model: StableDiffusion, token: Path, out: Outbox, commands: Commands) -> None:
     """Draw with the word and with the token."""
     out.send("message", text="drawing the pictures before and after", warning=False)
     with stopped_by(lambda: commands.stopping):

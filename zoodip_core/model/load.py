@@ -13,8 +13,8 @@ from .copies import cached_model
 from .copy_folder import AUTO, own_folder
 from .kinds import DTYPES, TINY
 from .quantize import WEIGHTS
-from .quantized import QuantizedModel
 from .recognise import open_model
+from .stable_diffusion import StableDiffusion
 
 
 def load_quantized(
@@ -28,7 +28,7 @@ def load_quantized(
     vae: str | Path | None = None,
     cache: str | Path | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
-) -> QuantizedModel:
+) -> StableDiffusion:
     """A checkpoint, diffusers folder or the embedded tiny model, never asking the network.
 
     What the model is gets checked at once; its parts are loaded when they are first used.
@@ -73,7 +73,7 @@ def load_quantized(
     blueprint = blueprint or open_model(model, prediction_type, clip=clip, vae=vae)
     if blueprint.weights not in (None, weights):
         raise ModelError(f"model: {model} is a quantised copy with {blueprint.weights} weights, not {weights}")
-    return QuantizedModel(blueprint, weights, kind, where, where)
+    return StableDiffusion(blueprint, weights, kind, where, where)
 
 
 def _device(device: str) -> torch.device:

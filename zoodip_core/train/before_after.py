@@ -10,14 +10,13 @@ from ..data.images import load_images
 from ..data.prompts import SLOT, with_slots
 from ..data.sheets import contact_sheet
 from ..model.embedding import Embedding
-from ..model.generation import generate
-from ..model.quantized import QuantizedModel
+from ..model.token_model import TokenModel
 from .config import TrainConfig
 
 _COLUMNS = 4
 
 
-def before_after(model: QuantizedModel, config: TrainConfig, embedding: Embedding, path: Path) -> None:
+def before_after(model: TokenModel, config: TrainConfig, embedding: Embedding, path: Path) -> None:
     """Write reference images above the samples' prompt drawn with the word and with the token, from the same seeds.
 
     Raises:
@@ -29,7 +28,7 @@ def before_after(model: QuantizedModel, config: TrainConfig, embedding: Embeddin
 
     def drawn(name: str, learned: Embedding | None) -> list[Image]:
         texts = [prompt.replace(SLOT, name)] * _COLUMNS
-        return generate(model, texts, seeds, embedding=learned, resolution=config.resolution)
+        return model.generate(texts, seeds, embedding=learned, resolution=config.resolution)
 
     rows = [
         ("reference\nimages", [image.picture for image in images[:_COLUMNS]]),

@@ -11,7 +11,10 @@ import torch
 
 @dataclass(frozen=True)
 class Draw:
-    """Everything random about one step, shared by all its candidates. Noise follows from (seed, step)."""
+    """Everything random about one step, shared by all its candidates. Noise follows from (seed, step).
+
+    The timestep is Stable Diffusion's; see :class:`~..model.token_model.View`.
+    """
 
     seed: int
     step: int

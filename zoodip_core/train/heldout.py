@@ -9,8 +9,7 @@ import torch
 
 from ..data.images import load_images
 from ..data.prompts import captions_for
-from ..model.latents import encode_images
-from ..model.quantized import QuantizedModel
+from ..model.token_model import TokenModel
 from .draws import fixed_draws, mean_losses
 from .objective import DiffusionObjective
 from .timesteps import PUTS
@@ -19,7 +18,7 @@ TIMESTEPS = (500, 600, 700, 800, 899)
 
 
 def heldout_losses(
-    model: QuantizedModel,
+    model: TokenModel,
     candidates: torch.Tensor,
     images: Path,
     captions: Path | None,
@@ -39,5 +38,5 @@ def heldout_losses(
     pictures, _ = load_images([images], model.info.resolution)
     texts = captions_for([p.path for p in pictures], captions_file=captions, token="{}")
     prompts = [[model.prompt(text, candidates.shape[1]) for text in each] for each in texts]
-    objective = DiffusionObjective(model, encode_images(model, pictures), prompts, PUTS())
+    objective = DiffusionObjective(model, model.encode_images(pictures), prompts, PUTS())
     return mean_losses(objective, candidates, fixed_draws(seed, len(pictures), timesteps, repeats))

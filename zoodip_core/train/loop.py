@@ -17,9 +17,8 @@ from ..base.locks import locked
 from ..base.stopping import Stopped, stopped_by
 from ..data.sheets import contact_sheet, loss_curve
 from ..model.embedding import Embedding, save_embedding
-from ..model.generation import generate
 from ..model.memory import megabytes
-from ..model.quantized import QuantizedModel
+from ..model.token_model import TokenModel
 from ..search.preconditioner import Spread
 from .config import TrainConfig
 from .journal import Journal, Past, cut
@@ -52,7 +51,7 @@ def train_token(
     config: TrainConfig,
     output: str | Path,
     *,
-    model: QuantizedModel | None = None,
+    model: TokenModel | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     commands: Commands | None = None,
     ranks: Ranks | None = None,
@@ -93,7 +92,7 @@ def resume_training(
     path: str | Path,
     changes: Mapping[str, Any] | None = None,
     *,
-    model: QuantizedModel | None = None,
+    model: TokenModel | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
     commands: Commands | None = None,
     ranks: Ranks | None = None,
@@ -146,7 +145,7 @@ def resume_training(
 def _follow_resumed(
     path: Path,
     changes: Mapping[str, Any],
-    model: QuantizedModel | None,
+    model: TokenModel | None,
     ranks: Ranks,
     on_event: Callable[[Event], None],
 ) -> TrainResult:
@@ -316,8 +315,7 @@ def _sample(training: Training, folder: RunFolder, on_event: Callable[[Event], N
     seeds = list(range(4))
     config = training.config
     try:
-        images = generate(
-            training.model,
+        images = training.model.generate(
             [config.sample_prompt] * len(seeds),
             seeds,
             embedding=training.embedding(),

@@ -8,19 +8,18 @@ import torch
 
 from ..base import rng
 from ..base.stopping import check_stop
-from ..model.forward import Forwards, Inputs
 from ..model.graphs import Capture
 from ..model.latents import CachedPosteriors
-from ..model.quantized import Prompt, QuantizedModel
+from ..model.token_model import Prompt, TokenModel, View
 from .draws import Draw
 from .timesteps import TimestepSampler
 
 
 class DiffusionObjective:
-    """Mean squared error of a Stable Diffusion's prediction, for K candidates on one draw.
+    """Mean squared error of a diffusion model's prediction, for K candidates on one draw.
 
     Args:
-        model: text encoders and UNet.
+        model: what predicts.
         posteriors: the cached posteriors of the N reference images.
         captions: for each image the prompts it may be shown with.
         timesteps: draws a step's timestep.
@@ -32,7 +31,7 @@ class DiffusionObjective:
 
     def __init__(
         self,
-        model: QuantizedModel,
+        model: TokenModel,
         posteriors: CachedPosteriors,
         captions: Sequence[Sequence[Prompt]],
         timesteps: TimestepSampler,
@@ -47,33 +46,31 @@ class DiffusionObjective:
         self.timesteps = timesteps
         self.batch = batch
         self.on_smaller_batch = on_smaller_batch
-        self._forwards = Forwards(model, (prompt for each in captions for prompt in each), capture, on_plain)
+        self._denoiser = model.denoiser([prompt for each in captions for prompt in each], capture, on_plain)
 
     def draw(self, seed: int, step: int) -> Draw:
         image = rng.integer(seed, step, "image", 0, len(self.posteriors))
         caption = rng.integer(seed, step, "caption", 0, len(self.captions[image]))
         return Draw(seed, step, image, caption, self.timesteps.sample(seed, step))
 
-    def noised(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noisy latents ``[1, ...]`` and what the model should predict of them, float32 on the CPU."""
-        scheduler, shape = self.model.scheduler, self.posteriors.mean.shape[1:]
-        latents = self.posteriors.sample(draw.image, rng.normal(draw.seed, draw.step, "posterior", shape))[None]
-        noise = rng.normal(draw.seed, draw.step, "noise", shape)[None]
-        t = torch.tensor([draw.timestep])
-        target = noise if self.model.prediction_type == "epsilon" else scheduler.get_velocity(latents, noise, t)
-        return scheduler.add_noise(latents, noise, t), target
+    def view(self, draw: Draw) -> View:
+        """What a draw shows: its latents are drawn from the picture's posterior."""
+        shape = self.posteriors.mean.shape[1:]
+        latents = self.posteriors.sample(draw.image, rng.normal(draw.seed, draw.step, "posterior", shape))
+        noise = rng.normal(draw.seed, draw.step, "noise", shape)
+        prompt, time_ids = self.captions[draw.image][draw.caption], self.posteriors.time_ids[draw.image]
+        return View(prompt, latents[None], noise[None], draw.timestep, time_ids)
 
     @torch.no_grad()
     def losses(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
-        noisy, target = self.noised(draw)
-        prompt, time_ids = self.captions[draw.image][draw.caption], self.posteriors.time_ids[draw.image]
+        losses_of = self._denoiser.losses_on(self.view(draw))
         losses: list[torch.Tensor] = []
         while len(losses) < len(candidates):
             check_stop()
             size = self.batch or len(candidates)
             some = candidates[len(losses) : len(losses) + size]
             try:
-                losses += self._forwards.losses(Inputs(some, prompt, noisy, target, draw.timestep, time_ids))
+                losses += losses_of(some)
                 continue
             except torch.OutOfMemoryError:
                 if size == 1:

@@ -22,13 +22,13 @@ from ..data.prompts import captions_for, unused_captions, with_slots
 from ..model.blueprint import ModelInfo
 from ..model.embedding import Embedding
 from ..model.graphs import capture_on
-from ..model.latents import advice, encode_images
+from ..model.latents import advice
 from ..model.load import load_quantized
-from ..model.memory import MemoryPlan, Watch, free_memory, plan
-from ..model.quantized import Prompt, QuantizedModel
+from ..model.memory import MemoryPlan, Watch
 from ..model.recognise import identify
-from ..model.tokens import check_initializer, check_new, initial_vectors
-from ..search.preconditioner import Spread
+from ..model.stable_diffusion import StableDiffusion
+from ..model.token_model import Prompt, TokenModel
+from ..search.preconditioner import Spread, spread_of
 from .config import TrainConfig
 from .draws import Objective, mean_losses
 from .journal import Record
@@ -37,7 +37,6 @@ from .ranks import ALL, Ranks
 from .rounding import adapted
 from .run_folder import CHANGEABLE, Inputs
 from .shared import SharedObjective
-from .vocabulary import vocabulary_spread
 
 _WORST = sys.float_info.max
 """In place of a loss that is not finite: the guard goes back from it, and a journal's line can hold it."""
@@ -45,7 +44,7 @@ _OWN = ("device", "images", "captions", "model", "clip", "vae", "cache")
 """Settings in which ranks may differ: where things lie on their computers. What lies there is compared by itself."""
 
 
-def load_model(config: TrainConfig, on_event: Callable[[Event], None] = lambda event: None) -> QuantizedModel:
+def load_model(config: TrainConfig, on_event: Callable[[Event], None] = lambda event: None) -> StableDiffusion:
     """The model that a run's settings name; on one card, if they name all.
 
     Args:
@@ -83,7 +82,7 @@ class Training:
     def __init__(
         self,
         config: TrainConfig,
-        model: QuantizedModel | None = None,
+        model: TokenModel | None = None,
         on_event: Callable[[Event], None] = lambda event: None,
         batch: int = 0,
         spread: Spread | None = None,
@@ -94,15 +93,17 @@ class Training:
         self.ranks = ranks or Ranks()
         info = model.info if model else identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
         self.images, skipped = load_references(config, info)
-        self.model = model or load_model(dataclasses.replace(config, device=self.ranks.device(config.device)), on_event)
+        self.model: TokenModel = model or load_model(
+            dataclasses.replace(config, device=self.ranks.device(config.device)), on_event
+        )
         self.warnings = (
             skipped
-            + list(self.model.blueprint.notes)
+            + list(self.model.notes)
             + noise_warning(config, self.model.dtype)
             + name_warning(config, self.model)
         )
         prompts = tokenised(config, self.model, self.images)
-        self.fingerprint = self.model.blueprint.fingerprint
+        self.fingerprint = self.model.fingerprint
         self.inputs = _inputs(self.model, self.images, prompts)
         self._agree()
         self.plan = self._plan(config.resolution or info.resolution, batch)
@@ -119,18 +120,11 @@ class Training:
         self.ranks.agree({**self.inputs.parts, **settings, **kind})
 
     def _plan(self, resolution: int, batch: int) -> MemoryPlan:
-        model, candidates = self.model, self.config.make_estimator().num_candidates
-        # What is loaded already, by a host that shares its model, is not free and not needed again.
-        free = free_memory(model.device) + model.loaded_bytes()
+        candidates = self.config.make_estimator().num_candidates
 
         def laid_out(batch: int) -> MemoryPlan:
             most = candidates if batch else -(-candidates // self.ranks.size)
-            return plan(
-                *(model.blueprint, model.weights, model.dtype, model.device),
-                *(resolution, most, batch),
-                free=free,
-                graphs=self.config.graphs == "auto",
-            )
+            return self.model.plan(resolution, most, batch, graphs=self.config.graphs == "auto")
 
         found = self._laid_out(laid_out, batch)
         least = min(self.ranks.exchange(found.batch))  # so that all do the same forward passes
@@ -152,20 +146,16 @@ class Training:
     def _load(self, prompts: list[list[Prompt]], spread: Spread | None) -> None:
         """The long part: encode the images while the device is empty, then load the rest."""
         config, model = self.config, self.model
-        model.blueprint.hash_meanwhile()
+        model.lay_out(self.plan)
         self.on_event(Message(f"encoding {len(self.images)} images"))
-        posteriors = encode_images(model, self.images)
+        posteriors = model.encode_images(self.images)
         self.on_event(Message(f"loading {model.info.name}, {model.weights} weights"))
-        if self.plan.text_apart:
-            model.keep_text_apart()
-        theta0 = initial_vectors(
-            model.tokenizers, model.text_encoders, config.initializer, config.num_vectors, config.initializer_mode
-        )
+        theta0 = model.initial_vectors(config.initializer, config.num_vectors, config.initializer_mode)
         self._own = DiffusionObjective(
             model,
             posteriors,
             prompts,
-            config.make_timesteps(model.scheduler.alphas_cumprod),
+            config.make_timesteps(model.alphas_cumprod),
             self.plan.batch,
             lambda batch: self.on_event(
                 Message(f"the device ran out of memory: {batch} candidates in one forward from now on", warning=True)
@@ -177,7 +167,7 @@ class Training:
         self.objective: Objective = SharedObjective(self._own, self.ranks) if shared else self._own
         if config.directions == "vocabulary" and not spread and self.ranks.leads:
             self.on_event(Message("looking at the vocabulary"))
-            spread = vocabulary_spread(model.tokenizers, model.text_encoders)
+            spread = spread_of(model.word_rows())
         if config.directions == "vocabulary" and shared:
             spread = Spread.of_tensors(self.ranks.handed(spread.tensors() if spread else None))
         if config.adapt_mu:
@@ -185,8 +175,8 @@ class Training:
             self.config, said = adapted(config, self.objective, len(self.images), theta0, spread)
             self.on_event(said)
         self.search = self.config.make_search(theta0, spread)
-        _ = model.unet  # a damaged file shows here, before anything is written
-        self.fingerprint = model.blueprint.fingerprint
+        model.load()  # a damaged file shows here, before anything is written
+        self.fingerprint = model.fingerprint
         self.inputs = _inputs(model, self.images, prompts)
 
     @property
@@ -292,7 +282,7 @@ def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[Referenc
     return with_flips(images) if config.flip else images, lines
 
 
-def tokenised(config: TrainConfig, model: QuantizedModel, images: Sequence[ReferenceImage]) -> list[list[Prompt]]:
+def tokenised(config: TrainConfig, model: TokenModel, images: Sequence[ReferenceImage]) -> list[list[Prompt]]:
     """The captions of each image, as the model's text encoders read them. Needs tokenizers alone.
 
     Raises:
@@ -305,9 +295,8 @@ def tokenised(config: TrainConfig, model: QuantizedModel, images: Sequence[Refer
         token=config.token,
         captions_file=Path(config.captions) if config.captions else None,
     )
-    for tokenizer in model.tokenizers:
-        check_new(tokenizer, config.token)
-    check_initializer(model.tokenizers[0], config.initializer, config.num_vectors, config.initializer_mode)
+    model.check_token(config.token)
+    model.check_initializer(config.initializer, config.num_vectors, config.initializer_mode)
     sample_text = with_slots(config.sample_prompt, config.token)
     model.prompt(sample_text, config.num_vectors, "sample_prompt: the prompt")
     return [
@@ -316,10 +305,10 @@ def tokenised(config: TrainConfig, model: QuantizedModel, images: Sequence[Refer
     ]
 
 
-def name_warning(config: TrainConfig, model: QuantizedModel) -> list[str]:
+def name_warning(config: TrainConfig, model: TokenModel) -> list[str]:
     """A line for the user if the token's file takes the place of a word, where prompts name tokens by their files."""
     stem = file_stem(config.token)
-    if not any(f"{stem.lower()}</w>" in tokenizer.get_vocab() for tokenizer in model.tokenizers):
+    if not model.knows(stem):
         return []
     return [
         f"{stem} is a word of the model's: in A1111 and Forge {stem}.safetensors takes its place in every prompt. "
@@ -337,16 +326,11 @@ def noise_warning(config: TrainConfig, dtype: torch.dtype) -> list[str]:
     ]
 
 
-def _inputs(model: QuantizedModel, images: list[ReferenceImage], prompts: list[list[Prompt]]) -> Inputs:
+def _inputs(model: TokenModel, images: list[ReferenceImage], prompts: list[list[Prompt]]) -> Inputs:
     """What a run's losses depend on besides its settings: weights, noise schedule, pictures, texts as tokenised."""
-    start = model.blueprint.fingerprint.encode()
-    start += json.dumps(model.blueprint.configs["scheduler"], sort_keys=True).encode()
-    texts = [
-        b"".join(
-            encoded.ids.numpy().tobytes() + str(encoded.positions).encode() for prompt in each for encoded in prompt
-        )
-        for each in prompts
-    ]
+    start = model.fingerprint.encode()
+    start += json.dumps(model.schedule, sort_keys=True).encode()
+    texts = [b"".join(map(model.prompt_bytes, each)) for each in prompts]
     pairs = zip(images, texts, strict=True)
     together = (piece for image, text in pairs for piece in (image.picture.tobytes(), text))
     return Inputs(

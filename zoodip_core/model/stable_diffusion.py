@@ -1,0 +1,130 @@
+"""The :class:`~.token_model.TokenModel` that is our own: a Stable Diffusion whose weights rest quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..data.images import ReferenceImage
+from .embedding import Embedding
+from .forward import Forwards, Inputs
+from .generation import generate
+from .graphs import Capture
+from .kinds import TINY, TINY_PATH
+from .latents import CachedPosteriors, encode_images
+from .memory import MemoryPlan, free_memory, plan
+from .quantized import Prompt, QuantizedModel
+from .token_model import LossesOf, View
+from .tokens import check_initializer, check_new, initial_vectors
+from .words import word_rows
+
+
+class StableDiffusion(QuantizedModel):
+    """A :class:`QuantizedModel` that a token can be learned on."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return self.blueprint.notes
+
+    @property
+    def fingerprint(self) -> str:
+        return self.blueprint.fingerprint
+
+    @property
+    def schedule(self) -> Mapping[str, Any]:
+        return self.blueprint.configs["scheduler"]
+
+    @property
+    def alphas_cumprod(self) -> torch.Tensor:
+        alphas: torch.Tensor = self.scheduler.alphas_cumprod
+        return alphas
+
+    def settings(self) -> dict[str, Any]:
+        path, vae = self.info.path, self.blueprint.vae
+        return {
+            "model": TINY if path == TINY_PATH else str(path),
+            "weights": self.weights,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "prediction_type": self.prediction_type,
+            "clip": self.blueprint.clip,
+            "vae": vae and str(vae),
+        }
+
+    def check_token(self, token: str) -> None:
+        for tokenizer in self.tokenizers:
+            check_new(tokenizer, token)
+
+    def knows(self, word: str) -> bool:
+        return any(f"{word.lower()}</w>" in tokenizer.get_vocab() for tokenizer in self.tokenizers)
+
+    def check_initializer(self, initializer: str, num_vectors: int, mode: str) -> None:
+        check_initializer(self.tokenizers[0], initializer, num_vectors, mode)
+
+    def prompt_bytes(self, prompt: Prompt) -> bytes:
+        return b"".join(encoded.ids.numpy().tobytes() + str(encoded.positions).encode() for encoded in prompt)
+
+    def initial_vectors(self, initializer: str, num_vectors: int, mode: str) -> torch.Tensor:
+        return initial_vectors(self.tokenizers, self.text_encoders, initializer, num_vectors, mode)
+
+    def word_rows(self) -> Iterator[torch.Tensor]:
+        return word_rows(self.tokenizers, self.text_encoders)
+
+    def plan(self, resolution: int, candidates: int, batch: int, graphs: bool) -> MemoryPlan:
+        return plan(
+            *(self.blueprint, self.weights, self.dtype, self.device),
+            *(resolution, candidates, batch),
+            free=free_memory(self.device) + self.loaded_bytes(),  # what is loaded is not free and not needed again
+            graphs=graphs,
+        )
+
+    def lay_out(self, plan: MemoryPlan) -> None:
+        self.blueprint.hash_meanwhile()  # while the images are encoded
+        if plan.text_apart:
+            self.keep_text_apart()
+
+    def encode_images(self, images: Sequence[ReferenceImage]) -> CachedPosteriors:
+        return encode_images(self, images)
+
+    def noised(self, view: View) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy latents ``[1, ...]`` and what the model should predict of them, float32 on the CPU."""
+        t = torch.tensor([view.timestep])
+        noisy = self.scheduler.add_noise(view.latents, view.noise, t)
+        if self.prediction_type == "epsilon":
+            return noisy, view.noise
+        return noisy, self.scheduler.get_velocity(view.latents, view.noise, t)
+
+    def denoiser(
+        self, prompts: Sequence[Prompt], capture: Capture | None, on_plain: Callable[[str], None]
+    ) -> _Denoiser:
+        return _Denoiser(self, Forwards(self, prompts, capture, on_plain))
+
+    def load(self) -> None:
+        _ = self.text_encoders, self.unet
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        embedding: Embedding | Sequence[Embedding] | None = None,
+        **settings: Any,
+    ) -> list[Image.Image]:
+        return generate(self, prompts, seeds, embedding=embedding, **settings)
+
+
+class _Denoiser:
+    def __init__(self, model: StableDiffusion, forwards: Forwards) -> None:
+        self._model, self._forwards = model, forwards
+
+    def losses_on(self, view: View) -> LossesOf:
+        noisy, target = self._model.noised(view)
+
+        def losses(candidates: torch.Tensor) -> torch.Tensor:
+            inputs = Inputs(candidates, view.prompt, noisy, target, view.timestep, view.time_ids)
+            return self._forwards.losses(inputs)
+
+        return losses
