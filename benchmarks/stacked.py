@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from zoodip_core.data.images import load_images
 from zoodip_core.data.prompts import captions_for
-from zoodip_core.model.latents import CachedPosteriors, encode_images
+from zoodip_core.model.latents import encode_images
+from zoodip_core.model.posteriors import CachedPosteriors
 from zoodip_core.model.quantized import Prompt
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_table import table_of

@@ -137,7 +137,8 @@ def _path(name: str, choice: str) -> Path:
 
 
 def _report(model: TokenModel) -> str:
-    from ..zoodip_core.model.memory import free_memory, megabytes, predict_memory
+    from ..zoodip_core.model.memory import free_memory, predict_memory
+    from ..zoodip_core.model.memory_use import megabytes
 
     info = model.info
     use = predict_memory(model.blueprint, model.weights, model.dtype, model.device, info.resolution, 1)

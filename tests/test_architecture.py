@@ -28,7 +28,7 @@ ROOMS = {
     "scripts": "zoodip_webui",
 }
 """What each room may import besides itself. The core's door, ``zoodip_core/__init__.py``, leads into all of them."""
-LONGEST = 12
+LONGEST = 14
 DOORS = {f"{CORE}.__init__", f"{CORE}.__main__", "__init__", "nodes.__init__", "zoodip_webui.__init__"}
 """Packages whose ``__init__`` is for the world outside."""
 

@@ -18,7 +18,8 @@ from zoodip_core.base.errors import ModelError, NoRoomError, ZoodipError
 from zoodip_core.model import dry_run, memory
 from zoodip_core.model.kinds import DTYPES, TINY
 from zoodip_core.model.load import load_quantized
-from zoodip_core.model.memory import CUDA_CONTEXT, MemoryUse, activation_peak, plan, predict_memory
+from zoodip_core.model.memory import CUDA_CONTEXT, activation_peak, plan, predict_memory
+from zoodip_core.model.memory_use import MemoryUse
 from zoodip_core.model.quantize import stored_bytes
 from zoodip_core.model.recognise import open_model
 

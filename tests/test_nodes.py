@@ -307,7 +307,8 @@ def settings_of(pack: Any, family: str, weights: str = "int8", dtype: str = "flo
     inputs = {name: options["default"] for name, (_, options) in shown.items() if "default" in options}
     del inputs["resume"]
     info = SimpleNamespace(family=family, path=Path("/models/some.safetensors"), prediction_type="epsilon")
-    model = SimpleNamespace(info=info, weights=weights, dtype=getattr(torch, dtype), device=torch.device("cpu"))
+    own = {"model": "/models/some.safetensors", "weights": weights, "dtype": dtype, "device": "cpu"}
+    model = SimpleNamespace(info=info, settings=lambda: own)
     return train._checked(train._settings(model, {**inputs, **changes}))
 
 

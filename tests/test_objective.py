@@ -14,9 +14,10 @@ from diffusers import StableDiffusionPipeline
 from zoodip_core.base import rng
 from zoodip_core.data.images import load_images
 from zoodip_core.model.kinds import TINY_PATH
-from zoodip_core.model.latents import CachedPosteriors, encode_images
+from zoodip_core.model.latents import encode_images
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.memory import activation_peak
+from zoodip_core.model.posteriors import CachedPosteriors
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.tokens import initial_vectors
 from zoodip_core.train.draws import Draw, fixed_draws, mean_losses
@@ -43,7 +44,8 @@ def test_loss_is_equation_1(float_model: StableDiffusion, prediction_type: str) 
     """Eq. 1 by hand: alpha-bar from SD's betas in NumPy, the token written into the embedding table."""
     objective = objective_of(float_model)
     info = replace(float_model.info, prediction_type=prediction_type)
-    objective.model = replace(float_model, blueprint=replace(float_model.blueprint, info=info))
+    other = replace(float_model, blueprint=replace(float_model.blueprint, info=info))
+    objective = DiffusionObjective(other, objective.posteriors, objective.captions, PUTS())
     token = initial_vectors(float_model.tokenizers, float_model.text_encoders, "monster", 1)
     draw = Draw(seed=3, step=5, image=2, caption=0, timestep=640)
     ours = objective.losses(torch.stack([token, token + 0.1]), draw)

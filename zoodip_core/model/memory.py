@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from ..base.errors import NoRoomError
 from .blueprint import Blueprint
 from .building import check_whole
 from .dry_run import encoding_needs, peak_of, step_needs
+from .memory_use import MemoryPlan, MemoryUse, megabytes
 
 CUDA_CONTEXT = 450_000_000
 """What CUDA itself takes on the card: its context and the libraries' workspaces."""
@@ -25,46 +26,6 @@ _LARGEST_CONTEXT = 1_000_000_000
 _KEPT_FREE = 0.095
 _KEPT_FREE_AT_LEAST = 11_000_000
 _SPARE = 1.05
-
-
-@dataclass(frozen=True)
-class MemoryUse:
-    """Bytes on the device that computes.
-
-    Args:
-        weights: of the UNet and the text encoders, quantised, by component.
-        activations: peak of a training step above the weights.
-        encoding: peak of encoding one image, the VAE's encoder included; it is gone before the UNet comes.
-        fixed: what the device's runtime takes: CUDA's context and what its allocator keeps free, a CPU's reordered
-            copies of a layer.
-        graphs: what a step that is captured takes besides.
-    """
-
-    weights: Mapping[str, int]
-    activations: int
-    encoding: int
-    fixed: int = 0
-    graphs: int = 0
-
-    @property
-    def total(self) -> int:
-        """Peak of the whole run."""
-        return self.fixed + max(self.encoding, sum(self.weights.values()) + self.activations + self.graphs)
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {megabytes(size)}" for name, size in self.weights.items())
-        fixed = f", device's runtime {megabytes(self.fixed)}" if self.fixed else ""
-        graphs = f", graphs {megabytes(self.graphs)}" if self.graphs else ""
-        weights, activations = (megabytes(size) for size in (sum(self.weights.values()), self.activations))
-        return (
-            f"{megabytes(self.total)} in all: weights {weights} ({parts}), activations {activations}{graphs}{fixed}; "
-            f"before that, encoding images {megabytes(self.encoding)}"
-        )
-
-
-def megabytes(size: int) -> str:
-    """A size for people."""
-    return f"{size / 1e6:.1f} MB" if size < 1e8 else f"{size / 1e9:.2f} GB"
 
 
 # ---------------------------------------------------------------- predicted
@@ -126,26 +87,6 @@ def cuda_context(device: torch.device) -> int:
     free, whole = torch.cuda.mem_get_info(device)
     taken = whole - free - torch.cuda.memory_reserved(device)
     return taken if taken <= _LARGEST_CONTEXT else CUDA_CONTEXT
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """How a run is laid out.
-
-    Args:
-        batch: candidates in one forward.
-        text_apart: whether the text encoders stay on the CPU.
-        use: what it takes.
-    """
-
-    batch: int
-    text_apart: bool
-    use: MemoryUse
-
-    @property
-    def graphs(self) -> bool:
-        """Whether a step is to be captured."""
-        return self.use.graphs > 0
 
 
 def plan(

@@ -14,8 +14,10 @@ from .forward import Forwards, Inputs
 from .generation import generate
 from .graphs import Capture
 from .kinds import TINY, TINY_PATH
-from .latents import CachedPosteriors, encode_images
-from .memory import MemoryPlan, free_memory, plan
+from .latents import encode_images
+from .memory import free_memory, plan
+from .memory_use import MemoryPlan
+from .posteriors import CachedPosteriors
 from .quantized import Prompt, QuantizedModel
 from .token_model import LossesOf, View
 from .tokens import check_initializer, check_new, initial_vectors

@@ -17,8 +17,8 @@ from ..data.images import ReferenceImage
 from .blueprint import ModelInfo
 from .embedding import Embedding
 from .graphs import Capture
-from .latents import CachedPosteriors
-from .memory import MemoryPlan
+from .memory_use import MemoryPlan
+from .posteriors import CachedPosteriors
 
 Prompt = Any
 """A text as a model reads it; only the model that made it looks inside."""

@@ -17,7 +17,7 @@ from ..base.locks import locked
 from ..base.stopping import Stopped, stopped_by
 from ..data.sheets import contact_sheet, loss_curve
 from ..model.embedding import Embedding, save_embedding
-from ..model.memory import megabytes
+from ..model.memory_use import megabytes
 from ..model.token_model import TokenModel
 from ..search.preconditioner import Spread
 from .config import TrainConfig

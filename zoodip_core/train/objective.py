@@ -9,7 +9,7 @@ import torch
 from ..base import rng
 from ..base.stopping import check_stop
 from ..model.graphs import Capture
-from ..model.latents import CachedPosteriors
+from ..model.posteriors import CachedPosteriors
 from ..model.token_model import Prompt, TokenModel, View
 from .draws import Draw
 from .timesteps import TimestepSampler

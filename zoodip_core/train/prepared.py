@@ -24,7 +24,8 @@ from ..model.embedding import Embedding
 from ..model.graphs import capture_on
 from ..model.latents import advice
 from ..model.load import load_quantized
-from ..model.memory import MemoryPlan, Watch
+from ..model.memory import Watch
+from ..model.memory_use import MemoryPlan
 from ..model.recognise import identify
 from ..model.stable_diffusion import StableDiffusion
 from ..model.token_model import Prompt, TokenModel

@@ -10,6 +10,7 @@ import torch
 
 from ..base import rng
 from ..base.errors import ConfigError
+from ..model.noise import alphas_cumprod
 
 TIMESTEP_SAMPLERS = ("puts", "uniform", "snr")
 
@@ -66,9 +67,7 @@ class SNRTimesteps:
 
     @cached_property
     def _cumulative(self) -> torch.Tensor:
-        alphas = self.alphas_cumprod
-        if alphas is None:
-            alphas = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+        alphas = alphas_cumprod() if self.alphas_cumprod is None else self.alphas_cumprod
         alphas = alphas.detach().to("cpu", torch.float64)
         log_snr = (alphas / (1 - alphas)).log()
         weights = log_snr.max() - log_snr
