@@ -8,6 +8,8 @@ import torch
 
 TINY = "tiny"
 """The name of the embedded tiny model wherever a model's path is asked for."""
+COMFYUI = "ComfyUI: "
+"""Before the name of a model that ran in ComfyUI, where a run's settings name its model."""
 TINY_PATH = Path(__file__).parent.parent / "tiny" / "model"
 CLIP_PATH = Path(__file__).parent.parent / "clip"
 """The tokenizer of every Stable Diffusion, for checkpoints, which hold none."""

@@ -1,0 +1,123 @@
+"""A forward pass of a model of ComfyUI's: loaded, patched and hooked by ComfyUI as for its samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.patcher_extension
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+
+from .noise import loss_weight
+
+_CACHES = ("easycache", "lazycache")
+"""Of ComfyUI's nodes that skip forward passes whose inputs look like the last ones: candidates do."""
+Inner = Callable[[Any, dict[str, Any], torch.Tensor], torch.Tensor]
+Conditioning = list[list[Any]]
+
+
+def without_caches(model: Any) -> Any:
+    """A clone of a MODEL on which no forward pass is skipped."""
+    clone = model.clone()
+    for kind in list(clone.wrappers):
+        for cache in _CACHES:
+            clone.remove_wrappers_with_key(kind, cache)
+    return clone
+
+
+class _Instead(comfy.samplers.Sampler):
+    """In the place of a sampler: does some work where it would draw."""
+
+    def __init__(self, work: Inner) -> None:
+        self._work = work
+        self.result: torch.Tensor | None = None
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor | None = None,
+        denoise_mask: Any = None,
+        disable_pbar: bool = False,
+    ) -> torch.Tensor:
+        assert latent_image is not None
+        self.result = self._work(model_wrap.inner_model, extra_args["model_options"], latent_image)
+        return latent_image
+
+
+def losses(
+    model: Any,
+    conditionings: Sequence[Conditioning],
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    sigma: float,
+) -> torch.Tensor:
+    """The model's own loss for each conditioning, float64 ``[K]`` on the CPU, all in one forward pass.
+
+    Args:
+        model: a MODEL.
+        conditionings: K of the same shapes.
+        latents: ``[1, channels, ...]``, as the VAE gives them.
+        noise: of the same shape.
+        sigma: of the model's.
+
+    Raises:
+        OutOfMemoryError: ComfyUI would not take so many at once.
+    """
+
+    def work(inner: Any, options: dict[str, Any], x0: torch.Tensor) -> torch.Tensor:
+        at = torch.tensor([sigma], dtype=torch.float32, device=x0.device)
+        own_noise = noise.to(x0)
+        sampling = inner.model_sampling
+        noisy = sampling.noise_scaling(at, own_noise.clone(), x0, False)
+        conds = [_model_conds(inner, each, own_noise, x0) for each in conditionings]
+        forwards: list[int] = []
+        predicted = comfy.samplers.calc_cond_batch(inner, conds, noisy, at, _counting(options, forwards))
+        if len(forwards) > 1:  # rounded otherwise than the same candidates in one: not without saying so
+            raise torch.OutOfMemoryError(f"ComfyUI has no room for {len(conds)} candidates in one forward pass")
+        errors = [(each.double() - x0.double()).square().mean() for each in _on_exact(predicted)]
+        return loss_weight(sampling, sigma) * torch.stack(errors).cpu()
+
+    return run(model, conditionings, latents, work)
+
+
+def run(model: Any, conditionings: Sequence[Conditioning], latents: torch.Tensor, work: Inner) -> torch.Tensor:
+    """Do some work with the model where ComfyUI would sample: on its device, with patches, hooks and options.
+
+    ``work`` is given the inner model, the options and the latents as the model takes them.
+    """
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": conditionings[0]})
+    instead = _Instead(work)
+    # ComfyUI makes room for two forward passes, of conditioning with and without the prompt.
+    room = latents.new_zeros(-(-len(conditionings) // 2), *latents.shape[1:])
+    guider.sample(room, latents, instead, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=0)
+    assert instead.result is not None
+    return instead.result
+
+
+def _model_conds(inner: Any, conditioning: Conditioning, noise: torch.Tensor, x0: torch.Tensor) -> list[Any]:
+    converted = comfy.sampler_helpers.convert_cond(conditioning)
+    more = {"latent_image": x0, "denoise_mask": None, "seed": 0, "latent_shapes": [x0.shape]}
+    return comfy.samplers.encode_model_conds(inner.extra_conds, converted, noise, x0.device, "positive", **more)
+
+
+def _counting(options: dict[str, Any], forwards: list[int]) -> dict[str, Any]:
+    """Options with which each forward pass is noted, by its number of candidates."""
+    before = options.get("model_function_wrapper")
+
+    def counted(apply: Any, given: dict[str, Any]) -> Any:
+        forwards.append(len(given["cond_or_uncond"]))
+        return before(apply, given) if before else apply(given["input"], given["timestep"], **given["c"])
+
+    return {**options, "model_function_wrapper": counted}
+
+
+def _on_exact(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """On a device that has float64, which Apple's has not."""
+    return [each.cpu() if each.device.type not in ("cpu", "cuda") else each for each in tensors]

@@ -1,0 +1,283 @@
+"""A model that runs in ComfyUI, as a ``TokenModel``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import torch
+from PIL import Image
+
+from ...zoodip_core.base.errors import ModelError, TokenError
+from ...zoodip_core.base.stopping import check_stop
+from ...zoodip_core.data.images import ReferenceImage
+from ...zoodip_core.model.blueprint import ModelInfo
+from ...zoodip_core.model.embedding import Embedding
+from ...zoodip_core.model.kinds import COMFYUI
+from ...zoodip_core.model.memory_use import MemoryPlan, MemoryUse
+from ...zoodip_core.model.posteriors import CachedPosteriors
+from ...zoodip_core.model.token_model import LossesOf, View
+from ..tokenizer import encoder_names
+from . import drawing, forward, kinds
+from .fingerprint import fingerprint
+from .noise import sigma_at
+from .texts import ComfyPrompt, Texts
+
+GUIDANCE = 1.0
+"""Of models that are told it, as Flux: at another they draw sharper than pictures are."""
+_ROOM = 1.5
+"""ComfyUI takes as many at once as fit by its estimate with this factor."""
+
+
+@dataclass
+class ComfyUIModel:
+    """A MODEL, CLIP and VAE of ComfyUI's. ComfyUI loads, patches and unloads them.
+
+    Args:
+        model: with all its patches, LoRAs and hooks.
+        clip: with any text encoders.
+        vae: of the model's latents.
+        folder: for small files of ours, which may vanish.
+    """
+
+    model: Any
+    clip: Any
+    vae: Any
+    folder: Path
+
+    def __post_init__(self) -> None:
+        kinds.check_parts(self.model, self.clip, self.vae)
+        self.model = forward.without_caches(self.model)
+        self._own_clip = self.clip
+        self.texts = Texts(self.clip, self.folder)
+        if not self.texts.encoders:
+            raise ModelError("clip: this kind reads no embeddings; connect the CLIP that belongs to the model")
+        name = kinds.name_of(self.model)
+        encoders = encoder_names(self.clip)
+        family = kinds.family_of(self.model, self.texts.widths, encoders)
+        prediction = self.model.model.model_type.name.lower()
+        self.info = ModelInfo(
+            Path(name), name, family, self.texts.widths, kinds.resolution_of(family), prediction, encoders
+        )
+        self.notes: Sequence[str] = kinds.notes_on(self.model, name)
+
+    # ------------------------------------------------------------ what it is
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.load_device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        inner = self.model.model
+        dtype: torch.dtype = inner.manual_cast_dtype or inner.get_dtype()
+        return dtype
+
+    @property
+    def weights(self) -> str:
+        return "none"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.model, self.clip.patcher, self.vae.patcher)
+
+    @property
+    def schedule(self) -> Mapping[str, Any]:
+        sampling = self._sampling
+        kept = {"kind": [each.__name__ for each in type(sampling).__mro__[1:-1]], "layer": self.clip.layer_idx}
+        numbers = ("shift", "multiplier", "sigma_data", "noise_scale")
+        found = {name: getattr(sampling, name) for name in numbers if hasattr(sampling, name)}
+        return {**kept, **found, "sigmas": [float(each) for each in (sampling.sigma_min, sampling.sigma_max)]}
+
+    @property
+    def _sampling(self) -> Any:
+        return self.model.get_model_object("model_sampling")
+
+    @property
+    def alphas_cumprod(self) -> None:
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "model": f"{COMFYUI}{self.info.name}",
+            "weights": self.weights,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+        }
+
+    # ------------------------------------------------------------ texts
+
+    def check_token(self, token: str) -> None:
+        if self.texts.knows(token):
+            raise TokenError(
+                f"token {token!r} is already a word of the model's vocabulary; choose a new one, "
+                f"like <my-{token.strip('<>')}>"
+            )
+
+    def knows(self, word: str) -> bool:
+        return self.texts.knows(word)
+
+    def check_initializer(self, initializer: str, num_vectors: int, mode: str) -> None:
+        self.texts.check_initializer(initializer, num_vectors, mode)
+
+    def prompt(self, text: str, num_vectors: int | Sequence[int] = 0, where: str = "the prompt") -> ComfyPrompt:
+        return self.texts.prompt(text, num_vectors, where)
+
+    def prompt_bytes(self, prompt: ComfyPrompt) -> bytes:
+        return prompt.identity()
+
+    def initial_vectors(self, initializer: str, num_vectors: int, mode: str) -> torch.Tensor:
+        return self.texts.initial_vectors(initializer, num_vectors, mode)
+
+    def word_rows(self) -> Iterator[torch.Tensor]:
+        return self.texts.word_rows()
+
+    # ------------------------------------------------------------ memory
+
+    def plan(self, resolution: int, candidates: int, batch: int, graphs: bool) -> MemoryPlan:
+        sizes = [min(batch, candidates)] if batch else sorted({candidates, -(-candidates // 2), 1}, reverse=True)
+        weights, text = self.model.model_size(), self.clip.patcher.model_size()
+        room = self._room()
+        layouts = [(size, False) for size in sizes] + [(sizes[-1], True)]
+        for size, apart in layouts:
+            use = self._use(resolution, size, apart)
+            if weights + (0 if apart else text) + _ROOM * use.activations <= room:
+                break
+        return MemoryPlan(size, apart and self.device.type != "cpu", use)
+
+    def _use(self, resolution: int, batch: int, text_apart: bool) -> MemoryUse:
+        shape = self.latents_shape(resolution)
+        pixels = (1, 3, resolution, resolution) if len(shape) == 4 else (1, 3, 1, resolution, resolution)
+        encoding = self.vae.patcher.model_size() + int(self.vae.memory_used_encode(pixels, self.vae.vae_dtype))
+        own_text = {} if text_apart else {"text encoders": self.clip.patcher.model_size()}
+        activations = int(self.model.memory_required([batch, *shape[1:]]))
+        return MemoryUse({"diffusion model": self.model.model_size(), **own_text}, activations, encoding)
+
+    def _room(self) -> int:
+        """Bytes that ComfyUI can have on the device once its other models leave."""
+        free = comfy.model_management.get_free_memory(self.device)
+        loaded = sum(each.model_loaded_memory() for each in comfy.model_management.current_loaded_models)
+        return int(free + loaded - comfy.model_management.minimum_inference_memory())
+
+    def lay_out(self, plan: MemoryPlan) -> None:
+        if plan.text_apart:
+            self.clip = _on_the_cpu(self.clip)
+            self.texts = Texts(self.clip, self.folder)
+
+    # ------------------------------------------------------------ pictures and losses
+
+    def encode_images(self, images: Sequence[ReferenceImage]) -> CachedPosteriors:
+        latents = []
+        for image in images:  # one at a time: encoding is the largest peak of a run
+            check_stop()
+            encoded = self.vae.encode(drawing.pixels_of(image.picture)).float().cpu()
+            if not torch.isfinite(encoded).all():
+                raise ModelError(f"vae: it turns {image.path.name} into NaN or infinity; connect another VAE")
+            latents.append(encoded)
+        sizes = [(*image.original_size, *image.crop_top_left, *image.picture.size[::-1]) for image in images]
+        mean = torch.cat(latents)
+        # ComfyUI's VAEs give the middle of the posterior alone.
+        return CachedPosteriors(mean, torch.zeros_like(mean), 1.0, torch.tensor(sizes, dtype=torch.float32))
+
+    def denoiser(
+        self, prompts: Sequence[ComfyPrompt], capture: object, on_plain: Callable[[str], None]
+    ) -> ComfyUIModel:
+        return self
+
+    def losses_on(self, view: View) -> LossesOf:
+        return functools.partial(self._losses, view)
+
+    @torch.no_grad()
+    def _losses(self, view: View, candidates: torch.Tensor) -> torch.Tensor:
+        conditionings = [self._conditioning(view.prompt, each, view.time_ids) for each in candidates]
+        sigma = sigma_at(self._sampling, view.timestep)
+        return self._tried(lambda: forward.losses(self.model, conditionings, view.latents, view.noise, sigma))
+
+    def _conditioning(
+        self, prompt: ComfyPrompt, vectors: torch.Tensor | None, time_ids: torch.Tensor | None
+    ) -> list[list[Any]]:
+        found = self._tried(lambda: self.texts.conditioning(prompt, vectors))
+        if time_ids is None:
+            return found
+        names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
+        more = {name: int(each) for name, each in zip(names, time_ids.tolist(), strict=True)}
+        return [[cond, {**about, **more, "guidance": GUIDANCE}] for cond, about in found]
+
+    def _tried(self, work: Callable[[], Any]) -> Any:
+        """What work gives, or what to do about its failure: shapes that differ say that parts do not fit."""
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = (str(error).strip().splitlines() or [""])[0][:200]
+            raise ModelError(
+                f"clip, model: {self.info.name} cannot compute with this CLIP ({reason}); connect the CLIP that "
+                "belongs to the model"
+            ) from error
+
+    def load(self) -> None:
+        """One forward pass of a small picture: parts that do not fit together show here."""
+        side = 16
+        shape = self.latents_shape(side * self._compression)
+        nothing = torch.zeros(shape)
+        prompt = self.prompt("a")
+        time_ids = torch.tensor([64.0, 64, 0, 0, 64, 64])
+        conditioning = self._conditioning(prompt, None, time_ids)
+        sigma = sigma_at(self._sampling, 500)
+        self._tried(lambda: forward.losses(self.model, [conditioning], nothing, nothing + 1, sigma))
+
+    @property
+    def _compression(self) -> int:
+        return int(self.vae.spacial_compression_encode())
+
+    def latents_shape(self, resolution: int) -> tuple[int, ...]:
+        """Of one picture's latents."""
+        latents = self.model.model.latent_format
+        side = resolution // self._compression
+        return (1, latents.latent_channels, *([1] if latents.latent_dimensions == 3 else []), side, side)
+
+    # ------------------------------------------------------------ samples
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        embedding: Embedding | Sequence[Embedding] | None = None,
+        negative_prompt: str = "",
+        num_inference_steps: int = 25,
+        guidance_scale: float | None = None,
+        resolution: int = 0,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> list[Image.Image]:
+        return drawing.generate(
+            self,
+            prompts,
+            seeds,
+            embedding,
+            negative_prompt,
+            num_inference_steps,
+            guidance_scale,
+            resolution or self.info.resolution,
+            on_step,
+        )
+
+    def unload(self) -> None:
+        """ComfyUI unloads its models; text encoders that were kept on the CPU go back to where they were."""
+        self.clip = self._own_clip
+        self.texts = Texts(self.clip, self.folder)
+
+
+def _on_the_cpu(clip: Any) -> Any:
+    """A CLIP of the same weights that computes on the CPU."""
+    comfy.model_management.unload_all_models()  # its weights among them, which the two share
+    apart = clip.clone()
+    apart.patcher.load_device = apart.patcher.offload_device = torch.device("cpu")
+    return apart
