@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 TINY_CHOICE = "tiny (embedded)"
 OWN = "the checkpoint's own"
+COPIES = "zoodip"
+"""In ComfyUI's folder of models: quantised copies."""
 
 
 class LoadQuantizedSD:
@@ -102,7 +104,7 @@ class LoadQuantizedSD:
                 prediction_type=prediction_type,
                 clip=[_path(name, choice) for name, choice in (("clip", clip), ("clip_2", clip_2)) if choice != OWN],
                 vae=None if vae == OWN else _path("vae", vae),
-                cache=host().models_folder() / "zoodip" if keep_copy else None,
+                cache=host().models_folder() / COPIES if keep_copy else None,
             )
         return model, _report(model)
 

@@ -305,7 +305,7 @@ def settings_of(pack: Any, family: str, weights: str = "int8", dtype: str = "flo
     kinds = pack.NODE_CLASS_MAPPINGS["ZoodipTrainToken"].INPUT_TYPES()
     shown = {**kinds["required"], **kinds["optional"]}
     inputs = {name: options["default"] for name, (_, options) in shown.items() if "default" in options}
-    del inputs["resume"]
+    del inputs["resume"], inputs["cards"]
     info = SimpleNamespace(family=family, path=Path("/models/some.safetensors"), prediction_type="epsilon")
     model = SimpleNamespace(info=info, weights=weights, dtype=getattr(torch, dtype), device=torch.device("cpu"))
     return train._checked(train._settings(model, {**inputs, **changes}))
