@@ -22,8 +22,8 @@ from .environment import ROOT, this_python
 from .job_folder import write_task
 from .protocol import FOLLOW
 
-_LAST_SECONDS = 30.0
-"""That the others have to end once the first one has."""
+_LAST_SECONDS = 5.0
+"""That the others have to end once the first one has: they keep nothing, and one that starts yet is not waited for."""
 _WORKER = (
     "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); "
     "runpy.run_module('zoodip_core.jobs.worker', run_name='__main__', alter_sys=True)"

@@ -99,8 +99,9 @@ class Training:
         self.ranks = ranks or Ranks()
         info = model.info if model else identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
         self.images, skipped = load_references(config, info)
-        own = dataclasses.replace(config, device=self.ranks.device(config.device))
-        self.model = model or load_model(own, on_event, keep=self.ranks.first_here)
+        self.model = model or load_model(
+            dataclasses.replace(config, device=self.ranks.device(config.device)), on_event, keep=self.ranks.first_here
+        )
         self.warnings = (
             skipped
             + list(self.model.blueprint.notes)
