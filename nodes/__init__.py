@@ -9,6 +9,7 @@ from typing import Any
 
 from .embeddings import ApplyEmbedding, LoadEmbedding, SaveEmbedding
 from .evaluate import EvaluateEmbedding
+from .from_comfyui import ModelFromComfyUI
 from .generate import GeneratePreview
 from .models import LoadQuantizedSD
 from .pictures import LoadReferenceImages
@@ -17,6 +18,7 @@ from .train import ZOTrainToken
 
 NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "ZoodipLoadQuantizedSD": LoadQuantizedSD,
+    "ZoodipModelFromComfyUI": ModelFromComfyUI,
     "ZoodipLoadReferenceImages": LoadReferenceImages,
     "ZoodipSubspaceGradient": SubspaceGradient,
     "ZoodipPUTSSampler": PUTSSampler,
@@ -29,6 +31,7 @@ NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
     "ZoodipLoadQuantizedSD": "Load Quantized SD",
+    "ZoodipModelFromComfyUI": "Model from ComfyUI",
     "ZoodipLoadReferenceImages": "Load Reference Images",
     "ZoodipSubspaceGradient": "Subspace Gradient",
     "ZoodipPUTSSampler": "PUTS Sampler",

@@ -15,17 +15,10 @@ if TYPE_CHECKING:
 
     from ..zoodip_core.model.token_model import TokenModel
 
-NEEDED = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "optimum.quanto",
-    "safetensors",
-    "filelock",
-    "matplotlib",
-    "psutil",
-    "tqdm",
-)
+NEEDED = ("torch", "safetensors", "filelock", "matplotlib", "psutil", "tqdm")
+"""For whatever a token is learned on."""
+FOR_OWN_MODELS = ("diffusers", "transformers", "optimum.quanto")
+"""For models that are loaded here, with quantised weights."""
 UNET, CLIP, VAE = "(unet)", "(clip)", "(vae)"
 PARTS = {UNET: "diffusion_models", CLIP: "text_encoders", VAE: "vae"}
 """What the names of files of parts end with, and ComfyUI's kind of folder for them."""
@@ -232,8 +225,12 @@ def stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_the_device(model: TokenModel) -> Iterator[None]:
-    """:func:`stoppable`, with the device to ourselves: the host's models leave it before, ours afterwards."""
-    host().make_room()
+    """:func:`stoppable`, with the device to ourselves: the host's models leave it before, ours afterwards.
+
+    A model of the host's own is loaded and unloaded by the host.
+    """
+    if model.own_memory:
+        host().make_room()
     try:
         with stoppable():
             yield
@@ -243,18 +240,22 @@ def on_the_device(model: TokenModel) -> Iterator[None]:
         host().return_memory()
 
 
-def check_packages() -> None:
-    """Refuse to begin without the packages we need, saying how to get them; nothing is installed here.
+def check_packages(needed: tuple[str, ...] = NEEDED, instead: str = "") -> None:
+    """Refuse to begin without some packages, saying how to get them; nothing is installed here.
+
+    Args:
+        needed: their names.
+        instead: what does without them.
 
     Raises:
         ModuleNotFoundError: some are missing.
     """
-    missing = [name for name in NEEDED if not _installed(name)]
+    missing = [name for name in needed if not _installed(name)]
     if missing:
         requirements = Path(__file__).resolve().parent.parent / "requirements.txt"
         raise ModuleNotFoundError(
             f"ZOODiP needs {', '.join(missing)}, which ComfyUI's Python does not have. Install them, then start "
-            f'ComfyUI again:\n"{sys.executable}" -m pip install -r "{requirements}"'
+            f'ComfyUI again:\n"{sys.executable}" -m pip install -r "{requirements}"' + (instead and f"\n{instead}")
         )
 
 

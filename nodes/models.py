@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .host import CLIP, VAE, check_packages, host, stoppable
+from .host import CLIP, FOR_OWN_MODELS, NEEDED, VAE, check_packages, host, stoppable
 from .inputs import inputs_of
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 TINY_CHOICE = "tiny (embedded)"
 OWN = "the checkpoint's own"
+COPIES = "zoodip"
+"""In ComfyUI's folder of models: quantised copies."""
 
 
 class LoadQuantizedSD:
@@ -89,7 +91,7 @@ class LoadQuantizedSD:
         clip_2: str = OWN,
         vae: str = OWN,
     ) -> tuple[TokenModel, str]:
-        check_packages()
+        check_packages((*NEEDED, *FOR_OWN_MODELS), "Or use Model from ComfyUI, which needs none of them.")
         from ..zoodip_core.model.kinds import TINY
         from ..zoodip_core.model.load import load_quantized
 
@@ -102,7 +104,7 @@ class LoadQuantizedSD:
                 prediction_type=prediction_type,
                 clip=[_path(name, choice) for name, choice in (("clip", clip), ("clip_2", clip_2)) if choice != OWN],
                 vae=None if vae == OWN else _path("vae", vae),
-                cache=host().models_folder() / "zoodip" if keep_copy else None,
+                cache=host().models_folder() / COPIES if keep_copy else None,
             )
         return model, _report(model)
 

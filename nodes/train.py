@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .host import check_packages, host, on_the_device
 from .inputs import input_of, inputs_of, settings_in
 from .live import Live
+from .models import COPIES
 from .pictures import thumbnails, to_image, to_pictures, write_references
 
 if TYPE_CHECKING:
@@ -21,10 +24,13 @@ if TYPE_CHECKING:
     from ..zoodip_core.model.token_model import TokenModel
     from ..zoodip_core.train.config import TrainConfig
     from ..zoodip_core.train.loop import TrainResult
+    from ..zoodip_core.train.ranks import Ranks
 
 FOLDER = "zoodip"
 """In ComfyUI's output folder: a folder for each run."""
 _SAMPLES = 4
+ONE, ALL = "one", "all"
+"""Choices of cards."""
 
 
 class ZOTrainToken:
@@ -78,11 +84,12 @@ class ZOTrainToken:
         _check_prompt(_one(inputs["preview_prompt"]), _one(inputs["token"]))
         live = Live(host(), str(_one(inputs.pop("unique_id", "0"))), _workflow(_one(inputs.pop("extra", None))))
         resume = bool(_one(inputs.pop("resume", True)))
+        cards = str(_one(inputs.pop("cards", ONE)))
         settings = _settings(model, {name: _one(value) for name, value in inputs.items()})
         config = _checked(settings)
         with on_the_device(model), live:
             folder = _folder(host().output_folder() / FOLDER, config, _key(config, model, pictures, captions), resume)
-            trained = _train(settings, model, pictures, captions, folder, live)
+            trained = _train(settings, model, pictures, captions, folder, live, cards)
             if not trained.finished:
                 again = "queue again" if resume else "turn resume on and queue again"
                 raise Stopped(f"stopped at step {trained.step}; {again} to resume")
@@ -148,6 +155,15 @@ def _optional() -> dict[str, Any]:
             },
         ),
         **rest,
+        "cards": (
+            [ONE, ALL],
+            {
+                "default": ONE,
+                "tooltip": "all: a step's candidates are shared out to all graphics cards of this computer. Each of "
+                "the others has a process of its own, with the model.",
+                "advanced": True,
+            },
+        ),
     }
 
 
@@ -264,6 +280,7 @@ def _train(
     captions: Sequence[str],
     folder: Path,
     live: Live,
+    cards: str,
 ) -> TrainResult:
     from ..zoodip_core.base.events import Commands
     from ..zoodip_core.train.config import TrainConfig
@@ -274,13 +291,29 @@ def _train(
     try:
         references = write_references(pictures, captions, folder)
         config = TrainConfig.from_dict({**settings, **references})
-        if run.exists():
-            changes = {name: getattr(config, name) for name in CHANGEABLE}
-            return resume_training(run, changes, model=model, on_event=live, commands=commands)
-        return train_token(config, run, model=model, on_event=live, commands=commands)
+        with _ranks(cards, config, model, run, live) as ranks:
+            if run.exists():
+                changes = {name: getattr(config, name) for name in CHANGEABLE}
+                return resume_training(run, changes, model=model, on_event=live, commands=commands, ranks=ranks)
+            return train_token(config, run, model=model, on_event=live, commands=commands, ranks=ranks)
     finally:
         if not run.exists():  # nothing came of it
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ranks(
+    cards: str, config: TrainConfig, model: TokenModel, run: Path, live: Live
+) -> contextlib.AbstractContextManager[Ranks]:
+    """The processes that take a run's steps: this one, and where all cards are wanted one for each of the others."""
+    from ..zoodip_core.base.events import Message
+    from ..zoodip_core.jobs.cards import cards_beside, with_cards
+
+    others = cards_beside(model.device) if cards == ALL and model.portable else []
+    if cards == ALL and not others:
+        why = f"there is no graphics card beside {model.device}" if model.portable else "this model is in ComfyUI alone"
+        live(Message(f"cards = {ALL}: {why}; {model.device} trains alone", warning=True))
+    read = dataclasses.replace(config, cache=str(host().models_folder() / COPIES))  # they keep no copy themselves
+    return with_cards(others, read, run, own=model.device.index or 0)
 
 
 def _previews(config: TrainConfig, model: TokenModel, trained: TrainResult) -> list[Image]:

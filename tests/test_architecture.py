@@ -22,7 +22,7 @@ ROOMS = {
     "jobs": "base model train",
     "page": "base data tiny model train jobs",
     "cli": "base data tiny search model train evaluate page",
-    "nodes": "base data tiny model train evaluate",
+    "nodes": "base data tiny model train evaluate jobs",
     "zoodip_webui": "base data model train jobs page",
     "install": "base.files jobs.environment",
     "scripts": "zoodip_webui",

@@ -55,6 +55,19 @@ def test_a_copy_is_kept_in_the_users_own_folder_and_told_of_once(file: Path, own
     assert copies_in(own) == {name}
 
 
+def test_who_keeps_none_reads_the_copy_that_is_there(file: Path, own: Path) -> None:
+    model, said = loaded(file, cache=AUTO, keep=False)
+    assert not said
+    assert not own.exists()
+    assert model.blueprint.checkpoints[0].files == (file,)
+    loaded(file, cache=AUTO)
+    (name,) = copies_in(own)
+    assert loaded(file, cache=AUTO, keep=False)[0].blueprint.checkpoints[0].files == (own / name,)
+    (own / name).write_bytes(b"damaged")
+    assert loaded(file, cache=AUTO, keep=False)[0].blueprint.checkpoints[0].files == (file,)
+    assert (own / name).read_bytes() == b"damaged"  # it is for whoever keeps one to make it again
+
+
 @pytest.mark.parametrize("how", [{"cache": None}, {"cache": AUTO, "weights": "none"}, {}])
 def test_no_copy_is_kept_where_none_is_wanted(file: Path, own: Path, how: dict[str, Any]) -> None:
     assert loaded(file, **how)[1] == []

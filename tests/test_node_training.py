@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -282,6 +283,75 @@ def test_learning_needs_no_captions_and_nothing_wired(pack: Any, model: Any, hos
     config = json.loads((folder / "run" / "config.json").read_text())
     assert (config["captions"], config["subspace_gradient"], config["timesteps"]) == (None, False, "uniform")
     assert not (folder / "captions.json").exists()
+
+
+# ---------------------------------------------------------------- all cards
+
+
+@pytest.fixture
+def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card beside the node's, in whose place its process takes the CPU."""
+    monkeypatch.setattr("zoodip_pack.zoodip_core.jobs.cards.cards_beside", lambda device: [1])
+
+
+def followers() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "run" / "steps.jsonl").read_text().splitlines()]
+
+
+def test_all_cards_of_one_are_said_to_be_one(pack: Any, model: Any, host: FakeHost) -> None:
+    stopped(pack, model, host, cards="all")
+    assert told(host, "warnings")[-1] == ["cards = all: there is no graphics card beside cpu, on which it trains alone"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_cards", "one_preview")
+def test_all_cards_share_the_steps_of_a_node(pack: Any, model: Any, host: FakeHost) -> None:
+    """Three candidates are two on the node's card and one on the other. A run of one card is gone on with as well."""
+    stopped(pack, model, host, at=2, cards="all")
+    (folder,) = runs(host)
+    assert not followers()
+    assert [line["batch"] for line in journal(folder)] == [2, 2]
+    stopped(pack, model, host, at=4)
+    out = train(pack, model, cards="all")
+    assert not followers()
+    assert runs(host) == [folder]
+    assert states(host)[-1] == "finished"
+    assert [line["batch"] for line in journal(folder)] == [2] * STEPS
+    assert out["result"][0].metadata["steps"] == str(STEPS)
+    assert sorted(path.name for path in folder.iterdir()) == ["captions.json", "images", "run"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_cards")
+def test_a_stop_before_the_other_card_is_ready_leaves_nothing(pack: Any, model: Any, host: FakeHost) -> None:
+    host.asked = lambda: bool(followers())
+    with pytest.raises(Interrupted):
+        train(pack, model, cards="all")
+    assert not followers()
+    assert not runs(host)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_cards")
+def test_a_process_of_another_card_that_is_killed_is_an_error_that_keeps_the_run(
+    pack: Any, model: Any, host: FakeHost
+) -> None:
+    def asked() -> bool:
+        if told(host, "step")[-1:] == [3]:
+            for each in followers():
+                each.kill()
+        return False
+
+    host.asked = asked
+    errors = importlib.import_module("zoodip_pack.zoodip_core.base.errors")
+    with pytest.raises(errors.RanksError, match="ended without a word"):
+        train(pack, model, cards="all")
+    assert not followers()
+    assert len(journal(runs(host)[0])) >= 3
 
 
 # ---------------------------------------------------------------- stops

@@ -305,7 +305,7 @@ def settings_of(pack: Any, family: str, weights: str = "int8", dtype: str = "flo
     kinds = pack.NODE_CLASS_MAPPINGS["ZoodipTrainToken"].INPUT_TYPES()
     shown = {**kinds["required"], **kinds["optional"]}
     inputs = {name: options["default"] for name, (_, options) in shown.items() if "default" in options}
-    del inputs["resume"]
+    del inputs["resume"], inputs["cards"]
     info = SimpleNamespace(family=family, path=Path("/models/some.safetensors"), prediction_type="epsilon")
     own = {"model": "/models/some.safetensors", "weights": weights, "dtype": dtype, "device": "cpu"}
     model = SimpleNamespace(info=info, settings=lambda: own)

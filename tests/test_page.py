@@ -14,12 +14,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pytest
+import torch
 from PIL import Image
 
 from tests.fake_page_host import FakePageHost
@@ -35,7 +37,7 @@ from zoodip_core.page.pictures_tab import Pictures
 from zoodip_core.page.standalone import Alone, check_address, password_for
 from zoodip_core.page.studio import Studio
 from zoodip_core.train.config import TrainConfig
-from zoodip_core.train.settings import CHOICE, NUMBER, SWITCH, WHOLE
+from zoodip_core.train.settings import CHOICE, MODEL, NUMBER, SWITCH, WHOLE
 
 HOSTILE = "<img src=x onerror=alert(1)>\n\"'&<script>alert(2)</script></div></p>"
 
@@ -313,6 +315,18 @@ def test_the_axes_have_round_numbers() -> None:
 # ---------------------------------------------------------------- the form
 
 
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Has the computer so many graphics cards."""
+
+    def count(cards: int) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+        form.devices.cache_clear()
+
+    yield count
+    form.devices.cache_clear()
+
+
 def test_every_setting_is_in_the_form_or_left_out_on_purpose() -> None:
     settings = {field.name for field in dataclasses.fields(TrainConfig)}
     names = form.names()
@@ -377,6 +391,29 @@ def test_sound_values_are_kept() -> None:
     assert {name: named[name] for name in named if name not in changed} == {
         each.name: each.value for each in form.fields() if each.name not in changed
     }
+
+
+@pytest.mark.parametrize(("cards", "offered"), [(0, ["auto", "cpu"]), (1, ["auto", "cuda", "cpu"])])
+def test_without_several_cards_the_device_is_one_setting_of_many(
+    cards: int, offered: list[str], counted: Callable[[int], None]
+) -> None:
+    counted(cards)
+    (device,) = (each for each in form.groups()[MODEL] if each.name == "device")
+    assert list(device.offered) == offered
+
+
+def test_several_cards_put_the_device_in_sight(counted: Callable[[int], None], studio: Studio) -> None:
+    counted(2)
+    (device,) = form.in_sight()["device"]
+    assert device.offered == ("auto", "all", "cuda:0", "cuda:1", "cpu")
+    assert "device" not in [each.name for each in form.groups()[MODEL]]
+    assert form.read_named({"device": "all"})["device"] == "all"
+    assert form.read_named({"device": "cuda:7"})["device"] == "cuda:7"  # typed
+    made = Page(studio)
+    with gr.Blocks():
+        made.build()
+    assert list(made._fields) == form.names()
+    assert [choice for choice, _ in made._fields["device"].choices] == list(device.offered)
 
 
 def test_an_emptied_number_counts_as_the_field_s_own() -> None:

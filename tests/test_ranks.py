@@ -170,6 +170,57 @@ def test_a_run_is_resumed_on_another_number_of_ranks(whole: Path, tmp_path: Path
     assert_same(run, whole, FILES[:-1])
 
 
+@pytest.mark.parametrize("batch", [0, pytest.param(4, marks=pytest.mark.slow)])
+def test_more_ranks_have_a_share_of_a_run_of_one_process(batch: int, tmp_path: Path) -> None:
+    """It had all candidates in one forward pass; where its settings say so, it keeps that."""
+    run, commands, told = tmp_path / "run", Commands(), list[str]()
+    settings = {"steps": 2, "adapt_mu": False, "checks": 0, "patience": 0, "batch": batch}
+    train_token(
+        config_of(**settings),
+        run,
+        model=load_quantized("tiny"),
+        on_event=lambda event: commands.stop() if isinstance(event, Progress) and event.step == 1 else None,
+        commands=commands,
+    )
+
+    def work(ranks: Ranks) -> TrainResult:
+        def on_event(event: Event) -> None:
+            if isinstance(event, Message) and event.warning:
+                told.append(event.text)
+
+        return resume_training(run, model=load_quantized("tiny"), on_event=on_event, ranks=ranks)
+
+    assert [(result.step, result.finished) for result in together(2, work)] == [(2, True)] * 2
+    batches = [json.loads(line)["batch"] for line in (run / "steps.jsonl").read_text().splitlines()]
+    assert batches == [4, batch or 2]
+    (said,) = told
+    if batch:
+        assert said.startswith("rank 1 is idle: a step has 1 forward passes")
+    else:
+        assert said.startswith("4 candidates in one forward, as before, would leave ranks without any: from now on ")
+        assert "there are 2, and the last digits will differ" in said
+
+
+def test_one_rank_of_a_computer_keeps_a_copy_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep: dict[bool, bool] = {}
+
+    def loading(*_: Any, **settings: Any) -> Any:
+        keep[threading.get_ident() in led] = settings["keep"]
+        return load_quantized("tiny", device="cpu")
+
+    led: list[int] = []
+    monkeypatch.setattr("zoodip_core.train.prepared.load_quantized", loading)
+
+    def work(ranks: Ranks) -> TrainResult:
+        if ranks.leads:
+            led.append(threading.get_ident())
+        config = config_of(steps=1, adapt_mu=False, checks=0, patience=0)
+        return train_token(config, tmp_path / "run", ranks=ranks)
+
+    together(2, work)
+    assert keep == {True: True, False: False}
+
+
 @pytest.mark.slow
 def test_a_card_that_runs_out_of_memory_makes_all_forwards_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -558,6 +609,30 @@ def test_a_job_on_all_cards_has_a_process_for_each(
     assert [event["step"] for event in events if event["event"] == "progress"] == list(range(1, STEPS + 1))
     assert not psutil.Process().children()
     assert_same(tmp_path / "run", whole, FILES[:-1])
+
+
+LEADER = """
+import json, sys
+from pathlib import Path
+from zoodip_core import TrainConfig, train_token
+from zoodip_core.jobs.cards import with_cards
+
+config, run = TrainConfig.from_dict(json.loads(sys.argv[1])), Path(sys.argv[2])
+with with_cards([1], config, run) as ranks:
+    train_token(config, run, ranks=ranks)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_leader_leaves_no_process(tmp_path: Path) -> None:
+    run, config = tmp_path / "run", config_of(steps=10_000, device="cpu").to_dict()
+    leader = psutil.Popen([sys.executable, "-c", LEADER, json.dumps(config), str(run)], cwd=ROOT, env=ONE_THREAD)
+    until(lambda: steps_of(run) >= 2 or leader.poll() is not None)
+    others = leader.children(recursive=True)
+    leader.kill()
+    leader.wait()
+    assert len(others) == 1
+    assert psutil.wait_procs(others, timeout=LIMIT)[1] == []
 
 
 def test_a_job_on_all_cards_of_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,11 @@ def _check_kind(inner: Any) -> None:
     families = {each.__name__ for each in type(inner).__mro__}
     if name == "SDXLRefiner":
         raise ModelError(f"model: it is SDXL's refiner, which reads half of a prompt; {use}, like SDXL's base model")
-    for kinds, what in ((_VIDEO, "draws videos"), (_EDITS, "edits or describes pictures"), (_OTHER_MEDIA, "draws none")):
+    for kinds, what in (
+        (_VIDEO, "draws videos"),
+        (_EDITS, "edits or describes pictures"),
+        (_OTHER_MEDIA, "draws none"),
+    ):
         if families.intersection(kinds):
             raise ModelError(f"model: {name} {what}; {use}")
     if inner.concat_keys or _takes_more(inner):
@@ -66,10 +70,8 @@ def _check_kind(inner: Any) -> None:
 def _takes_more(inner: Any) -> bool:
     """Whether a model's first layer wants more channels than the latents have."""
     config = inner.model_config.unet_config
-    if config.get("image_model") in (None, "sd3", "flux", "chroma"):
-        wants, gives = config.get("in_channels"), inner.latent_format.latent_channels
-        return wants is not None and wants > gives and config.get("image_model") is None
-    return False
+    channels = config.get("in_channels", 0) if config.get("image_model") is None else 0  # others count in patches
+    return channels > inner.latent_format.latent_channels
 
 
 def _check_vae(inner: Any, vae: Any) -> None:

@@ -50,6 +50,8 @@ class ComfyUIModel:
     vae: Any
     folder: Path
 
+    portable = own_memory = False
+
     def __post_init__(self) -> None:
         kinds.check_parts(self.model, self.clip, self.vae)
         self.model = forward.without_caches(self.model)
@@ -110,6 +112,22 @@ class ComfyUIModel:
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.device),
         }
+
+    def report(self) -> str:
+        """What it is, and what training on it takes, for people."""
+        info = self.info
+        encoders = ", ".join(f"{name} {width}" for name, width in self.texts.encoders)
+        layout = self.plan(info.resolution, 1, 1, graphs=False)
+        return "\n".join(
+            (
+                f"{info.name} ({info.family}, {info.prediction_type}), {info.resolution} px",
+                f"text encoders: {encoders}",
+                f"activations {str(self.dtype).removeprefix('torch.')}, on {self.device}",
+                f"ComfyUI will hold, candidates in turn: {layout.use}",
+                *(["texts are encoded on the CPU: there is no room for that as well"] if layout.text_apart else []),
+                *self.notes,
+            )
+        )
 
     # ------------------------------------------------------------ texts
 

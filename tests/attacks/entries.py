@@ -373,6 +373,8 @@ def _small_model() -> Any:
         dtype=torch.float32,
         device="cpu",
         weights="int8",
+        own_memory=True,
+        portable=True,
         settings=lambda: own,
         unload=lambda: None,
     )

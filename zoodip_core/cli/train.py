@@ -14,9 +14,9 @@ from ..model.kinds import TINY
 from ..train.config import TrainConfig, preset_of
 from ..train.loop import TrainResult, resume_training, train_token
 from ..train.presets import check_given, complete
-from ..train.ranks import ALL, Ranks
+from ..train.ranks import Ranks
 from ..train.run_folder import CHANGEABLE, free_folder
-from ..train.settings import AUTO, SETTINGS
+from ..train.settings import ALL, AUTO, SETTINGS
 from .arguments import PROGRAM, Once, command, setting_options
 from .screen import closing, shared_session
 

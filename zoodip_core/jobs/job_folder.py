@@ -28,12 +28,14 @@ class Task:
     """What a job file asks for.
 
     Args:
-        kind: check, train, resume, show.
+        kind: check, train, resume, show, follow.
         folder: where it all goes; a run is made or is to be found in its ``run``, or is the folder itself.
-        settings: of a new run, by the names of :class:`TrainConfig`; the rest is the preset's for the model.
+        settings: of a new run, by the names of :class:`TrainConfig`; the rest is the preset's for the model. To follow,
+            all of them.
         preset: fast, default, careful or paper.
         changes: settings that differ when a run is resumed.
         file: the job file.
+        resumed: whether the run that is followed has begun before.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class Task:
     preset: str
     changes: dict[str, Any]
     file: Path = Path()
+    resumed: bool = False
 
     @classmethod
     def read(cls, file: Path) -> Task:
@@ -59,7 +62,8 @@ class Task:
             if data["version"] != VERSION or data["kind"] not in KINDS:
                 raise ConfigError(f"{file} is a job of another version of ZOODiP; start the job again")
             settings, changes = dict(data.get("settings", {})), dict(data.get("changes", {}))
-            return cls(data["kind"], Path(data["folder"]), settings, preset_in(data), changes, file)
+            where, resumed = Path(data["folder"]), bool(data.get("resumed"))
+            return cls(data["kind"], where, settings, preset_in(data), changes, file, resumed)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise

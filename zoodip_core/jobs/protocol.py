@@ -12,7 +12,9 @@ from enum import IntEnum
 from typing import Any
 
 CHECK, TRAIN, RESUME, SHOW = "check", "train", "resume", "show"
-KINDS = frozenset((CHECK, TRAIN, RESUME, SHOW))
+FOLLOW = "follow"
+"""Of a job that another process leads, see :mod:`.cards`."""
+KINDS = frozenset((CHECK, TRAIN, RESUME, SHOW, FOLLOW))
 """Of jobs."""
 
 WAITING, RUNNING, STOPPING = "waiting", "running", "stopping"

@@ -1,4 +1,4 @@
-"""What a worker does: checks, trains, resumes, draws, as a job file says.
+"""What a worker does: checks, trains, resumes, follows, draws, as a job file says.
 
 See :mod:`worker` for the process that does it. This module loads torch and the model libraries.
 """
@@ -24,13 +24,14 @@ from ..train.before_after import before_after
 from ..train.config import TrainConfig
 from ..train.loop import TrainResult, resume_training, train_token
 from ..train.prepared import load_model, load_references, name_warning, noise_warning, tokenised
-from ..train.ranks import ALL, place_in
+from ..train.ranks import joined, place_in
 from ..train.run_folder import RunFolder
-from .cards import check_cards, on_cards
+from ..train.settings import ALL
+from .cards import all_cards, check_cards, with_cards
 from .history import newest
 from .job_folder import BEFORE_AFTER, RUN, Task
 from .pipes import Outbox
-from .protocol import CHECK, RESUME, SHOW, TRAIN, Exit
+from .protocol import CHECK, FOLLOW, RESUME, SHOW, TRAIN, Exit
 
 _SAMPLINGS = 10
 """Over a run, where a job does not say how often."""
@@ -129,26 +130,35 @@ def _check(job: Task, out: Outbox, commands: Commands) -> int:
 
 def _train(job: Task, out: Outbox, commands: Commands) -> int:
     with stopped_by(lambda: commands.stopping):
-        config = settings_of(job)
-        if place_in(os.environ) is None:
-            out.send("checked", **check(config))
-    with stopped_by(lambda: commands.stopping), on_cards(config.device, job.file) as ranks:
+        config, run = settings_of(job), job.folder / RUN
+        out.send("checked", **check(config))
+    with stopped_by(lambda: commands.stopping), with_cards(all_cards(config.device), config, run) as ranks:
         model = load_model(dataclasses.replace(config, device=ranks.device(config.device)), telling(out))
-        result = train_token(
-            config, job.folder / RUN, model=model, on_event=telling(out), commands=commands, ranks=ranks
-        )
-    return _close(job, config, model, result, out, commands) if ranks.leads else Exit.FINISHED
+        result = train_token(config, run, model=model, on_event=telling(out), commands=commands, ranks=ranks)
+    return _close(job, config, model, result, out, commands)
 
 
 def _resume(job: Task, out: Outbox, commands: Commands) -> int:
     config = RunFolder.open(job.run, job.changes).config
     check_cards(config.device)
-    with stopped_by(lambda: commands.stopping), on_cards(config.device, job.file) as ranks:
+    with stopped_by(lambda: commands.stopping), with_cards(all_cards(config.device), config, job.run) as ranks:
         model = load_model(dataclasses.replace(config, device=ranks.device(config.device)), telling(out))
         result = resume_training(
             job.run, job.changes, model=model, on_event=telling(out), commands=commands, ranks=ranks
         )
-    return _close(job, config, model, result, out, commands) if ranks.leads else Exit.FINISHED
+    return _close(job, config, model, result, out, commands)
+
+
+def _follow(job: Task, out: Outbox, commands: Commands) -> int:
+    """Take the steps of a run together with the process that keeps it, on this rank's own card."""
+    config = TrainConfig.from_dict(job.settings)
+    with stopped_by(lambda: commands.stopping), joined(place_in(os.environ)) as ranks:
+        model = load_model(dataclasses.replace(config, device=ranks.device(ALL)), telling(out), keep=False)
+        if job.resumed:
+            resume_training(job.folder, model=model, commands=commands, ranks=ranks)
+        else:
+            train_token(config, job.folder, model=model, commands=commands, ranks=ranks)
+    return Exit.FINISHED
 
 
 def _close(
@@ -193,6 +203,7 @@ _WORK: dict[str, Callable[[Task, Outbox, Commands], int]] = {
     CHECK: _check,
     TRAIN: _train,
     RESUME: _resume,
+    FOLLOW: _follow,
     SHOW: _show,
 }
 

@@ -45,8 +45,9 @@ def cached_model(
     clip: Sequence[str | Path] = (),
     vae: str | Path | None = None,
     device: torch.device = _CPU,
+    keep: bool = True,
     made: Callable[[Path], None] = lambda copy: None,
-) -> Blueprint:
+) -> Blueprint | None:
     """The blueprint of a model's quantised copy, which is made if there is none yet.
 
     Args:
@@ -55,6 +56,7 @@ def cached_model(
         folder: where copies are kept.
         prediction_type, clip, vae: as for :func:`recognise.open_model`.
         device: where weights are quantised.
+        keep: whether one is made; else None comes back where none is known, and nothing is written.
         made: called with a copy that was made.
 
     Raises:
@@ -71,7 +73,10 @@ def cached_model(
         if copy.is_file():
             with contextlib.suppress(ModelError, OSError):  # a damaged one is made again
                 return _in_use(copy, prediction_type, model, **apart)
-            copy.unlink(missing_ok=True)
+            if keep:
+                copy.unlink(missing_ok=True)
+    if not keep:
+        return None
     blueprint = open_model(model, clip=clip, vae=vae)
     if blueprint.copy_of:
         return open_model(model, prediction_type)

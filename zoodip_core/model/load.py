@@ -27,6 +27,7 @@ def load_quantized(
     clip: Sequence[str | Path] = (),
     vae: str | Path | None = None,
     cache: str | Path | None = None,
+    keep: bool = True,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> StableDiffusion:
     """A checkpoint, diffusers folder or the embedded tiny model, never asking the network.
@@ -43,6 +44,7 @@ def load_quantized(
         vae: file of a VAE, in place of the model's own.
         cache: a folder for quantised copies, made at the first load and read in place of the model afterwards; or
             ``"auto"`` for the user's own, without which the model is loaded too; None for no copy.
+        keep: whether a copy is made where there is none yet; else one that is there is read.
         on_event: called with what the user should know: that a copy was made, or could not be.
 
     Raises:
@@ -64,7 +66,15 @@ def load_quantized(
 
         try:
             blueprint = cached_model(
-                Path(model), weights, Path(folder), prediction_type, clip=clip, vae=vae, device=where, made=made
+                Path(model),
+                weights,
+                Path(folder),
+                prediction_type,
+                clip=clip,
+                vae=vae,
+                device=where,
+                keep=keep,
+                made=made,
             )
         except OSError as error:
             if cache != AUTO:

@@ -27,6 +27,8 @@ from .words import word_rows
 class StableDiffusion(QuantizedModel):
     """A :class:`QuantizedModel` that a token can be learned on."""
 
+    portable = own_memory = True
+
     @property
     def notes(self) -> Sequence[str]:
         return self.blueprint.notes

@@ -100,6 +100,16 @@ class TokenModel(Protocol):
         """Of its noise schedule, ``[NUM_TIMESTEPS]``; None for Stable Diffusion's."""
         ...
 
+    @property
+    def portable(self) -> bool:
+        """Whether another process can load it by its :meth:`settings`."""
+        ...
+
+    @property
+    def own_memory(self) -> bool:
+        """Whether it takes memory that its host does not manage, and so has to make room for and be told of."""
+        ...
+
     def settings(self) -> dict[str, Any]:
         """The settings of a run that follow from it, by name."""
         ...

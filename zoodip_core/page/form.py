@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..train.presets import PRESET
 from ..train.settings import (
+    ALL,
+    AUTO,
     CHOICE,
     MODEL,
     NUMBER,
@@ -25,8 +30,7 @@ _MOST = 2**53
 _LONGEST = 4000
 NOT_ASKED = ("images", "captions", "clip", "vae", "cache")
 """Of the table: they follow from the draft, and from whether a quantised copy is kept."""
-IN_SIGHT = {"model": ("model", "weights"), "token": ("token", "initializer", "num_vectors"), "preset": ("preset",)}
-"""What most people set, by the places on the page; everything else stands behind "Every setting"."""
+_IN_SIGHT = {"model": ("model", "weights"), "token": ("token", "initializer", "num_vectors"), "preset": ("preset",)}
 KEEP_COPY = Setting(
     "keep_copy",
     SWITCH,
@@ -61,11 +65,13 @@ class Field:
         setting: what is known of it.
         value: before the user changes it.
         choices: what can be chosen; empty where anything can be typed or ticked.
+        offered: what can be chosen where anything can be typed as well.
     """
 
     setting: Setting
     value: Any
     choices: tuple[str, ...] = ()
+    offered: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -78,15 +84,29 @@ class Field:
         return CHOICE if self.choices else self.setting.kind
 
 
+@functools.cache
+def devices() -> tuple[str, ...]:
+    """What can compute here: where there are several graphics cards, all of them or one. They are only counted."""
+    cards = torch.cuda.device_count()
+    some = (ALL, *(f"cuda:{card}" for card in range(cards))) if cards > 1 else ("cuda",) * cards
+    return (AUTO, *some, "cpu")
+
+
+def in_sight() -> dict[str, list[Field]]:
+    """The fields that most people set, by the places on the page: the device too where there are several cards."""
+    there = {**_IN_SIGHT, "device": ("device",) if ALL in devices() else ()}
+    return {place: [_field(OWN.get(name) or SETTINGS[name]) for name in names] for place, names in there.items()}
+
+
 def fields() -> list[Field]:
     """The form's fields in their order: those in sight, then the others by their parts."""
-    seen = [_field(OWN.get(name) or SETTINGS[name]) for names in IN_SIGHT.values() for name in names]
+    seen = [each for names in in_sight().values() for each in names]
     return [*seen, *(each for group in groups().values() for each in group)]
 
 
 def groups() -> dict[str, list[Field]]:
     """The fields behind "Every setting", by the titles of their parts."""
-    elsewhere = {*NOT_ASKED, *(name for names in IN_SIGHT.values() for name in names)}
+    elsewhere = {*NOT_ASKED, *(each.name for seen in in_sight().values() for each in seen)}
     found = {}
     for part in PARTS:
         table = {each.name: each for each in of_part(part, without=elsewhere)}
@@ -102,7 +122,8 @@ def names() -> list[str]:
 
 def _field(setting: Setting) -> Field:
     value = _BEGINNINGS.get(setting.name, setting.shown)
-    return Field(setting, "" if value is None else value, setting.offered)
+    offered = devices() if setting.name == "device" else ()
+    return Field(setting, "" if value is None else value, setting.offered, offered)
 
 
 def filled(kept: Mapping[str, Any]) -> list[Any]:

@@ -20,7 +20,7 @@ from ..jobs.job import Job, Run
 from ..jobs.protocol import RUNNING, STOPPING, WAITING
 from ..train.settings import CHOICE, SWITCH, TEXT, WHOLE
 from . import form, views
-from .form import IN_SIGHT, Field
+from .form import Field
 from .gradios import UNSEEN, attempt, edited, fitting, html, listen, picture_box, pictured, shown
 from .pictures_tab import Pictures
 from .runs_tab import Runs, replaceable
@@ -100,6 +100,7 @@ class Page:
         with gr.Row():
             self._add_fields("token")
         self._add_fields("preset")
+        self._add_fields("device")
         with gr.Accordion("Every setting", open=False, elem_id="zoodip_settings"):
             for title, fields in form.groups().items():
                 gr.Markdown(f"**{title}**")
@@ -109,9 +110,8 @@ class Page:
                             self._add_field(each)
 
     def _add_fields(self, place: str) -> None:
-        fields = {each.name: each for each in form.fields()}
-        for name in IN_SIGHT[place]:
-            self._add_field(fields[name])
+        for each in form.in_sight()[place]:
+            self._add_field(each)
 
     def _add_field(self, each: Field) -> None:
         about = each.setting
@@ -126,6 +126,8 @@ class Page:
             made = gr.Dropdown(list(each.choices), **common)
         elif each.kind == SWITCH:
             made = gr.Checkbox(**common)
+        elif each.offered:
+            made = gr.Dropdown(list(each.offered), **common, allow_custom_value=True)
         elif each.kind == TEXT:
             made = gr.Textbox(**common, max_lines=1)
         else:

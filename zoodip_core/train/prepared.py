@@ -34,9 +34,10 @@ from .config import TrainConfig
 from .draws import Objective, mean_losses
 from .journal import Record
 from .objective import DiffusionObjective
-from .ranks import ALL, Ranks
+from .ranks import Ranks
 from .rounding import adapted
 from .run_folder import CHANGEABLE, Inputs
+from .settings import ALL
 from .shared import SharedObjective
 
 _WORST = sys.float_info.max
@@ -45,12 +46,15 @@ _OWN = ("device", "images", "captions", "model", "clip", "vae", "cache")
 """Settings in which ranks may differ: where things lie on their computers. What lies there is compared by itself."""
 
 
-def load_model(config: TrainConfig, on_event: Callable[[Event], None] = lambda event: None) -> StableDiffusion:
+def load_model(
+    config: TrainConfig, on_event: Callable[[Event], None] = lambda event: None, *, keep: bool = True
+) -> StableDiffusion:
     """The model that a run's settings name; on one card, if they name all.
 
     Args:
         config: the settings.
         on_event: told what the user should know of its loading.
+        keep: whether a quantised copy of it is made where there is none yet.
 
     Raises:
         ModelError: it is missing, damaged, or of a family that is not supported.
@@ -64,6 +68,7 @@ def load_model(config: TrainConfig, on_event: Callable[[Event], None] = lambda e
         clip=config.clip,
         vae=config.vae,
         cache=config.cache,
+        keep=keep,
         on_event=on_event,
     )
 
@@ -94,9 +99,8 @@ class Training:
         self.ranks = ranks or Ranks()
         info = model.info if model else identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
         self.images, skipped = load_references(config, info)
-        self.model: TokenModel = model or load_model(
-            dataclasses.replace(config, device=self.ranks.device(config.device)), on_event
-        )
+        own = dataclasses.replace(config, device=self.ranks.device(config.device))
+        self.model: TokenModel = model or load_model(own, on_event, keep=self.ranks.first_here)
         self.warnings = (
             skipped
             + list(self.model.notes)
@@ -111,6 +115,8 @@ class Training:
         forwards = -(-config.make_estimator().num_candidates // self.plan.batch)
         self.warnings += filter(None, [self.ranks.idle(forwards)])
         on_event(Message(f"memory, predicted: {self.plan.use}"))
+        if self.plan.text_apart:
+            on_event(Message(f"texts are encoded on the CPU: {self.model.device} has no room for that as well"))
         self.watch = Watch(self.model.device)
         self._load(prompts, spread)
 
@@ -132,6 +138,8 @@ class Training:
         return found if found.batch == least else laid_out(least)
 
     def _laid_out(self, laid_out: Callable[[int], MemoryPlan], batch: int) -> MemoryPlan:
+        if not self.config.batch:
+            batch = self._shared_out(batch)
         if not batch or self.config.batch:
             return laid_out(self.config.batch)
         try:
@@ -143,6 +151,19 @@ class Training:
                 "will differ from a run that was not stopped"
             )
             return found
+
+    def _shared_out(self, batch: int) -> int:
+        """Candidates in one forward of a run that is resumed: as before, unless that leaves ranks without any."""
+        candidates, ranks = self.config.make_estimator().num_candidates, self.ranks.size
+        share = -(-candidates // ranks)
+        if not share < batch or -(-candidates // batch) >= min(candidates, ranks):
+            return batch
+        self.warnings.append(
+            f"{batch} candidates in one forward, as before, would leave ranks without any: from now on there are "
+            f"{share}, and the last digits will differ from a run that was not stopped. Resume on fewer ranks to keep "
+            "them"
+        )
+        return share
 
     def _load(self, prompts: list[list[Prompt]], spread: Spread | None) -> None:
         """The long part: encode the images while the device is empty, then load the rest."""

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from safetensors.torch import load, save
 from ..base.errors import ConfigError, RanksError, for_user
 from ..base.stopping import Stopped, check_stop
 from ..base.version import __version__
+from .settings import ALL
 
 PATIENCE = 60.0
 """Seconds without a sign of life after which a rank is given up. One that loads for longer gives signs."""
@@ -34,9 +36,6 @@ _LONGEST_LOOK = 0.05
 """Seconds between two looks at the store, at most; at first it is looked at again at once."""
 _LAST_SECONDS = 10.0
 """That the first rank stays for others to read its last words, where it keeps the store itself."""
-
-ALL = "all"
-"""The device that stands for all cards of a computer, each in a process of its own."""
 
 Job = TypeVar("Job")
 
@@ -103,6 +102,11 @@ class Ranks:
     @property
     def leads(self) -> bool:
         return self.rank == 0
+
+    @property
+    def first_here(self) -> bool:
+        """Whether this is the first rank of its computer, which alone keeps a quantised copy of the model there."""
+        return not self._line or self._line.place.local == 0
 
     def exchange(self, content: Any) -> list[Any]:
         """What each rank has to tell, in their order: texts and numbers, kept to the bit, in lists and dictionaries.
@@ -396,6 +400,7 @@ def _connect(place: Place) -> Any:
         timedelta(seconds=PATIENCE),
         wait_for_workers=False,
         multi_tenant=True,
+        use_libuv=sys.platform != "win32",  # torch's wheels for Windows are made without it
     )
 
 

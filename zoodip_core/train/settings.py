@@ -49,6 +49,8 @@ PARTS = (SUBJECT, MODEL, IMAGES, SEARCH, SUBSPACE, TIMESTEPS, RUN)
 DIRECTIONS = ("normal", "vocabulary")
 LR_SCHEDULES = ("constant", "cosine")
 AUTO, ON, OFF = "auto", "on", "off"
+ALL = "all"
+"""The device that stands for all cards of a computer, each in a process of its own."""
 _MANY = 10_000_000
 
 
