@@ -32,7 +32,7 @@ class ModelFromComfyUI:
             "required": {
                 "model": (
                     "MODEL",
-                    {"tooltip": "From any loader, with or without LoRAs. Not a video or inpainting one."},
+                    {"tooltip": "From any loader, with LoRAs or without; one that draws pictures."},
                 ),
                 "clip": ("CLIP", {"tooltip": "The text encoders that belong to the model."}),
                 "vae": ("VAE", {"tooltip": "The VAE that belongs to the model."}),

@@ -49,7 +49,8 @@ def test_no_requirement_is_pinned() -> None:
 
 def test_installer_and_nodes_ask_for_the_same_packages(pack: Any) -> None:
     """The nodes look for modules, the installer for what requirements.txt lists and for torch, which is the host's."""
-    asked = importlib.import_module(f"{pack.__name__}.nodes.host").NEEDED
+    host = importlib.import_module(f"{pack.__name__}.nodes.host")
+    asked = (*host.NEEDED, *host.FOR_OWN_MODELS)
     listed = {Requirement(line).name for line in environment.requirements()}
     assert listed == {each.name for each in requirements()} | {"torch"}
     assert {name.split(".")[0].replace("optimum", "optimum-quanto") for name in asked} <= listed
