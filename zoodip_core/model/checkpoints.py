@@ -383,7 +383,7 @@ class ComponentReader:
         )
 
     def quantized(self, name: str, shape: torch.Size) -> Parts | None:
-        """The parts of a weight of ``shape`` that is stored quantised already, or None.
+        """The parts of a weight of ``shape`` that is stored quantised already, perhaps mapped; or None.
 
         Raises:
             ModelError: they are not of that shape.
@@ -395,7 +395,7 @@ class ComponentReader:
         sizes = {part: self.checkpoint.shapes[stored_as] for part, stored_as in stored.items()}
         if sizes != part_shapes(shape, stored):
             raise ModelError(f"model: {self.checkpoint.files[0]}: {name} has wrong shapes; delete this copy")
-        return {part: self.checkpoint.tensor(stored_as).clone() for part, stored_as in stored.items()}
+        return {part: self.checkpoint.tensor(stored_as) for part, stored_as in stored.items()}
 
     def close(self) -> None:
         """Let go of the file until the next read."""
