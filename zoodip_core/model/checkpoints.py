@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+import threading
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -206,7 +207,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class _Reader(ABC):
-    """Opens a file for a while, and again when its window is used up."""
+    """Opens a file for a while, and again when its window is used up. Several threads may read it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -215,12 +216,17 @@ class _Reader(ABC):
         self._get: Callable[[str], torch.Tensor] | None = None
         self._left = 0
         self._mapped = True
+        self._lock = threading.Lock()
 
     @abstractmethod
     def _open(self) -> Callable[[str], torch.Tensor]:
         """Open the file; what comes back reads a tensor by its name."""
 
     def tensor(self, name: str) -> torch.Tensor:
+        with self._lock:
+            return self._tensor(name)
+
+    def _tensor(self, name: str) -> torch.Tensor:
         if self._get is None or (self._mapped and self._left < 0):
             self.close()
             self._get, self._left = self._open(), _WINDOW

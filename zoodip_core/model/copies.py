@@ -15,13 +15,13 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..base.background import share_out
 from ..base.errors import ModelError, StorageError
 from ..base.files import finish, make_folder, read_object, storage_errors, unfinished_in, write_atomically
 from ..base.stopping import check_stop
@@ -35,6 +35,7 @@ from .quantize import quantize_weight, weights_of
 from .quantized_parts import empty_parts
 from .recognise import open_copy, open_model
 from .tensor_file import Layout
+from .threads import one_thread_an_operation
 
 INDEX = "index.json"
 _CPU = torch.device("cpu")
@@ -132,7 +133,7 @@ def file_stamps(*models: Path) -> list[list[Any]]:
 def write_copy(
     blueprint: Blueprint, weights: str, folder: Path, name: Callable[[], str], device: torch.device = _CPU
 ) -> Path:
-    """Quantise a model into one file, atomically. A layer is written while the next one is quantised.
+    """Quantise a model into one file, atomically: some layers at once, of which one is written at a time.
 
     Args:
         blueprint: the model.
@@ -159,14 +160,14 @@ def write_copy(
     layout = Layout({stored: empty for piece in pieces for stored, empty in piece.empty.items()}, metadata)
     with storage_errors(folder), unfinished_in(folder) as part:
         _check_room(folder, layout.size)
-        with part.open("xb") as file, ThreadPoolExecutor(1) as writer:
-            writing = writer.submit(layout.write, file, {})
-            for piece in pieces:
+        with part.open("xb") as file:
+
+            def write(piece: _Piece) -> None:
                 check_stop()
-                made = piece.make()
-                writing.result()
-                writing = writer.submit(layout.write, file, made)
-            writing.result()
+                layout.write(file, piece.make())
+
+            with one_thread_an_operation() as cores:
+                share_out(pieces, write, cores)
             for reader in blueprint.readers.values():
                 reader.close()
             layout.write_header(file, {**metadata, "sha256": blueprint.fingerprint})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from typing import BinaryIO
 
@@ -52,15 +53,18 @@ class Layout:
                 "data_offsets": [start, end],
             }
             self._entries[name], self._starts[name] = about, start
+        self._lock = threading.Lock()
         self._first = len(self._header(metadata))
         self.size = self._first + end
         """Bytes of the whole file."""
 
     def write(self, file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Write some of the tensors, on the CPU, to their places."""
+        """Write some of the tensors, on the CPU, to their places; several threads may."""
         for name, tensor in tensors.items():
-            file.seek(self._first + self._starts[name])
-            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+            content = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+            with self._lock:
+                file.seek(self._first + self._starts[name])
+                file.write(content)
 
     def write_header(self, file: BinaryIO, metadata: Mapping[str, str]) -> None:
         """Write what makes the tensors a file.
