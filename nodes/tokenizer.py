@@ -15,9 +15,64 @@ if TYPE_CHECKING:
     from ..zoodip_core.model.embedding import Embedding
 
 
+def text_encoders_of(clip: Any) -> tuple[tuple[str, int], ...]:
+    """A CLIP's text encoders that read embeddings as (name, width), in the order of an embedding's tensors.
+
+    ``(("clip_l", 768), ("t5xxl", 4096))`` for Flux. Names are those under which ComfyUI looks into embedding files.
+    Left out are those that the CLIP lacks, as when one of Stable Diffusion 3's three was not loaded, and those of
+    which only a tokenizer is there: Anima's model reads T5's ids, where there is no place for a vector.
+    """
+    from ..zoodip_core.model.kinds import in_order
+
+    inner = _inner(clip.tokenizer)
+    kept = [each for name, each in inner.items() if name in _read_by(clip, inner)]
+    return in_order((_key(each), each.embedding_size) for each in kept)
+
+
+def encoder_names(clip: Any) -> tuple[str, ...]:
+    """The names of :func:`text_encoders_of`, as an embedding keeps them: none for Stable Diffusion 1.x, 2.x and XL."""
+    from ..zoodip_core.model.kinds import names_of
+
+    return names_of(text_encoders_of(clip))
+
+
 def text_widths(clip: Any) -> tuple[int, ...]:
-    """The widths of a CLIP's text encoders, by its tokenizers; ``(768,)`` for SD1, ``(768, 1280)`` for SDXL."""
-    return tuple(inner.embedding_size for inner in _inner(clip.tokenizer).values())
+    """The widths of a CLIP's text encoders, ``(768,)`` for SD1, ``(768, 1280)`` for SDXL."""
+    return tuple(width for _, width in text_encoders_of(clip))
+
+
+def missing_encoders(clip: Any) -> tuple[str, ...]:
+    """The names of the text encoders that a CLIP has a place and a tokenizer for, but that were not loaded."""
+    model, inner = getattr(clip, "cond_stage_model", None), _inner(clip.tokenizer)
+    return tuple(_key(each) for name, each in inner.items() if _part(model, name, each) is None)
+
+
+_ABSENT = object()
+
+
+def _part(model: Any, name: str, inner: Any) -> Any:
+    """The text encoder of a tokenizer: None if it was not loaded, ``_ABSENT`` if the model has no place for it."""
+    return getattr(model, name, getattr(model, _key(inner), _ABSENT))
+
+
+def _read_by(clip: Any, inner: Mapping[str, Any]) -> set[str]:
+    """Of the tokenizers those whose text encoders are in the CLIP."""
+    model = getattr(clip, "cond_stage_model", None)
+    parts = {name: _part(model, name, each) for name, each in inner.items()}
+    loaded = {name for name, part in parts.items() if part is not None and part is not _ABSENT}
+    refiner = set(parts) == {"clip_l", "clip_g"}  # SDXL's refiner has SDXL's tokenizers, and reads the half it has
+    if not loaded or refiner:
+        return {name for name, part in parts.items() if part is not None}
+    return loaded
+
+
+def _key(inner: Any) -> str:
+    """Under which name a tokenizer looks into embedding files."""
+    return str(getattr(inner, "embedding_key", "") or _KEYS.get(inner.embedding_size, "clip_l"))
+
+
+_KEYS = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
+"""For tokenizers of other packs that do not say it."""
 
 
 def with_token(clip: Any, embedding: Embedding, strength: float, folder: Path) -> tuple[Any, str]:

@@ -29,6 +29,7 @@ class ModelInfo:
         dims: the width of each text encoder's token embeddings.
         resolution: pixels a side it was trained on.
         prediction_type: ``epsilon`` or ``v_prediction``.
+        encoders: the names of the text encoders, as in :class:`Embedding`; empty for Stable Diffusion.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class ModelInfo:
     dims: tuple[int, ...]
     resolution: int
     prediction_type: str
+    encoders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

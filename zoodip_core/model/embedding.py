@@ -49,12 +49,15 @@ class Embedding:
         tensors: one float32 tensor ``[num_vectors, dim]`` for each text encoder.
         metadata: what is known of it, as in the safetensors header.
         alias: the name of its file, by which webuis and ComfyUI call it; empty if it has none of its own.
+        encoders: the text encoders, one a tensor, as ComfyUI names them and in the order of ``kinds.ENCODERS``; empty
+            for Stable Diffusion 1.x, 2.x and XL, whose widths tell.
     """
 
     token: str
     tensors: tuple[torch.Tensor, ...]
     metadata: dict[str, str] = field(default_factory=dict)
     alias: str = ""
+    encoders: tuple[str, ...] = ()
 
     @property
     def vectors(self) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,6 +16,55 @@ CLIP_WORDS = 49_408
 """That it knows."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
+ENCODERS = {
+    "clip_l": 768,
+    "clip_g": 1280,
+    "clip_h": 1024,
+    "t5xxl": 4096,
+    "llama": 4096,
+    "qwen3_4b": 2560,
+    "qwen3_8b": 4096,
+    "mistral3_24b": 5120,
+    "qwen3vl_4b": 2560,
+    "qwen3vl_8b": 4096,
+    "qwen3_06b": 1024,
+    "qwen25_7b": 3584,
+    "qwen25_3b": 2048,
+    "qwen3_2b": 2048,
+    "umt5xxl": 4096,
+    "gemma2_2b": 2304,
+    "gemma3_4b": 2560,
+    "jina_clip_2": 1024,
+    "gemma3_12b": 3840,
+    "pile_t5xl": 2048,
+    "chinese_roberta": 1024,
+    "mt5xl": 2048,
+    "gpt_oss": 2880,
+    "hidream_o1": 4096,
+    "qwen3vl_32b": 5120,
+    "t5base": 768,
+}
+"""Text encoders by the names that ComfyUI gives them in embedding files, with the widths of their token embeddings.
+
+Their order is that of an embedding's tensors, and of vectors that stand side by side.
+"""
+STABLE_DIFFUSION = {(768,): ("clip_l",), (1024,): ("clip_h",), (768, 1280): ("clip_l", "clip_g")}
+"""The text encoders of Stable Diffusion 1.x, 2.x and XL by their widths, which are told without names."""
+
+
+def in_order(encoders: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
+    """Text encoders as (name, width), each once, in the order of :data:`ENCODERS`; unknown ones follow by name."""
+    places = {name: place for place, name in enumerate(ENCODERS)}
+    return tuple(sorted(set(encoders), key=lambda each: (places.get(each[0], len(places)), each)))
+
+
+def names_of(encoders: Iterable[tuple[str, int]]) -> tuple[str, ...]:
+    """The names of text encoders in their order, as an embedding keeps them: none for Stable Diffusion."""
+    ordered = in_order(encoders)
+    names = tuple(name for name, _ in ordered)
+    return () if STABLE_DIFFUSION.get(tuple(width for _, width in ordered)) == names else names
+
+
 _FAMILIES = {(768,): "sd1", (1024,): "sd2", (128,): "tiny", (768, 1280): "sdxl"}
 
 

@@ -257,6 +257,7 @@ class Training:
                 "config": json.dumps(config, sort_keys=True),
                 "zoodip_version": __version__,
             },
+            encoders=self.model.info.encoders,
         )
 
 
