@@ -50,8 +50,9 @@ ENCODERS = {
 
 Their order is that of an embedding's tensors, and of vectors that stand side by side.
 """
-STABLE_DIFFUSION = {(768,): ("clip_l",), (1024,): ("clip_h",), (768, 1280): ("clip_l", "clip_g")}
-"""The text encoders of Stable Diffusion 1.x, 2.x and XL by their widths, which are told without names."""
+STABLE_DIFFUSION = {(768,): ("clip_l",), (1024,): ("clip_h",), (768, 1280): ("clip_l", "clip_g"), (128,): ("clip_l",)}
+"""The text encoders of Stable Diffusion 1.x, 2.x and XL, and of the embedded model, by their widths, which are told
+without names."""
 
 
 def in_order(encoders: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
