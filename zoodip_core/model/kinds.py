@@ -52,8 +52,9 @@ Their order is that of an embedding's tensors, and of vectors that stand side by
 """
 NARROW_ENCODERS = {"t5xxl": 1024, "mistral3_24b": 3072}
 """The widths of smaller text encoders that ComfyUI gives the name of a larger one."""
-STABLE_DIFFUSION = {(768,): ("clip_l",), (1024,): ("clip_h",), (768, 1280): ("clip_l", "clip_g")}
-"""The text encoders of Stable Diffusion 1.x, 2.x and XL by their widths, which are told without names."""
+STABLE_DIFFUSION = {(768,): ("clip_l",), (1024,): ("clip_h",), (768, 1280): ("clip_l", "clip_g"), (128,): ("clip_l",)}
+"""The text encoders of Stable Diffusion 1.x, 2.x and XL, and of the embedded model, by their widths, which are told
+without names."""
 
 
 _MODELS: dict[tuple[str, ...], str] = {
