@@ -19,7 +19,7 @@ _EDITS = (
 )
 _OTHER_MEDIA = ("StableAudio1", "StableAudio3", "ACEStep", "ACEStep15", "MiniMaxMusic3", "Hunyuan3Dv2", "Trellis2")
 _DISTILLED = re.compile(r"turbo|lightning|schnell|hyper|lcm|dmd|distill", re.IGNORECASE)
-_SMALL = {"sd1": 512, "sd2": 768, "tiny": 96}
+_SMALL = {"sd1": 512, "sd2": 768, "tiny": 48}
 RESOLUTION = 1024
 """Pixels a side of all other families."""
 
