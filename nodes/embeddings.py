@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .host import host
-from .tokenizer import replaced, text_widths, with_token
+from .placing import replaced, with_token
+from .tokenizer import encoder_names, missing_encoders, text_widths
 
 if TYPE_CHECKING:
     from ..zoodip_core.model.embedding import Embedding
@@ -58,7 +59,15 @@ class ApplyEmbedding:
             raise EmbeddingFileError("clip: the checkpoint has no text encoder; load one, and connect its CLIP")
         if not text_widths(clip):
             raise EmbeddingFileError("clip: this kind reads no embeddings; connect the CLIP of a Stable Diffusion")
-        check_fits(embedding, text_widths(clip), "embedding does not fit clip")
+        from ..zoodip_core.model.kinds import STABLE_DIFFUSION
+
+        missing = missing_encoders(clip).intersection(embedding.encoders or STABLE_DIFFUSION.get(embedding.dims, ()))
+        if missing:
+            raise EmbeddingFileError(
+                f"clip: it lacks the text encoder {' and '.join(sorted(missing))}, for which the embedding "
+                f"{embedding.token!r} has vectors; load it too, as with DualCLIPLoader or TripleCLIPLoader"
+            )
+        check_fits(embedding, text_widths(clip), "embedding does not fit clip", encoder_names(clip))
         return with_token(clip, embedding, strength, host().temp_folder() / "zoodip")
 
 

@@ -76,7 +76,10 @@ def _what() -> dict[str, Any]:
     from ..zoodip_core.evaluate.prompt_sets import PROMPT_SETS
 
     return {
-        "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD, of the family that the token was learned on."}),
+        "model": (
+            "ZOODIP_MODEL",
+            {"tooltip": "From Load Quantized SD or Model from ComfyUI, of the family that the token was learned on."},
+        ),
         "embedding": ("ZOODIP_EMBEDDING", {"tooltip": "The token, from ZO Train Token or Load Embedding."}),
         "images": ("IMAGE", {"tooltip": "The subject's reference images: a batch, or a list of any sizes."}),
         "prompt_set": (

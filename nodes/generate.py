@@ -35,7 +35,7 @@ class GeneratePreview:
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
         return {
             "required": {
-                "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD."}),
+                "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD or Model from ComfyUI."}),
                 "prompts": (
                     "STRING",
                     {

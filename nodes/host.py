@@ -227,7 +227,7 @@ def stoppable() -> Iterator[None]:
 def on_the_device(model: TokenModel) -> Iterator[None]:
     """:func:`stoppable`, with the device to ourselves: the host's models leave it before, ours afterwards.
 
-    A model of the host's own is loaded and unloaded by the host.
+    A model of the host's own stays where it is: the next node may use it, and the host knows when it has to leave.
     """
     if model.own_memory:
         host().make_room()
@@ -235,7 +235,8 @@ def on_the_device(model: TokenModel) -> Iterator[None]:
         with stoppable():
             yield
     finally:
-        model.unload()
+        if model.own_memory:
+            model.unload()
         gc.collect()
         host().return_memory()
 

@@ -119,7 +119,7 @@ def _needed() -> dict[str, Any]:
     preset = input_of(PRESET, advanced=False)
     preset[1]["tooltip"] += " For paper, wire its two parts as well: what is unconnected is left out."
     return {
-        "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD."}),
+        "model": ("ZOODIP_MODEL", {"tooltip": "From Load Quantized SD or Model from ComfyUI."}),
         "images": ("IMAGE", {"tooltip": "Three to ten pictures of the subject: a batch, or a list of any sizes."}),
         **{name: in_sight.pop(name) for name in ("token", "initializer")},
         "preset": preset,

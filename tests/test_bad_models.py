@@ -7,10 +7,12 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import random_models
@@ -19,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zoodip_core.base.errors import ModelError, StorageError, ZoodipError
+from zoodip_core.base.stopping import Stopped, stopped_by
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.recognise import identify
+from zoodip_core.model.tensor_file import Layout
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model."
 
@@ -442,12 +446,12 @@ def test_disk_that_has_too_little_room(tmp_path: Path, whole: Path, monkeypatch:
 def test_disk_that_fills_up(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     cache = tmp_path / "cache"
 
-    def full(_tensors: Any, path: Path, **_named: Any) -> None:
-        Path(path).write_bytes(b"\0" * after)
+    def full(_layout: Layout, file: BinaryIO, _tensors: Any) -> None:
+        file.write(b"\0" * after)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("zoodip_core.model.copies.save_file", full)
+        patch.setattr(Layout, "write", full)
         not_written(whole, cache, "could not write .*: the disk is full; free some space")
     assert_nothing_left(cache)
     assert load_quantized(whole, device="cpu", cache=cache).unet
@@ -456,16 +460,61 @@ def test_disk_that_fills_up(tmp_path: Path, whole: Path, monkeypatch: pytest.Mon
 def test_an_interrupted_copy_is_made_anew(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
 
-    def interrupted(_tensors: Any, path: Path, **_named: Any) -> None:
-        Path(path).write_bytes(b"half")
+    def interrupted(_layout: Layout, file: BinaryIO, _tensors: Any) -> None:
+        file.write(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("zoodip_core.model.copies.save_file", interrupted)
+        patch.setattr(Layout, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load_quantized(whole, device="cpu", cache=cache)
     assert_nothing_left(cache)
     assert load_quantized(whole, device="cpu", cache=cache).unet
+
+
+@pytest.mark.parametrize("layers", [0, 1, 40])
+def test_a_stop_leaves_no_copy(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
+    cache, written = tmp_path / "cache", []
+    write = Layout.write
+
+    def counted(layout: Layout, file: BinaryIO, tensors: Any) -> None:
+        written.append(tensors)
+        write(layout, file, tensors)
+
+    monkeypatch.setattr(Layout, "write", counted)
+    with pytest.raises(Stopped), stopped_by(lambda: len(written) > layers):
+        load_quantized(whole, device="cpu", cache=cache)
+    assert len(written) <= layers + 2  # the one that was being written, and the next
+    assert_nothing_left(cache)
+
+
+KILLED = """
+import os, sys
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.tensor_file import Layout
+
+write = Layout.write_header if sys.argv[3] == "before" else Layout.write
+def killed(layout, file, *more):
+    write(layout, file, *more)
+    file.flush()
+    if file.tell() > 100_000 or sys.argv[3] == "before":
+        os._exit(9)
+setattr(Layout, write.__name__, killed)
+load_quantized(sys.argv[1], device="cpu", cache=sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["amid", "before"])
+def test_a_process_that_dies_leaves_nothing_that_is_taken_for_a_copy(tmp_path: Path, whole: Path, moment: str) -> None:
+    """Amid the tensors, and before the whole file is moved into place."""
+    cache = tmp_path / "cache"
+    assert subprocess.run([sys.executable, "-c", KILLED, whole, cache, moment], check=False).returncode == 9
+    (part,) = cache.iterdir()
+    assert part.suffix == ".part"
+    again = load_quantized(whole, device="cpu", cache=cache)
+    assert again.unet
+    assert again.blueprint.checkpoints[0].files[0].parent == cache
 
 
 def test_a_damaged_copy(tmp_path: Path, whole: Path) -> None:

@@ -25,6 +25,7 @@ from tests.fake_host import FakeHost, Interrupted
 ROOT = Path(__file__).resolve().parent.parent
 NODES = (
     "ZoodipLoadQuantizedSD",
+    "ZoodipModelFromComfyUI",
     "ZoodipLoadReferenceImages",
     "ZoodipSubspaceGradient",
     "ZoodipPUTSSampler",
@@ -97,7 +98,7 @@ def test_the_pack_loads_fast_and_alone(tmp_path: Path) -> None:
     assert not [each for each in ours if ".zoodip_core" in each]
 
 
-def test_the_pack_has_ten_nodes_with_names_and_a_web_folder(pack: Any) -> None:
+def test_the_pack_has_its_nodes_with_names_and_a_web_folder(pack: Any) -> None:
     assert set(pack.NODE_CLASS_MAPPINGS) == set(pack.NODE_DISPLAY_NAME_MAPPINGS) == set(NODES)
     assert len(set(pack.NODE_DISPLAY_NAME_MAPPINGS.values())) == len(NODES)
     assert (ROOT / pack.WEB_DIRECTORY).is_dir()
@@ -274,16 +275,21 @@ def test_missing_packages_are_named_with_the_command_that_gets_them(
     pack: Any, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = importlib.import_module("zoodip_pack.nodes.host")
-    monkeypatch.setattr(place, "_installed", lambda name: name not in ("optimum.quanto", "diffusers"))
     command = f'"{sys.executable}" -m pip install -r "{ROOT / "requirements.txt"}"'
-    for run in (
-        lambda: node(pack, "ZoodipLoadQuantizedSD").load(TINY, "int8", "auto"),
-        lambda: node(pack, "ZoodipTrainToken").train(),
-    ):
+
+    def refused(missing: set[str], name: str, *given: Any) -> list[str]:
+        monkeypatch.setattr(place, "_installed", lambda package: package not in missing)
         with pytest.raises(ModuleNotFoundError) as caught:
-            run()
-        assert "diffusers, optimum.quanto" in str(caught.value)
-        assert str(caught.value).splitlines()[-1] == command
+            getattr(node(pack, name), pack.NODE_CLASS_MAPPINGS[name].FUNCTION)(*given)
+        return str(caught.value).splitlines()
+
+    first, *others = refused({"optimum.quanto", "diffusers"}, "ZoodipLoadQuantizedSD", TINY, "int8", "auto")
+    assert "diffusers, optimum.quanto" in first
+    assert others == [command, "Or use Model from ComfyUI, which needs none of them."]
+    for name, given in (("ZoodipTrainToken", ()), ("ZoodipModelFromComfyUI", (None, None, None))):
+        first, *others = refused({"matplotlib", "diffusers"}, name, *given)
+        assert "needs matplotlib, which" in first  # diffusers is for models of our own
+        assert others == [command]
     asked = {line.split("=")[0].split(">")[0] for line in (ROOT / "requirements.txt").read_text().split()}
     assert {"diffusers", "optimum-quanto"} <= asked
 

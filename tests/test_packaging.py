@@ -43,6 +43,19 @@ def test_torch_is_left_to_the_host() -> None:
     assert not quanto.specifier.contains("0.2.7"), "it asks for torch 2.6, which pip would then install"
 
 
+def test_requirements_say_what_each_is_for(pack: Any) -> None:
+    """In two groups, as the nodes ask for them: whatever a token is learned on, and models of our own."""
+    host = importlib.import_module(f"{pack.__name__}.nodes.host")
+    always, own = (ROOT / "requirements.txt").read_text().split("# For Load Quantized SD")
+
+    def named(part: str) -> set[str]:
+        lines = [line for line in part.splitlines() if line and not line.startswith("#")]
+        return {Requirement(line).name.replace("optimum-quanto", "optimum.quanto") for line in lines}
+
+    assert {"torch", *named(always)} >= set(host.NEEDED)
+    assert named(own.split("\n", 1)[1]) == set(host.FOR_OWN_MODELS)
+
+
 def test_no_requirement_is_pinned() -> None:
     assert all(specifier.operator in (">=", "<") for each in requirements() for specifier in each.specifier)
 
@@ -131,7 +144,7 @@ def test_what_is_published_is_the_whole_pack_and_little_else(tmp_path: Path) -> 
         "print(len(module.NODE_CLASS_MAPPINGS), load_quantized('tiny').info.family)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["10", "tiny"], done.stderr
+    assert done.stdout.split() == ["11", "tiny"], done.stderr
 
 
 def test_the_workflows_actions_are_pinned_to_commits() -> None:

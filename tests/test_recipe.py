@@ -82,6 +82,28 @@ def test_stretched_directions_are_as_long_as_words_are_far_from_their_mean() -> 
     assert float(length) == pytest.approx(distance, rel=0.03)
 
 
+def test_parts_of_other_sizes_are_each_measured_by_their_own() -> None:
+    """CLIP's words differ by hundredths, T5's by whole numbers; each part's directions have its own words' size."""
+    widths, sizes = (5, DIM - 5), np.repeat([0.01, 3.0], [5, DIM - 5])
+    plain = words()
+    rows = plain * sizes
+    spread = spread_of(torch.from_numpy(rows).split(97), widths, rank=5, floor=0.3)
+    own = np.repeat([rows[:, :5].var(axis=0).mean() ** 0.5, rows[:, 5:].var(axis=0).mean() ** 0.5], [5, DIM - 5])
+    vectors = np.random.default_rng(1).normal(size=(3, VECTORS, DIM))
+    expected = vectors @ worked(rows / own, 5, 0.3) * own
+    np.testing.assert_allclose(spread.stretch(torch.from_numpy(vectors)).numpy(), expected, rtol=1e-4, atol=1e-5)
+    again = Spread.of_tensors(spread.tensors())
+    assert torch.equal(again.stretch(torch.ones(1, DIM)), spread.stretch(torch.ones(1, DIM)))
+
+
+def test_parts_of_like_sizes_are_measured_together() -> None:
+    rows = torch.from_numpy(words())
+    together, parted = spread_of([rows]), spread_of([rows], (5, DIM - 5))
+    assert parted.scale is None
+    assert torch.equal(together.basis, parted.basis)
+    assert torch.equal(together.reach, parted.reach)
+
+
 def test_words_that_are_all_alike_have_no_shape() -> None:
     with pytest.raises(ModelError, match="choose directions normal"):
         spread_of([torch.ones(50, DIM)])

@@ -21,7 +21,7 @@ from zoodip_core.cli.main import _parser
 from zoodip_core.page import form
 from zoodip_core.page.studio import Studio
 from zoodip_core.train import settings as table
-from zoodip_core.train.presets import PRESETS, RECIPE, complete, preset_for
+from zoodip_core.train.presets import PRESETS, RECIPE, complete, preset_for, untried
 from zoodip_core.train.settings import PARTS, SEARCH, SETTINGS, WHOLE, Setting, given
 
 NEW = {
@@ -140,3 +140,18 @@ def test_presets_hold_what_differs_and_are_laid_over_as_a_whole() -> None:
     for preset in PRESETS:
         assert preset_for("sd1", preset=preset).keys() == defaults.keys()
     assert preset_for("sd1", preset="paper") == defaults
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3", "chroma", "lumina2", "zimage", "qwenimage", "sd-4096"])
+def test_families_that_nobody_has_tried_take_our_search_at_the_same_shares_of_noise(family: str) -> None:
+    assert untried(family)[0].startswith(f"the presets for {family} are those for Stable Diffusion, untried on real")
+    own = preset_for(family, "none", "bfloat16")
+    assert own == {**preset_for("sdxl"), "t_lower": 500, "t_upper": 900}
+    assert (own["steps"], own["t_lower"], own["t_upper"]) == (4000, 500, 900)
+    assert preset_for(family, preset="fast")["steps"] == 4000 // 3
+    assert preset_for(family, preset="paper") == complete({})
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "tiny"])
+def test_families_that_were_tried_need_no_such_line(family: str) -> None:
+    assert untried(family) == []

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...zoodip_core.base.errors import ModelError
 from ...zoodip_core.model.kinds import family_of_widths
+from ...zoodip_core.train.presets import untried
 
 _VIDEO = (
     *("WAN21", "WAN22", "HunyuanVideo", "HunyuanVideo15", "LTXV", "LTXAV", "GenmoMochi", "CosmosVideo"),
@@ -18,7 +19,7 @@ _EDITS = (
 )
 _OTHER_MEDIA = ("StableAudio1", "StableAudio3", "ACEStep", "ACEStep15", "MiniMaxMusic3", "Hunyuan3Dv2", "Trellis2")
 _DISTILLED = re.compile(r"turbo|lightning|schnell|hyper|lcm|dmd|distill", re.IGNORECASE)
-_SMALL = {"sd1": 512, "sd2": 768, "tiny": 96}
+_SMALL = {"sd1": 512, "sd2": 768, "tiny": 48}
 RESOLUTION = 1024
 """Pixels a side of all other families."""
 
@@ -90,16 +91,17 @@ def _check_vae(inner: Any, vae: Any) -> None:
         )
 
 
-def notes_on(model: Any, name: str) -> list[str]:
+def notes_on(model: Any, name: str, family: str) -> list[str]:
     """What to expect of a model, where it is not what one would expect."""
     sampling = type(model.get_model_object("model_sampling"))
     of_sampling = any("lcm" in each.__name__.lower() for each in sampling.__mro__)
+    notes = untried(family)
     if of_sampling or _DISTILLED.search(f"{name} {type(model.model.model_config).__name__}"):
-        return [
+        notes.append(
             "the model is distilled, to draw in few steps: tokens learn worse on it. Learn on the model that it was "
             "made from; the token fits both"
-        ]
-    return []
+        )
+    return notes
 
 
 def name_of(model: Any) -> str:

@@ -66,7 +66,7 @@ class ComfyUIModel:
         self.info = ModelInfo(
             Path(name), name, family, self.texts.widths, kinds.resolution_of(family), prediction, encoders
         )
-        self.notes: Sequence[str] = kinds.notes_on(self.model, name)
+        self.notes: Sequence[str] = kinds.notes_on(self.model, name, family)
 
     # ------------------------------------------------------------ what it is
 

@@ -21,7 +21,7 @@ from ...zoodip_core.base.errors import CaptionError, ModelError, TokenError
 from ...zoodip_core.base.files import write_atomically
 from ...zoodip_core.data.prompts import SLOT
 from ...zoodip_core.model.words import in_pieces, word_ids
-from ..tokenizer import replaced
+from ..placing import replaced
 from .encoders import encoder_parts, reading_from
 
 _LONGEST_TEXT = 100_000

@@ -77,7 +77,7 @@ def copy(file: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)  # the header names the model's path
         model = random_models.write_random("small.safetensors", "sd15", "small", 6)
-        write_copy(open_model(model), "int8", Path("copy.safetensors").absolute())
+        write_copy(open_model(model), "int8", Path.cwd(), lambda: "copy.safetensors")
         with safe_open("copy.safetensors", framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(KEPT)}  # noqa: SIM118
             about = stored.metadata()

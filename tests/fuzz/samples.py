@@ -49,6 +49,8 @@ EMBEDDINGS = (
     ),
     Safetensors({"emb_params": ("BF16", (1, 768))}, {"sshs_model_hash": "x"}),
     Safetensors({"clip_g": ("F16", (1, 1280)), "clip_l": ("F16", (1, 768))}, {"token": "<pip>", "steps": "30"}),
+    Safetensors({"clip_l": ("F16", (1, 768)), "t5": ("F16", (1, 4096))}),
+    Safetensors({"new": ("F32", (1, 8)), "newer": ("F32", (1, 9))}, {"token": "<pip>", "encoders": "new+newer"}),
     Safetensors({"<pip>": ("F32", (2, 8)), "<cat>": ("F16", (1, 8)), "dog": ("F32", (8,))}),
     Safetensors({f"bundle_emb.{name}": ("F32", (1, 8)) for name in ("a.clip_l", "a.clip_g", "b.clip_l", "b.clip_g")}),
 )

@@ -74,17 +74,28 @@ def written_atomically(path: Path) -> Iterator[Path]:
 
     On any failure it is removed and an existing ``path`` stays as it was.
     """
-    part = path.parent / f".{secrets.token_hex(8)}.part"
-    with storage_errors(path):
-        _make_folder(path.parent)
-        try:
-            yield part
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
-            part.replace(path)
-            sync_folder(path.parent)
-        finally:
-            part.unlink(missing_ok=True)
+    with storage_errors(path), unfinished_in(path.parent) as part:
+        yield part
+        finish(part, path)
+
+
+@contextlib.contextmanager
+def unfinished_in(folder: Path) -> Iterator[Path]:
+    """Yield a path in a folder, which is made, to write and :func:`finish`; a file that was not finished is removed."""
+    part = folder / f".{secrets.token_hex(8)}.part"
+    _make_folder(folder)
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def finish(part: Path, path: Path) -> None:
+    """Sync the file of :func:`unfinished_in` and move it to its place in the same folder."""
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync_folder(path.parent)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

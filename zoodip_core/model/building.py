@@ -19,6 +19,7 @@ from ..base.errors import ModelError
 from ..base.stopping import check_stop
 from .allocator import give_back_freed
 from .blueprint import Blueprint, _config_useless
+from .libraries import importing
 from .quantize import QuantizedLayer, quantize_weight
 from .quantized_parts import Parts
 from .token_table import TokenTable
@@ -135,12 +136,18 @@ def _quantized(
     if parts is None:
         full = reader.parameter(f"{name}.weight", layer.weight.shape)
         parts = quantize_weight(full.to(device) if device.type == "cuda" else full, weights)
+    else:  # they may be mapped; copied in the order in which the layer keeps them, they are passed over once
+        parts = {part: tensor.to(device, copy=True, memory_format=_order(tensor)) for part, tensor in parts.items()}
     check_finite(reader, f"{name}.weight", parts["scale"])  # that of a row with NaN or infinity is not finite either
     bias = None
     if layer.bias is not None:
         bias = reader.parameter(f"{name}.bias", layer.bias.shape)
         check_finite(reader, f"{name}.bias", bias)
     return QuantizedLayer(layer, parts, bias, dtype, device)
+
+
+def _order(part: torch.Tensor) -> torch.memory_format:
+    return torch.channels_last if part.ndim == 4 and part[0, 0].numel() > 1 else torch.preserve_format
 
 
 def _fill(layer: nn.Module, name: str, reader: ParameterSource, dtype: torch.dtype, device: torch.device) -> None:
@@ -168,8 +175,9 @@ class _WithoutValues(TorchFunctionMode):
 
 def empty_network(blueprint: Blueprint, part: str) -> Any:
     """A component of the right shape on the meta device, without content."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    with importing():
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = {key: value for key, value in blueprint.configs[part].items() if not key.startswith("_")}
     if config.get("latents_mean") is not None:

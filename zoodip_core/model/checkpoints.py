@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+import threading
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -206,7 +207,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class _Reader(ABC):
-    """Opens a file for a while, and again when its window is used up."""
+    """Opens a file for a while, and again when its window is used up. Several threads may read it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -215,12 +216,17 @@ class _Reader(ABC):
         self._get: Callable[[str], torch.Tensor] | None = None
         self._left = 0
         self._mapped = True
+        self._lock = threading.Lock()
 
     @abstractmethod
     def _open(self) -> Callable[[str], torch.Tensor]:
         """Open the file; what comes back reads a tensor by its name."""
 
     def tensor(self, name: str) -> torch.Tensor:
+        with self._lock:
+            return self._tensor(name)
+
+    def _tensor(self, name: str) -> torch.Tensor:
         if self._get is None or (self._mapped and self._left < 0):
             self.close()
             self._get, self._left = self._open(), _WINDOW
@@ -383,7 +389,7 @@ class ComponentReader:
         )
 
     def quantized(self, name: str, shape: torch.Size) -> Parts | None:
-        """The parts of a weight of ``shape`` that is stored quantised already, or None.
+        """The parts of a weight of ``shape`` that is stored quantised already, perhaps mapped; or None.
 
         Raises:
             ModelError: they are not of that shape.
@@ -395,7 +401,7 @@ class ComponentReader:
         sizes = {part: self.checkpoint.shapes[stored_as] for part, stored_as in stored.items()}
         if sizes != part_shapes(shape, stored):
             raise ModelError(f"model: {self.checkpoint.files[0]}: {name} has wrong shapes; delete this copy")
-        return {part: self.checkpoint.tensor(stored_as).clone() for part, stored_as in stored.items()}
+        return {part: self.checkpoint.tensor(stored_as) for part, stored_as in stored.items()}
 
     def close(self) -> None:
         """Let go of the file until the next read."""

@@ -15,22 +15,27 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from ..base.background import share_out
 from ..base.errors import ModelError, StorageError
-from ..base.files import make_folder, read_object, storage_errors, write_atomically, written_atomically
+from ..base.files import finish, make_folder, read_object, storage_errors, unfinished_in, write_atomically
+from ..base.stopping import check_stop
 from .allocator import give_back_freed
 from .blueprint import COPY_FORMAT, COPY_MARK, Blueprint, stored_name
-from .building import check_finite, empty_network, giving_back, layers_to_quantize
+from .building import check_finite, empty_network, layers_to_quantize
+from .checkpoints import ComponentReader
 from .copy_folder import COPIES, hold, tidy
 from .kinds import CLIP_PATH
 from .quantize import quantize_weight, weights_of
+from .quantized_parts import empty_parts
 from .recognise import open_copy, open_model
+from .tensor_file import Layout
+from .threads import one_thread_an_operation
 
 INDEX = "index.json"
 _CPU = torch.device("cpu")
@@ -84,16 +89,16 @@ def cached_model(
     none_yet = not any(folder.glob(COPIES))  # else one may be that of this model before it was moved
     blueprint.hash_meanwhile()
 
-    def place() -> Path:
-        return folder / _name(_identity(blueprint), weights)
+    def name() -> str:
+        return _name(_identity(blueprint), weights)
 
-    if none_yet or not place().is_file():
-        write_copy(blueprint, weights, place, device)
+    if none_yet or not (folder / name()).is_file():
+        copy = write_copy(blueprint, weights, folder, name, device)
         give_back_freed()
-        made(place())
+        made(copy)
     index[key] = {"stamp": stamp, "key": _identity(blueprint)}
     write_atomically(folder / INDEX, json.dumps(index, indent=1))
-    found = _in_use(place(), prediction_type, model, notes=blueprint.notes, **apart)
+    found = _in_use(folder / name(), prediction_type, model, notes=blueprint.notes, **apart)
     tidy(folder)
     return found
 
@@ -131,62 +136,94 @@ def file_stamps(*models: Path) -> list[list[Any]]:
 
 
 def write_copy(
-    blueprint: Blueprint, weights: str, place: Path | Callable[[], Path], device: torch.device = _CPU
-) -> None:
-    """Quantise a model into one file, atomically.
+    blueprint: Blueprint, weights: str, folder: Path, name: Callable[[], str], device: torch.device = _CPU
+) -> Path:
+    """Quantise a model into one file, atomically: some layers at once, of which one is written at a time.
 
     Args:
         blueprint: the model.
         weights: as for :func:`cached_model`.
-        place: the file, or what tells it once the model was read.
+        folder: where the file goes.
+        name: what tells its name; asked at the end, when the model's hash is known.
         device: where weights are quantised.
 
     Raises:
-        ModelError: a tensor is missing.
-        StorageError: no room, or no permission.
+        ModelError: a tensor is missing, or not finite.
+        StorageError: no room, or no permission; nothing is left of it.
+        Stopped: a stop was asked for; likewise.
     """
-    tensors = dict(_copied(blueprint, weights, device))
-    path = place if isinstance(place, Path) else place()
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    free = shutil.disk_usage(path.parent).free
-    if size > free:
-        raise StorageError(
-            28, f"could not write {path}: it takes {size / 1e9:.1f} GB, {free / 1e9:.1f} GB is free; free some space"
-        )
     info = {**asdict(blueprint.info), "path": str(blueprint.info.path)}
     metadata = {
         COPY_MARK: str(COPY_FORMAT),
         "weights": weights,
-        "sha256": blueprint.fingerprint,
+        "sha256": "0" * 64,  # until it is known
         "info": json.dumps(info),
         "configs": json.dumps(blueprint.configs),
         "tokenizers": json.dumps([["" if p == CLIP_PATH else p.name, pad] for p, pad in blueprint.tokenizers]),
     }
-    with written_atomically(path) as part, storage_errors(path):
-        try:
-            save_file(tensors, part, metadata=metadata)
-        except Exception as error:  # safetensors has its own class for the system's errors
-            raise OSError(getattr(error, "errno", None) or 5, str(error)) from error
-        part.chmod(0o644)  # the library makes it for its owner alone
+    pieces = list(_pieces(blueprint, weights, device))
+    layout = Layout({stored: empty for piece in pieces for stored, empty in piece.empty.items()}, metadata)
+    with storage_errors(folder), unfinished_in(folder) as part:
+        _check_room(folder, layout.size)
+        with part.open("xb") as file:
+
+            def write(piece: _Piece) -> None:
+                check_stop()
+                layout.write(file, piece.make())
+
+            with one_thread_an_operation() as cores:
+                share_out(pieces, write, cores)
+            for reader in blueprint.readers.values():
+                reader.close()
+            layout.write_header(file, {**metadata, "sha256": blueprint.fingerprint})
+        path = folder / name()
+        finish(part, path)
+    return path
 
 
-def _copied(blueprint: Blueprint, weights: str, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
+def _check_room(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        took, left = f"{size / 1e9:.1f} GB", f"{free / 1e9:.1f} GB"
+        raise StorageError(28, f"could not write into {folder}: it takes {took}, {left} is free; free some space")
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What a copy has of one parameter: tensors by their names, on the meta device, and what makes them."""
+
+    empty: dict[str, torch.Tensor]
+    make: Callable[[], dict[str, torch.Tensor]]
+
+
+def _pieces(blueprint: Blueprint, weights: str, device: torch.device) -> Iterator[_Piece]:
     for part, reader in blueprint.readers.items():
         network = empty_network(blueprint, part)
-        quantized = layers_to_quantize(network) if part != "vae" else {}
-        for name, layer in giving_back(quantized):
-            full = reader.parameter(f"{name}.weight", layer.weight.shape)
-            full = full.to(device) if device.type == "cuda" else full
-            parts = quantize_weight(full, weights_of(part, weights))
-            check_finite(reader, f"{name}.weight", parts["scale"])
-            for kind, tensor in parts.items():
-                yield f"{part}.{stored_name(name)}.{kind}", tensor.cpu()
-        kept = {f"{name}.weight" for name in quantized}
-        for name, empty in network.named_parameters():
-            if name in kept:
-                continue
-            full = reader.parameter(name, empty.shape)
+        quantized = {f"{name}.weight" for name in layers_to_quantize(network)} if part != "vae" else set()
+        for name, parameter in network.named_parameters():
+            kind = weights_of(part, weights) if name in quantized else None
+            yield _piece(f"{part}.{stored_name(name)}", name, parameter.shape, reader, kind, device)
+
+
+def _piece(
+    stored: str, name: str, shape: torch.Size, reader: ComponentReader, weights: str | None, device: torch.device
+) -> _Piece:
+    """A parameter that is kept as the file has it, or, with ``weights``, quantised."""
+    if weights is None:
+
+        def kept() -> dict[str, torch.Tensor]:
+            full = reader.parameter(name, shape)
             if not name.endswith("token_embedding.weight"):  # of which the rows that are used are looked at
                 check_finite(reader, name, full)
-            yield f"{part}.{stored_name(name)}", full.clone()
-        reader.close()
+            return {stored: full}
+
+        return _Piece({stored: reader.parameter(name, shape).to("meta")}, kept)
+    above = stored.removesuffix("weight")
+
+    def quantised() -> dict[str, torch.Tensor]:
+        full = reader.parameter(name, shape)
+        parts = quantize_weight(full.to(device) if device.type == "cuda" else full, weights)
+        check_finite(reader, name, parts["scale"])
+        return {f"{above}{kind}": tensor.cpu() for kind, tensor in parts.items()}
+
+    return _Piece({f"{above}{kind}": empty for kind, empty in empty_parts(shape, weights).items()}, quantised)

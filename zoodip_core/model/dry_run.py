@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten
 from .blueprint import Blueprint
 from .quantize import QuantizedLayer, stored_bytes, weights_of
 from .quantized import QuantizedModel
-from .quantized_parts import PARTS, Parts, part_shapes
+from .quantized_parts import Parts, empty_parts
 from .token_table import table_of
 
 _META = torch.device("meta")
@@ -123,10 +123,7 @@ class _EmptyReader:
         return torch.empty(tuple(shape), device=_META)
 
     def quantized(self, _name: str, shape: torch.Size) -> Parts | None:
-        shapes = part_shapes(shape, PARTS if self.weights == "int4" else PARTS[:2])
-        parts = {name: self.parameter("", size) for name, size in shapes.items()}
-        kind = {"int8": torch.int8, "int4": torch.uint8, "float8": torch.float8_e4m3fn}[self.weights]
-        return {**parts, "data": parts["data"].to(kind)}
+        return empty_parts(shape, self.weights)
 
     def close(self) -> None:
         pass

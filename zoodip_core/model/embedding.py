@@ -1,8 +1,9 @@
 """Embedding files that ComfyUI, A1111, Forge and diffusers load, and reading theirs.
 
 SD1.x and 2.x: a safetensors file with exactly one float tensor ``[num_vectors, dim]`` whose key is
-the token; any tensor more breaks other readers. SDXL: ``clip_l`` and ``clip_g``. What else is worth
-knowing stands in the safetensors header, as text.
+the token; any tensor more breaks other readers. SDXL: ``clip_l`` and ``clip_g``. Any other model: a tensor for each
+text encoder under the name by which ComfyUI looks for it. What else is worth knowing stands in the safetensors
+header, as text.
 
 The header's ``format_version`` does not decide what is read: other programs load these files by their tensors alone,
 so a newer ZOODiP's file is as good as its tensors. Where they are not an embedding, it decides what the user is told.
@@ -28,14 +29,16 @@ from ..base.texts import parse_json, whole_text
 from .embedding_tensors import (
     FORMAT_VERSION,
     MAX_BYTES,
+    RENAMED,
     SDXL_KEYS,
+    T5,
     check_names,
     check_size,
     other_tensors,
     rows_of,
     token_parts,
 )
-from .kinds import FAMILIES, family_of_widths, model_of_widths
+from .kinds import FAMILIES, STABLE_DIFFUSION, family_of_widths, in_order, model_of_widths, names_of
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
 
@@ -75,18 +78,20 @@ class Embedding:
 
     @property
     def family(self) -> str:
-        """The model family by the tensors' widths: sd1, sd2, sdxl, tiny, or sd-WIDTH."""
-        return family_of_widths(self.dims)
+        """The model family by the tensors' widths: sd1, sd2, sdxl, tiny, or sd-WIDTH; or its encoders' names."""
+        return "+".join(self.encoders) or family_of_widths(self.dims)
 
 
 def serialize(embedding: Embedding) -> bytes:
     """The bytes of the embedding's safetensors file; the same embedding gives the same bytes."""
-    keys = SDXL_KEYS if len(embedding.tensors) == 2 else (embedding.token,)
+    keys = embedding.encoders or (SDXL_KEYS if len(embedding.tensors) == 2 else (embedding.token,))
     tensors = {
         key: tensor.detach().to("cpu", torch.float32).contiguous()
         for key, tensor in zip(keys, embedding.tensors, strict=True)
     }
     metadata = {**embedding.metadata, "token": embedding.token, "format_version": str(FORMAT_VERSION)}
+    if embedding.encoders:
+        metadata["encoders"] = "+".join(embedding.encoders)
     # The library writes header metadata in a hash map's order, another in each process.
     return _with_sorted_header(save(tensors, metadata=metadata))
 
@@ -156,7 +161,9 @@ def load_embeddings(path: str | Path) -> list[Embedding]:
     return _all_of(path, *_read(path))
 
 
-Tokens = dict[str, tuple[torch.Tensor, ...]]
+Parts = dict[str, torch.Tensor]
+"""The tensors of a token by their text encoders; by an empty name where that is not known."""
+Tokens = dict[str, Parts]
 
 
 def _read(path: Path) -> tuple[Tokens, dict[str, str]]:
@@ -174,12 +181,9 @@ def _read(path: Path) -> tuple[Tokens, dict[str, str]]:
     else:
         tensors, metadata = _read_pickle(path)
     check_size(path, tensors)
-    found = token_parts(path, tensors)
+    found = token_parts(path, tensors, metadata)
     stated = metadata.get("token") if len(found) == 1 else None
-    tokens = {
-        whole_text(stated or name or f"<{path.stem}>"): tuple(tensors[part] for part in parts)
-        for name, parts in found.items()
-    }
+    tokens = {whole_text(stated or name or f"<{path.stem}>"): parts for name, parts in found.items()}
     if len(tokens) != len(found):
         raise other_tensors(path, tensors)
     return tokens, metadata
@@ -187,19 +191,25 @@ def _read(path: Path) -> tuple[Tokens, dict[str, str]]:
 
 def _all_of(path: Path, tokens: Tokens, metadata: dict[str, str]) -> list[Embedding]:
     alias = path.stem if len(tokens) == 1 else ""
-    found = [_embedding(path, token, tensors, metadata, alias) for token, tensors in tokens.items()]
-    if len({each.dims for each in found}) > 1:
+    found = [_embedding(path, token, parts, metadata, alias) for token, parts in tokens.items()]
+    if len({(each.dims, each.encoders) for each in found}) > 1:
         raise other_tensors(path, tokens)
     return found
 
 
-def _embedding(
-    path: Path, token: str, tensors: tuple[torch.Tensor, ...], metadata: dict[str, str], alias: str
-) -> Embedding:
-    clean = tuple(rows_of(path, tensor) for tensor in tensors)
-    if len({len(rows) for rows in clean}) != 1:
-        raise EmbeddingFileError(f"{path}: clip_l and clip_g differ in their number of vectors")
-    return Embedding(token, clean, metadata, alias)
+def _embedding(path: Path, token: str, parts: Parts, metadata: dict[str, str], alias: str) -> Embedding:
+    rows = {part: rows_of(path, tensor) for part, tensor in parts.items()}
+    if T5 in rows:
+        rows[RENAMED] = rows.pop(T5)
+        metadata = {**metadata, "renamed": f"{T5} to {RENAMED}"}
+    ordered = in_order((part, each.shape[1]) for part, each in rows.items())
+    clean = tuple(rows[part] for part, _ in ordered)
+    if len({len(each) for each in clean}) != 1:
+        raise EmbeddingFileError(
+            f"{path}: {' and '.join(part for part, _ in ordered)} differ in their number of vectors"
+        )
+    stable_diffusion = "" in rows or tuple(part for part, _ in ordered) in (SDXL_KEYS[:1], SDXL_KEYS)
+    return Embedding(token, clean, metadata, alias, () if stable_diffusion else names_of(ordered))
 
 
 def _chosen(path: Path, tokens: Sequence[str], which: str) -> str:
@@ -256,7 +266,8 @@ def describe(embedding: Embedding) -> list[tuple[str, str]]:
     shapes = " + ".join(f"{len(t)} x {t.shape[1]}" for t in embedding.tensors)
     lines = [
         ("token", embedding.token),
-        ("for", model_of_widths(embedding.dims)),
+        ("for", model_of_widths(embedding.dims, embedding.encoders)),
+        *([("text encoders", " + ".join(embedding.encoders))] if embedding.encoders else []),
         ("vectors", f"{embedding.num_vectors} ({shapes})"),
         ("norm", ", ".join(f"{norm:.3f}" for t in embedding.tensors for norm in t.norm(dim=1).tolist())),
     ]
@@ -268,6 +279,8 @@ def describe(embedding: Embedding) -> list[tuple[str, str]]:
         "zoodip_version": "made by ZOODiP",
     }
     lines += [(label, embedding.metadata[key]) for key, label in labels.items() if key in embedding.metadata]
+    if embedding.metadata.get("renamed") == f"{T5} to {RENAMED}":
+        lines.append(("note", f"{RENAMED} was called {T5}, which ComfyUI does not read; saved again by ZOODiP it does"))
     config = _config_of(embedding)
     if config:
         lines.append(("settings", ", ".join(f"{key} {value}" for key, value in config.items())))
@@ -282,17 +295,25 @@ def _config_of(embedding: Embedding) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def check_fits(embedding: Embedding, dims: tuple[int, ...], where: str) -> None:
-    """Refuse an embedding whose widths are not those of a model's text encoders.
+def check_fits(embedding: Embedding, dims: tuple[int, ...], where: str, encoders: tuple[str, ...] = ()) -> None:
+    """Refuse an embedding that is not for a model's text encoders.
+
+    Args:
+        dims: the widths of the model's text encoders.
+        where: begins the message.
+        encoders: their names as in :class:`Embedding`; empty for Stable Diffusion.
 
     Raises:
-        EmbeddingFileError: the widths differ.
+        EmbeddingFileError: the widths differ, or the encoders do where both names are known.
     """
     have = embedding.dims
-    if have != dims:
-        made_for = embedding.family if embedding.family in FAMILIES else model_of_widths(have)
-        raise EmbeddingFileError(
-            f"{where}: the embedding {embedding.token!r} has width {'+'.join(map(str, have))} (for "
-            f"{made_for}), the model needs {'+'.join(map(str, dims))}; use it with the model "
-            "family it was trained on"
-        )
+    theirs, ours = embedding.encoders or STABLE_DIFFUSION.get(have), encoders or STABLE_DIFFUSION.get(dims)
+    if have == dims and (not theirs or not ours or theirs == ours):
+        return
+    made_for = embedding.family if embedding.family in FAMILIES else model_of_widths(have, embedding.encoders)
+    needs = f" ({'+'.join(encoders)}, for {model_of_widths(dims, encoders)})" if encoders else ""
+    raise EmbeddingFileError(
+        f"{where}: the embedding {embedding.token!r} has width {'+'.join(map(str, have))} (for "
+        f"{made_for}), the model needs {'+'.join(map(str, dims))}{needs}; use it with the model "
+        "family it was trained on"
+    )

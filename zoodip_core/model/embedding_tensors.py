@@ -1,7 +1,11 @@
 """What the tensors of an embedding file are: which tokens, by their names, or something else, which is refused by it.
 
-A file of one token has one tensor ``[num_vectors, dim]``, or ``clip_l`` and ``clip_g``. A file of several has one for
-each, called like the token, as diffusers keeps them, or their parts behind the token's name, as packs of webuis do.
+A file of one token has one tensor ``[num_vectors, dim]``, or one for each text encoder of the model's, called like it:
+``clip_l`` and ``clip_g``, ``clip_l`` and ``t5xxl``. A file of several has one for each, called like the token, as
+diffusers keeps them, or their parts behind the token's name, as packs of webuis and OneTrainer's do.
+
+Names of text encoders are words as well: a tensor ``llama`` of width 768 is the token of a lama. So but for clip_l and
+clip_g, which no one takes for a word, the width has to be the encoder's too.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import torch
 
 from ..base.errors import EmbeddingFileError
 from ..base.files import is_newer
+from .kinds import ENCODERS, NARROW_ENCODERS
 
 FORMAT_VERSION = 1
 SDXL_KEYS = ("clip_l", "clip_g")
@@ -22,19 +27,20 @@ MOST_TOKENS = 1000
 MOST_VECTORS = 75
 """What a prompt of CLIP's 77 holds besides its start and end."""
 _NAMELESS = ("emb_params", "*")
-_PART = re.compile(r"(?:bundle_emb\.)?(.+)\.(clip_[lg]|emb_params|string_to_param\.\*)", re.DOTALL)
+T5, RENAMED = "t5", "t5xxl"
+"""What OneTrainer and diffusers call T5 XXL's tensor, and what ComfyUI does, which reads no other name."""
+_NAMED = "|".join([*ENCODERS, T5])
+_PART = re.compile(rf"(?:bundle_emb\.)?(.+)\.({_NAMED}|emb_params|string_to_param\.\*)", re.DOTALL)
+_OUTPUT = re.compile(rf"(?:.*\.)?(?:{_NAMED}|gemma)_out", re.DOTALL)
+"""OneTrainer's vectors for what comes out of a text encoder."""
+_WORDS = {T5, "llama"}
+"""Names of text encoders that may well be tokens."""
+_DECLARED = re.compile(r"[a-z0-9_]{1,40}(\+[a-z0-9_]{1,40}){0,9}")
 _LORA = re.compile(
     r"^lora_(unet|te\d?|transformer|prior)_|(^|[._])lora[._](up|down|mid|A|B)\b|lora_linear_layer"
     r"|\.(alpha|dora_scale|hada_\w+|lokr_\w+|oft_\w+)$"
 )
 _LAYER = re.compile(r"\.(weight|bias)$")
-_OTHER_ENCODERS = {
-    "t5xxl": "T5 XXL, as of Stable Diffusion 3 or Flux",
-    "t5base": "T5, as of Stable Audio",
-    "umt5xxl": "UMT5 XXL, as of Wan",
-    "pile_t5xl": "T5 XL, as of AuraFlow",
-    "mt5xl": "T5 XL, as of HunyuanDiT",
-}
 
 
 class OtherTensorsError(EmbeddingFileError):
@@ -59,7 +65,8 @@ def check_names(path: Path, names: Collection[str], metadata: Mapping[str, str])
     ours = metadata.get("token")
     foreign = sorted(name for name in names if name != ours)
     newer = "zoodip_version" in metadata and is_newer(metadata.get("format_version"), FORMAT_VERSION)
-    if not names or len(names) > MOST_TOKENS or (newer and len(names) > 1 and set(names) != set(SDXL_KEYS)):
+    parts = {*SDXL_KEYS, *ENCODERS, T5, *declared_encoders(names, metadata)}
+    if not names or len(names) > MOST_TOKENS or (newer and len(names) > 1 and not parts.issuperset(names)):
         raise other_tensors(path, names, "; a newer ZOODiP wrote it: update ZOODiP" if newer else "")
     lora = next(filter(_LORA.search, foreign), None)
     if lora is not None:
@@ -69,39 +76,92 @@ def check_names(path: Path, names: Collection[str], metadata: Mapping[str, str])
     layer = next(filter(_LAYER.search, foreign), None)
     if layer is not None:
         raise other_tensors(path, names, f"; {layer[:80]} is a layer of a network")
-    beside = [name for name in foreign if name not in SDXL_KEYS]
-    named = next((f" ({name} is {_OTHER_ENCODERS[name]})" for name in beside if name in _OTHER_ENCODERS), "")
-    if named or (beside and len(foreign) > len(beside)):
+    output = next(filter(_OUTPUT.fullmatch, foreign), None)
+    if output is not None:
         raise OtherTensorsError(
-            f"{path} is an embedding of another kind of model: it holds {_listed(foreign)}{named}; Stable Diffusion "
+            f"{path} holds {output[:80]}, an output embedding of OneTrainer's, which no other program can place in a "
+            "prompt; train it there again without output embeddings",
+            len(names),
+        )
+    beside = [name for name in foreign if name not in parts]
+    if beside and parts.intersection(foreign) - _WORDS:
+        raise OtherTensorsError(
+            f"{path} is an embedding of another kind of model: it holds {_listed(foreign)}; Stable Diffusion "
             "1.x and 2.x have one text encoder, XL has clip_l and clip_g",
             len(names),
         )
 
 
+def declared_encoders(names: Collection[str], metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The text encoders that a file's header names, if its tensors are called so: those that ZOODiP does not know."""
+    stated = metadata.get("encoders", "")
+    found = tuple(stated.split("+")) if _DECLARED.fullmatch(stated) else ()
+    return found if len(found) == len(names) and set(found) == set(names) else ()
+
+
 def other_tensors(path: Path, names: Collection[str], why: str = "") -> OtherTensorsError:
     """The error for tensors that are not an embedding's."""
     return OtherTensorsError(
-        f"{path} holds {len(names)} tensors ({_listed(sorted(names), 4)}), an embedding has one, or clip_l and "
-        f"clip_g{why}",
+        f"{path} holds {len(names)} tensors ({_listed(sorted(names), 4)}), an embedding has one, or one for "
+        f"each text encoder, as clip_l and clip_g{why}",
         len(names),
     )
 
 
-def token_parts(path: Path, names: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """The tensors of each token, in the order of the text encoders, by the token; that of a nameless one is empty.
+def token_parts(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of each token by their text encoders, by the token; that of a nameless one is empty.
+
+    A token's only tensor has an empty name where no text encoder's is known.
 
     Raises:
         OtherTensorsError: a token has parts that do not belong together.
     """
-    found: dict[str, dict[str, str]] = {}
-    for name in names:
-        match = _PART.fullmatch(name)
-        token, part = match.groups() if match else ("", name) if name in (*_NAMELESS, *SDXL_KEYS) else (name, "")
-        found.setdefault(token, {})[part] = name
-    if any(len(parts) > 1 and set(parts) != set(SDXL_KEYS) for parts in found.values()):
-        raise other_tensors(path, names)
-    return {token: tuple(parts[part] for part in sorted(parts, reverse=True)) for token, parts in found.items()}
+    declared = declared_encoders(tensors, metadata)
+    alone = next(iter(tensors)) if len(tensors) == 1 else None
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name in declared:
+            token, part = "", name
+        elif name == alone == metadata.get("token"):
+            token, part = name, ""
+        else:
+            token, part = _place(name, tensor.shape[-1] if tensor.ndim else 0)
+        parts = found.setdefault(token, {})
+        if part in parts:
+            raise other_tensors(path, tensors)
+        parts[part] = tensor
+    encoders_alone = "" in found and "" not in found[""]
+    if (encoders_alone and len(found) > 1) or not all(_belong_together(each, declared) for each in found.values()):
+        raise other_tensors(path, tensors)
+    return found
+
+
+def _place(name: str, width: int) -> tuple[str, str]:
+    """The token that a tensor belongs to, empty if it has no name, and the tensor's text encoder, empty if unknown."""
+    match = _PART.fullmatch(name)
+    token, part = match.groups() if match else ("", name)
+    if part in SDXL_KEYS or _is_encoders(part, width):
+        return token, part
+    return (token, "") if match and part not in (*ENCODERS, T5) else ("" if name in _NAMELESS else name, "")
+
+
+def _is_encoders(part: str, width: int) -> bool:
+    name = RENAMED if part == T5 else part
+    return width in (ENCODERS.get(name), NARROW_ENCODERS.get(name))
+
+
+def _belong_together(parts: Mapping[str, torch.Tensor], declared: Collection[str]) -> bool:
+    if len(parts) == 1 or set(parts) == set(SDXL_KEYS):
+        return True
+    return (
+        "" not in parts
+        and not {T5, RENAMED}.issubset(parts)
+        and all(
+            part in declared or (tensor.ndim and _is_encoders(part, tensor.shape[-1])) for part, tensor in parts.items()
+        )
+    )
 
 
 def check_size(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

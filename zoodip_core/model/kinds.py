@@ -50,8 +50,44 @@ ENCODERS = {
 
 Their order is that of an embedding's tensors, and of vectors that stand side by side.
 """
-STABLE_DIFFUSION = {(768,): ("clip_l",), (1024,): ("clip_h",), (768, 1280): ("clip_l", "clip_g")}
-"""The text encoders of Stable Diffusion 1.x, 2.x and XL by their widths, which are told without names."""
+NARROW_ENCODERS = {"t5xxl": 1024, "mistral3_24b": 3072}
+"""The widths of smaller text encoders that ComfyUI gives the name of a larger one."""
+STABLE_DIFFUSION = {(768,): ("clip_l",), (1024,): ("clip_h",), (768, 1280): ("clip_l", "clip_g"), (128,): ("clip_l",)}
+"""The text encoders of Stable Diffusion 1.x, 2.x and XL, and of the embedded model, by their widths, which are told
+without names."""
+
+
+_MODELS: dict[tuple[str, ...], str] = {
+    ("clip_g",): "Stable Cascade, or Stable Diffusion XL with its clip_g alone, without clip_l",
+    ("clip_l", "clip_g", "t5xxl"): "Stable Diffusion 3 and 3.5",
+    ("clip_l", "t5xxl"): "Flux.1",
+    ("t5xxl",): "Chroma, PixArt, LTX-Video, Mochi and CogVideoX",
+    ("clip_l", "clip_g", "t5xxl", "llama"): "HiDream-I1",
+    ("clip_l", "llama"): "HunyuanVideo",
+    ("qwen3_4b",): "Z-Image and Flux.2 Klein 4B",
+    ("qwen3_8b",): "Flux.2 Klein 9B",
+    ("mistral3_24b",): "Flux.2 dev",
+    ("qwen3vl_4b",): "Krea 2 and Mage-Flow",
+    ("qwen3vl_8b",): "Ideogram 4, Boogu and JoyImage",
+    ("qwen3_06b",): "Anima",
+    ("qwen25_7b",): "Qwen-Image, HunyuanImage 2.1 and HunyuanVideo 1.5",
+    ("clip_l", "qwen25_7b"): "Kandinsky 5",
+    ("qwen25_3b",): "OmniGen2",
+    ("qwen3_2b",): "Ovis-Image",
+    ("umt5xxl",): "Wan",
+    ("gemma2_2b",): "Lumina 2 and PixelDiT",
+    ("gemma3_4b",): "NetaYume Lumina",
+    ("gemma3_4b", "jina_clip_2"): "NewBie",
+    ("gemma3_12b",): "LTX-2",
+    ("pile_t5xl",): "AuraFlow",
+    ("chinese_roberta", "mt5xl"): "HunyuanDiT",
+    ("gpt_oss",): "Lens",
+    ("hidream_o1",): "HiDream-O1",
+    ("qwen3vl_32b",): "MiniMax H3",
+    ("t5base",): "Stable Audio",
+}
+"""Models by the text encoders that read their tokens, whose widths are those of :data:`ENCODERS`."""
+_NARROW_MODELS: dict[tuple[str, ...], str] = {("t5xxl",): "Cosmos", ("mistral3_24b",): "Ernie-Image"}
 
 
 def in_order(encoders: Iterable[tuple[str, int]]) -> tuple[tuple[str, int], ...]:
@@ -83,18 +119,20 @@ FAMILIES = {
 }
 """What families are called."""
 _OTHER_WIDTHS = {
-    2048: "T5 XL, as in AuraFlow and HunyuanDiT",
+    2048: "T5 XL, as in AuraFlow and HunyuanDiT, or Qwen, as in OmniGen2 and Ovis-Image",
     2304: "Gemma 2, as in Lumina 2",
-    2560: "Qwen3, as in Z-Image",
+    2560: "Qwen3, as in Z-Image and Flux.2 Klein 4B, or Krea 2's",
     3584: "Qwen2.5-VL, as in Qwen-Image",
-    4096: "T5 XXL, as in Stable Diffusion 3 and Flux",
+    4096: "T5 XXL, as in Stable Diffusion 3 and Flux, UMT5 XXL, as in Wan, or Qwen3 8B, as in Flux.2 Klein 9B",
     5120: "Mistral, as in Flux.2",
 }
-"""Text encoders of other models, by their widths."""
+"""Text encoders of other models, by their widths, where no name tells."""
 
 
-def model_of_widths(dims: tuple[int, ...]) -> str:
-    """Which models have text encoders of these widths, in words."""
+def model_of_widths(dims: tuple[int, ...], encoders: tuple[str, ...] = ()) -> str:
+    """Which models have text encoders of these widths, in words; by the encoders' names too where they are known."""
+    if encoders:
+        return _model_of_names(dims, encoders)
     family = family_of_widths(dims)
     if family in FAMILIES:
         return FAMILIES[family]
@@ -102,3 +140,11 @@ def model_of_widths(dims: tuple[int, ...]) -> str:
         return "Stable Diffusion XL, but its clip_g alone, without clip_l"
     other = f" ({_OTHER_WIDTHS[dims[0]]})" if len(dims) == 1 and dims[0] in _OTHER_WIDTHS else ""
     return f"another kind of model, of width {'+'.join(map(str, dims))}{other}"
+
+
+def _model_of_names(dims: tuple[int, ...], encoders: tuple[str, ...]) -> str:
+    if dims == tuple(map(ENCODERS.get, encoders)) and encoders in _MODELS:
+        return _MODELS[encoders]
+    if dims == tuple(map(NARROW_ENCODERS.get, encoders)):
+        return _NARROW_MODELS[encoders]
+    return f"another kind of model, with {' and '.join(encoders)} of width {'+'.join(map(str, dims))}"

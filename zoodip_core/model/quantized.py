@@ -15,6 +15,7 @@ from ..base.errors import ModelError
 from .attention import PiecewiseAttention
 from .blueprint import Blueprint, ModelInfo, _config_useless
 from .building import build, empty_network
+from .libraries import importing
 from .quantize import stored_bytes, weights_of
 from .tokens import EncodedPrompt, encode_prompt, placed
 from .unet import predict
@@ -76,7 +77,8 @@ class QuantizedModel:
     @cached_property
     def scheduler(self) -> Any:
         """The noise schedule, as a ``DDPMScheduler``."""
-        from diffusers import DDPMScheduler
+        with importing():
+            from diffusers import DDPMScheduler
 
         config = dict(self.blueprint.configs["scheduler"])
         try:
@@ -199,7 +201,8 @@ class QuantizedModel:
 
 
 def _load_tokenizer(folder: Path, pad: str | None, vocabulary: int, length: int) -> Any:
-    from transformers import CLIPTokenizerFast
+    with importing():
+        from transformers import CLIPTokenizerFast
 
     if any(file.stat().st_size > _LARGEST_WORDS for file in folder.glob("*.*") if file.is_file()):
         raise ModelError(

@@ -25,3 +25,13 @@ def part_shapes(shape: torch.Size, parts: Collection[str]) -> dict[str, tuple[in
     if "shift" not in parts:
         return {"data": tuple(shape), "scale": scales}
     return {"data": ((rows + 1) // 2, *row), "scale": scales, "shift": scales}
+
+
+def empty_parts(shape: torch.Size, weights: str) -> Parts:
+    """The parts of a weight quantised as ``weights``, on the meta device: shapes and types without content."""
+    kind = {"int8": torch.int8, "int4": torch.uint8, "float8": torch.float8_e4m3fn}[weights]
+    shapes = part_shapes(shape, PARTS if weights == "int4" else PARTS[:2])
+    return {
+        name: torch.empty(size, dtype=kind if name == "data" else torch.float32, device="meta")
+        for name, size in shapes.items()
+    }

@@ -17,7 +17,7 @@ from ..base.texts import parse_json
 from . import ldm, separate
 from .blueprint import COPY_FORMAT, COPY_MARK, Blueprint, ModelInfo, _config_useless, stored_name
 from .checkpoints import SUFFIXES, Checkpoint, ComponentReader, Part, component_files, read_json
-from .kinds import CLIP_PATH, CLIP_WORDS, PREDICTION_TYPES, TINY, TINY_PATH, family_of_widths
+from .kinds import CLIP_PATH, CLIP_WORDS, COMFYUI, PREDICTION_TYPES, TINY, TINY_PATH, family_of_widths
 from .layouts import with_old_attention
 from .quantize import WEIGHTS
 from .renaming import AVERAGES, UNET, canonical
@@ -64,6 +64,12 @@ def open_model(
         ConfigError: an unknown ``prediction_type``.
     """
     _check_prediction_type(prediction_type)
+    if str(model).startswith(COMFYUI):
+        raise ModelError(
+            f"model: {str(model).removeprefix(COMFYUI)} ran in ComfyUI, and only there can its run be resumed: queue "
+            "the same workflow again, with Model from ComfyUI. To use its token here, give a checkpoint of the same "
+            "family"
+        )
     path = TINY_PATH if str(model) == TINY else Path(model)
     apart = separate.Files(tuple(map(Path, clip)), Path(vae) if vae else None)
     opened = _open_folder if path.is_dir() else _open_file

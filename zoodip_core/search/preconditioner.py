@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,27 +13,33 @@ RANK = 64
 """Directions whose reach differs; all others share one. At 2048 numbers they take half a megabyte."""
 FLOOR = 0.3
 """What is added to a direction's reach, as a share of the words' mean standard deviation."""
+_UNLIKE = 2.0
+"""Parts whose words differ in size by more than this are each measured by their own. The two of SDXL do not."""
 _ALIKE = 1e-6
 """Of the words' mean square: less variance is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """How far random directions reach: a symmetric matrix A ``[dim, dim]``, of which the largest axes are kept.
+    """How far random directions reach: a matrix A ``[dim, dim]``, of whose symmetric part the largest axes are kept.
 
     Args:
         basis: float32 ``[rank, dim]``, orthonormal rows.
         reach: float32 ``[rank]``, along each of them, in units of the token embedding.
         rest: along everything else.
+        scale: float32 ``[dim]``, what each number is multiplied by in the end; None for 1.
     """
 
     basis: torch.Tensor
     reach: torch.Tensor
     rest: float
+    scale: torch.Tensor | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All of it, as a file can hold it."""
-        return {"basis": self.basis, "reach": self.reach, "rest": torch.tensor(self.rest, dtype=torch.float64)}
+        scale = {} if self.scale is None else {"scale": self.scale}
+        rest = torch.tensor(self.rest, dtype=torch.float64)
+        return {"basis": self.basis, "reach": self.reach, "rest": rest, **scale}
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Spread:
@@ -43,9 +49,12 @@ class Spread:
             ValueError: they are of another kind, or hold NaN or infinity.
         """
         basis, reach, rest = (tensors[name] for name in ("basis", "reach", "rest"))
+        scale = tensors.get("scale")
         if not (basis.dtype == torch.float32 == reach.dtype and basis.shape[:1] == reach.shape and basis.ndim == 2):
             raise ValueError("its tensors are of another kind")
-        spread = cls(basis, reach, float(rest))
+        if scale is not None and (scale.dtype != torch.float32 or scale.shape != basis.shape[1:]):
+            raise ValueError("its scale is of another kind")
+        spread = cls(basis, reach, float(rest), scale)
         if not torch.isfinite(spread.stretch(torch.ones(basis.shape[1]))).all():
             raise ValueError("it holds NaN or infinity")
         return spread
@@ -54,14 +63,23 @@ class Spread:
         """``A v`` in float64 for vectors ``[..., dim]``."""
         basis = self.basis.double()
         along = vectors.double() @ basis.T
-        return self.rest * vectors.double() + (along * (self.reach.double() - self.rest)) @ basis
+        stretched = self.rest * vectors.double() + (along * (self.reach.double() - self.rest)) @ basis
+        return stretched if self.scale is None else stretched * self.scale.double()
 
 
-def spread_of(pieces: Iterable[torch.Tensor], *, rank: int = RANK, floor: float = FLOOR) -> Spread:
+def spread_of(
+    pieces: Iterable[torch.Tensor], widths: Sequence[int] = (), *, rank: int = RANK, floor: float = FLOOR
+) -> Spread:
     """The spread of the rows of all pieces ``[N, dim]``.
 
     With the variances v of their principal axes and the mean variance m, axes reach ``sqrt(v / m + floor^2)``; all
     scaled so that the squares sum to the rows' whole variance.
+
+    Args:
+        pieces: float tensors.
+        widths: of the parts that rows consist of, one for each text encoder. Where their words differ in size, as
+            those of CLIP and T5, rows are first divided by the size of each part's, and directions multiplied by it:
+            else the larger part's floor would be a storm in the smaller.
 
     Raises:
         ModelError: the rows are all alike, or hold NaN or infinity.
@@ -74,7 +92,11 @@ def spread_of(pieces: Iterable[torch.Tensor], *, rank: int = RANK, floor: float 
     mean = total / count
     if not torch.isfinite(products).all():
         raise ModelError("model: its words hold NaN or infinity, so it cannot be trained on")
-    variances, axes = torch.linalg.eigh(products / count - torch.outer(mean, mean))
+    covariance = products / count - torch.outer(mean, mean)
+    scale = _scale(covariance.diagonal(), widths)
+    if scale is not None:
+        covariance, mean = covariance / torch.outer(scale, scale), mean / scale
+    variances, axes = torch.linalg.eigh(covariance)
     whole = variances.clamp(min=0).sum()
     if not whole > _ALIKE * mean.square().sum():
         raise ModelError("model: its words are all alike, so they give directions no shape; choose directions normal")
@@ -83,4 +105,13 @@ def spread_of(pieces: Iterable[torch.Tensor], *, rank: int = RANK, floor: float 
     rank = min(rank, len(mean))
     # The axes left out share what they have, so that the squares' sum stays what it was.
     rest = reach[: len(mean) - rank].square().mean().sqrt() if rank < len(mean) else reach[0]
-    return Spread(axes[:, -rank:].T.float().contiguous(), reach[-rank:].float(), float(rest))
+    basis = axes[:, -rank:].T.float().contiguous()
+    return Spread(basis, reach[-rank:].float(), float(rest), None if scale is None else scale.float())
+
+
+def _scale(variances: torch.Tensor, widths: Sequence[int]) -> torch.Tensor | None:
+    """The size of each part's words at each of its numbers; None if they are alike."""
+    sizes = [float(part.clamp(min=0).mean().sqrt()) for part in variances.split(list(widths))] if widths else []
+    if len(sizes) < 2 or not 0 < min(sizes) * _UNLIKE < max(sizes):
+        return None
+    return torch.cat([torch.full((width,), size).double() for width, size in zip(widths, sizes, strict=True)])

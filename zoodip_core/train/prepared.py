@@ -189,7 +189,7 @@ class Training:
         self.objective: Objective = SharedObjective(self._own, self.ranks) if shared else self._own
         if config.directions == "vocabulary" and not spread and self.ranks.leads:
             self.on_event(Message("looking at the vocabulary"))
-            spread = spread_of(model.word_rows())
+            spread = spread_of(model.word_rows(), model.info.dims)
         if config.directions == "vocabulary" and shared:
             spread = Spread.of_tensors(self.ranks.handed(spread.tensors() if spread else None))
         if config.adapt_mu:

@@ -38,7 +38,8 @@ RECIPE: dict[str, Any] = {
     "patience": 6,
 }
 """Ours, of a third of the paper's forward passes. ``benchmarks/fidelity.py --ablation`` takes its parts away."""
-_STEPS = {"sdxl": 4000, "tiny": 900}
+_STEPS = {"sd1": RECIPE["steps"], "sd2": RECIPE["steps"], "sdxl": 4000, "tiny": 900}
+"""By the family. Those that run in ComfyUI alone, and read prompts as well as SDXL or better, take its number."""
 PRESETS = ("fast", "default", "careful", "paper")
 """Presets that fit any model: see :func:`preset_for`."""
 PRESET = Setting(
@@ -46,15 +47,17 @@ PRESET = Setting(
     CHOICE,
     SEARCH,
     "Preset",
-    f"Decides every setting that is left to it. default takes {RECIPE['steps']} steps (SDXL {_STEPS['sdxl']}, the "
-    f"embedded model {_STEPS['tiny']}), fast a third of them, careful three times as many; paper is the paper's own "
-    "search.",
+    f"Decides every setting that is left to it. default takes {RECIPE['steps']} steps (SDXL, Flux and the like "
+    f"{_STEPS['sdxl']}, the embedded model {_STEPS['tiny']}), fast a third of them, careful three times as many; "
+    "paper is the paper's own search.",
     "default",
     "--preset",
     choices=PRESETS,
 )
 """As the fronts show it; a run keeps the settings that it stands for."""
 _KIND_OF_FAMILY = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl", "tiny": "tiny"}
+TRIED = frozenset(_KIND_OF_FAMILY)
+"""Families that the paper or our benchmarks have trained; of all others the presets are a guess."""
 
 
 def complete(different: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,6 +72,9 @@ PAPER_PRESETS = {kind: complete(different) for kind, different in _PAPER.items()
 def preset_for(family: str, weights: str = "int8", dtype: str = "auto", preset: str = "default") -> dict[str, Any]:
     """The settings for a model family, its weights' storage and its activations.
 
+    Of families other than :data:`TRIED` timesteps are shares of noise on Stable Diffusion's scale (see
+    :class:`~..model.token_model.View`), so that 500 and 900 mean the same to a flow model.
+
     Args:
         preset: ``default`` for :data:`RECIPE`, ``fast`` for a third of its steps, ``careful`` for three times as many;
             ``paper`` for the paper's settings.
@@ -81,9 +87,19 @@ def preset_for(family: str, weights: str = "int8", dtype: str = "auto", preset: 
     paper = PAPER_PRESETS[_KIND_OF_FAMILY.get(family, "sd15")]
     if preset == "paper":
         return {**paper, "mu": _COARSE_MU} if weights == "int4" or dtype == "bfloat16" else dict(paper)
-    steps: int = _STEPS.get(family, RECIPE["steps"])
+    steps: int = _STEPS.get(family, _STEPS["sdxl"])
     taken = {"fast": steps // 3, "default": steps, "careful": steps * 3}[preset]
     return complete({**RECIPE, "t_lower": paper["t_lower"], "t_upper": paper["t_upper"], "steps": taken})
+
+
+def untried(family: str) -> list[str]:
+    """A line for the user where the presets for a family are a guess; none where they are not."""
+    if family in TRIED:
+        return []
+    return [
+        f"the presets for {family} are those for Stable Diffusion, untried on real weights of this kind: look at the "
+        "previews, halve lr if they fall apart, double steps if the likeness still improves at the end"
+    ]
 
 
 def said() -> str:

@@ -261,7 +261,8 @@ class RunFolder:
             return None
         try:
             with open_safetensors(self.spread_path) as stored:
-                tensors = {name: stored.get_tensor(name).clone() for name in ("basis", "reach", "rest")}
+                known = ("basis", "reach", "rest", "scale")
+                tensors = {name: stored.get_tensor(name).clone() for name in stored.keys() if name in known}  # noqa: SIM118
             spread = Spread.of_tensors(tensors)
         except Exception as error:  # a damaged file may raise anything
             raise RunFolderError(

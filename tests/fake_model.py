@@ -1,0 +1,146 @@
+"""A small model of pure torch that is nothing but a ``TokenModel``: what trains and draws with it sees no more.
+
+It "draws" squares of one colour. Its picture of a prompt is a linear function of the prompt's vectors, so a token can
+be learned exactly: the mean colour of the pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from zoodip_core.base import rng
+from zoodip_core.base.errors import TokenError
+from zoodip_core.base.stopping import check_stop
+from zoodip_core.data.images import ReferenceImage
+from zoodip_core.data.prompts import SLOT
+from zoodip_core.model.blueprint import ModelInfo
+from zoodip_core.model.calls import calls_in
+from zoodip_core.model.embedding import Embedding
+from zoodip_core.model.kinds import COMFYUI
+from zoodip_core.model.memory_use import MemoryPlan, MemoryUse
+from zoodip_core.model.noise import share_of_noise
+from zoodip_core.model.posteriors import CachedPosteriors
+from zoodip_core.model.token_model import LossesOf, View
+
+WORDS = ("a", "photo", "of", "dog", "toy", "the", "snow", "in", "on", "sunset")
+NAME, FAMILY, WIDTH, SIDE = "flux1-small", "flux", 6, 16
+_COLOURS = 3
+
+
+@dataclass(frozen=True)
+class Places:
+    """A prompt: how many vectors stand in each of its places."""
+
+    text: str
+    counts: tuple[int, ...]
+
+
+class FakeModel:
+    """A :class:`~zoodip_core.model.token_model.TokenModel` of 10 words, whose seed is its weights."""
+
+    portable = own_memory = False
+    device, dtype, weights = torch.device("cpu"), torch.float32, "none"
+    alphas_cumprod = None
+    notes: Sequence[str] = ("made of one matrix",)
+
+    def __init__(self, seed: int = 0) -> None:
+        self.info = ModelInfo(Path(NAME), NAME, FAMILY, (WIDTH,), SIDE, "flow")
+        self.fingerprint = f"fake-{seed}"
+        self.schedule: Mapping[str, Any] = {"kind": "fake"}
+        self._table = rng.normal(seed, 0, "words", (len(WORDS), WIDTH)) / 4
+        self._colours = rng.normal(seed, 0, "colours", (_COLOURS, WIDTH)) / 2
+
+    def settings(self) -> dict[str, Any]:
+        return {"model": f"{COMFYUI}{NAME}", "weights": self.weights, "dtype": "float32", "device": "cpu"}
+
+    # texts
+
+    def check_token(self, token: str) -> None:
+        if self.knows(token):
+            raise TokenError(f"token {token!r} is already a word of the model's vocabulary; choose a new one")
+
+    def knows(self, word: str) -> bool:
+        return word in WORDS
+
+    def check_initializer(self, initializer: str, num_vectors: int, mode: str) -> None:
+        if not self.knows(initializer):
+            raise TokenError(f"initializer {initializer!r} is unknown to the model's tokenizer; choose a plain word")
+
+    def prompt(self, text: str, num_vectors: int | Sequence[int] = 0, where: str = "the prompt") -> Places:
+        uses = text.count(SLOT)
+        return Places(text, (num_vectors,) * uses if isinstance(num_vectors, int) else tuple(num_vectors))
+
+    def prompt_bytes(self, prompt: Places) -> bytes:
+        return repr(prompt).encode()
+
+    def initial_vectors(self, initializer: str, num_vectors: int, mode: str) -> torch.Tensor:
+        return self._table[WORDS.index(initializer)].repeat(num_vectors, 1)
+
+    def word_rows(self) -> Iterator[torch.Tensor]:
+        yield from self._table.split(4)
+
+    # pictures and losses
+
+    def plan(self, resolution: int, candidates: int, batch: int, graphs: bool) -> MemoryPlan:
+        return MemoryPlan(batch or candidates, False, MemoryUse({"matrix": self._colours.nbytes}, 1, 1))
+
+    def lay_out(self, plan: MemoryPlan) -> None: ...
+
+    def encode_images(self, images: Sequence[ReferenceImage]) -> CachedPosteriors:
+        means = [np.asarray(image.picture, dtype=np.float32).mean((0, 1)) / 127.5 - 1 for image in images]
+        mean = torch.tensor(np.stack(means))[:, :, None, None]
+        return CachedPosteriors(mean, torch.zeros_like(mean), 1.0, torch.zeros(len(images), 6))
+
+    def denoiser(self, prompts: Sequence[Places], capture: object, on_plain: Callable[[str], None]) -> FakeModel:
+        return self
+
+    def losses_on(self, view: View) -> LossesOf:
+        """Of the predicted velocity, as flow models have it: noise less picture."""
+        share = share_of_noise(view.timestep)
+        noisy = (share * view.noise + (1 - share) * view.latents).double()
+
+        def losses(candidates: torch.Tensor) -> torch.Tensor:
+            pictures = self._drawn(candidates)[:, :, None, None].double()
+            velocity = (noisy - pictures) / share
+            return (velocity - (view.noise - view.latents).double()).square().mean((1, 2, 3))
+
+        return losses
+
+    def _drawn(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The colours ``[K, 3]`` of prompts' vectors ``[K, N, WIDTH]``."""
+        return vectors.mean(1) @ self._colours.T
+
+    def load(self) -> None: ...
+
+    def unload(self) -> None: ...
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        embedding: Embedding | Sequence[Embedding] | None = None,
+        negative_prompt: str = "",
+        num_inference_steps: int = 25,
+        guidance_scale: float | None = None,
+        resolution: int = 0,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> list[Image.Image]:
+        given = [] if embedding is None else list(embedding) if isinstance(embedding, Sequence) else [embedding]
+        pictures = []
+        for call, _seed in zip(calls_in(prompts, given), seeds, strict=True):
+            check_stop()
+            known = [self._table[WORDS.index(word)] for word in call.text.split() if self.knows(word)]
+            vectors = torch.stack(known)[None] if call.vectors is None else call.vectors
+            colour = ((self._drawn(vectors)[0].clamp(-1, 1) + 1) * 127.5).round().int().tolist()
+            pictures.append(Image.new("RGB", (resolution or SIDE,) * 2, tuple(colour)))
+            if on_step:
+                on_step(len(pictures), len(prompts))
+        return pictures
