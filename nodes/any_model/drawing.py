@@ -17,6 +17,7 @@ from ...zoodip_core.data.images import check_resolution
 from ...zoodip_core.model.calls import calls_in
 from ...zoodip_core.model.embedding import Embedding, check_fits
 from ...zoodip_core.model.generation import check_settings
+from .kinds import is_guided
 
 if TYPE_CHECKING:
     from .model import ComfyUIModel
@@ -82,7 +83,7 @@ def _own_guidance(model: ComfyUIModel) -> float:
     """Classifier-free guidance that a kind of model is drawn with."""
     if model.info.family == "tiny":
         return 5.0
-    if model.model.model.model_config.unet_config.get("guidance_embed"):
+    if is_guided(model.model):
         return 1.0  # it was taught to draw as with guidance
     return 4.5 if model.info.encoders else 7.5
 

@@ -20,7 +20,7 @@ class EncoderPart:
     Args:
         key: its name in embedding files.
         width: of its token embeddings.
-        attribute: its name in CLIP's tokenizer and model.
+        attribute: its name in CLIP's tokenizer.
         tokenizer: what makes ids of its texts, from transformers or alike.
         network: what has its table of token embeddings.
     """
@@ -38,8 +38,9 @@ def encoder_parts(clip: Any) -> tuple[EncoderPart, ...]:
     parts = []
     for key, width in text_encoders_of(clip):
         name = attributes[key]
-        inner, model = getattr(clip.tokenizer, name), getattr(clip.cond_stage_model, name)
-        parts.append(EncoderPart(key, width, name, inner.tokenizer, model.transformer))
+        model = clip.cond_stage_model
+        own = getattr(model, name, None) or getattr(model, key)  # Chroma's T5 has another name in the tokenizer
+        parts.append(EncoderPart(key, width, name, getattr(clip.tokenizer, name).tokenizer, own.transformer))
     return tuple(parts)
 
 
