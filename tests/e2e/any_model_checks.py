@@ -334,7 +334,10 @@ def refusals(case: Case) -> Any:
         "sound": wrapped(model=of_class("StableAudio1")),
         **{f"no {name}": wrapped(**{name: None}) for name in ("model", "clip", "vae")},
     }
-    return {**{name: told(work) for name, work in tries.items()}, "notes": [*case.model.notes, *case.wrapped(turbo).notes]}
+    return {
+        **{name: told(work) for name, work in tries.items()},
+        "notes": [*case.model.notes, *case.wrapped(turbo).notes],
+    }
 
 
 def _loaded(case: Case, parts: Parts) -> None:
