@@ -65,9 +65,13 @@ def _known(embedding: Embedding, folder: Path) -> Known:
 
     content = serialize(embedding)
     name = f"zoodip_{hashlib.sha256(content).hexdigest()[:16]}"
-    initializer = embedding.metadata.get("initializer", "")
-    word = initializer if re.fullmatch(r"[\w ,'-]{1,100}", initializer) else ""  # nothing that a prompt would read
+    word = plain_word(embedding.metadata.get("initializer", ""))
     return Known(f"embedding:{name}", folder / f"{name}.safetensors", content, word)
+
+
+def plain_word(initializer: str) -> str:
+    """A token's initializer, for tokenizers that read words alone; empty if a prompt would read more than words in it."""
+    return initializer if re.fullmatch(r"[\w ,'-]{1,100}", initializer) else ""
 
 
 # ---------------------------------------------------------------- how a tokenizer takes it

@@ -18,6 +18,7 @@ from ...zoodip_core.model.blueprint import ModelInfo
 from ...zoodip_core.model.calls import calls_in
 from ...zoodip_core.model.embedding import Embedding, check_fits
 from ...zoodip_core.model.generation import check_settings
+from ..placing import plain_word
 from .kinds import is_guided
 from .texts import ComfyPrompt, Texts
 
@@ -62,6 +63,8 @@ def generate(
     listed = [embedding] if isinstance(embedding, Embedding) else list(embedding or ())
     for each in listed:
         check_fits(each, model.info.dims, "generate", model.info.encoders)
+    if listed:
+        model.texts.word = plain_word(listed[0].metadata.get("initializer", ""))
     texts = list(dict.fromkeys([*prompts, negative_prompt]))
     encoded = {}
     for text, call in zip(texts, calls_in(texts, listed), strict=True):

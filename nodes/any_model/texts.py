@@ -22,7 +22,7 @@ from ...zoodip_core.base.errors import CaptionError, ModelError, TokenError
 from ...zoodip_core.base.files import write_atomically
 from ...zoodip_core.data.prompts import SLOT
 from ...zoodip_core.model.words import in_pieces, word_ids
-from ..placing import Known, Way, reading, replaced, spaced, way_of
+from ..placing import Known, Way, plain_word, reading, replaced, spaced, way_of
 from ..tokenizer import words_alone
 from .encoders import encoder_parts
 
@@ -93,12 +93,12 @@ class Texts:
     Args:
         clip: of ComfyUI.
         folder: for files of ours, which may vanish between two runs.
+        word: what stands in the token's place for tokenizers that read words alone, as Anima's T5: the initializer.
     """
 
-    def __init__(self, clip: Any, folder: Path) -> None:
+    def __init__(self, clip: Any, folder: Path, word: str = "") -> None:
         self.clip = clip
-        self.word = ""
-        """What stands in the token's place for tokenizers that read words alone, as Anima's T5."""
+        self.word = word
         self._folder = folder
         self._parts = encoder_parts(clip)
         self.encoders = tuple((part.key, part.width) for part in self._parts)
@@ -211,7 +211,7 @@ class Texts:
                 f"initializer {initializer!r} is unknown to the model's tokenizer; choose a plain word for "
                 'the subject\'s kind, like "dog"'
             )
-        self.word = initializer
+        self.word = plain_word(initializer)
         counts = [len(ids) for ids in found]
         if mode == "single" and not {1, num_vectors} & set(counts):
             raise TokenError(
