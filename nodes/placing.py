@@ -70,7 +70,7 @@ def _known(embedding: Embedding, folder: Path) -> Known:
 
 
 def plain_word(initializer: str) -> str:
-    """A token's initializer, for tokenizers that read words alone; empty if a prompt would read more than words in it."""
+    """A token's initializer, for tokenizers that read words alone; empty if a prompt would read more in it."""
     return initializer if re.fullmatch(r"[\w ,'-]{1,100}", initializer) else ""
 
 
