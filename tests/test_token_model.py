@@ -285,5 +285,5 @@ def test_everything_works_without_diffusers_and_optimum(tmp_path: Path) -> None:
     said = ran.stdout.splitlines()
     assert said[0].startswith("ZOODiP needs diffusers, optimum.quanto, which ComfyUI's Python does not have.")
     assert "pip install -r" in said[1]
-    assert said[2] == "Or use Model from ComfyUI, which needs none of them."
+    assert said[2] == "Or use Model from ComfyUI, which needs neither diffusers nor optimum-quanto."
     assert said[-1] == "finished []"
