@@ -36,6 +36,11 @@ def resolution_of(family: str) -> int:
     return _SMALL.get(family, RESOLUTION)
 
 
+def is_guided(model: Any) -> bool:
+    """Whether a MODEL is told by a number how sharp to draw, as Flux. Chroma is told 0 whatever one draws."""
+    return bool(model.model.model_config.unet_config.get("guidance_embed"))
+
+
 def check_parts(model: Any, clip: Any, vae: Any) -> None:
     """Refuse what a token cannot be learned on, by the input that is wrong.
 

@@ -224,8 +224,10 @@ class ComfyUIModel:
         if time_ids is None:
             return found
         names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
-        more = {name: int(each) for name, each in zip(names, time_ids.tolist(), strict=True)}
-        return [[cond, {**about, **more, "guidance": GUIDANCE}] for cond, about in found]
+        more: dict[str, float] = {name: int(each) for name, each in zip(names, time_ids.tolist(), strict=True)}
+        if kinds.is_guided(self.model):
+            more["guidance"] = GUIDANCE
+        return [[cond, {**about, **more}] for cond, about in found]
 
     def _tried(self, work: Callable[[], Any]) -> Any:
         """What work gives, or what to do about its failure: shapes that differ say that parts do not fit."""

@@ -1,0 +1,367 @@
+"""Checks of "Model from ComfyUI" on a small model of ComfyUI's own classes, in the host's Python.
+
+``python -m tests.e2e.any_model_checks KIND FOLDER`` prints as JSON what each check found; the tests that start it say
+what has to be. COMFYUI_DIR names the checkout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import node_pack
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from tests.e2e import small_comfyui
+from tests.e2e.small_comfyui import KINDS, Parts
+
+TEXT, VECTORS, CANDIDATES = "a photo of a {} on the grass", 2, 3
+TIMESTEPS = (500, 900)
+SIZES = (96.0, 128.0, 4.0, 8.0, 64.0, 72.0)
+"""Of a picture, as SDXL is told them: height, width, crop's top and left, target's height and width."""
+STEPS, STOP = 20, 8
+
+
+class Case:
+    """A small model, wrapped as the node wraps it."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        small_comfyui.start()
+        node_pack.import_pack()
+        self.kind, self.folder = KINDS[kind], folder
+        self.embeddings = folder / "embeddings"
+        self.embeddings.mkdir(parents=True)
+        self.parts = small_comfyui.build(kind, self.embeddings)
+        self.model = self.wrapped(self.parts.model)
+        self.model.load()
+        noise = torch.Generator().manual_seed(5)
+        shape = self.model.latents_shape(64)
+        self.latents, self.noise = (torch.randn(shape, generator=noise) for _ in range(2))
+        width = sum(self.model.info.dims)
+        self.candidates = 0.03 * torch.randn(CANDIDATES, VECTORS, width, generator=noise)
+
+    def wrapped(self, model: Any) -> Any:
+        return _pack("nodes.any_model.model").ComfyUIModel(
+            model, self.parts.clip, self.parts.vae, self.folder / "places"
+        )
+
+    def losses(self, timestep: int, model: Any = None, candidates: torch.Tensor | None = None) -> list[float]:
+        """What a training is told."""
+        model = model or self.model
+        prompt = model.prompt(TEXT, VECTORS)
+        view = _pack("zoodip_core.model.token_model").View(
+            prompt, self.latents, self.noise, timestep, torch.tensor(SIZES)
+        )
+        losses_of = model.denoiser([prompt], None, print).losses_on(view)
+        found: list[float] = losses_of(self.candidates if candidates is None else candidates).tolist()
+        return found
+
+
+def _pack(module: str) -> Any:
+    return importlib.import_module(f"{node_pack.NAME}.{module}")
+
+
+# ---------------------------------------------------------------- losses
+
+
+def losses(case: Case) -> Any:
+    """By a training, in one forward pass and one by one, and by hand."""
+    found = {}
+    for timestep in TIMESTEPS:
+        alone = [case.losses(timestep, candidates=each[None])[0] for each in case.candidates]
+        by_hand = [native_loss(case, each, timestep) for each in case.candidates]
+        found[str(timestep)] = {"together": case.losses(timestep), "alone": alone, "by hand": by_hand}
+    return found
+
+
+@torch.no_grad()
+def native_loss(case: Case, candidate: torch.Tensor, timestep: int) -> float:
+    """The loss that models of the kind are trained by, of the network itself."""
+    encoded = stock_encoding(case, candidate)
+    inner = case.parts.model.model
+    x0, noise = inner.process_latent_in(case.latents), case.noise
+    left = float((1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000).double() ** 2).cumprod(0)[timestep])
+    alpha, sigma = left**0.5, (1 - left) ** 0.5
+    flow = sigma / (alpha + sigma)
+    context, pooled = encoded["cond"].float(), cast(torch.Tensor, encoded.get("pooled_output"))
+    network, name = inner.diffusion_model, case.kind.name
+    if name in ("SD15", "SD20", "SDXL"):
+        told = {"y": torch.cat([pooled, *map(_sinusoid, SIZES)], dim=1)} if name == "SDXL" else {}
+        out = network(alpha * x0 + sigma * noise, torch.tensor([float(timestep)]), context=context, **told)
+        target = alpha * noise - sigma * x0 if case.kind.prediction == "V_PREDICTION" else noise
+        return float((out.double() - target.double()).square().mean())
+    noisy, target = (1 - flow) * x0 + flow * noise, noise - x0
+    at = torch.tensor([flow])
+    if name == "SD3":
+        out = network(noisy, 1000 * at, context=context, y=pooled)
+    elif name == "Flux":
+        out = network(noisy, at, context, y=pooled, guidance=torch.ones(1))
+    elif name == "Chroma":  # not guided by a number
+        out = network(noisy, at, context, guidance=torch.zeros(1))
+    elif name == "ZImage":
+        out = network(noisy, at, context, num_tokens=context.shape[1])
+    else:
+        out = network(noisy, at, context)
+    return float((out.double() - target.double()).square().mean())
+
+
+def _sinusoid(number: float) -> torch.Tensor:
+    frequencies = torch.exp(-math.log(10000) * torch.arange(128) / 128)
+    return torch.cat([torch.cos(number * frequencies), torch.sin(number * frequencies)])[None]
+
+
+def stock_encoding(case: Case, candidate: torch.Tensor) -> dict[str, Any]:
+    """A text with a candidate in it, by ComfyUI's own reading of files where it can, else put in by hand."""
+    clip = case.parts.clip
+    tensors = dict(zip(case.kind.encoders, candidate.split(case.model.info.dims, dim=1), strict=True))
+    if case.kind.reads:
+        # ComfyUI does not remember what it has read.
+        save_file({key: each.contiguous() for key, each in tensors.items()}, case.embeddings / "candidate.safetensors")
+        tokens = clip.tokenize(TEXT.format("embedding:candidate"))
+    else:
+        mark = "\u2603"  # some ids that nothing else in the text has
+        tokens = clip.tokenize(TEXT.format(mark))
+        (key,) = tokens
+        plain = {each[0] for each in clip.tokenize(TEXT.format(""))[key][0]}
+        rows: list[Any] = []
+        for entry in tokens[key][0]:
+            if entry[0] in plain:
+                rows.append(entry)
+            elif not any(isinstance(each[0], dict) for each in rows):
+                (vectors,) = tensors.values()
+                rows += [({"type": "embedding", "data": vector}, *entry[1:]) for vector in vectors]
+        tokens = {key: [rows]}
+    encoded: dict[str, Any] = clip.encode_from_tokens(tokens, return_dict=True)
+    return encoded
+
+
+def shares(case: Case) -> Any:
+    """Of noise, at the timesteps."""
+    sampling = case.parts.model.get_model_object("model_sampling")
+    sigmas = [_pack("nodes.any_model.noise").sigma_at(sampling, timestep) for timestep in TIMESTEPS]
+    flow = case.kind.name not in ("SD15", "SD20", "SDXL")
+    return [sigma if flow else sigma / (1 + sigma) for sigma in sigmas]
+
+
+# ---------------------------------------------------------------- training
+
+
+def training(case: Case) -> Any:
+    """Twenty steps; the same stopped after eight and resumed; and what is made of the file."""
+    loop, events = _pack("zoodip_core.train.loop"), _pack("zoodip_core.base.events")
+    config = _config(case)
+    whole = loop.train_token(config, case.folder / "whole", model=case.model)
+
+    commands = events.Commands()
+
+    def stop(event: Any) -> None:
+        if isinstance(event, events.Progress) and event.step == STOP:
+            commands.stop()
+
+    parted = case.folder / "parted"
+    first = loop.train_token(config, parted, model=case.model, on_event=stop, commands=commands)
+    messages: list[str] = []
+    told = lambda event: messages.append(event.text) if isinstance(event, events.Message) else None  # noqa: E731
+    rest = loop.resume_training(parted, model=case.wrapped(case.parts.model), on_event=told)
+    files = [path / "my-thing.safetensors" for path in (case.folder / "whole", parted)]
+    return {
+        "finished": whole.finished,
+        "stopped at": first.step,
+        "resumed": rest.finished,
+        "steps": [len((path / "steps.jsonl").read_text().splitlines()) for path in (case.folder / "whole", parted)],
+        "same losses": [*first.losses, *rest.losses] == list(whole.losses),
+        "same file": files[0].read_bytes() == files[1].read_bytes(),
+        "warnings": [text for text in messages if "again" in text],
+        "moved": _moved(case, whole.embedding),
+        "keys": sorted(load_file(files[0])),
+        "taken": _taken(case, files[0]),
+    }
+
+
+def _config(case: Case) -> Any:
+    pictures = case.folder / "pictures"
+    pictures.mkdir()
+    noise = np.random.default_rng(0)
+    for number in range(2):
+        Image.fromarray(noise.integers(0, 256, (96, 80, 3), dtype=np.uint8)).save(pictures / f"{number}.png")
+    named = {"images": [str(pictures)], "token": "<my-thing>", "initializer": "dog", "resolution": 64}
+    few = {"steps": STEPS, "n": 1, "tau": 3, "save_every": 5, "lr": 0.05, "mu": 0.05}
+    config = _pack("zoodip_core.train.config").TrainConfig
+    return config.from_dict({**named, **few, **case.model.settings()})
+
+
+def _moved(case: Case, embedding: Any) -> float:
+    start = case.model.initial_vectors("dog", 1, "single")
+    return float((torch.cat(embedding.tensors, dim=1) - start).abs().max())
+
+
+def _taken(case: Case, file: Path) -> bool:
+    """Whether ComfyUI's loader, or Apply Embedding where that one reads none, puts the file's vectors in the text."""
+    tensors = load_file(file)
+    if case.kind.reads:
+        (case.embeddings / "learned.safetensors").write_bytes(file.read_bytes())
+        clip, text = case.parts.clip, "embedding:learned"
+    else:
+        embedding = _pack("zoodip_core.model.embedding").load_embedding(file)
+        clip, text = _pack("nodes.tokenizer").with_token(case.parts.clip, embedding, 1.0, case.folder / "applied")
+    tokens = clip.tokenize(f"a photo of {text} here")
+    clip.encode_from_tokens(tokens)  # and it computes with them
+    entries = [entry[0] for sections in tokens.values() for section in sections for entry in section]
+    found = [each["data"] if isinstance(each, dict) else each for each in entries if not isinstance(each, int)]
+    if len(tensors) == 1:
+        wanted = list(tensors.values())
+    else:
+        order = {"g": "clip_g", "l": "clip_l", "t5xxl": "t5xxl"}
+        wanted = [tensors[order[key]] for key in tokens]
+    return len(found) == len(wanted) and all(
+        torch.equal(each.float().reshape(-1), own.reshape(-1)) for each, own in zip(found, wanted, strict=True)
+    )
+
+
+# ---------------------------------------------------------------- patches and caches
+
+
+def patches(case: Case) -> Any:
+    """A MODEL with a LoRA on it."""
+    patched = case.parts.model.clone()
+    weights = {name: each for name, each in patched.model.named_parameters() if _is_attention(name) and each.ndim == 2}
+    noise = torch.Generator().manual_seed(1)
+    adapter = importlib.import_module("comfy.weight_adapter").LoRAAdapter
+
+    def lora(weight: torch.Tensor) -> Any:
+        up, down = (torch.randn(size, generator=noise) for size in ((weight.shape[0], 2), (2, weight.shape[1])))
+        return adapter(set(), (up, down, 1.0, None, None, None))
+
+    patched.add_patches({name: lora(weight) for name, weight in weights.items()}, 0.5)
+    management = importlib.import_module("comfy.model_management")
+    plain, other = case.wrapped(case.parts.model), case.wrapped(patched)
+    management.unload_all_models()
+    apart = [case.wrapped(each).fingerprint for each in (case.parts.model, patched)]
+    lost = [case.losses(500, each) for each in (other, plain, other)]  # loaded in turn
+    loaded = case.wrapped(patched).fingerprint
+    beneath = case.wrapped(case.parts.model).fingerprint  # while the patches are in the weights
+    return {
+        "patched": len(weights),
+        "fingerprints differ": apart[0] != apart[1],
+        "fingerprint stays when loaded": loaded == apart[1],
+        "fingerprint without it stays": beneath == apart[0],
+        "losses differ": lost[0] != lost[1],
+        "losses come back": lost[0] == lost[2],
+        "losses without it stay": lost[1] == case.losses(500),
+    }
+
+
+def _is_attention(name: str) -> bool:
+    return name.startswith("diffusion_model.") and any(each in name for each in ("attn", "attention", "qkv"))
+
+
+def caches(case: Case) -> Any:
+    """EasyCache and LazyCache on the model."""
+    nodes = importlib.import_module("comfy_extras.nodes_easycache")
+    plain = [case.losses(timestep) for timestep in (500, 500, 520)]
+    found = {}
+    for node in (nodes.EasyCacheNode, nodes.LazyCacheNode):
+        made = node.execute(case.parts.model, 3.0, 0.0, 1.0, False)
+        cached = case.wrapped(made.result[0] if hasattr(made, "result") else made[0])
+        found[node.__name__] = [case.losses(timestep, cached) for timestep in (500, 500, 520)] == plain
+    return found
+
+
+def words(case: Case) -> Any:
+    """Refusals of texts and words, as the user reads them."""
+    model = case.model
+    tries: dict[str, Callable[[], Any]] = {
+        "known token": lambda: model.check_token("dog"),
+        "new token": lambda: model.check_token("<my-dog>"),
+        "unknown initializer": lambda: model.check_initializer("", 1, "single"),
+        "initializer of no letters": lambda: model.check_initializer("\u2603", 1, "mean"),
+        "long initializer": lambda: model.check_initializer("pneumonoultramicroscopicsilicosis", 1, "single"),
+        "glued": lambda: model.prompt("a photo of a{}s", 1, "the caption"),
+        "glued to a bracket": lambda: model.prompt("a photo ({}:1.2)", 1, "the caption"),
+    }
+    return {name: told(work) for name, work in tries.items()}
+
+
+def told(work: Callable[[], Any]) -> str:
+    """What a user is told where work is refused; nothing where it is done."""
+    try:
+        work()
+    except _pack("zoodip_core.base.errors").ZoodipError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+# ---------------------------------------------------------------- parts that do not fit
+
+
+def refusals(case: Case) -> Any:
+    """What is said of a Stable Diffusion 1.5 some of whose parts are others."""
+    parts, base = case.parts, importlib.import_module("comfy.model_base")
+    xl = small_comfyui.build("sdxl", case.embeddings)
+    inpainting = small_comfyui.build("sd15", case.embeddings, {"in_channels": 9})
+    turbo = parts.model.clone()
+    turbo.cached_patcher_init = (None, ("/models/checkpoints/sd_turbo-fp16.safetensors",))
+
+    def wrapped(**others: Any) -> Callable[[], Any]:
+        return lambda: _loaded(case, dataclasses.replace(parts, **others))
+
+    def of_class(name: str) -> Any:
+        """A MODEL that is of a class of ComfyUI's, but for that a Stable Diffusion 1.5."""
+        clone = parts.model.clone()
+        inner = object.__new__(getattr(base, name))
+        inner.__dict__ = dict(parts.model.model.__dict__)
+        clone.model = inner
+        return clone
+
+    tries = {
+        "fits": wrapped(),
+        "clip of SDXL": wrapped(clip=xl.clip),
+        "clip of SD1.5 with SDXL": wrapped(model=xl.model),
+        "vae of 16 channels": wrapped(vae=small_comfyui.vae_of(parts.model.model.latent_format, 16)),
+        "inpainting": wrapped(model=inpainting.model),
+        "video": wrapped(model=of_class("WAN21")),
+        "refiner": wrapped(model=of_class("SDXLRefiner")),
+        "sound": wrapped(model=of_class("StableAudio1")),
+        **{f"no {name}": wrapped(**{name: None}) for name in ("model", "clip", "vae")},
+    }
+    return {
+        **{name: told(work) for name, work in tries.items()},
+        "notes": [*case.model.notes, *case.wrapped(turbo).notes],
+    }
+
+
+def _loaded(case: Case, parts: Parts) -> None:
+    made = _pack("nodes.any_model.model").ComfyUIModel(parts.model, parts.clip, parts.vae, case.folder / "places")
+    made.load()
+
+
+# ---------------------------------------------------------------- the process
+
+CHECKS: Sequence[Callable[[Case], Any]] = (losses, shares, words, patches, caches, training)
+
+
+def main() -> None:
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    del sys.argv[1:]
+    case = Case(kind, folder)
+    found = {}
+    for check in (*CHECKS, *([refusals] if kind == "sd15" else [])):
+        try:
+            found[check.__name__] = {"found": check(case)}
+        except Exception:
+            found[check.__name__] = {"error": traceback.format_exc()}
+    (folder / "found.json").write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
