@@ -237,16 +237,12 @@ def _model(config: Any) -> Any:
     model = config.get_model({}, "", device="cpu")
     fill(model, WEIGHTS)
     patcher = getattr(patching, "CoreModelPatcher", patching.ModelPatcher)
-    return patcher(
-        model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device()
-    )
+    return patcher(model, load_device=management.get_torch_device(), offload_device=management.unet_offload_device())
 
 
 def _clip(kind: Kind, config: Any, embeddings: Path) -> Any:
     target = kind.target() if kind.target else config.clip_target({})
-    target = types.SimpleNamespace(
-        params=getattr(target, "params", {}), clip=target.clip, tokenizer=target.tokenizer
-    )
+    target = types.SimpleNamespace(params=getattr(target, "params", {}), clip=target.clip, tokenizer=target.tokenizer)
     options = {**kind.texts, "dtype": torch.float16 if kind.half else torch.float32}
     clip = _comfy("sd").CLIP(target, embedding_directory=[str(embeddings)], model_options=options)
     fill(clip.cond_stage_model, WEIGHTS)
