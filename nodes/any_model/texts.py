@@ -267,7 +267,8 @@ def _bare(text: str) -> str:
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a plain text, as it stands behind other words."""
+    """The ids of a plain text, as it stands behind other words; none if some of it is unknown, as a smiley is to T5."""
     marks = set(tokenizer("")["input_ids"])
-    spaced = f" {text}" if f"{_MARKS[2]}{text}" in tokenizer.get_vocab() else text
-    return [i for i in tokenizer(spaced)["input_ids"] if i not in marks]
+    spaced = f" {text}" if text and f"{_MARKS[2]}{text}" in tokenizer.get_vocab() else text
+    ids = [i for i in tokenizer(spaced)["input_ids"] if i not in marks]
+    return [] if getattr(tokenizer, "unk_token_id", None) in ids else ids

@@ -287,7 +287,7 @@ def words(case: Case) -> Any:
         "initializer of no letters": lambda: model.check_initializer("\u2603", 1, "mean"),
         "long initializer": lambda: model.check_initializer("pneumonoultramicroscopicsilicosis", 1, "single"),
         "glued": lambda: model.prompt("a photo of a{}s", 1, "the caption"),
-        "glued to a bracket": lambda: model.prompt("a photo ({}:1.2)", 1, "the caption"),
+        "weighted": lambda: model.prompt("a photo ({}:1.2)", 1, "the caption"),
     }
     return {name: told(work) for name, work in tries.items()}
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from tests.e2e.comfyui import (
     ROOT,
@@ -27,6 +26,7 @@ from tests.e2e.comfyui import (
     to_api,
 )
 from tests.e2e.launch_comfyui import declare_torchvision
+from tests.e2e.slim_sd15 import write_parts, write_sd15
 from tests.judges import write_judges
 from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
 
@@ -57,23 +57,8 @@ def comfy() -> Iterator[ComfyUI]:
 
 @pytest.fixture(scope="module")
 def sd15(comfy: ComfyUI) -> str:
-    """The name of an SD1.5 checkpoint with random weights.
-
-    Its UNet has 320 channels at each level, so that it draws in a second what would take a quarter of a minute;
-    ComfyUI refuses one with fewer. The text encoder and the VAE are of full size.
-    """
-    declared = declare_torchvision()  # noqa: F841 - kept while diffusers is imported
-    import random_models
-
-    def slim(family: str, size: str, vocab: int = random_models.VOCAB) -> dict[str, dict[str, Any]]:
-        parts = published(family, size, vocab)
-        parts["unet"]["block_out_channels"] = (320,) * 4
-        return parts
-
-    published = random_models.configs
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(random_models, "configs", slim)
-        random_models.write_random(comfy.base / "models" / "checkpoints" / SD15, "sd15", "full")
+    """The name of an SD1.5 checkpoint with random weights."""
+    write_sd15(comfy.base / "models" / "checkpoints" / SD15)
     return SD15
 
 
@@ -531,16 +516,7 @@ def test_example_lacks_only_its_files(comfy: ComfyUI, path: Path) -> None:
 
 
 def test_a_model_in_files_of_its_parts_draws_as_the_checkpoint(comfy: ComfyUI, sd15: str) -> None:
-    tensors = load_file(comfy.base / "models/checkpoints" / sd15)
-    parts = {
-        "diffusion_models/bare.safetensors": "model.diffusion_model.",
-        "text_encoders/clip_l.safetensors": "cond_stage_model.transformer.",
-        "vae/vae-ft.safetensors": "first_stage_model.",
-    }
-    for file, prefix in parts.items():
-        (comfy.base / "models" / file).parent.mkdir(exist_ok=True)
-        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        save_file(own, comfy.base / "models" / file)
+    write_parts(comfy.base / "models/checkpoints" / sd15)
 
     def drawn(**model: str) -> Image.Image:
         prompt = {
