@@ -25,6 +25,7 @@ from zoodip_core.cli import main as cli
 from zoodip_core.cli import train as train_command
 from zoodip_core.cli.demo import demo_config
 from zoodip_core.model.stable_diffusion import StableDiffusion
+from zoodip_core.search import preconditioner
 from zoodip_core.search.guard import Guard
 from zoodip_core.search.optimizers import OPTIMIZERS, NormalizedSGD
 from zoodip_core.search.preconditioner import FLOOR, Spread, spread_of
@@ -94,6 +95,19 @@ def test_parts_of_other_sizes_are_each_measured_by_their_own() -> None:
     np.testing.assert_allclose(spread.stretch(torch.from_numpy(vectors)).numpy(), expected, rtol=1e-4, atol=1e-5)
     again = Spread.of_tensors(spread.tensors())
     assert torch.equal(again.stretch(torch.ones(1, DIM)), spread.stretch(torch.ones(1, DIM)))
+
+
+def test_the_axes_of_wide_words_are_found_without_all_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T5's and Qwen's words have thousands of numbers; the same words with all axes worked out say what is right."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(600, 300, generator=generator) * torch.arange(1, 301).float() ** -0.5
+    whole = spread_of([rows], rank=20)
+    monkeypatch.setattr(preconditioner, "_WHOLE", 100)
+    found = spread_of([rows], rank=20)
+    torch.testing.assert_close(found.reach, whole.reach, rtol=1e-3, atol=0)
+    assert found.rest == pytest.approx(whole.rest, rel=1e-4)
+    vectors = torch.randn(50, 300, generator=generator)
+    torch.testing.assert_close(found.stretch(vectors), whole.stretch(vectors), rtol=0.02, atol=0.02)
 
 
 def test_parts_of_like_sizes_are_measured_together() -> None:
