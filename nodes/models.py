@@ -91,7 +91,9 @@ class LoadQuantizedSD:
         clip_2: str = OWN,
         vae: str = OWN,
     ) -> tuple[TokenModel, str]:
-        check_packages((*NEEDED, *FOR_OWN_MODELS), "Or use Model from ComfyUI, which needs none of them.")
+        check_packages(
+            (*NEEDED, *FOR_OWN_MODELS), "Or use Model from ComfyUI, which needs neither diffusers nor optimum-quanto."
+        )
         from ..zoodip_core.model.kinds import TINY
         from ..zoodip_core.model.load import load_quantized
 

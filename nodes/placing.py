@@ -1,4 +1,4 @@
-"""A learned token in any CLIP of ComfyUI whose tokenizers read embeddings, by the host's own way of reading files.
+"""Tokens in the texts of any CLIP of ComfyUI whose tokenizers read embeddings, by the host's own way of reading files.
 
 How a tokenizer takes an embedding is found by asking it: some weigh what stands in brackets and others take brackets
 for words, some put the prompt into a template without a space around it, and some compare what they read with numbers,
@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ def with_token(clip: Any, embedding: Embedding, strength: float, folder: Path) -
     """
     known = _known(embedding, folder)
     words = words_alone(clip)
-    way = _way(clip, words, known)
+    way = way_of(clip, words, known)
     if strength != 1 and way.weighs:
         known = dataclasses.replace(known, text=f"({known.text}:{strength:g})")
     elif strength != 1:
@@ -65,9 +65,13 @@ def _known(embedding: Embedding, folder: Path) -> Known:
 
     content = serialize(embedding)
     name = f"zoodip_{hashlib.sha256(content).hexdigest()[:16]}"
-    initializer = embedding.metadata.get("initializer", "")
-    word = initializer if re.fullmatch(r"[\w ,'-]{1,100}", initializer) else ""  # nothing that a prompt would read
+    word = plain_word(embedding.metadata.get("initializer", ""))
     return Known(f"embedding:{name}", folder / f"{name}.safetensors", content, word)
+
+
+def plain_word(initializer: str) -> str:
+    """A token's initializer, for tokenizers that read words alone; empty if a prompt would read more in it."""
+    return initializer if re.fullmatch(r"[\w ,'-]{1,100}", initializer) else ""
 
 
 # ---------------------------------------------------------------- how a tokenizer takes it
@@ -88,7 +92,7 @@ class Way:
     wrapped: bool = False
 
 
-def _way(clip: Any, words: Collection[str], known: Known) -> Way:
+def way_of(clip: Any, words: Collection[str], known: Known) -> Way:
     """How a CLIP's tokenizer takes an embedding, by what comes out of it.
 
     Raises:
@@ -99,7 +103,7 @@ def _way(clip: Any, words: Collection[str], known: Known) -> Way:
 
     write_atomically(known.file, known.content)
     for wrapped in (False, True):
-        asked = _reading(clip.tokenizer, {"": known}, words, wrapped)
+        asked = reading(clip.tokenizer, [known.file.parent], words, _in_words({"": known}), wrapped)
         try:
             among, alone, weighed = (
                 _weights_in(asked.tokenize_with_weights(text))
@@ -132,14 +136,22 @@ def _is_vector(entry: Any) -> bool:
     return isinstance(entry, torch.Tensor) or (isinstance(entry, Mapping) and entry.get("type") == "embedding")
 
 
-def _reading(tokenizer: Any, known: Mapping[str, Known], words: Collection[str], wrapped: bool) -> Any:
-    """A copy of a tokenizer whose inner ones find the files of known tokens, or read their words."""
+def reading(
+    tokenizer: Any, folders: Iterable[Path], words: Collection[str], in_words: Callable[[str], str], wrapped: bool
+) -> Any:
+    """A copy of a tokenizer whose inner ones find embeddings in some folders as well.
+
+    Args:
+        words: the attributes of those that read words alone.
+        in_words: what a text with embeddings is to these.
+        wrapped: as :class:`Way` has it.
+    """
     copied = copy.copy(tokenizer)
-    places = list(dict.fromkeys(str(each.file.parent) for each in known.values()))
+    places = list(dict.fromkeys(map(str, folders)))
     for name, inner in inner_of(tokenizer).items():
         inner, plain = copy.copy(inner), vars(type(inner)).get("zoodip_plain", type(inner))
         if name in words:
-            inner.__class__ = _with_words(plain, known)
+            inner.__class__ = _with_words(plain, in_words)
         else:
             inner.embedding_directory = list(dict.fromkeys([*places, *_listed(inner.embedding_directory)]))
             if wrapped:
@@ -148,16 +160,21 @@ def _reading(tokenizer: Any, known: Mapping[str, Known], words: Collection[str],
     return copied
 
 
-def _with_words(plain: Any, known: Mapping[str, Known]) -> Any:
-    """A tokenizer's class that reads the tokens' words in the place of their files."""
+def _in_words(known: Mapping[str, Known]) -> Callable[[str], str]:
+    """What puts the tokens' words in the place of their files."""
     pieces = {each.file.stem: each.word for each in known.values()}
     files = re.compile(f"embedding:({'|'.join(pieces)})")
+    return lambda text: files.sub(lambda file: pieces[file[1]], text)
+
+
+def _with_words(plain: Any, in_words: Callable[[str], str]) -> Any:
+    """A tokenizer's class that reads words in the place of embeddings."""
 
     class WithWords(plain):  # type: ignore[misc]
         zoodip_plain = plain
 
         def tokenize_with_weights(self, text: str, *args: Any, **options: Any) -> Any:
-            return super().tokenize_with_weights(files.sub(lambda file: pieces[file[1]], text), *args, **options)
+            return super().tokenize_with_weights(in_words(text), *args, **options)
 
     WithWords.__name__ = plain.__name__
     return WithWords
@@ -201,7 +218,8 @@ def _with_token(tokenizer: Any, token: str, known: Known, words: Collection[str]
             return super().tokenize_with_weights(in_prompt(prompt, all_known, way), *args, **options)
 
     WithTokens.__name__ = plain.__name__
-    copied = _reading(tokenizer, all_known, words, way.wrapped)
+    folders = [each.file.parent for each in all_known.values()]
+    copied = reading(tokenizer, folders, words, _in_words(all_known), way.wrapped)
     copied.__class__ = WithTokens
     write_atomically(known.file, known.content)
     return copied
@@ -215,10 +233,10 @@ def in_prompt(prompt: str, known: Mapping[str, Known], way: Way) -> str:
     names = "|".join(map(token_pattern, longest_first))
     text = replaced(prompt, names, lambda token: known[token].text, way.weighs)
     files = "|".join(re.escape(f"embedding:{each.file.stem}") for each in known.values())
-    return _spaced(text, files, way.spaces)
+    return spaced(text, files, way.spaces)
 
 
-def _spaced(text: str, pattern: str, spaces: bool) -> str:
+def spaced(text: str, pattern: str, spaces: bool) -> str:
     """A prompt with a space before what it begins with and after what it ends with, if that is the pattern."""
     if not spaces:
         return text

@@ -57,6 +57,7 @@ from zoodip_core.evaluate.evaluation import (
 from zoodip_core.evaluate.metrics import image_alignment, mutual_similarity, text_alignment
 from zoodip_core.evaluate.prompt_sets import LIVING, OBJECT, PROMPT_SETS, default_set, prompts_of
 from zoodip_core.evaluate.report import JSON, MARKDOWN, SHEET, as_markdown, as_text, write_report
+from zoodip_core.model import stable_diffusion
 from zoodip_core.model.embedding import Embedding, save_embedding
 from zoodip_core.model.generation import generate
 from zoodip_core.model.kinds import CLIP_PATH
@@ -258,7 +259,7 @@ def count_drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         asked.extend(zip(prompts, seeds, strict=True))
         return draw(model, prompts, seeds, **settings)
 
-    monkeypatch.setattr(evaluation, "generate", counted)
+    monkeypatch.setattr(stable_diffusion, "generate", counted)
     return asked
 
 

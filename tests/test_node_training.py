@@ -304,7 +304,7 @@ def journal(folder: Path) -> list[dict[str, Any]]:
 
 def test_all_cards_of_one_are_said_to_be_one(pack: Any, model: Any, host: FakeHost) -> None:
     stopped(pack, model, host, cards="all")
-    assert told(host, "warnings")[-1] == ["cards = all: there is no graphics card beside cpu, on which it trains alone"]
+    assert told(host, "warnings")[-1] == ["cards = all: there is no graphics card beside cpu; cpu trains alone"]
 
 
 @pytest.mark.slow

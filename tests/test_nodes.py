@@ -285,7 +285,7 @@ def test_missing_packages_are_named_with_the_command_that_gets_them(
 
     first, *others = refused({"optimum.quanto", "diffusers"}, "ZoodipLoadQuantizedSD", TINY, "int8", "auto")
     assert "diffusers, optimum.quanto" in first
-    assert others == [command, "Or use Model from ComfyUI, which needs none of them."]
+    assert others == [command, "Or use Model from ComfyUI, which needs neither diffusers nor optimum-quanto."]
     for name, given in (("ZoodipTrainToken", ()), ("ZoodipModelFromComfyUI", (None, None, None))):
         first, *others = refused({"matplotlib", "diffusers"}, name, *given)
         assert "needs matplotlib, which" in first  # diffusers is for models of our own

@@ -14,6 +14,7 @@ from zoodip_core import generate, train_token
 from zoodip_core.cli import demo
 from zoodip_core.cli.demo import demo_config, show
 from zoodip_core.data.images import load_images, to_tensor
+from zoodip_core.model.kinds import family_of_widths, names_of
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge
@@ -33,6 +34,12 @@ def test_six_kinds_of_subjects() -> None:
         assert len(references) >= 5
         assert len(held_out) >= 5
         assert not references & held_out
+
+
+def test_its_text_encoder_has_no_name_in_files_as_of_stable_diffusion() -> None:
+    """In ComfyUI it is a clip_l, and its tokens are those of our own engine."""
+    assert names_of([("clip_l", 128)]) == names_of([("clip_l", 768)]) == ()
+    assert family_of_widths((128,)) == "tiny"
 
 
 def test_subjects_are_not_in_the_training_world() -> None:

@@ -26,6 +26,7 @@ from zoodip_core.base.errors import ModelError
 from zoodip_core.base.events import Event, Message, Progress
 from zoodip_core.cli.main import main
 from zoodip_core.jobs.history import find_run, list_runs
+from zoodip_core.model.load import load_quantized
 from zoodip_core.model.recognise import identify, open_model
 from zoodip_core.model.token_model import Denoiser, TokenModel
 from zoodip_core.train.presets import preset_for
@@ -62,6 +63,11 @@ def _stopping(after: int) -> dict[str, Any]:
             commands.stop()
 
     return {"on_event": on_event, "commands": commands}
+
+
+def kept(model: str) -> Any:
+    """Load it with a copy of it kept in this folder."""
+    return load_quantized(model, cache="copies")
 
 
 def distance(picture: Image.Image) -> float:
@@ -129,10 +135,14 @@ def test_a_run_of_comfyui_says_where_it_resumes(
     assert (tmp_path / "run" / "steps.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("asked", [open_model, identify])
-def test_no_file_is_looked_for_by_the_name_of_a_model_in_comfyui(asked: Any) -> None:
+@pytest.mark.parametrize("asked", [open_model, identify, load_quantized, kept])
+def test_no_file_is_looked_for_by_the_name_of_a_model_in_comfyui(
+    asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"^model: a ran in ComfyUI, and only there can its run be resumed: queue"):
         asked("ComfyUI: a")
+    assert not list(tmp_path.iterdir())
 
 
 def test_runs_of_comfyui_are_listed_with_the_others(pictures: Path, tmp_path: Path) -> None:
@@ -285,5 +295,5 @@ def test_everything_works_without_diffusers_and_optimum(tmp_path: Path) -> None:
     said = ran.stdout.splitlines()
     assert said[0].startswith("ZOODiP needs diffusers, optimum.quanto, which ComfyUI's Python does not have.")
     assert "pip install -r" in said[1]
-    assert said[2] == "Or use Model from ComfyUI, which needs none of them."
+    assert said[2] == "Or use Model from ComfyUI, which needs neither diffusers nor optimum-quanto."
     assert said[-1] == "finished []"

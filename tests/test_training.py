@@ -258,7 +258,7 @@ def test_samples_that_find_no_room_do_not_end_the_run(
     def no_room(*_arguments: Any, **_settings: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("zoodip_core.train.loop.generate", no_room)
+    monkeypatch.setattr("zoodip_core.model.stable_diffusion.generate", no_room)
     told: list[Message] = []
     result = train_token(
         config_of(steps=4, sample_every=2),

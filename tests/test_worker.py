@@ -179,9 +179,9 @@ def started(*jobs: Path | tuple[Path, str]) -> Iterator[list[Process]]:
 PRINTING = """
 import os, subprocess, sys
 from zoodip_core.jobs import worker
-from zoodip_core.train import prepared
+from zoodip_core.model import stable_diffusion
 
-encode = prepared.encode_images
+encode = stable_diffusion.encode_images
 
 def printing(*arguments):
     print("a library prints")
@@ -191,7 +191,7 @@ def printing(*arguments):
     subprocess.run([sys.executable, "-S", "-c", "print('what its child prints')"])
     return encode(*arguments)
 
-prepared.encode_images = printing
+stable_diffusion.encode_images = printing
 sys.exit(worker.main())
 """
 GARBAGE = [

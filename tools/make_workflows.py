@@ -24,6 +24,35 @@ _COLUMN, _GAP, _TOP, _ROW = 60, 50, 60, 26
 # ComfyUI's own nodes in the examples: inputs as (name, type), widgets as (name, type, value), outputs.
 STANDARD: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str, Any]], list[str]]] = {
     "CheckpointLoaderSimple": ([], [("ckpt_name", "COMBO", "")], ["MODEL", "CLIP", "VAE"]),
+    "UNETLoader": ([], [("unet_name", "COMBO", ""), ("weight_dtype", "COMBO", "default")], ["MODEL"]),
+    "CLIPLoader": (
+        [],
+        [("clip_name", "COMBO", ""), ("type", "COMBO", "stable_diffusion"), ("device", "COMBO", "default")],
+        ["CLIP"],
+    ),
+    "DualCLIPLoader": (
+        [],
+        [
+            ("clip_name1", "COMBO", ""),
+            ("clip_name2", "COMBO", ""),
+            ("type", "COMBO", "sdxl"),
+            ("device", "COMBO", "default"),
+        ],
+        ["CLIP"],
+    ),
+    "VAELoader": ([], [("vae_name", "COMBO", "")], ["VAE"]),
+    "LoraLoader": (
+        [("model", "MODEL"), ("clip", "CLIP")],
+        [("lora_name", "COMBO", ""), ("strength_model", "FLOAT", 1.0), ("strength_clip", "FLOAT", 1.0)],
+        ["MODEL", "CLIP"],
+    ),
+    "FluxGuidance": ([("conditioning", "CONDITIONING")], [("guidance", "FLOAT", 3.5)], ["CONDITIONING"]),
+    "ModelSamplingAuraFlow": ([("model", "MODEL")], [("shift", "FLOAT", 1.73)], ["MODEL"]),
+    "EmptySD3LatentImage": (
+        [],
+        [("width", "INT", 1024), ("height", "INT", 1024), ("batch_size", "INT", 1)],
+        ["LATENT"],
+    ),
     "CLIPTextEncode": ([("clip", "CLIP")], [("text", "STRING", "")], ["CONDITIONING"]),
     "EmptyLatentImage": ([], [("width", "INT", 512), ("height", "INT", 512), ("batch_size", "INT", 1)], ["LATENT"]),
     "KSampler": (
@@ -232,23 +261,44 @@ def embedded() -> list[list[Node]]:
     return [[note(text), model, images], [sampler], [training], [before, after], [curve]]
 
 
+Output = tuple[Node, int]
+"""A node and the index of one of its outputs."""
+PROMPT = "a photo of <my-subject> on the beach"
+
+
 def standard(
-    checkpoint: str, side: int, token: Node, cfg: float = 7.5, prompt: str = "a photo of <my-subject> on the beach"
+    model: Output,
+    clip: Output,
+    vae: Output,
+    token: Node,
+    latents: Node,
+    prompt: str = PROMPT,
+    negative: str = "blurry",
+    guidance: float = 0.0,
+    **sampling: Any,
 ) -> list[list[Node]]:
-    """A standard text-to-image graph with the token applied to its CLIP."""
-    loader = Node("CheckpointLoaderSimple", {"ckpt_name": checkpoint})
-    applied = Node("ZoodipApplyEmbedding", {}, {"clip": (loader, 1), "embedding": (token, 0)})
+    """A standard text-to-image graph with the token applied to its CLIP, and Flux's own guidance if it is not 0."""
+    applied = Node("ZoodipApplyEmbedding", {}, {"clip": clip, "embedding": (token, 0)})
     positive = Node("CLIPTextEncode", {"text": prompt}, {"clip": (applied, 0)}, size=(340, 140))
-    negative = Node("CLIPTextEncode", {"text": "blurry"}, {"clip": (applied, 0)}, size=(340, 100))
-    latents = Node("EmptyLatentImage", {"width": side, "height": side})
+    guided = Node("FluxGuidance", {"guidance": guidance}, {"conditioning": (positive, 0)})
+    without = Node("CLIPTextEncode", {"text": negative}, {"clip": (applied, 0)}, size=(340, 100))
     sampled = Node(
         "KSampler",
-        {"cfg": cfg},
-        {"model": (loader, 0), "positive": (positive, 0), "negative": (negative, 0), "latent_image": (latents, 0)},
+        sampling,
+        {
+            "model": model,
+            "positive": (guided if guidance else positive, 0),
+            "negative": (without, 0),
+            "latent_image": (latents, 0),
+        },
     )
-    decoded = Node("VAEDecode", {}, {"samples": (sampled, 0), "vae": (loader, 2)})
+    decoded = Node("VAEDecode", {}, {"samples": (sampled, 0), "vae": vae})
     shown = Node("SaveImage", {}, {"images": (decoded, 0)}, size=(400, 460))
-    return [[loader, applied, positive, negative], [latents, sampled, decoded], [shown]]
+    return [
+        [applied, positive, *([guided] if guidance else []), without],
+        [latents, sampled, decoded],
+        [shown],
+    ]
 
 
 def full_size(title: str, checkpoint: str, side: int, t_lower: int, memory: str, **values: Any) -> list[list[Node]]:
@@ -270,13 +320,105 @@ def full_size(title: str, checkpoint: str, side: int, t_lower: int, memory: str,
         f"Training takes about {memory} of GPU memory, by count. Write the token's name in any prompt behind "
         "**Apply Embedding**, or **embedding:my-subject** elsewhere once it is saved."
     )
+    loader = Node("CheckpointLoaderSimple", {"ckpt_name": checkpoint})
+    latents = Node("EmptyLatentImage", {"width": side, "height": side})
+    first, *others = standard((loader, 0), (loader, 1), (loader, 2), training, latents)
     return [
         [note(text, 330), model, images],
         [sampler],
         [training],
         [curve, saved],
-        *standard(checkpoint, side, training),
+        [loader, *first],
+        *others,
     ]
+
+
+def from_comfyui(
+    title: str, files: str, end: str, loaders: list[Node], parts: tuple[Output, Output, Output], t_lower: int = 500
+) -> tuple[list[list[Node]], Node]:
+    """Learn on a MODEL, CLIP and VAE of ComfyUI's; also the trainer.
+
+    Args:
+        title: of the note.
+        files: what to put where.
+        end: what to expect.
+        loaders: the nodes that load the model.
+        parts: where MODEL, CLIP and VAE come out of them.
+        t_lower: of PUTS.
+    """
+    model, clip, vae = parts
+    wrapped = Node("ZoodipModelFromComfyUI", {}, {"model": model, "clip": clip, "vae": vae})
+    report = Node("PreviewAny", {}, {"source": (wrapped, 1)}, title="What it takes", size=(300, 220))
+    images = Node("ZoodipLoadReferenceImages", {"folder": "bundled: boo"}, size=(300, 300))
+    _, sampler = search_parts(t_lower=t_lower)
+    training = trainer(wrapped, images, None, sampler, token="<my-subject>", initializer="toy", preview_every=300)
+    curve = Node("PreviewImage", {}, {"images": (training, 2)}, title="Loss curve", size=(340, 300))
+    saved = Node("ZoodipSaveEmbedding", {}, {"embedding": (training, 0)}, size=(340, 260))
+    text = (
+        f"### {title}\n\n"
+        f"1. {files}\n"
+        "2. **Load Reference Images**: upload three to ten pictures of your subject.\n"
+        "3. **ZO Train Token**: name the token, and the plain word for what it is (*dog*, *toy*, *backpack*).\n"
+        "4. Run. Cancel whenever you like: queue again to resume.\n\n"
+        f"{end} Write the token's name in any prompt behind **Apply Embedding**, or **embedding:my-subject** elsewhere "
+        "once it is saved."
+    )
+    columns = [[note(text, 380), *loaders], [wrapped, report, images, sampler], [training], [curve, saved]]
+    return columns, training
+
+
+UNTRIED = "**The presets are untried on its real weights**: look at the previews."
+
+
+def flux() -> list[list[Node]]:
+    """Flux.1 dev with float8 weights, from files of its parts."""
+    unet = Node("UNETLoader", {"unet_name": "flux1-dev.safetensors", "weight_dtype": "fp8_e4m3fn"})
+    names = {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp8_e4m3fn.safetensors", "type": "flux"}
+    clip, vae = Node("DualCLIPLoader", names), Node("VAELoader", {"vae_name": "ae.safetensors"})
+    parts = ((unet, 0), (clip, 0), (vae, 0))
+    files = (
+        "Choose your files of **Flux.1 dev** in the three loaders: the model from models/diffusion_models, CLIP L and "
+        "T5 XXL from models/text_encoders, the VAE from models/vae. A GGUF loader does as well; for a checkpoint with "
+        "everything in it, one **Load Checkpoint** in place of the three."
+    )
+    end = f"Training takes the memory of drawing. Both text encoders run once for each candidate of a step. {UNTRIED}"
+    columns, training = from_comfyui("Learn on Flux.1 dev", files, end, [unet, clip, vae], parts)
+    drawn: dict[str, Any] = {"steps": 20, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple"}
+    return columns + standard(*parts, training, Node("EmptySD3LatentImage"), negative="", guidance=3.5, **drawn)
+
+
+def z_image() -> list[list[Node]]:
+    """Z-Image's base model, whose text encoder is Qwen3 4B."""
+    unet = Node("UNETLoader", {"unet_name": "z_image_bf16.safetensors"})
+    clip = Node("CLIPLoader", {"clip_name": "qwen_3_4b.safetensors", "type": "lumina2"})
+    vae = Node("VAELoader", {"vae_name": "ae.safetensors"})
+    parts = ((unet, 0), (clip, 0), (vae, 0))
+    files = (
+        "Choose your files of **Z-Image** in the three loaders: the model from models/diffusion_models, Qwen3 4B from "
+        "models/text_encoders, the VAE from models/vae. Take the base model: on Turbo tokens learn worse. The token "
+        "fits both."
+    )
+    end = f"Training takes the memory of drawing. Qwen3 4B runs once for each candidate of a step. {UNTRIED}"
+    columns, training = from_comfyui("Learn on Z-Image", files, end, [unet, clip, vae], parts)
+    shifted = Node("ModelSamplingAuraFlow", {"shift": 3.0}, {"model": (unet, 0)})
+    drawn: dict[str, Any] = {"steps": 30, "cfg": 4.0, "sampler_name": "res_multistep", "scheduler": "simple"}
+    first, *others = standard((shifted, 0), *parts[1:], training, Node("EmptySD3LatentImage"), **drawn)
+    return [*columns, [shifted, *first], *others]
+
+
+def with_a_lora() -> list[list[Node]]:
+    """SDXL as a LoRA has made it."""
+    loader = Node("CheckpointLoaderSimple", {"ckpt_name": "sd_xl_base_1.0.safetensors"})
+    lora = Node("LoraLoader", {"lora_name": "my_style.safetensors"}, {"model": (loader, 0), "clip": (loader, 1)})
+    parts = ((lora, 0), (lora, 1), (loader, 2))
+    files = (
+        "Choose your checkpoint of **SDXL** and your LoRA. The token is learned on the model as the LoRA has made it, "
+        "and is at its best with it."
+    )
+    end = f"Training takes the memory of drawing; **Load Quantized SD** takes less, but no LoRAs. {UNTRIED}"
+    columns, training = from_comfyui("Learn on SDXL with a LoRA", files, end, [loader, lora], parts, 700)
+    latents = Node("EmptyLatentImage", {"width": 1024, "height": 1024})
+    return columns + standard(*parts, training, latents)
 
 
 def ablation() -> list[list[Node]]:
@@ -344,6 +486,9 @@ def examples() -> dict[str, list[list[Node]]]:
         ),
         "sdxl_int8": full_size("Stable Diffusion XL, int8 weights", "sd_xl_base_1.0.safetensors", 1024, 700, "4 GB"),
         "ablation_subspace_gradient_puts": ablation(),
+        "flux1_dev_fp8": flux(),
+        "z_image": z_image(),
+        "sdxl_with_a_lora": with_a_lora(),
         "evaluate_a_token": evaluation(),
     }
 

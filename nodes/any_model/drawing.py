@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import comfy.sample
 import numpy as np
@@ -14,17 +14,30 @@ from ...zoodip_core.base import rng
 from ...zoodip_core.base.errors import ModelError
 from ...zoodip_core.base.stopping import check_stop
 from ...zoodip_core.data.images import check_resolution
+from ...zoodip_core.model.blueprint import ModelInfo
 from ...zoodip_core.model.calls import calls_in
 from ...zoodip_core.model.embedding import Embedding, check_fits
 from ...zoodip_core.model.generation import check_settings
+from ..placing import plain_word
 from .kinds import is_guided
-
-if TYPE_CHECKING:
-    from .model import ComfyUIModel
+from .texts import ComfyPrompt, Texts
 
 _SAMPLER = "euler"
 _SCHEDULES = {True: "normal", False: "simple"}
 """ComfyUI's own examples draw so with Stable Diffusion, and with flow models."""
+
+
+class Source(Protocol):
+    """What pictures are drawn with: a ``ComfyUIModel``."""
+
+    model: Any
+    vae: Any
+    info: ModelInfo
+    texts: Texts
+
+    def prompt(self, text: str, num_vectors: int | Sequence[int] = 0) -> ComfyPrompt: ...
+
+    def latents_shape(self, resolution: int) -> tuple[int, ...]: ...
 
 
 def pixels_of(picture: Image.Image) -> torch.Tensor:
@@ -33,7 +46,7 @@ def pixels_of(picture: Image.Image) -> torch.Tensor:
 
 
 def generate(
-    model: ComfyUIModel,
+    model: Source,
     prompts: Sequence[str],
     seeds: Sequence[int],
     embedding: Embedding | Sequence[Embedding] | None,
@@ -50,6 +63,8 @@ def generate(
     listed = [embedding] if isinstance(embedding, Embedding) else list(embedding or ())
     for each in listed:
         check_fits(each, model.info.dims, "generate", model.info.encoders)
+    if listed:
+        model.texts.word = plain_word(listed[0].metadata.get("initializer", ""))
     texts = list(dict.fromkeys([*prompts, negative_prompt]))
     encoded = {}
     for text, call in zip(texts, calls_in(texts, listed), strict=True):
@@ -79,7 +94,7 @@ class _Steps:
             self._on_step(self._done, self._total)
 
 
-def _own_guidance(model: ComfyUIModel) -> float:
+def _own_guidance(model: Source) -> float:
     """Classifier-free guidance that a kind of model is drawn with."""
     if model.info.family == "tiny":
         return 5.0
@@ -89,7 +104,7 @@ def _own_guidance(model: ComfyUIModel) -> float:
 
 
 def _drawn(
-    model: ComfyUIModel,
+    model: Source,
     positive: Any,
     negative: Any,
     seed: int,
@@ -118,7 +133,7 @@ def _drawn(
     )
 
 
-def _decoded(model: ComfyUIModel, latents: torch.Tensor) -> Image.Image:
+def _decoded(model: Source, latents: torch.Tensor) -> Image.Image:
     check_stop()
     pixels = model.vae.decode(latents).float().cpu()
     pixels = pixels.reshape(-1, *pixels.shape[-3:])[0]

@@ -184,9 +184,11 @@ class ComfyUIModel:
         return int(free + loaded - comfy.model_management.minimum_inference_memory())
 
     def lay_out(self, plan: MemoryPlan) -> None:
-        if plan.text_apart:
-            self.clip = _on_the_cpu(self.clip)
-            self.texts = Texts(self.clip, self.folder)
+        self._texts_of(_on_the_cpu(self._own_clip) if plan.text_apart else self._own_clip)
+
+    def _texts_of(self, clip: Any) -> None:
+        if clip is not self.clip:
+            self.clip, self.texts = clip, Texts(clip, self.folder, self.texts.word)
 
     # ------------------------------------------------------------ pictures and losses
 
@@ -213,7 +215,11 @@ class ComfyUIModel:
 
     @torch.no_grad()
     def _losses(self, view: View, candidates: torch.Tensor) -> torch.Tensor:
-        conditionings = [self._conditioning(view.prompt, each, view.time_ids) for each in candidates]
+        conditionings = []
+        for each in candidates:  # a text encoder may take longer than the model
+            check_stop()
+            conditionings.append(self._conditioning(view.prompt, each, view.time_ids))
+        check_stop()
         sigma = sigma_at(self._sampling, view.timestep)
         return self._tried(lambda: forward.losses(self.model, conditionings, view.latents, view.noise, sigma))
 
@@ -290,9 +296,9 @@ class ComfyUIModel:
         )
 
     def unload(self) -> None:
-        """ComfyUI unloads its models; text encoders that were kept on the CPU go back to where they were."""
-        self.clip = self._own_clip
-        self.texts = Texts(self.clip, self.folder)
+        """Have all of ComfyUI's models leave the device; text encoders go back to where ComfyUI has them."""
+        comfy.model_management.unload_all_models()
+        self._texts_of(self._own_clip)
 
 
 def _on_the_cpu(clip: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +22,9 @@ from ...zoodip_core.base.errors import CaptionError, ModelError, TokenError
 from ...zoodip_core.base.files import write_atomically
 from ...zoodip_core.data.prompts import SLOT
 from ...zoodip_core.model.words import in_pieces, word_ids
-from ..placing import replaced
-from .encoders import encoder_parts, reading_from
+from ..placing import Known, Way, plain_word, reading, replaced, spaced, way_of
+from ..tokenizer import words_alone
+from .encoders import encoder_parts
 
 _LONGEST_TEXT = 100_000
 _MARKS = ("</w>", "\u2581", "\u0120")
@@ -30,6 +32,8 @@ _MARKS = ("</w>", "\u2581", "\u0120")
 _FEWEST_COMMON = 256
 """Words that all text encoders know; with fewer, each encoder's own are taken side by side as they come."""
 
+_MARKED = re.compile(r"embedding:zoodip_place_\w+")
+"""A place in a text, as the tokenizer is shown it."""
 Tokens = dict[str, list[list[tuple[Any, ...]]]]
 
 
@@ -89,10 +93,12 @@ class Texts:
     Args:
         clip: of ComfyUI.
         folder: for files of ours, which may vanish between two runs.
+        word: what stands in the token's place for tokenizers that read words alone, as Anima's T5: the initializer.
     """
 
-    def __init__(self, clip: Any, folder: Path) -> None:
+    def __init__(self, clip: Any, folder: Path, word: str = "") -> None:
         self.clip = clip
+        self.word = word
         self._folder = folder
         self._parts = encoder_parts(clip)
         self.encoders = tuple((part.key, part.width) for part in self._parts)
@@ -102,8 +108,18 @@ class Texts:
         return tuple(width for _, width in self.encoders)
 
     @cached_property
+    def _way(self) -> Way:
+        name = self._marked(0, 1)
+        file = self._folder / f"{name}.safetensors"
+        return way_of(self.clip, words_alone(self.clip), Known(f"embedding:{name}", file, file.read_bytes(), ""))
+
+    @cached_property
     def _tokenizer(self) -> Any:
-        return reading_from(self.clip, self._folder)
+        words = words_alone(self.clip)
+        return reading(self.clip.tokenizer, [self._folder], words, self._in_words, self._way.wrapped)
+
+    def _in_words(self, text: str) -> str:
+        return _MARKED.sub(lambda _: self.word, text)
 
     def prompt(self, text: str, num_vectors: int | Sequence[int], where: str) -> ComfyPrompt:
         """A text in which each ``{}`` stands for vectors; see ``TokenModel.prompt``.
@@ -119,7 +135,8 @@ class Texts:
         # Of one token that is trained all places hold the same rows; of several tokens each has its own.
         firsts = [0] * uses if isinstance(num_vectors, int) else [sum(counts[:i]) for i in range(uses)]
         names = iter([self._marked(first, count) for first, count in zip(firsts, counts, strict=True)])
-        tokens = self._tokenize(replaced(text, r"\{\}", lambda _: f"embedding:{next(names)}"))
+        named = replaced(text, r"\{\}", lambda _: f"embedding:{next(names)}", self._way.weighs)
+        tokens = self._tokenize(spaced(named, _MARKED.pattern, self._way.spaces))
         found = tuple(self._places(tokens))
         self._check(found, firsts, counts, text, where)
         return ComfyPrompt(tokens, found)
@@ -194,6 +211,7 @@ class Texts:
                 f"initializer {initializer!r} is unknown to the model's tokenizer; choose a plain word for "
                 'the subject\'s kind, like "dog"'
             )
+        self.word = plain_word(initializer)
         counts = [len(ids) for ids in found]
         if mode == "single" and not {1, num_vectors} & set(counts):
             raise TokenError(

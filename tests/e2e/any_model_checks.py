@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import node_pack
 import numpy as np
@@ -93,7 +93,7 @@ def native_loss(case: Case, candidate: torch.Tensor, timestep: int) -> float:
     left = float((1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000).double() ** 2).cumprod(0)[timestep])
     alpha, sigma = left**0.5, (1 - left) ** 0.5
     flow = sigma / (alpha + sigma)
-    context, pooled = encoded["cond"].float(), encoded["pooled_output"]
+    context, pooled = encoded["cond"].float(), cast(torch.Tensor, encoded.get("pooled_output"))
     network, name = inner.diffusion_model, case.kind.name
     if name in ("SD15", "SD20", "SDXL"):
         told = {"y": torch.cat([pooled, *map(_sinusoid, SIZES)], dim=1)} if name == "SDXL" else {}

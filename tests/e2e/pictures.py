@@ -71,7 +71,7 @@ def take(server: ComfyUI, page: Page, example: Path) -> None:
     load(page, workflow)
     page.wait_for_timeout(1500)
     kinds = {node["type"] for node in workflow["nodes"]}
-    story = "CheckpointLoaderSimple" not in kinds
+    story = not kinds & {"CheckpointLoaderSimple", "UNETLoader"}
     if story and "ZoodipEvaluateEmbedding" not in kinds:  # which needs CLIP and DINOv2
         run(page)
         if example.stem == STORY:

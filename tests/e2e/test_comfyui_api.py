@@ -466,21 +466,23 @@ def of_kind(prompt: Prompt, kind: str) -> dict[str, dict[str, Any]]:
     return {node: told["inputs"] for node, told in prompt.items() if told["class_type"] == kind}
 
 
-def needs_a_checkpoint(path: Path) -> bool:
+FILES = ("checkpoint", "ckpt_name", "unet_name", "clip_name", "clip_name1", "clip_name2", "vae_name", "lora_name")
+"""Inputs of loaders, ours and ComfyUI's own, that name a file."""
+
+
+def needs_files(path: Path) -> bool:
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
-    return any(node["type"] == "CheckpointLoaderSimple" for node in nodes) or any(
+    return any(node["type"] in ("CheckpointLoaderSimple", "UNETLoader") for node in nodes) or any(
         node["type"] == "ZoodipLoadQuantizedSD" and node["widgets_values"][0] != TINY for node in nodes
     )
 
 
 def test_there_are_examples() -> None:
     assert EXAMPLES, f"{ROOT / 'example_workflows'} holds no workflow"
-    assert not all(map(needs_a_checkpoint, EXAMPLES)), "no example runs on the embedded model alone"
+    assert not all(map(needs_files, EXAMPLES)), "no example runs on the embedded model alone"
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, id=path.stem) for path in EXAMPLES if not needs_a_checkpoint(path)]
-)
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in EXAMPLES if not needs_files(path)])
 def test_example_runs(comfy: ComfyUI, judges: dict[str, str], path: Path) -> None:
     prompt = example(comfy, path)
     for inputs in of_kind(prompt, "ZoodipEvaluateEmbedding").values():
@@ -501,14 +503,15 @@ def test_example_runs(comfy: ComfyUI, judges: dict[str, str], path: Path) -> Non
         assert all(name in table for name in ("CLIP-T", "CLIP-I", "DINO", "before", "after"))
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in EXAMPLES if needs_a_checkpoint(path)])
-def test_example_lacks_only_the_checkpoint(comfy: ComfyUI, path: Path) -> None:
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in EXAMPLES if needs_files(path)])
+def test_example_lacks_only_its_files(comfy: ComfyUI, path: Path) -> None:
+    prompt = example(comfy, path)
     with pytest.raises(RefusedError) as refused:
-        comfy.queue(example(comfy, path))
+        comfy.queue(prompt)
     errors = [error for node in refused.value.body["node_errors"].values() for error in node["errors"]]
+    lacking = {name for node in prompt.values() for name in node["inputs"] if name in FILES}
     assert {(error["type"], error["extra_info"]["input_name"]) for error in errors} == {
-        ("value_not_in_list", "checkpoint"),
-        ("value_not_in_list", "ckpt_name"),
+        ("value_not_in_list", name) for name in lacking
     }
 
 

@@ -153,6 +153,7 @@ def write_copy(
         Stopped: a stop was asked for; likewise.
     """
     info = {**asdict(blueprint.info), "path": str(blueprint.info.path)}
+    del info["encoders"]  # of other models than those that are quantised; earlier versions know no such field
     metadata = {
         COPY_MARK: str(COPY_FORMAT),
         "weights": weights,
