@@ -73,7 +73,7 @@ each_kind = pytest.mark.parametrize("kind", list(KINDS))
 @each_kind
 def test_losses_are_the_models_own(found: Found, kind: str) -> None:
     for timestep, lost in found(kind, "losses").items():
-        assert lost["together"] == pytest.approx(lost["by hand"], rel=1e-4), timestep
+        assert lost["together"] == pytest.approx(lost["by hand"], rel=1e-5), timestep
         assert lost["together"] == pytest.approx(lost["alone"], rel=1e-5), timestep
         assert len(set(lost["by hand"])) == 3, "the candidates make no difference"
         assert max(lost["by hand"]) / min(lost["by hand"]) > 1 + 1e-4, "the candidates make no difference to speak of"

@@ -46,15 +46,16 @@ def whole(comfy: ComfyUI) -> Prompt:
     return {"checkpoint": comfy.node("CheckpointLoaderSimple", ckpt_name=SD15)}
 
 
-def trained(comfy: ComfyUI, steps: int = 3, seed: int = 0, **loaders: Any) -> Prompt:
+def trained(comfy: ComfyUI, *, steps: int = 3, seed: int = 0, nodes: Prompt | None = None, **given: Any) -> Prompt:
     """A short training on a model.
 
     Args:
-        loaders: ``nodes`` that load it, and the links ``model``, ``clip`` and ``vae``; the checkpoint's unless given.
+        nodes: that load it; the checkpoint's loader unless given.
+        given: the links ``model``, ``clip`` and ``vae`` that do not come from the checkpoint.
     """
-    links = {name: loaders.get(name, ["checkpoint", i]) for i, name in enumerate(("model", "clip", "vae"))}
+    links = {name: given.get(name, ["checkpoint", i]) for i, name in enumerate(("model", "clip", "vae"))}
     return {
-        **loaders.get("nodes", whole(comfy)),
+        **(nodes or whole(comfy)),
         "wrapped": comfy.node("ZoodipModelFromComfyUI", **links),
         "pictures": comfy.node("ZoodipLoadReferenceImages", folder="bundled: boo"),
         "train": comfy.node(
@@ -135,19 +136,20 @@ def test_separate_files_learn_what_the_single_one_does(comfy: ComfyUI) -> None:
         "encoder": comfy.node("CLIPLoader", clip_name="clip_l.safetensors", type="stable_diffusion"),
         "decoder": comfy.node("VAELoader", vae_name="vae-ft.safetensors"),
     }
-    links = {"model": ["unet", 0], "clip": ["encoder", 0], "vae": ["decoder", 0]}
-    apart = learned(comfy, trained(comfy, seed=1, nodes=parts, **links))
+    apart = learned(
+        comfy, trained(comfy, seed=1, nodes=parts, model=["unet", 0], clip=["encoder", 0], vae=["decoder", 0])
+    )
     assert torch.allclose(apart, learned(comfy, trained(comfy, seed=1)), atol=1e-4)
 
 
 def test_a_model_with_a_lora_learns_another_token(comfy: ComfyUI) -> None:
     lora = comfy.node("LoraLoader", model=["checkpoint", 0], clip=["checkpoint", 1], lora_name=LORA, strength_model=1.0)
     nodes = {**whole(comfy), "lora": lora}
-    tokens = [
+    one, other = (
         learned(comfy, trained(comfy, seed=2, nodes=nodes, model=[of, 0], clip=[of, 1]))
         for of in ("lora", "checkpoint")
-    ]
-    assert not torch.allclose(*tokens, atol=1e-4)
+    )
+    assert not torch.allclose(one, other, atol=1e-4)
 
 
 def test_cancelled_training_goes_on_where_it_stopped(comfy: ComfyUI) -> None:
