@@ -16,12 +16,16 @@ def text_encoders_of(clip: Any) -> tuple[tuple[str, int], ...]:
     """
     from ..zoodip_core.model.kinds import in_order
 
-    parts = _parts(clip)
+    parts, inner = _parts(clip), inner_of(clip.tokenizer)
+    return in_order((key, _width(parts[name], inner[name])) for key, name in attributes_of(clip).items())
+
+
+def attributes_of(clip: Any) -> dict[str, str]:
+    """The attributes of a CLIP's tokenizer, by the names of the text encoders in :func:`text_encoders_of`."""
     inner = inner_of(clip.tokenizer)
-    asked = _asked(clip.tokenizer)
-    apart = words_alone(clip)
-    kept = [name for name, part in parts.items() if part is not None and name in asked and name not in apart]
-    return in_order((_key(inner[name]), _width(parts[name], inner[name])) for name in kept)
+    asked, apart = _asked(clip.tokenizer), words_alone(clip)
+    kept = [name for name, part in _parts(clip).items() if part is not None and name in asked and name not in apart]
+    return {_key(inner[name]): name for name in kept}
 
 
 def encoder_names(clip: Any) -> tuple[str, ...]:

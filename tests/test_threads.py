@@ -16,6 +16,7 @@ def test_operations_have_their_threads_again_whoever_leaves_first() -> None:
         assert first.__enter__() == second.__enter__() == 3
         assert torch.get_num_threads() == 1
         first.__exit__(None, None, None)
+        assert torch.get_num_threads() == 1  # the second is still at work
         second.__exit__(None, None, None)
         assert torch.get_num_threads() == 3
         with pytest.raises(ValueError), one_thread_an_operation():

@@ -19,7 +19,7 @@ from ...zoodip_core.model.calls import calls_in
 from ...zoodip_core.model.embedding import Embedding, check_fits
 from ...zoodip_core.model.generation import check_settings
 from ..placing import plain_word
-from .kinds import is_guided
+from .kinds import is_distilled, is_guided
 from .texts import ComfyPrompt, Texts
 
 _SAMPLER = "euler"
@@ -72,13 +72,11 @@ def generate(
         prompt = model.prompt(call.text, call.counts)
         encoded[text] = model.texts.conditioning(prompt, None if vectors is None else vectors[0])
     done = _Steps(on_step, num_inference_steps * len(prompts))
-    return [
-        _decoded(
-            model,
-            _drawn(model, encoded[text], encoded[negative_prompt], seed, num_inference_steps, scale, resolution, done),
-        )
-        for text, seed in zip(prompts, seeds, strict=True)
-    ]
+    pairs = zip(prompts, seeds, strict=True)
+    how = (num_inference_steps, scale, resolution, done)
+    # All are drawn before one is decoded: on a small card model and VAE take turns.
+    latents = [_drawn(model, encoded[text], encoded[negative_prompt], seed, *how) for text, seed in pairs]
+    return [_decoded(model, each) for each in latents]
 
 
 class _Steps:
@@ -98,7 +96,7 @@ def _own_guidance(model: Source) -> float:
     """Classifier-free guidance that a kind of model is drawn with."""
     if model.info.family == "tiny":
         return 5.0
-    if is_guided(model.model):
+    if is_guided(model.model) or is_distilled(model.model, model.info.name):
         return 1.0  # it was taught to draw as with guidance
     return 4.5 if model.info.encoders else 7.5
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..tokenizer import inner_of, text_encoders_of
+from ..tokenizer import attributes_of, text_encoders_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EncoderPart:
 
 def encoder_parts(clip: Any) -> tuple[EncoderPart, ...]:
     """The text encoders that read embeddings, in the order of an embedding's tensors."""
-    attributes = {each.embedding_key: name for name, each in inner_of(clip.tokenizer).items()}
+    attributes = attributes_of(clip)
     parts = []
     for key, width in text_encoders_of(clip):
         name = attributes[key]

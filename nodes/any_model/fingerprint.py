@@ -9,17 +9,18 @@ from typing import Any
 import torch
 
 _SAMPLED = 16
-"""Bytes at the start, in the middle and at the end of each tensor."""
+"""Numbers at the start, in the middle and at the end of each tensor."""
 
 
 def fingerprint(*patchers: Any) -> str:
-    """SHA-256 of the names, shapes, types and some bytes of all weights, and of the patches on them.
+    """SHA-256 of the names, shapes, types and some numbers of all weights, and of the patches on them.
 
-    It is the same whether patches are applied to the weights at the moment or not, on whichever device they are.
+    It is the same whether patches are applied at the moment or not, on whichever device the weights are. Of patches
+    that are functions, as of nodes that change attention, it knows the names alone.
     """
     digest = hashlib.sha256()
     for patcher in patchers:
-        for piece in (*_weights(patcher), *_patches(patcher)):
+        for piece in (*_weights(patcher), *_patches(patcher), *_named(patcher.model_options)):
             digest.update(piece)
     return digest.hexdigest()
 
@@ -27,6 +28,8 @@ def fingerprint(*patchers: Any) -> str:
 def _weights(patcher: Any) -> Iterator[bytes]:
     state = {**dict(patcher.model.named_parameters()), **dict(patcher.model.named_buffers())}
     for name in sorted(state):
+        if name.startswith("model_sampling."):  # of whichever MODEL is loaded: its schedule is told by itself
+            continue
         before = patcher.backup.get(name)  # of weights on which a patch is applied
         yield name.encode()
         yield from _tensor(before.weight if before is not None else state[name])
@@ -37,6 +40,22 @@ def _patches(patcher: Any) -> Iterator[bytes]:
         for strength, patch, strength_model, offset, _function in patcher.patches[name]:
             yield f"{name} {strength} {strength_model} {offset}".encode()
             yield from _within(patch)
+
+
+def _named(value: Any) -> Iterator[bytes]:
+    """The names of functions, and the numbers and texts, in a MODEL's options."""
+    if isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield str(key).encode()
+            yield from _named(value[key])
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _named(each)
+    elif isinstance(value, str | int | float):
+        yield str(value).encode()
+    elif not torch.is_tensor(value):
+        named = value if hasattr(value, "__qualname__") else type(value)
+        yield f"{named.__module__}.{named.__qualname__}".encode()
 
 
 def _within(patch: Any) -> Iterator[bytes]:

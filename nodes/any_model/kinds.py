@@ -18,7 +18,7 @@ _EDITS = (
     *("StableCascade_B", "DepthAnything3", "SAM3", "RT_DETR_v4"),
 )
 _OTHER_MEDIA = ("StableAudio1", "StableAudio3", "ACEStep", "ACEStep15", "MiniMaxMusic3", "Hunyuan3Dv2", "Trellis2")
-_DISTILLED = re.compile(r"turbo|lightning|schnell|hyper|lcm|dmd|distill", re.IGNORECASE)
+_DISTILLED = re.compile(r"turbo|lightning|schnell|hyper(?!real)|lcm|dmd|distill", re.IGNORECASE)
 _SMALL = {"sd1": 512, "sd2": 768, "tiny": 48}
 RESOLUTION = 1024
 """Pixels a side of all other families."""
@@ -76,8 +76,8 @@ def _check_kind(inner: Any) -> None:
 def _takes_more(inner: Any) -> bool:
     """Whether a model's first layer wants more channels than the latents have."""
     config = inner.model_config.unet_config
-    channels = config.get("in_channels", 0) if config.get("image_model") is None else 0  # others count in patches
-    return channels > inner.latent_format.latent_channels
+    counted = config.get("image_model") in (None, "flux")  # others count in patches
+    return counted and config.get("in_channels", 0) > inner.latent_format.latent_channels
 
 
 def _check_vae(inner: Any, vae: Any) -> None:
@@ -93,15 +93,20 @@ def _check_vae(inner: Any, vae: Any) -> None:
 
 def notes_on(model: Any, name: str, family: str) -> list[str]:
     """What to expect of a model, where it is not what one would expect."""
-    sampling = type(model.get_model_object("model_sampling"))
-    of_sampling = any("lcm" in each.__name__.lower() for each in sampling.__mro__)
     notes = untried(family)
-    if of_sampling or _DISTILLED.search(f"{name} {type(model.model.model_config).__name__}"):
+    if is_distilled(model, name):
         notes.append(
             "the model is distilled, to draw in few steps: tokens learn worse on it. Learn on the model that it was "
             "made from; the token fits both"
         )
     return notes
+
+
+def is_distilled(model: Any, name: str) -> bool:
+    """Whether a MODEL was made to draw in few steps, by its name or by how it is sampled."""
+    sampling = type(model.get_model_object("model_sampling"))
+    of_sampling = any("lcm" in each.__name__.lower() for each in sampling.__mro__)
+    return of_sampling or bool(_DISTILLED.search(f"{name} {type(model.model.model_config).__name__}"))
 
 
 def name_of(model: Any) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +16,7 @@ import torch
 from PIL import Image
 
 from ...zoodip_core.base.errors import ModelError, TokenError
-from ...zoodip_core.base.stopping import check_stop
+from ...zoodip_core.base.stopping import Stopped, check_stop
 from ...zoodip_core.data.images import ReferenceImage
 from ...zoodip_core.model.blueprint import ModelInfo
 from ...zoodip_core.model.embedding import Embedding
@@ -30,8 +32,10 @@ from .texts import ComfyPrompt, Texts
 
 GUIDANCE = 1.0
 """Of models that are told it, as Flux: at another they draw sharper than pictures are."""
-_ROOM = 1.5
-"""ComfyUI takes as many at once as fit by its estimate with this factor."""
+_ROOM, _SPARE = 1.5, 0.1
+"""ComfyUI takes as many at once as fit by its estimate with the one factor, and keeps the other share of a model free."""
+_MISFIT = re.compile(r"shape|size|dimension", re.IGNORECASE)
+"""In PyTorch's words for numbers that do not fit together."""
 
 
 @dataclass
@@ -55,7 +59,7 @@ class ComfyUIModel:
     def __post_init__(self) -> None:
         kinds.check_parts(self.model, self.clip, self.vae)
         self.model = forward.without_caches(self.model)
-        self._own_clip = self.clip
+        self._own_clip, self._seen_with = self.clip, None
         self.texts = Texts(self.clip, self.folder)
         if not self.texts.encoders:
             raise ModelError("clip: this kind reads no embeddings; connect the CLIP that belongs to the model")
@@ -95,7 +99,8 @@ class ComfyUIModel:
         kept = {"kind": [each.__name__ for each in type(sampling).__mro__[1:-1]], "layer": self.clip.layer_idx}
         numbers = ("shift", "multiplier", "sigma_data", "noise_scale")
         found = {name: getattr(sampling, name) for name in numbers if hasattr(sampling, name)}
-        return {**kept, **found, "sigmas": [float(each) for each in (sampling.sigma_min, sampling.sigma_max)]}
+        sigmas = sampling.sigmas.detach().float().cpu().numpy().tobytes()
+        return {**kept, **found, "sigmas": hashlib.sha256(sigmas).hexdigest()}
 
     @property
     def _sampling(self) -> Any:
@@ -160,31 +165,34 @@ class ComfyUIModel:
 
     def plan(self, resolution: int, candidates: int, batch: int, graphs: bool) -> MemoryPlan:
         sizes = [min(batch, candidates)] if batch else sorted({candidates, -(-candidates // 2), 1}, reverse=True)
-        weights, text = self.model.model_size(), self.clip.patcher.model_size()
-        room = self._room()
-        layouts = [(size, False) for size in sizes] + [(sizes[-1], True)]
+        own, room = self._own_clip.patcher, self._room()
+        movable = self.device.type != "cpu" and own.load_device.type != "cpu"
+        layouts = [(size, apart) for apart in ((False, True) if movable else (False,)) for size in sizes]
         for size, apart in layouts:
-            use = self._use(resolution, size, apart)
-            if weights + (0 if apart else text) + _ROOM * use.activations <= room:
+            use = self._use(resolution, size, text_apart=apart or own.load_device != self.device)
+            largest = max(use.weights.values())
+            if sum(use.weights.values()) + _SPARE * largest + _ROOM * use.activations <= room:
                 break
-        return MemoryPlan(size, apart and self.device.type != "cpu", use)
+        return MemoryPlan(size, apart, use)
 
     def _use(self, resolution: int, batch: int, text_apart: bool) -> MemoryUse:
         shape = self.latents_shape(resolution)
         pixels = (1, 3, resolution, resolution) if len(shape) == 4 else (1, 3, 1, resolution, resolution)
         encoding = self.vae.patcher.model_size() + int(self.vae.memory_used_encode(pixels, self.vae.vae_dtype))
-        own_text = {} if text_apart else {"text encoders": self.clip.patcher.model_size()}
+        own_text = {} if text_apart else {"text encoders": self._own_clip.patcher.model_size()}
         activations = int(self.model.memory_required([batch, *shape[1:]]))
         return MemoryUse({"diffusion model": self.model.model_size(), **own_text}, activations, encoding)
 
     def _room(self) -> int:
         """Bytes that ComfyUI can have on the device once its other models leave."""
         free = comfy.model_management.get_free_memory(self.device)
-        loaded = sum(each.model_loaded_memory() for each in comfy.model_management.current_loaded_models)
+        there = [each for each in comfy.model_management.current_loaded_models if each.device == self.device]
+        loaded = sum(each.model_loaded_memory() for each in there)
         return int(free + loaded - comfy.model_management.minimum_inference_memory())
 
     def lay_out(self, plan: MemoryPlan) -> None:
         self._texts_of(_on_the_cpu(self._own_clip) if plan.text_apart else self._own_clip)
+        self.load()  # what does not fit together is not first found after the pictures and the vocabulary
 
     def _texts_of(self, clip: Any) -> None:
         if clip is not self.clip:
@@ -196,7 +204,8 @@ class ComfyUIModel:
         latents = []
         for image in images:  # one at a time: encoding is the largest peak of a run
             check_stop()
-            encoded = self.vae.encode(drawing.pixels_of(image.picture)).float().cpu()
+            pixels = drawing.pixels_of(image.picture)
+            encoded = self._tried(lambda pixels=pixels: self.vae.encode(pixels)).float().cpu()
             if not torch.isfinite(encoded).all():
                 raise ModelError(f"vae: it turns {image.path.name} into NaN or infinity; connect another VAE")
             latents.append(encoded)
@@ -236,20 +245,34 @@ class ComfyUIModel:
         return [[cond, {**about, **more}] for cond, about in found]
 
     def _tried(self, work: Callable[[], Any]) -> Any:
-        """What work gives, or what to do about its failure: shapes that differ say that parts do not fit."""
+        """What work gives, or what to do about its failure: shapes that differ say that parts do not fit.
+
+        Raises:
+            OutOfMemoryError: there is no room.
+            Stopped: ComfyUI's own interrupt came.
+            ModelError: CLIP and model are of different kinds.
+        """
         try:
             return work()
+        except comfy.model_management.InterruptProcessingException as interrupt:
+            raise Stopped from interrupt  # the node raises ComfyUI's again, once what was learned is kept
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or [""])[0][:200]
+            if "out of memory" in reason.lower():  # in the words of devices that have no error of their own for it
+                raise torch.OutOfMemoryError(reason) from error
+            if not _MISFIT.search(reason):
+                raise
             raise ModelError(
                 f"clip, model: {self.info.name} cannot compute with this CLIP ({reason}); connect the CLIP that "
                 "belongs to the model"
             ) from error
 
     def load(self) -> None:
-        """One forward pass of a small picture: parts that do not fit together show here."""
+        """One forward pass of a small picture, once for a CLIP: parts that do not fit together show here."""
+        if self._seen_with is self.clip:
+            return
         side = 16
         shape = self.latents_shape(side * self._compression)
         nothing = torch.zeros(shape)
@@ -258,6 +281,7 @@ class ComfyUIModel:
         conditioning = self._conditioning(prompt, None, time_ids)
         sigma = sigma_at(self._sampling, 500)
         self._tried(lambda: forward.losses(self.model, [conditioning], nothing, nothing + 1, sigma))
+        self._seen_with = self.clip
 
     @property
     def _compression(self) -> int:
@@ -283,17 +307,10 @@ class ComfyUIModel:
         resolution: int = 0,
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
-        return drawing.generate(
-            self,
-            prompts,
-            seeds,
-            embedding,
-            negative_prompt,
-            num_inference_steps,
-            guidance_scale,
-            resolution or self.info.resolution,
-            on_step,
-        )
+        side = resolution or self.info.resolution
+        more = (embedding, negative_prompt, num_inference_steps, guidance_scale, side, on_step)
+        images: list[Image.Image] = self._tried(lambda: drawing.generate(self, prompts, seeds, *more))
+        return images
 
     def unload(self) -> None:
         """Have all of ComfyUI's models leave the device; text encoders go back to where ComfyUI has them."""

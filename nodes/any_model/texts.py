@@ -67,11 +67,18 @@ class ComfyPrompt:
     def identity(self) -> bytes:
         """The ids and weights, with the places marked: what tells it from another text."""
         marked = self.filled([_Marks(encoder) for encoder in range(self._encoders)])  # type: ignore[misc]
-        return json.dumps(marked, sort_keys=True, default=repr).encode()
+        return json.dumps(marked, sort_keys=True, default=_told_apart).encode()
 
     @property
     def _encoders(self) -> int:
         return 1 + max((place.encoder for place in self.places), default=-1)
+
+
+def _told_apart(entry: Any) -> str:
+    """What tells an entry that is no number from another: a vector of a file of the user's, by its content."""
+    if torch.is_tensor(entry):
+        return hashlib.sha256(entry.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return repr(entry)
 
 
 class _Marks:
@@ -165,9 +172,14 @@ class Texts:
             for number, section in enumerate(sections):
                 for index, (entry, *_) in enumerate(section):
                     vector = entry.get("data") if isinstance(entry, Mapping) else entry
-                    if torch.is_tensor(vector):
-                        row, encoder = (round(float(each)) - 1 for each in vector.flatten()[:2])
-                        yield Place(key, number, index, encoder, row)
+                    if torch.is_tensor(vector) and (marks := self._marks_in(vector)):
+                        yield Place(key, number, index, *marks)
+
+    def _marks_in(self, vector: torch.Tensor) -> tuple[int, int] | None:
+        """Whose place a vector marks, as encoder and row; None of one from a file of the user's."""
+        row, encoder, *rest = vector.flatten().tolist()
+        ours = row >= 1 and encoder in range(1, len(self.encoders) + 1) and not any(rest)
+        return (int(encoder) - 1, int(row) - 1) if ours else None
 
     def _check(
         self, places: Sequence[Place], firsts: Sequence[int], counts: Sequence[int], text: str, where: str

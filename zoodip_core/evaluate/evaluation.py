@@ -154,7 +154,7 @@ def check(model: TokenModel, embedding: Embedding, references: Sequence[Picture]
     if not 1 <= plan.seeds <= MAX_SEEDS:
         raise ConfigError(f"seeds = {plan.seeds}: must be from 1 to {MAX_SEEDS}")
     check_settings(plan.prompts, range(len(plan.prompts)), plan.num_inference_steps, plan.guidance_scale)
-    check_fits(embedding, model.info.dims, "evaluate")
+    check_fits(embedding, model.info.dims, "evaluate", model.info.encoders)
     for prompt in plan.prompts:
         model.prompt(prompt.replace(SLOT, plan.class_word))
         model.prompt(prompt, [embedding.num_vectors] * prompt.count(SLOT))

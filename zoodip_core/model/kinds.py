@@ -145,6 +145,6 @@ def model_of_widths(dims: tuple[int, ...], encoders: tuple[str, ...] = ()) -> st
 def _model_of_names(dims: tuple[int, ...], encoders: tuple[str, ...]) -> str:
     if dims == tuple(map(ENCODERS.get, encoders)) and encoders in _MODELS:
         return _MODELS[encoders]
-    if dims == tuple(map(NARROW_ENCODERS.get, encoders)):
+    if dims == tuple(map(NARROW_ENCODERS.get, encoders)) and encoders in _NARROW_MODELS:
         return _NARROW_MODELS[encoders]
     return f"another kind of model, with {' and '.join(encoders)} of width {'+'.join(map(str, dims))}"

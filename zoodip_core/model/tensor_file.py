@@ -59,8 +59,15 @@ class Layout:
         """Bytes of the whole file."""
 
     def write(self, file: BinaryIO, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Write some of the tensors, on the CPU, to their places; several threads may."""
+        """Write some of the tensors, on the CPU, to their places; several threads may.
+
+        Raises:
+            ValueError: one is of another type or shape than in the layout.
+        """
         for name, tensor in tensors.items():
+            about = self._entries[name]
+            if [about["dtype"], about["shape"]] != [_NAMES.get(tensor.dtype), list(tensor.shape)]:
+                raise ValueError(f"{name} is another tensor than the layout was made for")
             content = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
             with self._lock:
                 file.seek(self._first + self._starts[name])

@@ -29,4 +29,5 @@ def one_thread_an_operation() -> Iterator[int]:
     finally:
         with _lock:
             _before.pop()
-            torch.set_num_threads(threads)
+            if not _before:
+                torch.set_num_threads(threads)
