@@ -33,7 +33,7 @@ from .texts import ComfyPrompt, Texts
 GUIDANCE = 1.0
 """Of models that are told it, as Flux: at another they draw sharper than pictures are."""
 _ROOM, _SPARE = 1.5, 0.1
-"""ComfyUI takes as many at once as fit by its estimate with the one factor, and keeps the other share of a model free."""
+"""ComfyUI takes as many at once as fit by its estimate with the first, and keeps the second share of a model free."""
 _MISFIT = re.compile(r"shape|size|dimension", re.IGNORECASE)
 """In PyTorch's words for numbers that do not fit together."""
 

@@ -6,6 +6,7 @@ what has to be. COMFYUI_DIR names the checkout.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import json
@@ -277,6 +278,55 @@ def caches(case: Case) -> Any:
     return found
 
 
+def schedules(case: Case) -> Any:
+    """A MODEL with another schedule, as a ModelSampling node gives it one; ComfyUI puts it there while it is loaded."""
+    shifted = case.parts.model.clone()
+    sampling = copy.deepcopy(shifted.get_model_object("model_sampling"))
+    sampling.sigmas = sampling.sigmas * 1.01
+    shifted.add_object_patch("model_sampling", sampling)
+    management = importlib.import_module("comfy.model_management")
+    management.unload_all_models()
+    plain, other = case.wrapped(case.parts.model), case.wrapped(shifted)
+    apart = (plain.fingerprint, other.fingerprint)
+    case.losses(500, other)
+    loaded = tuple(case.wrapped(each).fingerprint for each in (case.parts.model, shifted))
+    return {"weights are the same": apart == loaded, "schedules differ": dict(plain.schedule) != dict(other.schedule)}
+
+
+def interrupts(case: Case) -> Any:
+    """What comes of ComfyUI's own interrupt within a forward pass."""
+    interrupt = importlib.import_module("comfy.model_management").InterruptProcessingException
+
+    def interrupted(_apply: Any, _given: Any) -> Any:
+        raise interrupt
+
+    stopped = case.parts.model.clone()
+    stopped.set_model_unet_function_wrapper(interrupted)
+    try:
+        case.losses(500, case.wrapped(stopped))
+    except BaseException as error:
+        return type(error).__name__
+    return ""
+
+
+def others_tokens(case: Case) -> Any:
+    """A file of the user's beside the token, in a caption and in a negative prompt: its vectors stay what they are."""
+    noise = torch.Generator().manual_seed(3)
+    own = {key: torch.randn(2, width, generator=noise) for key, width in case.model.texts.encoders}
+    save_file(own, case.embeddings / "badhand.safetensors")
+    prompt = case.model.prompt("a {} embedding:badhand photo", 1, "the caption")
+    parts = [torch.zeros(1, width) for _, width in case.model.texts.encoders]
+    entries = [entry[0] for rows in prompt.filled(parts).values() for row in rows for entry in row]
+    vectors = [each["data"] if isinstance(each, dict) else each for each in entries]
+    left = [each.flatten() for each in vectors if torch.is_tensor(each) and each.any()]
+    wanted = [row for rows in own.values() for row in rows]
+    kept = all(any(torch.equal(each.float(), row) for each in left) for row in wanted)
+    pictures = case.model.generate(
+        ["a dog"], [0], negative_prompt="embedding:badhand", num_inference_steps=1, resolution=64, guidance_scale=2.0
+    )
+    return {"places": len(prompt.places), "kept": kept, "left": len(left) == len(wanted), "drawn": len(pictures)}
+
+
 def words(case: Case) -> Any:
     """Refusals of texts and words, as the user reads them."""
     model = case.model
@@ -323,12 +373,16 @@ def refusals(case: Case) -> Any:
         clone.model = inner
         return clone
 
+    fill = of_class("Flux")
+    fill.model.model_config = copy.copy(fill.model.model_config)
+    fill.model.model_config.unet_config = {"image_model": "flux", "in_channels": 96}
     tries = {
         "fits": wrapped(),
         "clip of SDXL": wrapped(clip=xl.clip),
         "clip of SD1.5 with SDXL": wrapped(model=xl.model),
         "vae of 16 channels": wrapped(vae=small_comfyui.vae_of(parts.model.model.latent_format, 16)),
         "inpainting": wrapped(model=inpainting.model),
+        "Flux Fill": wrapped(model=fill),
         "video": wrapped(model=of_class("WAN21")),
         "refiner": wrapped(model=of_class("SDXLRefiner")),
         "sound": wrapped(model=of_class("StableAudio1")),
@@ -347,7 +401,8 @@ def _loaded(case: Case, parts: Parts) -> None:
 
 # ---------------------------------------------------------------- the process
 
-CHECKS: Sequence[Callable[[Case], Any]] = (losses, shares, words, patches, caches, training)
+CHECKS: Sequence[Callable[[Case], Any]] = (*(losses, shares, words, patches, schedules, interrupts, caches, training),)
+ONCE: Sequence[Callable[[Case], Any]] = (others_tokens, refusals)
 
 
 def main() -> None:
@@ -355,7 +410,7 @@ def main() -> None:
     del sys.argv[1:]
     case = Case(kind, folder)
     found = {}
-    for check in (*CHECKS, *([refusals] if kind == "sd15" else [])):
+    for check in (*CHECKS, *(ONCE if kind == "sd15" else [])):
         try:
             found[check.__name__] = {"found": check(case)}
         except Exception:

@@ -111,6 +111,20 @@ def test_patches_of_the_model_count(found: Found, kind: str) -> None:
 
 
 @each_kind
+def test_a_schedule_is_not_taken_for_weights(found: Found, kind: str) -> None:
+    assert found(kind, "schedules") == {"weights are the same": True, "schedules differ": True}
+
+
+@each_kind
+def test_an_interrupt_within_a_forward_pass_is_a_stop(found: Found, kind: str) -> None:
+    assert found(kind, "interrupts") == "Stopped"
+
+
+def test_the_users_own_embeddings_stay_what_they_are(found: Found) -> None:
+    assert found("sd15", "others_tokens") == {"places": 1, "kept": True, "left": True, "drawn": 1}
+
+
+@each_kind
 def test_caches_change_no_loss(found: Found, kind: str) -> None:
     assert found(kind, "caches") == {"EasyCacheNode": True, "LazyCacheNode": True}
 
@@ -138,6 +152,7 @@ def test_words_are_looked_up_in_the_vocabulary(found: Found, kind: str) -> None:
         ("clip of SD1.5 with SDXL", "clip, model: SDXL cannot compute with this CLIP"),
         ("vae of 16 channels", "vae: it makes latents of 16 channels, the model takes 4; connect the model's own VAE"),
         ("inpainting", "model: it is for inpainting or edits"),
+        ("Flux Fill", "model: it is for inpainting or edits"),
         ("video", "model: WAN21 draws videos; connect one that draws pictures"),
         ("refiner", "model: it is SDXL's refiner"),
         ("sound", "model: StableAudio1 draws none; connect one that draws pictures"),
