@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import node_pack
@@ -374,8 +375,7 @@ def refusals(case: Case) -> Any:
         return clone
 
     fill = of_class("Flux")
-    fill.model.model_config = copy.copy(fill.model.model_config)
-    fill.model.model_config.unet_config = {"image_model": "flux", "in_channels": 96}
+    fill.model.model_config = SimpleNamespace(unet_config={"image_model": "flux", "in_channels": 96})
     tries = {
         "fits": wrapped(),
         "clip of SDXL": wrapped(clip=xl.clip),
