@@ -53,8 +53,8 @@ class GeneratePreview:
                         "min": 0.0,
                         "max": 100.0,
                         "step": 0.5,
-                        "tooltip": "Classifier-free guidance; 0 is its kind's own: 7.5 for Stable Diffusion, 1 for Flux, "
-                        "4.5 for others, 5 for the embedded model.",
+                        "tooltip": "Classifier-free guidance; 0 is its kind's own: 7.5 for Stable Diffusion, "
+                        "1 for Flux, 4.5 for others, 5 for the embedded model.",
                     },
                 ),
                 "resolution": (
