@@ -22,7 +22,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class ComfyUI:
 
     Args:
         arguments: more of ComfyUI's command line, as ``--front-end-root``.
+        packs: folders of other node packs to load beside ours.
 
     Attributes:
         base: the folder with ``input``, ``output``, ``models``, ``custom_nodes``.
@@ -77,8 +78,8 @@ class ComfyUI:
         client: the id under which prompts are queued and events arrive.
     """
 
-    def __init__(self, *arguments: str) -> None:
-        self._arguments = arguments
+    def __init__(self, *arguments: str, packs: Sequence[Path] = ()) -> None:
+        self._arguments, self._packs = arguments, packs
         self.client = uuid.uuid4().hex
         self._defaults: dict[str, dict[str, Any]] = {}
 
@@ -90,6 +91,8 @@ class ComfyUI:
         for name in ("input", "output", "temp", "user", "custom_nodes", "models/checkpoints", "models/embeddings"):
             (self.base / name).mkdir(parents=True)
         (self.base / "custom_nodes" / "ComfyUI-ZOODiP").symlink_to(ROOT, target_is_directory=True)
+        for pack in self._packs:
+            (self.base / "custom_nodes" / pack.name).symlink_to(pack, target_is_directory=True)
         self._log_path = self.base / "server.log"
         self._process = self._start()
         self.pid = self._process.pid

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,31 @@ def write_sd15(file: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(random_models, "configs", slim)
         random_models.write_random(file, "sd15", "full")
+
+
+_AS_GGUF = """
+import sys, gguf
+from safetensors.torch import load_file
+writer = gguf.GGUFWriter(sys.argv[2], arch="sd1")
+eight = gguf.GGMLQuantizationType.Q8_0
+for name, tensor in load_file(sys.argv[1]).items():
+    array = tensor.float().numpy()
+    if array.ndim == 2 and array.shape[1] % 32 == 0:
+        writer.add_tensor(name, gguf.quants.quantize(array, eight), raw_dtype=eight)
+    else:
+        writer.add_tensor(name, array)
+writer.write_header_to_file()
+writer.write_kv_data_to_file()
+writer.write_tensors_to_file()
+writer.close()
+"""
+
+
+def write_gguf(unet: Path, file: Path) -> None:
+    """A UNet's file as GGUF with Q8_0 weights, by the library that ComfyUI's Python has for city96's loader."""
+    file.parent.mkdir(exist_ok=True)
+    python = os.environ.get("COMFYUI_PYTHON") or sys.executable
+    subprocess.run([python, "-c", _AS_GGUF, str(unet), str(file)], check=True)
 
 
 def write_parts(checkpoint: Path) -> None:

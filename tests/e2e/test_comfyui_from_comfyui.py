@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.e2e.comfyui import ComfyUI, InterruptError, NodeError, Prompt, cached
-from tests.e2e.slim_sd15 import write_parts, write_sd15
+from tests.e2e.slim_sd15 import write_gguf, write_parts, write_sd15
 
 pytestmark = pytest.mark.e2e
 
-SD15, LORA = "random-sd15.safetensors", "random-lora.safetensors"
+SD15, LORA, GGUF = "random-sd15.safetensors", "random-lora.safetensors", "random-unet.gguf"
+GGUF_PACK = os.environ.get("COMFYUI_GGUF_DIR")
+"""A checkout of city96's ComfyUI-GGUF, whose package gguf COMFYUI_PYTHON then has."""
 KEYS = tuple(
     f"diffusion_model.input_blocks.{block}.1.transformer_blocks.0.attn2.to_{part}" for block in (1, 4) for part in "qv"
 )
@@ -25,7 +28,7 @@ KEYS = tuple(
 
 @pytest.fixture(scope="module")
 def comfy() -> Iterator[ComfyUI]:
-    with ComfyUI() as server:
+    with ComfyUI(packs=[Path(GGUF_PACK)] if GGUF_PACK else []) as server:
         models = server.base / "models"
         write_sd15(models / "checkpoints" / SD15)
         write_parts(models / "checkpoints" / SD15)
@@ -36,6 +39,8 @@ def comfy() -> Iterator[ComfyUI]:
             rows, columns = tensors[f"{key.removeprefix('diffusion_model.')}.weight"].shape
             lora[f"{key}.lora_up.weight"] = torch.randn(rows, 2, generator=noise)
             lora[f"{key}.lora_down.weight"] = torch.randn(2, columns, generator=noise)
+        if GGUF_PACK:
+            write_gguf(models / "diffusion_models/bare.safetensors", models / "unet" / GGUF)
         (models / "loras").mkdir(exist_ok=True)
         save_file(lora, models / "loras" / LORA)
         yield server
@@ -189,3 +194,13 @@ def test_ten_trainings_leave_no_memory_behind() -> None:
         for seed in range(2, 10):
             comfy.run(trained(comfy, seed=seed))
         assert comfy.rss() < 1.03 * few
+
+
+@pytest.mark.skipif(not GGUF_PACK, reason="set COMFYUI_GGUF_DIR to a checkout of city96's ComfyUI-GGUF to run this")
+def test_a_token_is_learned_on_a_gguf_file(comfy: ComfyUI) -> None:
+    nodes = {**whole(comfy), "unet": comfy.node("UnetLoaderGGUF", unet_name=GGUF)}
+    on_gguf = learned(comfy, trained(comfy, nodes=nodes, model=["unet", 0]))
+    whole_model = learned(comfy, trained(comfy))
+    assert on_gguf.shape == whole_model.shape
+    assert not torch.equal(on_gguf, whole_model)  # eight bits are not sixteen
+    assert torch.allclose(on_gguf, whole_model, atol=0.5)
