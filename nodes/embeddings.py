@@ -76,8 +76,8 @@ class SaveEmbedding:
 
     CATEGORY = "ZOODiP"
     DESCRIPTION = (
-        "Writes the token into ComfyUI's embeddings folder as safetensors, which A1111, Forge and diffusers read as "
-        "well. embedding:name works at once."
+        "Writes the token into ComfyUI's embeddings folder as safetensors. Those for Stable Diffusion work in A1111, "
+        "Forge and diffusers as well. embedding:name works at once."
     )
     RETURN_TYPES = ("STRING", "STRING")
     RETURN_NAMES = ("prompt", "file")
