@@ -58,12 +58,12 @@ class ComfyUIModel:
 
     def __post_init__(self) -> None:
         kinds.check_parts(self.model, self.clip, self.vae)
+        name = kinds.name_of(self.model)
         self.model = forward.without_caches(self.model)
         self._own_clip, self._seen_with = self.clip, None
         self.texts = Texts(self.clip, self.folder)
         if not self.texts.encoders:
             raise ModelError("clip: this kind reads no embeddings; connect the CLIP that belongs to the model")
-        name = kinds.name_of(self.model)
         encoders = encoder_names(self.clip)
         family = kinds.family_of(self.model, self.texts.widths, encoders)
         prediction = self.model.model.model_type.name.lower()

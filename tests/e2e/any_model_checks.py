@@ -123,26 +123,21 @@ def _sinusoid(number: float) -> torch.Tensor:
 
 
 def stock_encoding(case: Case, candidate: torch.Tensor) -> dict[str, Any]:
-    """A text with a candidate in it, by ComfyUI's own reading of files where it can, else put in by hand."""
+    """A text with a candidate in it, by ComfyUI's own reading of files; where it reads none, by its inner tokenizer's."""
     clip = case.parts.clip
     tensors = dict(zip(case.kind.encoders, candidate.split(case.model.info.dims, dim=1), strict=True))
+    # ComfyUI does not remember what it has read.
+    save_file({key: each.contiguous() for key, each in tensors.items()}, case.embeddings / "candidate.safetensors")
+    text = TEXT.format("embedding:candidate")
     if case.kind.reads:
-        # ComfyUI does not remember what it has read.
-        save_file({key: each.contiguous() for key, each in tensors.items()}, case.embeddings / "candidate.safetensors")
-        tokens = clip.tokenize(TEXT.format("embedding:candidate"))
+        tokens = clip.tokenize(text)
     else:
-        mark = "\u2603"  # some ids that nothing else in the text has
-        tokens = clip.tokenize(TEXT.format(mark))
-        (key,) = tokens
-        plain = {each[0] for each in clip.tokenize(TEXT.format(""))[key][0]}
-        rows: list[Any] = []
-        for entry in tokens[key][0]:
-            if entry[0] in plain:
-                rows.append(entry)
-            elif not any(isinstance(each[0], dict) for each in rows):
-                (vectors,) = tensors.values()
-                rows += [({"type": "embedding", "data": vector}, *entry[1:]) for vector in vectors]
-        tokens = {key: [rows]}
+        (key,) = tensors
+        inner = copy.copy(getattr(clip.tokenizer, key))
+        inner.embedding_directory = [str(case.embeddings)]
+        (rows,) = inner.tokenize_with_weights(clip.tokenizer.llama_template.format(text), disable_weights=True)
+        placed = [({"type": "embedding", "data": e[0]}, *e[1:]) if torch.is_tensor(e[0]) else e for e in rows]
+        tokens = {key: [placed]}
     encoded: dict[str, Any] = clip.encode_from_tokens(tokens, return_dict=True)
     return encoded
 
@@ -215,7 +210,7 @@ def _taken(case: Case, file: Path) -> bool:
         clip, text = case.parts.clip, "embedding:learned"
     else:
         embedding = _pack("zoodip_core.model.embedding").load_embedding(file)
-        clip, text = _pack("nodes.tokenizer").with_token(case.parts.clip, embedding, 1.0, case.folder / "applied")
+        clip, text = _pack("nodes.placing").with_token(case.parts.clip, embedding, 1.0, case.folder / "applied")
     tokens = clip.tokenize(f"a photo of {text} here")
     clip.encode_from_tokens(tokens)  # and it computes with them
     entries = [entry[0] for sections in tokens.values() for section in sections for entry in section]
