@@ -123,7 +123,7 @@ def _sinusoid(number: float) -> torch.Tensor:
 
 
 def stock_encoding(case: Case, candidate: torch.Tensor) -> dict[str, Any]:
-    """A text with a candidate in it, by ComfyUI's own reading of files, or its inner tokenizer's where it reads none."""
+    """A text with a candidate in it, by ComfyUI's own reading of files, or by its inner tokenizer's."""
     clip = case.parts.clip
     tensors = dict(zip(case.kind.encoders, candidate.split(case.model.info.dims, dim=1), strict=True))
     # ComfyUI does not remember what it has read.

@@ -74,7 +74,7 @@ def test_losses_are_the_models_own(found: Found, kind: str) -> None:
         assert lost["together"] == pytest.approx(lost["by hand"], rel=1e-5), timestep
         assert lost["together"] == pytest.approx(lost["alone"], rel=1e-5), timestep
         assert len(set(lost["by hand"])) == 3, "the candidates make no difference"
-        assert max(lost["by hand"]) / min(lost["by hand"]) > 1 + 1e-4, "the candidates make no difference to speak of"
+        assert max(lost["by hand"]) / min(lost["by hand"]) > 1 + 5e-5, "the candidates make no difference to speak of"
 
 
 @each_kind
