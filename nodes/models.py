@@ -10,7 +10,7 @@ from .host import CLIP, FOR_OWN_MODELS, NEEDED, VAE, check_packages, host, stopp
 from .inputs import inputs_of
 
 if TYPE_CHECKING:
-    from ..zoodip_core.model.token_model import TokenModel
+    from ..zoodip_core.model.stable_diffusion import StableDiffusion
 
 TINY_CHOICE = "tiny (embedded)"
 OWN = "the checkpoint's own"
@@ -90,7 +90,7 @@ class LoadQuantizedSD:
         clip: str = OWN,
         clip_2: str = OWN,
         vae: str = OWN,
-    ) -> tuple[TokenModel, str]:
+    ) -> tuple[StableDiffusion, str]:
         check_packages(
             (*NEEDED, *FOR_OWN_MODELS), "Or use Model from ComfyUI, which needs neither diffusers nor optimum-quanto."
         )
@@ -140,7 +140,7 @@ def _path(name: str, choice: str) -> Path:
     return known[choice]
 
 
-def _report(model: TokenModel) -> str:
+def _report(model: StableDiffusion) -> str:
     from ..zoodip_core.model.memory import free_memory, predict_memory
     from ..zoodip_core.model.memory_use import megabytes
 

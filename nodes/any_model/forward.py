@@ -27,7 +27,7 @@ def without_caches(model: Any) -> Any:
     return clone
 
 
-class _Instead(comfy.samplers.Sampler):
+class _Instead(comfy.samplers.Sampler):  # type: ignore[misc]
     """In the place of a sampler: does some work where it would draw."""
 
     def __init__(self, work: Inner) -> None:

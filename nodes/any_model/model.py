@@ -205,7 +205,7 @@ class ComfyUIModel:
         for image in images:  # one at a time: encoding is the largest peak of a run
             check_stop()
             pixels = drawing.pixels_of(image.picture)
-            encoded = self._tried(lambda pixels=pixels: self.vae.encode(pixels)).float().cpu()
+            encoded = self._tried(functools.partial(self.vae.encode, pixels)).float().cpu()
             if not torch.isfinite(encoded).all():
                 raise ModelError(f"vae: it turns {image.path.name} into NaN or infinity; connect another VAE")
             latents.append(encoded)
