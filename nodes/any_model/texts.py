@@ -75,7 +75,7 @@ class ComfyPrompt:
 
 
 def _told_apart(entry: Any) -> str:
-    """What tells an entry that is no number from another: a vector of a file of the user's, by its content."""
+    """What tells an entry that is not a number from another: a vector of a file of the user's, by its content."""
     if torch.is_tensor(entry):
         return hashlib.sha256(entry.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
     return repr(entry)
