@@ -34,6 +34,7 @@ pytestmark = pytest.mark.e2e
 
 NODES = {
     "ZoodipLoadQuantizedSD": "Load Quantized SD",
+    "ZoodipModelFromComfyUI": "Model from ComfyUI",
     "ZoodipLoadReferenceImages": "Load Reference Images",
     "ZoodipSubspaceGradient": "Subspace Gradient",
     "ZoodipPUTSSampler": "PUTS Sampler",
