@@ -82,6 +82,8 @@ def _told_apart(entry: Any) -> str:
 
 
 class _Marks:
+    """Rows of an encoder that only say which they are."""
+
     def __init__(self, encoder: int) -> None:
         self._encoder = encoder
 
