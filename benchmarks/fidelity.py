@@ -1,9 +1,10 @@
-"""How well tokens are learned: our search, the paper's, and others' at equal forward passes, on the embedded model.
+"""How well tokens are learned: our search, the paper's, and others' at equal forward passes.
 
-Every method learns every bundled concept with every seed, from the same images, captions and noise. It is measured by
-the held-out loss at high t (``train/heldout.py``) at marks counted in forward passes of one candidate, and by what
-the final token draws (12 images of 20 DDIM steps). **Gain** is the share of gradient textual inversion's held-out
-gain, in percent: 0 is the initializer's word, 100 the gradient's final token.
+``--bench tiny`` is the embedded model, ``--bench words`` the one over a real vocabulary (``worlds.py``). Every method
+learns every bundled concept with every seed, from the same images, captions and noise. It is measured by the held-out
+loss at high t (``train/heldout.py``) at marks counted in forward passes of one candidate, by how far from the words'
+mean the final token lies, and by what it draws (18 images of 20 DDIM steps). **Gain** is the share of gradient textual
+inversion's held-out gain, in percent: 0 is the initializer's word, 100 the gradient's final token.
 
     gradient    textual inversion with gradients: Adam, 8 draws a step, cosine; backward passes are not counted
     naive       random gradient estimation n = 2, uniform timesteps, ZOAdam with a constant learning rate
@@ -12,14 +13,14 @@ gain, in percent: 0 is the initializer's word, 100 the gradient's final token.
     paper       both: ZOODiP as published
     spsa, one-point   the paper with the estimators of S2 and S3
     snr         the paper with SNR-based timesteps (table 5)
-    naive, tuned and paper, tuned   with a learning rate four times as large
+    naive, tuned and paper, tuned   with the learning rate that is best for them (``--tune``)
     gf-ti       Gradient-Free Textual Inversion: CMA-ES in a random subspace
     ours        what the product does; ours@N is a run of N forwards
 
-The paper's settings for 768 dimensions are scaled to this model's 128: tau, and the learning rate to its larger
-embeddings; one rate serves all methods of the paper's kind but the tuned ones. ``--tune`` shows what other rates give,
-on seeds that the table does not use, from which the tuned rows have theirs. The six subjects are the default: of a
-style, tokens draw other scores, which have no mean with theirs (``--concepts blueprint``).
+The paper's settings for 768 dimensions are scaled to the model's: tau by their number, and the learning rate to the
+size of its words; one rate serves all methods of the paper's kind but the tuned ones. ``--tune`` shows what other rates
+give, on seeds that the table does not use, from which the tuned rows have theirs. The six subjects are the default: of
+a style, tokens draw other scores, which have no mean with theirs (``--concepts blueprint``).
 
     pip install -e .[bench]
     python benchmarks/fidelity.py --json FILE --figure FILE
@@ -54,12 +55,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gains import MARKS, Figures, curves_in, curves_of, derived, draw_figure, tables
 from benchmarks.stacked import BACKWARD, Lane, Stack, Subject, descend, heldout, run
+from benchmarks.worlds import WORLDS, World
 from zoodip_core import SubspaceGradient, TrainConfig, ZerothOrderSearch, ZOAdam, generate
 from zoodip_core.base import rng
 from zoodip_core.base.files import read_object, write_atomically
 from zoodip_core.cli.demo import demo_config
 from zoodip_core.model.embedding import Embedding
-from zoodip_core.model.load import load_quantized
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_table import table_of
 from zoodip_core.search import guard, preconditioner
@@ -74,25 +75,23 @@ from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.presets import PAPER_PRESETS, preset_for
 from zoodip_core.train.rounding import LEAST_FORWARDS, adapted
 from zoodip_core.train.timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
-from zoodip_core.train.vocabulary import vocabulary_spread
+from zoodip_core.train.vocabulary import vocabulary_spread, word_ids
 
 BUDGET = 4_500
 FINE_STEP, FINE_END = 150, 3_000
 """Ours is measured on this grid as well, for the forwards it needs to come to a loss."""
-LR = 2e-2
-"""Of all searches of the paper's kind: its 5e-3, scaled to this model's larger embeddings."""
-TUNED_LR = 8e-2
-"""From ``--tune``: best for the naive search, and near the best for the paper's."""
-GRADIENT = {"lr": 1e-1, "batch": 8, "forwards": 2_400}
-GF_TI = {"dims": 64, "sigma": 1.0}
-"""GF-TI's 256 dimensions of 768 would be more than this model has; 64 of 128. Its sigma and alpha are 1."""
+GRADIENT = {"batch": 8, "forwards": 2_400}
+GF_TI_SIGMA = 1.0
+"""Its sigma and alpha are 1."""
 IMAGES, DDIM_STEPS = 12, 20
+ALSO_EYES, ALSO_HEADS = {1: "with one eye", 2: "with two eyes", 3: "with three eyes"}, ("horns", "antennae")
+"""What half as many prompts ask for besides the place: what a token leaves to the other words."""
 PLACES = ("snow", "meadow", "night", "beach", "candy", "ocean")
 FAR = 100.0
 """The error of a colour or tone, in RGB, that counts as not learned at all."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "normal directions": {"directions": "normal", "mu": 0.18, "lr": 0.068},
+    "normal directions": {"directions": "normal", "mu": 2.6, "lr": 1.0},
     "ZOAdam": {"optimizer": "zoadam"},
     "mu stays": {"mu_end": 1.0},
     "a tenth of mu": {"mu": 0.26},
@@ -106,10 +105,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "without checks": {"checks": 0, "patience": 0},
 }
 """What ``--ablation`` takes from ours: settings of ``TrainConfig``, one row each. Normal directions know no vocabulary:
-their mu and learning rate are ours times 0.068, the standard deviation of the embedded model's words in one number."""
+their mu and learning rate are multiplied by the standard deviation of the model's words in one number."""
 ABLATION_SEEDS, ABLATION_BUDGET = 3, 2_000
 
-TUNE_LR = (2e-2, 4e-2, 8e-2, 1.6e-1)
 TUNE_SIGMA = (0.3, 1.0, 3.0)
 TUNED = ("naive", "paper")
 TUNE_CONCEPTS, TUNE_SEEDS, TUNE_FIRST_SEED = ("boo", "pip", "zig"), 2, 100
@@ -136,6 +134,11 @@ class Plan:
     weights: str = "int8"
     dtype: str = "float32"
     num_vectors: int = 1
+    bench: str = "tiny"
+
+    @property
+    def world(self) -> World:
+        return WORLDS[self.bench]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -184,12 +187,12 @@ class Recipe:
     estimator: str = "rge"
     n: int = 2
     mu: float = 1e-3
-    tau: int = 21
+    tau: int = WORLDS["tiny"].tau
     nu: float = 1e-3
     timesteps: str = "puts"
     t_lower: int = 500
     t_upper: int = 900
-    lr: float = LR
+    lr: float = WORLDS["tiny"].lr
 
     def lane(self, subject: Subject, seed: int) -> Lane:
         """A training with it."""
@@ -251,9 +254,9 @@ class GradientFree:
         self._asked = []
 
 
-def gradient_free(budget: int, **settings: Any) -> Method:
-    """GF-TI with its settings changed; one draw a generation, PUTS's timesteps, CMA-ES's own population."""
-    chosen = {**GF_TI, **settings}
+def gradient_free(world: World, budget: int, sigma: float = GF_TI_SIGMA) -> Method:
+    """GF-TI: one draw a generation, PUTS's timesteps, CMA-ES's own population."""
+    chosen: dict[str, Any] = {"dims": world.gf_dims, "sigma": sigma}
 
     def lane(subject: Subject, seed: int) -> Lane:
         (encoder,) = subject.model.text_encoders
@@ -266,6 +269,8 @@ def gradient_free(budget: int, **settings: Any) -> Method:
 
 def ours(concept: concepts.Concept, plan: Plan, budget: int, seed: int, **changes: Any) -> TrainConfig:
     """The product's own settings for a run of so many forwards; ``changes`` are an ablation's."""
+    if changes.get("directions") == "normal":
+        changes = {**changes, "mu": changes["mu"] * plan.world.word_size, "lr": changes["lr"] * plan.world.word_size}
     config = demo_config(concept, seed=seed, **plan.settings, **changes)
     steps = budget // config.make_estimator().num_candidates
     while steps > 1 and forwards_of(replace(config, steps=steps)) > budget:
@@ -327,7 +332,9 @@ def our_method(plan: Plan, budget: int, fine: bool = False, **changes: Any) -> M
 
 def methods(plan: Plan) -> dict[str, Method]:
     """All methods of the table, by name."""
-    paper = Recipe(mu=plan.coarse.get("mu", Recipe.mu))
+    world = plan.world
+    paper = Recipe(mu=plan.coarse.get("mu", Recipe.mu), lr=world.lr, tau=world.tau)
+    first, *others = world.tuned_lrs
     recipes = {
         "naive": replace(paper, tau=0, timesteps="uniform"),
         "naive+PUTS": replace(paper, tau=0),
@@ -336,16 +343,22 @@ def methods(plan: Plan) -> dict[str, Method]:
         "spsa": replace(paper, estimator="spsa"),
         "one-point": replace(paper, estimator="one-point"),
         "snr": replace(paper, timesteps="snr"),
-        "naive, tuned": replace(paper, tau=0, timesteps="uniform", lr=TUNED_LR),
-        "paper, tuned": replace(paper, lr=TUNED_LR),
+        "naive, tuned": replace(paper, tau=0, timesteps="uniform", lr=first),
+        "paper, tuned": replace(paper, lr=first),
+        **{f"paper, lr {lr:g}": replace(paper, lr=lr) for lr in others},
     }
     return {
-        "gradient": Method(GRADIENT, int(GRADIENT["forwards"]), None),
+        "gradient": gradient(world),
         **{name: recipe.method(plan.budget) for name, recipe in recipes.items()},
-        "gf-ti": gradient_free(plan.budget),
+        "gf-ti": gradient_free(world, plan.budget),
         "ours": our_method(plan, plan.budget, fine=True),
         f"ours@{plan.budget // 3}": our_method(plan, plan.budget // 3),
     }
+
+
+def gradient(world: World, lr: float = 0.0) -> Method:
+    """Textual inversion with gradients."""
+    return Method({"lr": lr or world.gradient_lr, **GRADIENT}, int(GRADIENT["forwards"]), None)
 
 
 def ablations(plan: Plan) -> dict[str, Method]:
@@ -358,10 +371,12 @@ def tunings(plan: Plan) -> dict[str, Method]:
     """The gradient for a ceiling, and the baselines at several learning rates or step sizes."""
     whole = methods(plan)
     rows = {"gradient": whole["gradient"]}
-    for name, lr in itertools.product(TUNED, TUNE_LR):
+    for lr in (plan.world.gradient_lr / 2, plan.world.gradient_lr * 2):
+        rows[f"gradient, lr {lr:g}"] = gradient(plan.world, lr)
+    for name, lr in itertools.product(TUNED, plan.world.tune_lrs):
         rows[f"{name}, lr {lr:g}"] = replace(Recipe(**whole[name].settings), lr=lr).method(plan.budget)
     for sigma in TUNE_SIGMA:
-        rows[f"gf-ti, sigma {sigma:g}"] = gradient_free(plan.budget, sigma=sigma)
+        rows[f"gf-ti, sigma {sigma:g}"] = gradient_free(plan.world, plan.budget, sigma)
     return rows
 
 
@@ -400,22 +415,67 @@ def alignment(subject: Subject, judge: Judge, pictures: Sequence[Image.Image]) -
 
 
 def draw(subject: Subject, judge: Judge, theta: torch.Tensor, count: int = IMAGES) -> dict[str, float]:
-    """Scores of a token ``[1, dim]``: :func:`alignment`, and text alignment as ``text``.
+    """Scores of a token ``[1, dim]``: :func:`alignment`, and what it leaves to the prompt's other words.
 
-    Text alignment is the judge's mean probability of the place (of a style: the shape) that the prompt names.
+    ``text``, text alignment, is the judge's mean probability of the place (of a style: the shape) that the prompt
+    names; ``also`` that of eyes or a head of other kind than the subject's, where the prompt asks for those as well.
     """
     texts, name, wanted = prompts_of(subject, judge, count)
+    other = [] if subject.concept.tone else also_of(subject, count // 2)
     token = subject.concept.token
+    prompts = [*texts, *(text for text, *_ in other)]
     made = generate(
         subject.model,
-        [text.format(token) for text in texts],
-        list(range(count)),
+        [text.format(token) for text in prompts],
+        list(range(len(prompts))),
         embedding=Embedding(token, (theta,)),
         num_inference_steps=DDIM_STEPS,
     )
-    read = judge.read(made)[name]
-    text = [float(row[judge.classes[name].index(value)]) for row, value in zip(read, wanted, strict=True)]
-    return {"text": statistics.fmean(text), **alignment(subject, judge, made)}
+    read = judge.read(made)
+    seen = [float(read[name][i, judge.classes[name].index(value)]) for i, value in enumerate(wanted)]
+    scores = alignment(subject, judge, made[: len(texts)])
+    if other:
+        places = [PLACES[i % len(PLACES)] for i in range(len(other))]
+        at = range(len(texts), len(made))
+        seen += [float(read["place"][i, judge.classes["place"].index(p)]) for i, p in zip(at, places, strict=True)]
+        asked = [
+            float(read[kind][i, judge.classes[kind].index(value)])
+            for i, (_, kind, value) in zip(at, other, strict=True)
+        ]
+        scores["also"] = statistics.fmean(asked)
+    return {"text": statistics.fmean(seen), **scores}
+
+
+def also_of(subject: Subject, count: int) -> list[tuple[str, str, str]]:
+    """Texts that ask for a place and one thing more that the subject does not have: text, attribute, its value."""
+    own = subject.concept.attributes
+    eyes = [("eyes", str(count), words) for count, words in ALSO_EYES.items()]
+    kinds = [*eyes, *(("head", head, f"with {head}") for head in ALSO_HEADS)]
+    usable = [(kind, value, words) for kind, value, words in kinds if str(own[kind]) != value]
+    found = []
+    for i in range(count):
+        kind, value, words = usable[i % len(usable)]
+        found.append((f"a {{}} {words} in the {PLACES[i % len(PLACES)]}", kind, value))
+    return found
+
+
+def pictures_of(images: int) -> int:
+    """How many pictures a token draws, where so many ask for a place alone."""
+    return images + images // 2
+
+
+class Words:
+    """Where the vocabulary's words lie, to say how far out a token is."""
+
+    def __init__(self, model: StableDiffusion) -> None:
+        (encoder,), (tokenizer,) = model.text_encoders, model.tokenizers
+        rows = table_of(encoder).rows(word_ids(tokenizer)).double()
+        self.mean = rows.mean(0)
+        self.rms = float((rows - self.mean).square().sum(1).mean().sqrt())
+
+    def distance(self, theta: torch.Tensor) -> float:
+        """Of a token ``[num_vectors, dim]`` from the words' mean, in the words' own root mean square distance."""
+        return float((theta.double() - self.mean).norm(dim=1).mean()) / self.rms
 
 
 # ---------------------------------------------------------------- running
@@ -454,7 +514,8 @@ class Bench:
 
     def __init__(self, plan: Plan, clock: Clock, images: int = IMAGES, parts: int = PARTS) -> None:
         self.plan, self.clock, self.images, self.parts = plan, clock, images, parts
-        self.model = load_quantized("tiny", weights=plan.weights, dtype=plan.dtype)
+        self.model = plan.world.load(plan.weights, plan.dtype)
+        self.words = Words(self.model)
         self.stack = Stack(self.model, on_cost=clock.add)
         self.judge = Judge.load(JUDGE)
         self.subjects = [Subject(self.model, concepts.load(name), plan.num_vectors) for name in plan.concepts]
@@ -466,7 +527,7 @@ class Bench:
         return {
             subject.concept.name: {
                 "loss": loss,
-                **({"word": self._draw(subject, subject.theta0)} if self.images else {}),
+                **({"word": self._measured(subject, subject.theta0)} if self.images else {}),
                 "pictures": alignment(subject, self.judge, subject.concept.pictures()),
             }
             for subject, loss in zip(self.subjects, losses, strict=True)
@@ -497,7 +558,7 @@ class Bench:
 
         if method.lane is None:
             trainings = [(subject, subject.training(PUTS()), seed) for subject, seed in keys]
-            lr, batch = float(GRADIENT["lr"]), int(GRADIENT["batch"])
+            lr, batch = float(method.settings["lr"]), int(method.settings["batch"])
             descend(self.stack, trainings, method.budget, method.marks, on_mark, lr, batch)
         else:
             lanes = [method.lane(subject, seed) for subject, seed in keys]
@@ -512,14 +573,17 @@ class Bench:
                 "concept": subject.concept.name,
                 "seed": seed,
                 "losses": curves[i],
-                "scores": self._draw(subject, tokens[i, method.budget]) if self.images else {},
+                "scores": self._measured(subject, tokens[i, method.budget]),
+                "token": tokens[i, method.budget].flatten().tolist(),
             }
             for i, (subject, seed) in enumerate(keys)
         ], forwards
 
-    def _draw(self, subject: Subject, theta: torch.Tensor) -> dict[str, float]:
-        figures = draw(subject, self.judge, theta, self.images)
-        self.clock.add(2 * self.images * DDIM_STEPS)  # with and without the text, for guidance
+    def _measured(self, subject: Subject, theta: torch.Tensor) -> dict[str, float]:
+        figures = {"distance": self.words.distance(theta)}
+        if self.images:
+            figures |= draw(subject, self.judge, theta, self.images)
+            self.clock.add(2 * pictures_of(self.images) * DDIM_STEPS)  # with and without the text, for guidance
         return figures
 
 
@@ -546,7 +610,8 @@ def cost(plan: Plan, chosen: dict[str, Method], images: int = IMAGES) -> tuple[i
         trained = len(plan.concepts) * len(plan.seeds) * method.budget
         forwards += trained
         total += trained * (1 if method.lane else 1 + BACKWARD)
-        total += len(plan.concepts) * len(plan.seeds) * (len(method.marks) * measured + 2 * images * DDIM_STEPS)
+        drawn = 2 * pictures_of(images) * DDIM_STEPS
+        total += len(plan.concepts) * len(plan.seeds) * (len(method.marks) * measured + drawn)
     return forwards, total
 
 
@@ -586,12 +651,13 @@ def measure(plan: Plan, chosen: dict[str, Method], path: Path | None, images: in
     print(f"{trainings} trainings for each of {len(missing)} methods, {plan.weights} weights, {plan.dtype} activations")
     print(
         f"{forwards:,} forward passes of training, {total:,.0f} with gradients' backward passes, held-out losses "
-        f"and images; {total * 2.2e-3 / 60:.0f} min at 2.2 ms each\n",
+        f"and images; {total * plan.world.seconds / 60:.0f} min at {1e3 * plan.world.seconds:g} ms each\n",
         flush=True,
     )
     data: dict[str, Any] = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "torch": torch.__version__,
+        "model": plan.world.digest,
         "plan": {**asdict(plan), "images": images},
         **known,
     }
@@ -644,11 +710,13 @@ def plan_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Plan:
     seeds, budget = args.seeds or seeds, args.budget or budget
     if min(seeds, args.num_vectors) < 1 or budget < MARKS[0]:
         parser.error(f"at least one seed, one vector and {MARKS[0]} forwards are needed")
-    return Plan(names, tuple(range(first, first + seeds)), budget, args.weights, args.dtype, args.num_vectors)
+    chosen = args.weights, args.dtype, args.num_vectors, args.bench
+    return Plan(names, tuple(range(first, first + seeds)), budget, *chosen)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bench", default="tiny", choices=tuple(WORLDS), help="the model (default tiny)")
     parser.add_argument("--methods", metavar="A,B", help="rows of the table (default all); gradient is always run")
     parser.add_argument("--concepts", metavar="A,B", help="bundled concepts (default the six subjects)")
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 (default 5)")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-MARKS = (300, 600, 1200, 2000, 3000, 4500)
+MARKS = (300, 600, 1000, 1500, 2000, 3000, 4500, 9000, 15000)
 """Forward passes at which every method is measured."""
 ORDER = ("gradient", "paper", "naive", "gf-ti")
 """The order that the paper's table 1 would have, by gain."""
@@ -196,7 +196,7 @@ def tables(figures: Figures) -> str:
 
 
 def _score_table(figures: Figures) -> list[str]:
-    kinds = ("attributes", "features", "text")
+    kinds = ("attributes", "features", "text", "also", "distance")
     started = figures.data["start"].values()
     rows = []
     for label in ("word", "pictures"):
@@ -205,8 +205,15 @@ def _score_table(figures: Figures) -> list[str]:
             [f"the {label}", *(f"{statistics.fmean(values):.3f}" if values else "" for values in known)],
         )
     rows += [[name, *(with_spread(figures.scores(name, kind), 3) for kind in kinds)] for name in figures.results]
-    head = ["", "image alignment: attributes", "image alignment: features", "text alignment"]
-    return ["What the final tokens draw (1 is best):\n", table(head, rows)]
+    head = [
+        "",
+        "image alignment: attributes",
+        "image alignment: features",
+        "text alignment: place",
+        "text alignment: another attribute",
+        "distance, words' rms",
+    ]
+    return ["What the final tokens draw (1 is best), and how far from the words' mean they lie:\n", table(head, rows)]
 
 
 def _reach_table(figures: Figures, rival: str) -> list[str]:

@@ -27,9 +27,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.fidelity import DDIM_STEPS, TUNED_LR, Clock, Recipe, draw
+from benchmarks.fidelity import DDIM_STEPS, Clock, Recipe, draw, pictures_of
 from benchmarks.gains import table
 from benchmarks.stacked import Lane, Stack, Subject, heldout, run
+from benchmarks.worlds import WORLDS
 from zoodip_core import ZerothOrderSearch
 from zoodip_core.base.files import write_atomically
 from zoodip_core.model.load import load_quantized
@@ -97,7 +98,9 @@ def cells(step: int) -> list[Cell]:
 def timestep_map(stack: Stack, subject: Subject, judge: Judge, size: Size) -> list[dict[str, Any]]:
     """For each cell its figures, the mean over seeds."""
     keys = [(cell, seed) for cell in cells(size.step) for seed in range(size.map_seeds)]
-    searches = {cell: replace(Recipe(), lr=TUNED_LR, t_lower=cell[0], t_upper=cell[1]) for cell, _ in keys}
+    searches = {
+        cell: replace(Recipe(), lr=WORLDS["tiny"].tuned_lrs[0], t_lower=cell[0], t_upper=cell[1]) for cell, _ in keys
+    }
     lanes = [searches[cell].lane(subject, seed) for cell, seed in keys]
     tokens: dict[int, torch.Tensor] = {}
 
@@ -109,7 +112,7 @@ def timestep_map(stack: Stack, subject: Subject, judge: Judge, size: Size) -> li
     found: dict[Cell, list[dict[str, float]]] = {}
     for place, (cell, _) in enumerate(keys):
         scores = draw(subject, judge, tokens[place], size.images)
-        stack.on_cost(2 * size.images * DDIM_STEPS)
+        stack.on_cost(2 * pictures_of(size.images) * DDIM_STEPS)
         found.setdefault(cell, []).append({"loss": losses[place], **{key: scores[key] for key in list(PANELS)[1:]}})
     return [
         {"t_lower": low, "t_upper": high, **{key: statistics.fmean(each[key] for each in values) for key in PANELS}}
@@ -121,7 +124,7 @@ def cost(size: Size, figures: Sequence[str]) -> float:
     """Forward passes of everything."""
     histogram = len(SG_CONCEPTS) * len(TAUS) * size.sg_seeds * size.sg_budget
     trainings = len(cells(size.step)) * size.map_seeds
-    heat = trainings * (size.map_budget + 80 + 2 * size.images * DDIM_STEPS)
+    heat = trainings * (size.map_budget + 80 + 2 * pictures_of(size.images) * DDIM_STEPS)
     return ("sg" in figures) * histogram + ("puts" in figures) * heat
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import random_models
 import torch
@@ -22,6 +23,7 @@ from zoodip_core.model.embedding import check_fits, describe, load_embeddings, s
 from zoodip_core.model.embedding_tensors import MAX_BYTES
 from zoodip_core.model.generation import encode_text
 from zoodip_core.model.stable_diffusion import StableDiffusion
+from zoodip_core.model.token_table import table_of
 
 Tensors = dict[str, torch.Tensor]
 
@@ -305,6 +307,30 @@ def test_commands_take_all_tokens_of_a_file_or_one(
     evaluating = ("evaluate", "--embedding", file, *images)
     assert "--which NAME" in refused(capsys, *evaluating)
     assert "holds no token <x>" in refused(capsys, *evaluating, "--which", "<x>")
+
+
+def test_inspect_says_where_a_token_lies_among_the_words(
+    tmp_path: Path, tiny_model: StableDiffusion, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a vector on the line from the words' mean through a word, five times as far out as words are."""
+    (encoder,), (tokenizer,) = tiny_model.text_encoders, tiny_model.tokenizers
+    ids = {text: i for text, i in tokenizer.get_vocab().items() if text.endswith("</w>") and len(text) > 5}
+    table = np.asarray(table_of(encoder).rows(list(ids.values())), dtype=np.float64)
+    mean = table.mean(axis=0)
+    size = np.sqrt(((table - mean) ** 2).sum(axis=1).mean())
+    word = table[list(ids).index("horns</w>")] - mean
+    vector = mean + 5 * size * word / np.linalg.norm(word)
+    cosines = (table - mean) @ word / np.linalg.norm(table - mean, axis=1) / np.linalg.norm(word)
+    near = [list(ids)[i].removesuffix("</w>") for i in np.argsort(-cosines)[:5]]
+    file = tmp_path / "far.safetensors"
+    save_embedding(Embedding("<far>", (torch.from_numpy(vector)[None].float(),)), file)
+    assert main(["inspect", str(file), "--model", "tiny"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "distance 5.0 (from the words' mean; that of words is 1)" in shown
+    listed = ", ".join(f"{name} {sorted(cosines)[-1 - i]:.2f}" for i, name in enumerate(near))
+    assert near[0] == "horns"
+    assert f"nearest words {listed}" in shown
+    assert "tiny is not an embedding; leave it out" in refused(capsys, "inspect", "tiny", "--model", "tiny")
 
 
 def test_the_node_takes_one_token_of_several(pack: Any, host: Any) -> None:

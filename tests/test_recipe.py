@@ -162,15 +162,24 @@ def held_at(theta: Array) -> float:
     return bowl(10**6)(theta)
 
 
-def test_the_search_agrees_with_its_description() -> None:
-    """theta = theta0 + A w; gradients in w scaled to a root mean square of 1, their running mean, falling mu and lr."""
+@pytest.mark.parametrize("radius", [0.0, 1.5])
+def test_the_search_agrees_with_its_description(radius: float) -> None:
+    """theta = theta0 + A w; gradients in w scaled to a root mean square of 1, their running mean, falling mu and lr.
+
+    With a radius R of the words' distance d, each vector v = A w becomes v / sqrt(1 + |v|^2 / (R d)^2).
+    """
     rows, start = words(), torch.randn(VECTORS, DIM, generator=torch.Generator().manual_seed(3))
     estimator, lr, momentum = RGE(3, 0.7), 0.2, 0.9
-    search = ZerothOrderSearch(
-        start, estimator, None, NormalizedSGD(lr, momentum), SEED, spread_of([torch.from_numpy(rows)], rank=5)
-    )
+    spread = spread_of([torch.from_numpy(rows)], rank=5)
+    search = ZerothOrderSearch(start, estimator, None, NormalizedSGD(lr, momentum), SEED, spread, radius=radius)
     a = worked(rows, 5, FLOOR)
     theta0 = start.double().numpy()
+    far = radius * np.sqrt(((rows - rows.mean(axis=0)) ** 2).sum(axis=1).mean())
+
+    def token(w: Array) -> Array:
+        v = w @ a
+        return theta0 + (v / np.sqrt(1 + (v**2).sum(axis=1, keepdims=True) / far**2) if radius else v)
+
     w, mean = np.zeros((VECTORS, DIM)), np.zeros((VECTORS, DIM))
     for step in range(STEPS):
         lr_scale, mu_scale = 0.5 * (1 + math.cos(math.pi * step / STEPS)), 1 - 0.9 * step / STEPS
@@ -179,18 +188,47 @@ def test_the_search_agrees_with_its_description() -> None:
         search.tell(losses, lr_scale, mu_scale=mu_scale)
 
         e = estimator.directions(SEED, step, start.shape).numpy()
-        theta = theta0 + w @ a
-        base = bowl(step)(theta.ravel())
-        slopes = [(bowl(step)((theta + 0.7 * mu_scale * x @ a).ravel()) - base) / (0.7 * mu_scale) for x in e]
+        base = bowl(step)(token(w).ravel())
+        slopes = [(bowl(step)(token(w + 0.7 * mu_scale * x).ravel()) - base) / (0.7 * mu_scale) for x in e]
         g = sum(s * x for s, x in zip(slopes, e, strict=True)) / len(e)
         mean = momentum * mean + (1 - momentum) * g / np.sqrt((g**2).mean())
         w = w - lr * lr_scale * mean / (1 - momentum ** (step + 1))
-    np.testing.assert_allclose(search.theta.numpy(), theta0 + w @ a, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(search.theta.numpy(), token(w), rtol=1e-3, atol=1e-3)
     assert held_at(search.theta.double().numpy().ravel()) < held_at(theta0.ravel())
 
 
-@pytest.mark.parametrize("averaging", [0.0, 0.3])
-def test_a_state_continues_bit_for_bit(averaging: float) -> None:
+def test_no_token_lies_beyond_the_radius() -> None:
+    """Neither what is learned nor a candidate, however far the search goes; each vector by itself."""
+    rows, radius = words(), 2.0
+    spread = spread_of([torch.from_numpy(rows)], rank=5)
+    far = radius * np.sqrt(((rows - rows.mean(axis=0)) ** 2).sum(axis=1).mean())
+    start = torch.randn(VECTORS, DIM, generator=torch.Generator().manual_seed(3))
+    search = ZerothOrderSearch(start, RGE(2, 0.5), None, NormalizedSGD(2.0), SEED, spread, averaging=0.1, radius=radius)
+    lengths = []
+    for step in range(STEPS):
+        candidates = search.ask()
+        lengths.append((candidates - start).norm(dim=2).max().item())
+        search.tell(candidates.double().sum(dim=(1, 2)))  # downhill for ever
+        assert (search.theta - start).norm(dim=1).max() <= far * (1 + 1e-6), step
+    assert 0.97 * far < max(lengths) <= far * (1 + 1e-6)
+    short = torch.full((1, DIM), 1e-4, dtype=torch.float64)
+    torch.testing.assert_close(spread.stretch(short, radius), spread.stretch(short), rtol=1e-6, atol=0)
+    long = 1e4 * torch.randn(3, DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    turned = torch.nn.functional.cosine_similarity(spread.stretch(long, radius), spread.stretch(long), dim=1)
+    torch.testing.assert_close(turned, torch.ones(3, dtype=torch.float64))
+
+
+def test_a_radius_that_can_not_be_is_refused() -> None:
+    spread = spread_of([torch.from_numpy(words())])
+    for radius in (-1.0, math.inf, math.nan):
+        with pytest.raises(ConfigError, match="radius"):
+            ZerothOrderSearch(torch.zeros(1, DIM), spread=spread, radius=radius)
+    with pytest.raises(ConfigError, match="vocabulary's shape"):
+        ZerothOrderSearch(torch.zeros(1, DIM), radius=2.0)
+
+
+@pytest.mark.parametrize(("averaging", "radius"), [(0.0, 0.0), (0.3, 0.0), (0.3, 1.0)])
+def test_a_state_continues_bit_for_bit(averaging: float, radius: float) -> None:
     def steps(search: ZerothOrderSearch, first: int, last: int) -> None:
         for step in range(first, last):
             losses = [bowl(step)(c.double().numpy().ravel()) for c in search.ask(0.5)]
@@ -201,7 +239,7 @@ def test_a_state_continues_bit_for_bit(averaging: float) -> None:
         spread = spread_of([torch.from_numpy(words())])
         optimizer = NormalizedSGD(0.1)
         return ZerothOrderSearch(
-            torch.zeros(VECTORS, DIM), RGE(2, 0.5), None, optimizer, 1, spread, Guard(50), averaging
+            torch.zeros(VECTORS, DIM), RGE(2, 0.5), None, optimizer, 1, spread, Guard(50), averaging, radius
         )
 
     whole, first, second = new(), new(), new()

@@ -17,6 +17,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ MODEL = ROOT / "zoodip_core" / "tiny" / "model"
 LENGTH = 24
 CAPTIONS_AN_IMAGE = 6
 SCALING = 0.18215
+BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+"""Where the processor has no instructions for it, it is slower than float32."""
 PHASES = ("data", "vae", "latents", "unet", "refine", "polish", "decoder", "judge", "export", "report")
 
 
@@ -67,14 +70,14 @@ def make_vae() -> AutoencoderKL:
     )
 
 
-def make_unet() -> UNet2DConditionModel:
+def make_unet(cross_attention_dim: int = 128) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=monsters.SIZE // 4,
         layers_per_block=1,
         block_out_channels=(64, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=128,
+        cross_attention_dim=cross_attention_dim,
         attention_head_dim=4,
         norm_num_groups=16,
     )
@@ -366,6 +369,18 @@ def make_denoiser(tokenizer: CLIPTokenizer) -> torch.nn.ModuleDict:
 
 def train_denoiser(work: Work, model: torch.nn.ModuleDict, course: Course) -> None:
     """Fit UNet and text encoder together; goes on from the course's last checkpoint."""
+    ids = torch.from_numpy(np.load(work.path("ids.npy")).astype(np.int64))
+    empty = work.tokenizer()("", padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids[0]
+
+    def text(rows: torch.Tensor) -> torch.Tensor:
+        words = ids[rows, torch.multinomial(torch.tensor(course.captions, dtype=torch.float), len(rows), True)]
+        return model["text"](torch.where(torch.rand(len(rows), 1) < 0.1, empty, words)).last_hidden_state
+
+    fit(work, model, course, text)
+
+
+def fit(work: Work, model: torch.nn.ModuleDict, course: Course, text: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Fit ``model``, whose ``unet`` is shown the latents at some rows with ``text`` of these rows."""
     average = {k: v.clone() for k, v in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=course.rate, weight_decay=1e-2)
     start, checkpoint = 0, work.path(f"{course.name}_checkpoint.pt")
@@ -374,20 +389,17 @@ def train_denoiser(work: Work, model: torch.nn.ModuleDict, course: Course) -> No
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         average, start = saved["average"], saved["step"]
-    stored, ids = work.state("latents.pt"), torch.from_numpy(np.load(work.path("ids.npy")).astype(np.int64))
-    empty = work.tokenizer()("", padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids[0]
+    stored = work.state("latents.pt")
     scheduler, losses, began = make_scheduler(), [], time.monotonic()
     for step in range(start, course.steps):
         torch.manual_seed(course.seed + step)
-        rows = torch.randint(0, len(ids), (32,))
+        rows = torch.randint(0, len(stored["mean"]), (32,))
         z = stored["mean"][rows].float()
         z = z + stored["std"][rows].float() * torch.randn_like(z)
-        words = ids[rows, torch.multinomial(torch.tensor(course.captions, dtype=torch.float), 32, replacement=True)]
-        words = torch.where(torch.rand(32, 1) < 0.1, empty, words)
-        offset = 0.3 * torch.randn(32, 4, 1, 1) * (torch.rand(32, 1, 1, 1) < 0.5)
-        noise, t = torch.randn_like(z) + offset, course.timesteps(32)
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = model["text"](words).last_hidden_state
+        with torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16):
+            hidden = text(rows)
+            offset = 0.3 * torch.randn(32, 4, 1, 1) * (torch.rand(32, 1, 1, 1) < 0.5)
+            noise, t = torch.randn_like(z) + offset, course.timesteps(32)
             predicted = model["unet"](scheduler.add_noise(z, noise, t), t, hidden).sample
         loss = F.mse_loss(predicted.float(), noise)
         for group in optimizer.param_groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -62,11 +63,24 @@ class Spread:
             raise ValueError("it holds NaN or infinity")
         return spread
 
-    def stretch(self, vectors: torch.Tensor) -> torch.Tensor:
-        """``A v`` in float64 for vectors ``[..., dim]``."""
+    @property
+    def size(self) -> float:
+        """The words' root mean square distance from their mean, before ``scale``."""
+        rank, dim = self.basis.shape
+        return math.sqrt(float(self.reach.double().square().sum()) + (dim - rank) * self.rest**2)
+
+    def stretch(self, vectors: torch.Tensor, radius: float = 0.0) -> torch.Tensor:
+        """``A v`` in float64 for vectors ``[..., dim]``.
+
+        Args:
+            radius: in units of :attr:`size`, what no result is longer than: short ones stay as they are, of long ones
+                the direction stays, ``A v / sqrt(1 + |A v|^2 / radius^2)``. 0: any length.
+        """
         basis = self.basis.double()
         along = vectors.double() @ basis.T
         stretched = self.rest * vectors.double() + (along * (self.reach.double() - self.rest)) @ basis
+        if radius:
+            stretched = stretched / (1 + stretched.square().sum(-1, keepdim=True) / (radius * self.size) ** 2).sqrt()
         return stretched if self.scale is None else stretched * self.scale.double()
 
 

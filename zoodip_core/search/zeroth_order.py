@@ -36,9 +36,13 @@ class ZerothOrderSearch:
         guard: looks after the search by the losses that :meth:`tell` is given as ``check_loss``.
         averaging: theta is the mean of the tokens that the search went through, of which about the last ones count:
             this share of all steps so far. 0: the last one alone; 1: all alike.
+        radius: how far from theta0 tokens lie at most, in the words' root mean square distance from their mean
+            (:meth:`Spread.stretch`). Where the search goes on further out it turns the token, ever more finely, as it
+            would in a text encoder that normalises what it reads. 0: anywhere; of a search with a spread alone.
 
     Raises:
-        ConfigError: theta0 is not a finite float matrix, the spread not of its width, or averaging not from 0 to 1.
+        ConfigError: theta0 is not a finite float matrix, the spread not of its width, averaging not from 0 to 1, or a
+            radius below 0 or without a spread.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class ZerothOrderSearch:
         spread: Spread | None = None,
         guard: Guard | None = None,
         averaging: float = 0.0,
+        radius: float = 0.0,
     ) -> None:
         if theta0.ndim != 2 or 0 in theta0.shape or not theta0.is_floating_point():
             raise ConfigError(
@@ -65,6 +70,8 @@ class ZerothOrderSearch:
             )
         if not 0 <= averaging <= 1:
             raise ConfigError(f"averaging = {averaging}: the share of the steps must be from 0 to 1")
+        if not 0 <= radius < math.inf or (radius and spread is None):
+            raise ConfigError(f"radius = {radius}: must be 0 or more, and is of directions in the vocabulary's shape")
         self.estimator = estimator or RGE()
         self.subspace = subspace
         self.optimizer = optimizer or ZOAdam()
@@ -72,6 +79,7 @@ class ZerothOrderSearch:
         self.spread = spread
         self.guard = guard or Guard()
         self.averaging = averaging
+        self.radius = radius
         self.step = 0
         """Number of completed steps."""
         self.loss: float | None = None
@@ -104,6 +112,8 @@ class ZerothOrderSearch:
             mu_scale: multiplies the perturbation size (a schedule's value).
         """
         directions = mu_scale * self._directions()
+        if self.radius:
+            return self._token(self.estimator.candidates(self._point, directions)).float()
         if self.spread:
             directions = self.spread.stretch(directions)
         return self.estimator.candidates(self._searched, directions).float()
@@ -177,7 +187,7 @@ class ZerothOrderSearch:
         self._point, self._searched, self._mean = point, searched, mean
 
     def _token(self, point: torch.Tensor) -> torch.Tensor:
-        return self._theta0 + self.spread.stretch(point) if self.spread else point
+        return self._theta0 + self.spread.stretch(point, self.radius) if self.spread else point
 
     def _directions(self) -> torch.Tensor:
         return self.estimator.directions(self.seed, self.step, self._theta0.shape)

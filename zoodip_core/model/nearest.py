@@ -1,0 +1,59 @@
+"""Where a learned vector lies among a model's words: how far out, and which are near."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from .token_table import table_of
+from .words import in_pieces, word_ids
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of one vector in one text encoder's vocabulary.
+
+    Args:
+        distance: from the words' mean, in the root mean square of the words' own distances.
+        words: the words whose directions from that mean are nearest to the vector's, and the cosines, nearest first.
+    """
+
+    distance: float
+    words: tuple[tuple[str, float], ...]
+
+
+def places(vectors: torch.Tensor, tokenizer: Any, text_encoder: nn.Module, count: int = 5) -> list[Place]:
+    """For each vector ``[num_vectors, dim]`` its place.
+
+    Args:
+        count: how many words.
+
+    Raises:
+        Stopped: a stop was asked for.
+    """
+    table, ids = table_of(text_encoder), word_ids(tokenizer)
+    total, square = torch.zeros(vectors.shape[1], dtype=torch.float64), 0.0
+    for some in in_pieces(ids):
+        rows = table.rows(some).double()
+        total, square = total + rows.sum(dim=0), square + float(rows.square().sum())
+    mean = total / len(ids)
+    size = max(square / len(ids) - float(mean.square().sum()), 0.0) ** 0.5
+    apart = vectors.double() - mean
+    own, cosines = normalize(apart, dim=1), []
+    for some in in_pieces(ids):
+        cosines.append(own @ normalize(table.rows(some).double() - mean, dim=1).T)
+    near = torch.cat(cosines, dim=1).topk(min(count, len(ids)), dim=1)
+    distances = apart.norm(dim=1).tolist()
+    return [
+        Place(distance / size, tuple(zip(_names(tokenizer, [ids[i] for i in at]), values, strict=True)))
+        for distance, at, values in zip(distances, near.indices.tolist(), near.values.tolist(), strict=True)
+    ]
+
+
+def _names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    return [str(name).removesuffix("</w>") for name in tokenizer.convert_ids_to_tokens(list(ids))]
