@@ -45,6 +45,7 @@ from safetensors.torch import load_file
 from train_tiny import ROOT, Course, Work, cosine, make_scheduler, make_unet, obeyed, save_atomically, say
 from transformers import BertModel, BertTokenizerFast, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from benchmarks.worlds import WORLDS, words_folder
 from zoodip_core.tiny.judge import Judge
 from zoodip_core.tiny.scores import JUDGE
 
@@ -446,6 +447,13 @@ def export(work: Building) -> None:
     config["model_max_length"] = LENGTH
     (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     train_tiny.name_as_in_every_checkpoint(folder / "text_encoder" / "model.safetensors")
+    home = words_folder()
+    half = home.with_name("words.part")
+    shutil.rmtree(half, ignore_errors=True)
+    shutil.copytree(folder, half)
+    shutil.rmtree(home, ignore_errors=True)
+    half.rename(home)
+    say(f"exported to {home}; its digest is {WORLDS['words'].digest}")
 
 
 # ---------------------------------------------------------------- what came out
