@@ -91,6 +91,9 @@ FAR = 100.0
 """The error of a colour or tone, in RGB, that counts as not learned at all."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
+    "leave-one-out": {"estimator": "leave-one-out", "n": 5},
+    "leave-one-out, half of mu": {"estimator": "leave-one-out", "n": 5, "mu": 1.3},
+    "leave-one-out, half of mu, radius 6": {"estimator": "leave-one-out", "n": 5, "mu": 1.3, "radius": 6.0},
     "normal directions": {"directions": "normal", "mu": 2.6, "lr": 1.0},
     "ZOAdam": {"optimizer": "zoadam"},
     "mu stays": {"mu_end": 1.0},

@@ -107,6 +107,8 @@ _IN_SIGHT = ("token", "initializer", "steps", "seed", "sample_prompt", "sample_e
 """Beside model, images and preset: what most people set. The page shows the others when it is asked to."""
 _NOT_ASKED = ("images", "captions", "background", "device", "clip", "vae", "cache")
 """They follow from the node's other inputs and from the model."""
+_LATEST = ("radius",)
+"""Inputs that came later are the last ones: saved workflows know an input's value by its place."""
 
 
 def _needed() -> dict[str, Any]:
@@ -131,6 +133,7 @@ def _optional() -> dict[str, Any]:
     from ..zoodip_core.train.settings import IMAGES, RUN, SEARCH, SUBJECT
 
     rest = inputs_of(SUBJECT, IMAGES, SEARCH, RUN, without=(*_NOT_ASKED, *_IN_SIGHT))
+    latest = {name: rest.pop(name) for name in _LATEST}
     return {
         "captions": (
             "STRING",
@@ -164,6 +167,7 @@ def _optional() -> dict[str, Any]:
                 "advanced": True,
             },
         ),
+        **latest,
     }
 
 

@@ -28,6 +28,13 @@ def one_point(loss: Loss, theta: Array, e: Array, mu: float) -> Array:
     return sum((loss(theta + mu * e[i + 1]) - loss(theta + mu * e[i])) / mu * e[i + 1] for i in range(n)) / n
 
 
+def leave_one_out(loss: Loss, theta: Array, e: Array, mu: float) -> Array:
+    """Each direction's loss against the mean of the others'."""
+    losses = [loss(theta + mu * x) for x in e]
+    others = [np.mean([other for j, other in enumerate(losses) if j != i]) for i in range(len(e))]
+    return sum((own - rest) / mu * x for own, rest, x in zip(losses, others, e, strict=True)) / len(e)
+
+
 def removed_directions(buffer: Sequence[Array], nu: float) -> tuple[int, Array]:
     """Algorithm 2 with eq. 4-7: i* (counted from 1) and the rows of P."""
     b = np.stack(buffer)

@@ -26,6 +26,7 @@ from benchmarks.gains import (
     tables,
 )
 from benchmarks.stacked import Lane, Request, Stack, Subject, descend, heldout, run
+from benchmarks.worlds import WORLDS
 from zoodip_core import PUTS
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.stable_diffusion import StableDiffusion
@@ -336,7 +337,7 @@ def test_the_papers_searches_are_the_papers() -> None:
         "mu": 1e-3,
         "tau": 21,
         "nu": 1e-3,
-        "lr": fidelity.LR,
+        "lr": WORLDS["tiny"].lr,
         "timesteps": "puts",
         "t_lower": 500,
         "t_upper": 900,
@@ -345,7 +346,7 @@ def test_the_papers_searches_are_the_papers() -> None:
     assert paper.items() <= PAPER_PRESETS["tiny"].items()
     assert chosen["naive"].settings == {**paper, "tau": 0, "timesteps": "uniform"}
     assert fidelity.methods(Plan(("pip",), (0,), 600, dtype="bfloat16"))["paper"].settings["mu"] == 1e-2
-    assert chosen["gradient"].marks == [300, 600, 1200, 2000, 2400]
+    assert chosen["gradient"].marks == [300, 600, 1000, 1500, 2000, 2400]
     assert chosen["ours"].marks == [150, 300, 450, 600]
     assert set(fidelity.QUICK) | set(ORDER) <= chosen.keys()
 

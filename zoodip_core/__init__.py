@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .model.load import load_quantized as load_quantized
     from .search.estimators import RGE as RGE
     from .search.estimators import SPSA as SPSA
+    from .search.estimators import LeaveOneOut as LeaveOneOut
     from .search.estimators import OnePoint as OnePoint
     from .search.optimizers import ZOSGD as ZOSGD
     from .search.optimizers import ZOAdam as ZOAdam
@@ -39,7 +40,7 @@ _HOMES = {
     "train.config": ("TrainConfig",),
     "model.embedding": ("Embedding", "load_embedding", "save_embedding"),
     "base.errors": ("ZoodipError",),
-    "search.estimators": ("RGE", "SPSA", "OnePoint"),
+    "search.estimators": ("RGE", "SPSA", "OnePoint", "LeaveOneOut"),
     "base.events": ("Commands",),
     "model.generation": ("generate",),
     "model.load": ("load_quantized",),

@@ -1,4 +1,4 @@
-"""Gradients from forward passes alone (paper, eq. 3 and supplement S1-S3, numbered S10-S12 in the article).
+"""Gradients from forward passes alone (paper, eq. 3 and supplement S1-S3, numbered S10-S12 in the article; and ours).
 
 An estimator turns the current token theta and its random directions into K candidates, and their K
 losses into a gradient. Directions are standard normal and depend only on (seed, step), so nothing
@@ -141,5 +141,45 @@ class OnePoint(_Estimator):
         return float(losses.mean())
 
 
-ESTIMATORS: dict[str, Callable[..., Estimator]] = {"rge": RGE, "spsa": SPSA, "one-point": OnePoint}
+@dataclass(frozen=True)
+class LeaveOneOut(_Estimator):
+    """Directions judged by each other: g = 1/n sum_i (L(theta + mu e_i) - mean_{j != i} L(theta + mu e_j)) / mu e_i.
+
+    Its mean is the gradient of the loss around theta, as RGE's is. But a perturbation that is not small loses something
+    in any direction, by the loss's curvature; RGE, which measures from theta, takes that for a slope, and this one does
+    not. Nor does it spend a forward pass on theta. The baseline is that of REINFORCE leave-one-out (Kool et al. 2019).
+
+    Row i of the candidates is theta + mu e_i: n forward passes.
+
+    Args:
+        n: number of random directions, 2 or more.
+        mu: perturbation size, in units of the token embedding.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n < 2:
+            raise ConfigError(f"n = {self.n}: leave-one-out compares directions with each other: set n to 2 or more")
+
+    @property
+    def num_candidates(self) -> int:
+        return self.n
+
+    def candidates(self, theta: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+        return theta + self.mu * directions
+
+    def gradient(self, losses: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+        others = (losses.sum() - losses) / (self.n - 1)
+        return _weighted((losses - others) / self.mu, directions)
+
+    def loss(self, losses: torch.Tensor) -> float:
+        return float(losses.mean())
+
+
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {
+    "rge": RGE,
+    "spsa": SPSA,
+    "one-point": OnePoint,
+    "leave-one-out": LeaveOneOut,
+}
 """By name."""

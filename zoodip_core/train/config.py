@@ -66,6 +66,7 @@ class TrainConfig(Settings):
             spread,
             Guard(self.patience),
             self.averaging,
+            self.radius if spread else 0.0,
         )
 
     def mu_scale(self, step: int) -> float:

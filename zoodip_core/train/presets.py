@@ -126,6 +126,7 @@ def check_given(settings: Mapping[str, Any], preset: Mapping[str, Any], given: M
         (("tau", "nu"), settings["subspace_gradient"], "Subspace Gradient, which is not in use: turn it on"),
         (("t_lower", "t_upper"), puts, "PUTS, which is not in use: set timesteps to puts"),
         (("patience",), checks, "the checks, of which there are none: set checks"),
+        (("radius",), settings["directions"] == "vocabulary", "vocabulary directions: set directions to vocabulary"),
     )
     for names, in_use, whose in parts:
         for name in names:

@@ -323,8 +323,8 @@ class Settings:
         "rge",
         SEARCH,
         "Estimator",
-        "How losses become a gradient. rge is the paper's; spsa looks at both sides of each direction, with 2n forward "
-        "passes; one-point is for comparison.",
+        "How losses become a gradient. rge is the paper's; leave-one-out compares a step's directions with each other, "
+        "with n forward passes; spsa looks at both sides of each, with 2n; one-point is for comparison.",
         choices=tuple(ESTIMATORS),
         left=AUTO,
     )
@@ -332,7 +332,7 @@ class Settings:
         2,
         SEARCH,
         "Directions (n)",
-        "Random directions that a step tries: n + 1 forward passes (spsa: 2n).",
+        "Random directions that a step tries: n + 1 forward passes (leave-one-out: n, spsa: 2n).",
         metavar="N",
         alias="--num-directions",  # torchrun takes --n for one of its own
         range=(1, MOST_DIRECTIONS),
@@ -369,6 +369,16 @@ class Settings:
         "preset's needs mu and lr too, whose units differ.",
         choices=DIRECTIONS,
         left=AUTO,
+    )
+    radius: float = _setting(
+        0.0,
+        SEARCH,
+        "Radius",
+        "How far from its initializer the token may lie, where words lie 1 from their mean. 0: anywhere. Of vocabulary "
+        "directions alone.",
+        metavar="WORDS",
+        range=(0, 1000),
+        left=-1,
     )
     optimizer: str = _setting(
         "zoadam",
