@@ -438,27 +438,24 @@ def draw(subject: Subject, judge: Judge, theta: torch.Tensor, count: int = IMAGE
     seen = [float(read[name][i, judge.classes[name].index(value)]) for i, value in enumerate(wanted)]
     scores = alignment(subject, judge, made[: len(texts)])
     if other:
-        places = [PLACES[i % len(PLACES)] for i in range(len(other))]
-        at = range(len(texts), len(made))
-        seen += [float(read["place"][i, judge.classes["place"].index(p)]) for i, p in zip(at, places, strict=True)]
-        asked = [
-            float(read[kind][i, judge.classes[kind].index(value)])
-            for i, (_, kind, value) in zip(at, other, strict=True)
-        ]
+        asked = []
+        for i, (_, place, kind, value) in enumerate(other, len(texts)):
+            seen.append(float(read["place"][i, judge.classes["place"].index(place)]))
+            asked.append(float(read[kind][i, judge.classes[kind].index(value)]))
         scores["also"] = statistics.fmean(asked)
     return {"text": statistics.fmean(seen), **scores}
 
 
-def also_of(subject: Subject, count: int) -> list[tuple[str, str, str]]:
-    """Texts that ask for a place and one thing more that the subject does not have: text, attribute, its value."""
+def also_of(subject: Subject, count: int) -> list[tuple[str, str, str, str]]:
+    """Texts that ask for a place and one thing more that the subject does not have: text, place, attribute, value."""
     own = subject.concept.attributes
-    eyes = [("eyes", str(count), words) for count, words in ALSO_EYES.items()]
+    eyes = [("eyes", str(number), words) for number, words in ALSO_EYES.items()]
     kinds = [*eyes, *(("head", head, f"with {head}") for head in ALSO_HEADS)]
     usable = [(kind, value, words) for kind, value, words in kinds if str(own[kind]) != value]
     found = []
     for i in range(count):
-        kind, value, words = usable[i % len(usable)]
-        found.append((f"a {{}} {words} in the {PLACES[i % len(PLACES)]}", kind, value))
+        place, (kind, value, words) = PLACES[i % len(PLACES)], usable[i % len(usable)]
+        found.append((f"a {{}} {words} in the {place}", place, kind, value))
     return found
 
 

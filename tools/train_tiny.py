@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import monsters
 import numpy as np
@@ -184,6 +185,9 @@ class Work:
 
     def pictures(self) -> np.ndarray:
         return np.load(self.path("pictures.npy"), mmap_mode="r")
+
+
+_W = TypeVar("_W", bound=Work)
 
 
 def batch_of(pictures: np.ndarray, rows: np.ndarray) -> torch.Tensor:
@@ -538,25 +542,36 @@ def obeyed(judge: Judge, subjects: list[monsters.Monster], pictures: list[Image.
     return {name: round(float(np.mean(values)), 3) for name, values in right.items()}
 
 
+def asked_about(count: int, rng: np.random.Generator) -> list[monsters.Monster]:
+    """Subjects of which a caption can name everything: of no style, and with a colour that has a word."""
+    found: list[monsters.Monster] = []
+    while len(found) < count:
+        subject = monsters.random_monster(rng)
+        if subject.colour_name and not subject.tone:
+            found.append(subject)
+    return found
+
+
+def drawn(pipe: StableDiffusionPipeline, prompts: list[str], sheet: Path) -> list[Image.Image]:
+    """A picture of each prompt, and all of them in rows of twenty as a file."""
+    made: list[Image.Image] = []
+    for start in range(0, len(prompts), 40):
+        generator = torch.Generator().manual_seed(start)
+        some = prompts[start : start + 40]
+        made += pipe(some, num_inference_steps=25, guidance_scale=5.0, generator=generator).images
+    whole = Image.new("RGB", (20 * monsters.SIZE, -(-len(made) // 20) * monsters.SIZE))
+    for i, picture in enumerate(made):
+        whole.paste(picture, ((i % 20) * monsters.SIZE, (i // 20) * monsters.SIZE))
+    whole.resize((whole.width * 2, whole.height * 2), Image.Resampling.NEAREST).save(sheet)
+    return made
+
+
 def report(work: Work) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32, safety_checker=None)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    rng = np.random.default_rng(123)
-    subjects: list[monsters.Monster] = []
-    while len(subjects) < 200:
-        subject = monsters.random_monster(rng)
-        if subject.colour_name and not subject.tone:
-            subjects.append(subject)
-    made: list[Image.Image] = []
-    for start in range(0, 200, 40):
-        generator = torch.Generator().manual_seed(start)
-        prompts = [monsters.full_caption(m) for m in subjects[start : start + 40]]
-        made += pipe(prompts, num_inference_steps=25, guidance_scale=5.0, generator=generator).images
-    sheet = Image.new("RGB", (20 * monsters.SIZE, 10 * monsters.SIZE))
-    for i, picture in enumerate(made):
-        sheet.paste(picture, ((i % 20) * monsters.SIZE, (i // 20) * monsters.SIZE))
-    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(work.path("obey.png"))
+    subjects = asked_about(200, np.random.default_rng(123))
+    made = drawn(pipe, [monsters.full_caption(m) for m in subjects], work.path("obey.png"))
     scores = Judge.load(work.path("judge.safetensors"))
     say(f"captions obeyed, 200 generated: {obeyed(scores, subjects, made)}")
     say(f"the same, drawn (the judge's ceiling): {obeyed(scores, subjects, [monsters.draw(m) for m in subjects])}")
@@ -588,21 +603,23 @@ DONE = {
 }
 
 
+def run_phases(work: _W, phases: dict[str, Callable[[_W], None]], done: dict[str, str], chosen: list[str]) -> None:
+    """Those that were chosen, or all but those whose file in ``done`` is there already."""
+    for name, phase in phases.items():
+        if name in chosen if chosen else not (name in done and work.path(done[name]).exists()):
+            say(f"== {name}")
+            phase(work)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for arrays and checkpoints (about 1 GB)")
-    parser.add_argument("--phase", choices=PHASES, action="append", help="run only these (default: all, in order)")
+    parser.add_argument("--phase", choices=PHASES, action="append", default=[], help="run these alone (default: all)")
     parser.add_argument("--images", type=int, default=40_000)
     parser.add_argument("--unet-steps", type=int, default=12_000)
     args = parser.parse_args()
     work = Work(args.work, args.images, args.unet_steps)
-    for phase in PHASES:
-        if args.phase and phase not in args.phase:
-            continue
-        if not args.phase and phase in DONE and work.path(DONE[phase]).exists():
-            continue
-        say(f"== {phase}")
-        globals()[phase](work)
+    run_phases(work, {phase: globals()[phase] for phase in PHASES}, DONE, args.phase)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,21 @@ import torch
 import torch.nn.functional as F
 import train_tiny
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-from PIL import Image
 from safetensors.torch import load_file
-from train_tiny import ROOT, Course, Work, cosine, make_scheduler, make_unet, obeyed, save_atomically, say
+from train_tiny import (
+    ROOT,
+    Course,
+    Work,
+    asked_about,
+    cosine,
+    drawn,
+    make_scheduler,
+    make_unet,
+    obeyed,
+    run_phases,
+    save_atomically,
+    say,
+)
 from transformers import BertModel, BertTokenizerFast, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from benchmarks.worlds import WORLDS, words_folder
@@ -466,27 +478,13 @@ def report(work: Building) -> None:
     table = pipe.text_encoder.get_input_embeddings().weight.detach()
     _nearest(table)
     rng = np.random.default_rng(123)
-    asked: list[monsters.Monster] = []
-    while len(asked) < 200:
-        subject = monsters.random_monster(rng)
-        if subject.colour_name and not subject.tone:
-            asked.append(subject)
+    asked = asked_about(200, rng)
     judge = Judge.load(JUDGE)
     for name, prompts in (
         ("synonyms", [rich_captions.by_synonyms(each, rng) for each in asked]),
         ("plain words", [monsters.full_caption(each) for each in asked]),
     ):
-        made: list[Image.Image] = []
-        for start in range(0, len(prompts), 40):
-            generator = torch.Generator().manual_seed(start)
-            some = prompts[start : start + 40]
-            made += pipe(some, num_inference_steps=25, guidance_scale=5.0, generator=generator).images
-        sheet = Image.new("RGB", (20 * monsters.SIZE, 10 * monsters.SIZE))
-        for i, picture in enumerate(made):
-            sheet.paste(picture, ((i % 20) * monsters.SIZE, (i // 20) * monsters.SIZE))
-        sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(
-            work.path(f"obey_{name.split()[0]}.png")
-        )
+        made = drawn(pipe, prompts, work.path(f"obey_{name.split()[0]}.png"))
         say(f"captions of {name} obeyed, 200 generated: {obeyed(judge, asked, made)}")
 
 
@@ -505,7 +503,7 @@ def _nearest(table: torch.Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for arrays and checkpoints (about 1 GB)")
-    parser.add_argument("--phase", choices=PHASES, action="append", help="run only these (default: all, in order)")
+    parser.add_argument("--phase", choices=PHASES, action="append", default=[], help="run these alone (default: all)")
     parser.add_argument("--wordnet", type=Path, metavar="FILE", help=f"the archive of the npm package {WORDNET}")
     parser.add_argument("--images", type=int, default=30_000)
     parser.add_argument("--text-steps", type=int, default=2_500)
@@ -514,13 +512,7 @@ def main() -> None:
     work = Building(args.work, args.images, args.unet_steps, args.text_steps)
     if args.wordnet:
         shutil.copyfile(args.wordnet, work.path("wordnet.tgz"))
-    for phase in PHASES:
-        if args.phase and phase not in args.phase:
-            continue
-        if not args.phase and phase in DONE and work.path(DONE[phase]).exists():
-            continue
-        say(f"== {phase}")
-        globals()[phase](work)
+    run_phases(work, {phase: globals()[phase] for phase in PHASES}, DONE, args.phase)
 
 
 DONE = {"rows": "rows.pt", "data": "pictures.npy", "latents": "latents.pt", "warm": "warm.pt"}

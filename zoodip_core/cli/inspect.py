@@ -63,9 +63,9 @@ def _describe(file: str, which: str | None, words_of: str | None, parts: Mapping
     try:
         found = [load_embedding(path, which)] if which else load_embeddings(path)
     except OtherTensorsError as error:
+        if words_of:
+            raise
         try:
-            if words_of:
-                raise error
             return _describe_model(file, parts)
         except ModelError as other:
             raise (other if error.count > _FEW else error) from None
