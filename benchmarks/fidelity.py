@@ -15,7 +15,9 @@ inversion's held-out gain, in percent: 0 is the initializer's word, 100 the grad
     snr         the paper with SNR-based timesteps (table 5)
     naive, tuned and paper, tuned   with the learning rate that is best for them (``--tune``)
     gf-ti       Gradient-Free Textual Inversion: CMA-ES in a random subspace
-    ours        what the product does; ours@N is a run of N forwards
+    ours        what the product does
+
+NAME@N is the same in runs of N forward passes, for instance ``--methods "ours@15000,paper, tuned@15000"``.
 
 The paper's settings for 768 dimensions are scaled to the model's: tau by their number, and the learning rate to the
 size of its words; one rate serves all methods of the paper's kind but the tuned ones. ``--tune`` shows what other rates
@@ -41,7 +43,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -91,17 +93,19 @@ FAR = 100.0
 """The error of a colour or tone, in RGB, that counts as not learned at all."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "leave-one-out": {"estimator": "leave-one-out", "n": 5},
-    "leave-one-out, half of mu": {"estimator": "leave-one-out", "n": 5, "mu": 1.3},
-    "leave-one-out, half of mu, radius 6": {"estimator": "leave-one-out", "n": 5, "mu": 1.3, "radius": 6.0},
-    "normal directions": {"directions": "normal", "mu": 2.6, "lr": 1.0},
+    "random gradient estimation": {"estimator": "rge", "n": 4},
+    "the same, twice mu, no radius": {"estimator": "rge", "n": 4, "mu": 2.6, "radius": 0.0},
+    "no radius": {"radius": 0.0},
+    "radius 12": {"radius": 12.0},
+    "normal directions": {"directions": "normal", "mu": 1.3, "lr": 1.0},
     "ZOAdam": {"optimizer": "zoadam"},
     "mu stays": {"mu_end": 1.0},
-    "a tenth of mu": {"mu": 0.26},
+    "a tenth of mu": {"mu": 0.13},
+    "twice mu": {"mu": 2.6},
     "learning rate falls": {"lr_schedule": "cosine"},
     "without averaging": {"averaging": 0.0},
     "learning rate falls, without averaging": {"lr_schedule": "cosine", "averaging": 0.0},
-    "n = 2": {"n": 2},
+    "n = 3": {"n": 3},
     "n = 8": {"n": 8},
     "uniform timesteps": {"timesteps": "uniform"},
     "with Subspace Gradient": {"subspace_gradient": True, "tau": 21},
@@ -359,9 +363,10 @@ def methods(plan: Plan) -> dict[str, Method]:
     }
 
 
-def gradient(world: World, lr: float = 0.0) -> Method:
+def gradient(world: World, lr: float = 0.0, timesteps: str = "puts") -> Method:
     """Textual inversion with gradients."""
-    return Method({"lr": lr or world.gradient_lr, **GRADIENT}, int(GRADIENT["forwards"]), None)
+    settings = {"lr": lr or world.gradient_lr, "timesteps": timesteps, **GRADIENT}
+    return Method(settings, int(GRADIENT["forwards"]), None)
 
 
 def ablations(plan: Plan) -> dict[str, Method]:
@@ -471,7 +476,8 @@ class Words:
         (encoder,), (tokenizer,) = model.text_encoders, model.tokenizers
         rows = table_of(encoder).rows(word_ids(tokenizer)).double()
         self.mean = rows.mean(0)
-        self.rms = float((rows - self.mean).square().sum(1).mean().sqrt())
+        self.covariance = (rows - self.mean).T @ (rows - self.mean) / len(rows)
+        self.rms = float(self.covariance.trace().sqrt())
 
     def distance(self, theta: torch.Tensor) -> float:
         """Of a token ``[num_vectors, dim]`` from the words' mean, in the words' own root mean square distance."""
@@ -557,7 +563,8 @@ class Bench:
             tokens[i, mark] = theta
 
         if method.lane is None:
-            trainings = [(subject, subject.training(PUTS()), seed) for subject, seed in keys]
+            timesteps = PUTS() if method.settings["timesteps"] == "puts" else UniformTimesteps()
+            trainings = [(subject, subject.training(timesteps), seed) for subject, seed in keys]
             lr, batch = float(method.settings["lr"]), int(method.settings["batch"])
             descend(self.stack, trainings, method.budget, method.marks, on_mark, lr, batch)
         else:
@@ -677,21 +684,30 @@ def measure(plan: Plan, chosen: dict[str, Method], path: Path | None, images: in
 
 def chosen_methods(parser: argparse.ArgumentParser, args: argparse.Namespace, plan: Plan) -> dict[str, Method]:
     """The methods that the arguments ask for; the gradient is always there, for the gains."""
-    if args.ablation or args.tune:
-        if args.methods:
-            parser.error("--methods chooses rows of the table, not of --ablation or --tune")
-        return ablations(plan) if args.ablation else tunings(plan)
-    known = methods(plan)
+    known = ablations(plan) if args.ablation else tunings(plan) if args.tune else methods(plan)
+    if not args.methods:
+        return {name: known[name] for name in QUICK} if args.quick else known
     chosen = {"gradient": known["gradient"]}
-    for name in args.methods.split(",") if args.methods else QUICK if args.quick else known:
+    for name in names_in(args.methods, known):
         short, _, forwards = name.partition("@")
         if name in known:
             chosen[name] = known[name]
-        elif short == "ours" and forwards.isdigit() and int(forwards) >= MARKS[0]:
-            chosen[name] = our_method(plan, int(forwards))
+        elif short in methods(plan) and forwards.isdigit() and int(forwards) >= MARKS[0]:
+            chosen[name] = methods(replace(plan, budget=int(forwards)))[short]
         else:
-            parser.error(f"--methods: {name!r} unknown; choose from {', '.join(known)}, ours@FORWARDS")
+            parser.error(f"--methods: {name!r} unknown; choose from {'; '.join(known)}; or NAME@FORWARDS")
     return chosen
+
+
+def names_in(text: str, known: Container[str]) -> list[str]:
+    """The names that commas stand between, of which some have a comma themselves."""
+    found: list[str] = []
+    for part in text.split(","):
+        if found and f"{found[-1]},{part}" in known:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
 
 
 def plan_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Plan:
@@ -717,7 +733,7 @@ def plan_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Plan:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", default="tiny", choices=tuple(WORLDS), help="the model (default tiny)")
-    parser.add_argument("--methods", metavar="A,B", help="rows of the table (default all); gradient is always run")
+    parser.add_argument("--methods", metavar="A,B", help="rows (default all); gradient is always run")
     parser.add_argument("--concepts", metavar="A,B", help="bundled concepts (default the six subjects)")
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 (default 5)")
     parser.add_argument("--budget", type=int, metavar="N", help=f"forward passes of a training (default {BUDGET:,})")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import fidelity, paper_figures
+from benchmarks import fidelity, learned, paper_figures, paper_tables
 from benchmarks.fidelity import Method, Plan, Recipe
 from benchmarks.gains import (
     ORDER,
@@ -31,6 +31,8 @@ from zoodip_core import PUTS
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
+from zoodip_core.tiny.judge import Judge
+from zoodip_core.tiny.scores import JUDGE
 from zoodip_core.train.heldout import heldout_losses
 from zoodip_core.train.prepared import Training
 from zoodip_core.train.presets import PAPER_PRESETS
@@ -358,6 +360,12 @@ def test_ablations_and_tunings_are_runs() -> None:
     assert rows["gf-ti, sigma 3"].settings["sigma"] == 3
 
 
+def test_rows_are_chosen_by_name() -> None:
+    known = fidelity.methods(PLAN)
+    assert fidelity.names_in("paper,ours@900", known) == ["paper", "ours@900"]
+    assert fidelity.names_in("naive, tuned,paper,paper, tuned", known) == ["naive, tuned", "paper", "paper, tuned"]
+
+
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in the file is not run again, unless its settings have changed; another plan's file is refused."""
     ran: list[str] = []
@@ -404,3 +412,54 @@ def test_the_kept_share_is_of_tau() -> None:
     assert first == "| pip | 20 | 3 | 6 | 70% | 67% |"
     assert second == "| pip | 128 | 0 |  |  |  |"
     assert math.isclose(paper_figures.cost(paper_figures.QUICK, ["sg"]), 4_800)
+
+
+def test_the_papers_tables_have_the_papers_cells() -> None:
+    """Table 4's grid at tau's share of a token's numbers, and each n at equal forwards and at equal steps."""
+    words = WORLDS["words"]
+    grid = paper_tables.cells("sg", words, 1_500)
+    assert len(grid) == 1 + 5 * 4
+    assert [paper_tables.scaled(tau, words) for tau in paper_tables.TAUS] == [16, 32, 64, 128, 256]
+    assert grid["tau 512, nu 0.01"].settings | {"tau": 256, "nu": 1e-2} == grid["tau 512, nu 0.01"].settings
+    counts = paper_tables.cells("n", words, 1_500)
+    assert {name: row.budget for name, row in counts.items() if "steps" in name} == {
+        "n 1, 500 steps": 1_000,
+        "n 2, 500 steps": 1_500,
+        "n 4, 500 steps": 2_500,
+        "n 8, 500 steps": 4_500,
+    }
+    assert counts["n 8"].budget == 1_500
+    rows = paper_tables.cells("puts", words, 1_500)
+    assert rows["gradient, uniform"].settings == {**rows["gradient"].settings, "timesteps": "uniform"}
+
+
+def test_kept_components_are_the_largest_changes() -> None:
+    """On axes turned by 45 degrees: of a change (3, 1) the components are (4, -2) / sqrt 2."""
+    axes = torch.tensor([[1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64) / math.sqrt(2)
+    theta0 = torch.tensor([[10.0, 20.0]])
+    theta = theta0 + torch.tensor([[3.0, 1.0]])
+    assert torch.allclose(learned.kept(theta0, theta, axes, 1), torch.tensor([[12.0, 22.0]]))
+    assert torch.allclose(learned.kept(theta0, theta, axes, 2), theta)
+
+
+def test_equal_pictures_are_alike(model: StableDiffusion, subjects: list[Subject]) -> None:
+    judge = Judge.load(JUDGE)
+    first, second = subjects[0].concept.pictures()[:2]
+    assert learned.likeness(judge, [first, first]) == pytest.approx(1, abs=1e-5)
+    assert learned.likeness(judge, [first, second]) < 0.999
+
+
+def test_what_learned_tokens_are_like_is_read_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tokens drawn out to where they lie keep their gain; all components kept, it is the token."""
+    plan = Plan(("boo",), (0,), 300)
+    file = tmp_path / "figures.json"
+    fidelity.measure(plan, {name: fidelity.methods(plan)[name] for name in ("gradient", "ours")}, file, 2)
+    found = learned.Learned(file, ["ours"], 1)
+    ((subject, theta),) = found.tokens("ours")
+    own = found.figures.gains("ours", "boo")[0]
+    assert found.gain(subject, theta) == pytest.approx(own, abs=0.01)
+    axes = learned.components(found.words)
+    assert torch.allclose(learned.kept(subject.theta0, theta, axes, len(axes)), theta, atol=1e-5)
+    assert torch.allclose(axes @ axes.T, torch.eye(len(axes), dtype=axes.dtype), atol=1e-9)
+    with pytest.raises(ValueError, match="no rows paper"):
+        learned.Learned(file, ["paper"], 1)

@@ -25,10 +25,12 @@ _PAPER: dict[str, dict[str, Any]] = {
 }
 RECIPE: dict[str, Any] = {
     "steps": 6000,
-    "n": 4,
-    "mu": 2.6,
+    "estimator": "leave-one-out",
+    "n": 5,
+    "mu": 1.3,
     "mu_end": 0.1,
     "directions": "vocabulary",
+    "radius": 6.0,
     "adapt_mu": True,
     "subspace_gradient": False,
     "optimizer": "normalized-sgd",
