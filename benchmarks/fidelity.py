@@ -746,12 +746,12 @@ def main() -> None:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--ablation", action="store_true", help="ours without one part each")
     mode.add_argument("--tune", action="store_true", help="the baselines' learning rates, on seeds of their own")
-    mode.add_argument("--redraw", type=Path, metavar="RESULTS", help="draw --figure from a file's first table, and end")
+    mode.add_argument("--redraw", type=Path, metavar="RESULTS", help="draw --figure from a file's tables, and end")
     args = parser.parse_args()
     if args.redraw:
         if not args.figure:
             parser.error("--redraw needs --figure")
-        draw_figure(curves_in(args.redraw.read_text()), args.figure, "Held-out gain, mean over concepts")
+        draw_figure(curves_in(args.redraw.read_text()), args.figure)
         return
     plan = plan_of(parser, args)
     chosen = chosen_methods(parser, args, plan)
@@ -765,7 +765,7 @@ def main() -> None:
     if args.figure:
         seeds = len(figures.mean_gains(next(iter(figures.results))))
         title = f"Held-out gain, mean over {len(figures.names)} concepts, {seeds} seeds"
-        draw_figure(curves_of(figures), args.figure, title)
+        draw_figure({title: curves_of(figures)}, args.figure)
 
 
 if __name__ == "__main__":

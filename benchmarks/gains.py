@@ -275,18 +275,26 @@ def curves_of(figures: Figures) -> Curves:
 _CELL = re.compile(r"(-?\d+) ± (\d+)(?: \(([\d,]+)\))?")
 
 
-def curves_in(text: str) -> Curves:
-    """What the first table of gains in RESULTS.md says: the figure is drawn from it without another hour of the bench.
+def curves_in(text: str) -> dict[str, Curves]:
+    """What the tables of gains in RESULTS.md say, by the heading that each stands under.
+
+    The figure is drawn from them without another hour of the bench.
 
     Raises:
         ValueError: there is no such table.
     """
-    head = re.search(r"^\| method \|(.+)\| at its end \|$\n^\|[-|]+\|$\n((?:^\|.+\|$\n)+)", text, re.MULTILINE)
-    if head is None:
+    found = {}
+    for head in re.finditer(r"^\| method \|(.+)\| at its end \|$\n^\|[-|]+\|$\n((?:^\|.+\|$\n)+)", text, re.MULTILINE):
+        heading = re.findall(r"^#+ (.+)$", text[: head.start()], re.MULTILINE)[-1]
+        found[heading] = _curves([int(mark.replace(",", "")) for mark in head[1].split("|")], head[2].splitlines())
+    if not found:
         raise ValueError("no table of gains over forward passes")
-    marks = [int(mark.replace(",", "")) for mark in head[1].split("|")]
+    return found
+
+
+def _curves(marks: list[int], lines: Sequence[str]) -> Curves:
     found: Curves = {}
-    for line in head[2].splitlines():
+    for line in lines:
         name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         points = {}
         for mark, cell in zip([*marks, 0], cells, strict=True):
@@ -297,26 +305,44 @@ def curves_in(text: str) -> Curves:
     return found
 
 
-def draw_figure(curves: Curves, path: Path, title: str) -> None:
-    """Mean gain over forwards, with a band of one standard deviation over seeds around the main methods."""
+def draw_figure(panels: dict[str, Curves], path: Path) -> None:
+    """Mean gain over forwards, with a band of one standard deviation over seeds around the main methods.
+
+    Args:
+        panels: curves by the title that they stand under, side by side.
+        path: of the PNG.
+    """
     from matplotlib.figure import Figure
+
+    width = 8.4 if len(panels) == 1 else 2.2 + 5.2 * len(panels)
+    figure = Figure(figsize=(width, 4.4), dpi=150, layout="constrained", facecolor="white")
+    lines: dict[str, tuple[float, Any]] = {}
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, line, end in _draw_panel(axes, curves, title):
+            lines.setdefault(name, (end, line))
+    order = sorted(lines, key=lambda name: -lines[name][0])  # the legend stands as the first panel's lines end
+    handles = [lines[name][1] for name in order]
+    figure.legend(handles, order, loc="outside right center", frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _draw_panel(axes: Any, curves: Curves, title: str) -> Iterator[tuple[str, Any, float]]:
+    """Each method's name, its line, and the gain at its end."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    figure = Figure(figsize=(8.4, 4.4), dpi=150, layout="constrained", facecolor="white")
-    axes = figure.subplots()
-    ends: list[tuple[float, str, Any]] = []
     lowest = 0.0
     for i, (name, points) in enumerate(curves.items()):
         colour, width, dashes = STYLES.get(name, (f"C{i % 10}", 1.4, "-"))
         if name.startswith("ours@"):
             colour, width, dashes = STYLES["ours"][0], 1.4, ":"
         marks, means, spreads = zip(*points, strict=True)
-        axes.plot(marks, means, color=colour, linewidth=width, linestyle=dashes, label=name, zorder=width)
+        (line,) = axes.plot(marks, means, color=colour, linewidth=width, linestyle=dashes, zorder=width)
         if width > 1.5 or name not in STYLES:
             low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
             axes.fill_between(marks, low, high, color=colour, alpha=0.15, linewidth=0, zorder=1)
-        ends.append((means[-1], name, colour))
         lowest = min(lowest, *means)
+        yield name, line, means[-1]
     ticks = sorted({mark for points in curves.values() for mark, *_ in points if mark in MARKS})
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
@@ -330,11 +356,6 @@ def draw_figure(curves: Curves, path: Path, title: str) -> None:
     axes.set_xlabel("forward passes of one candidate")
     axes.set_ylabel("gain, % of gradient textual inversion's")
     axes.set_title(title, fontsize=11)
-    order = [name for _, name, _ in sorted(ends, reverse=True)]  # the legend stands as the lines end
-    lines = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    axes.legend([lines[name] for name in order], order, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
 
 
 def derived(figures: Figures) -> dict[str, Any]:
