@@ -107,7 +107,7 @@ _IN_SIGHT = ("token", "initializer", "steps", "seed", "sample_prompt", "sample_e
 """Beside model, images and preset: what most people set. The page shows the others when it is asked to."""
 _NOT_ASKED = ("images", "captions", "background", "device", "clip", "vae", "cache")
 """They follow from the node's other inputs and from the model."""
-_LATEST = ("radius",)
+_LATEST = ("radius", "eps")
 """Inputs that came later are the last ones: saved workflows know an input's value by its place."""
 
 

@@ -644,11 +644,12 @@ def test_a_preset_lies_over_any_settings(tmp_path: Path) -> None:
         ("paper", {"subspace_gradient": False, "nu": 0.1}, "Subspace Gradient"),
         ("default", {"timesteps": "uniform", "t_lower": 400}, "set timesteps to puts"),
         ("paper", {"patience": 3}, "set checks"),
+        ("default", {"eps": 1e-3}, "set optimizer to zoadam"),
         ("default", {"directions": "normal"}, "give both mu and lr"),
         ("default", {"directions": "normal", "mu": 0.1}, "give both mu and lr"),
         ("paper", {"directions": "vocabulary", "lr": 0.1}, "give both mu and lr"),
         ("default", {"weights": 4}, "weights = 4: expected a text"),
-        ("swift", {}, "choose one of fast, default, careful, paper"),
+        ("swift", {}, "choose one of fast, default, careful, paper, paper-released"),
     ],
 )
 def test_what_would_do_nothing_is_refused(preset: str, given: dict[str, Any], says: str) -> None:

@@ -62,8 +62,12 @@ def live_path(search: ZerothOrderSearch, steps: int = STEPS) -> list[Array]:
 )
 @pytest.mark.parametrize(
     ("optimizer", "update"),
-    [(lambda: ZOAdam(lr=5e-3), lambda: reference.Adam(5e-3)), (lambda: ZOSGD(lr=1e-3), lambda: reference.SGD(1e-3))],
-    ids=["zoadam", "zosgd"],
+    [
+        (lambda: ZOAdam(lr=5e-3), lambda: reference.Adam(5e-3)),
+        (lambda: ZOAdam(lr=5e-3, eps=0.1), lambda: reference.Adam(5e-3, eps=0.1)),
+        (lambda: ZOSGD(lr=1e-3), lambda: reference.SGD(1e-3)),
+    ],
+    ids=["zoadam", "zoadam-eps", "zosgd"],
 )
 @pytest.mark.parametrize("tau", [TAU, 0], ids=["sg", "plain"])
 def test_agrees_with_the_equations(estimator: Any, estimate: Any, optimizer: Any, update: Any, tau: int) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import make_locales
 import node_pack
+import numpy as np
 import pytest
+import torch
 
 from tests.fake_host import FakeHost
 from tests.fake_page_host import FakePageHost
@@ -140,6 +142,24 @@ def test_presets_hold_what_differs_and_are_laid_over_as_a_whole() -> None:
     for preset in PRESETS:
         assert preset_for("sd1", preset=preset).keys() == defaults.keys()
     assert preset_for("sd1", preset="paper") == defaults
+
+
+@pytest.mark.parametrize(("family", "width", "lr"), [("sd1", 768, 1e-2), ("sdxl", 2048, 1e-2), ("tiny", 128, 4e-2)])
+def test_the_released_scripts_adam_is_adam_with_another_eps(family: str, width: int, lr: float) -> None:
+    """It divides gradients by sqrt((d + n - 1) / n) and adds 1e-3: worked here as it stands there."""
+    settings = preset_for(family, preset="paper-released")
+    assert settings == {**preset_for(family, preset="paper"), "lr": lr, "eps": settings["eps"]}
+    config = TrainConfig.from_dict({**settings, "images": ["x"], "token": "<x>", "initializer": "dog", "model": "x"})
+    gradients = torch.randn(5, 1, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 0.05
+    optimizer, theta = config.make_optimizer(), torch.zeros(1, width, dtype=torch.float64)
+    m = v = np.zeros(width)
+    expected = np.zeros(width)
+    for step, gradient in enumerate(gradients, 1):
+        theta = optimizer.step(theta, gradient)
+        g = gradient.numpy().ravel() / np.sqrt((width + 2 - 1) / 2)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        expected -= lr * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-3)
+    np.testing.assert_allclose(theta.numpy().ravel(), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("family", ["flux", "sd3", "chroma", "lumina2", "zimage", "qwenimage", "sd-4096"])

@@ -32,7 +32,7 @@ class Task:
         folder: where it all goes; a run is made or is to be found in its ``run``, or is the folder itself.
         settings: of a new run, by the names of :class:`TrainConfig`; the rest is the preset's for the model. To follow,
             all of them.
-        preset: fast, default, careful or paper.
+        preset: fast, default, careful, paper or paper-released.
         changes: settings that differ when a run is resumed.
         file: the job file.
         resumed: whether the run that is followed has begun before.

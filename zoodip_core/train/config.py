@@ -18,7 +18,7 @@ from ..model.kinds import TINY
 from ..model.recognise import identify
 from ..search.estimators import ESTIMATORS, Estimator
 from ..search.guard import Guard
-from ..search.optimizers import OPTIMIZERS, Optimizer
+from ..search.optimizers import OPTIMIZERS, Optimizer, ZOAdam
 from ..search.preconditioner import Spread
 from ..search.subspace import SubspaceGradient
 from ..search.zeroth_order import ZerothOrderSearch
@@ -48,7 +48,7 @@ class TrainConfig(Settings):
         return SubspaceGradient(tau=self.tau, nu=self.nu) if self.subspace_gradient else None
 
     def make_optimizer(self) -> Optimizer:
-        return OPTIMIZERS[self.optimizer](lr=self.lr)
+        return ZOAdam(self.lr, eps=self.eps) if self.optimizer == "zoadam" else OPTIMIZERS[self.optimizer](lr=self.lr)
 
     def make_search(self, theta0: Tensor, spread: Spread | None = None) -> ZerothOrderSearch:
         """The search from a starting token ``[num_vectors, dim]`` on.

@@ -6,6 +6,7 @@ so that it can be laid over any other settings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ _PAPER: dict[str, dict[str, Any]] = {
     # For the embedded model: 128 numbers in place of 768, and five times as large.
     "tiny": {"steps": 4500, "tau": 21, "lr": 2e-2},
 }
+_WIDTHS = {"sd15": 768, "sd21": 1024, "sdxl": 2048, "tiny": 128}
+"""How many numbers a token has."""
 RECIPE: dict[str, Any] = {
     "steps": 6000,
     "estimator": "leave-one-out",
@@ -42,7 +45,7 @@ RECIPE: dict[str, Any] = {
 """Ours, of a third of the paper's forward passes. ``benchmarks/fidelity.py --ablation`` takes its parts away."""
 _STEPS = {"sd1": RECIPE["steps"], "sd2": RECIPE["steps"], "sdxl": 4000, "tiny": 900}
 """By the family. Those that run in ComfyUI alone, and read prompts as well as SDXL or better, take its number."""
-PRESETS = ("fast", "default", "careful", "paper")
+PRESETS = ("fast", "default", "careful", "paper", "paper-released")
 """Presets that fit any model: see :func:`preset_for`."""
 PRESET = Setting(
     "preset",
@@ -51,7 +54,7 @@ PRESET = Setting(
     "Preset",
     f"Decides every setting that is left to it. default takes {RECIPE['steps']} steps (SDXL, Flux and the like "
     f"{_STEPS['sdxl']}, the embedded model {_STEPS['tiny']}), fast a third of them, careful three times as many; "
-    "paper is the paper's own search.",
+    "paper is the paper's own search, paper-released that of its authors' script.",
     "default",
     "--preset",
     choices=PRESETS,
@@ -79,19 +82,29 @@ def preset_for(family: str, weights: str = "int8", dtype: str = "auto", preset: 
 
     Args:
         preset: ``default`` for :data:`RECIPE`, ``fast`` for a third of its steps, ``careful`` for three times as many;
-            ``paper`` for the paper's settings.
+            ``paper`` for the paper's settings; ``paper-released`` for those of the script that its authors released,
+            whose Adam has twice the learning rate, and an eps of 1e-3 for gradients divided by sqrt((d + n - 1) / n),
+            d being the token's numbers. (It also mirrors pictures at random and squeezes them into squares.)
 
     Raises:
         ConfigError: an unknown preset.
     """
     if preset not in PRESETS:
         raise ConfigError(f"preset = {preset!r}: choose one of {', '.join(PRESETS)}")
-    paper = PAPER_PRESETS[_KIND_OF_FAMILY.get(family, "sd15")]
-    if preset == "paper":
-        return {**paper, "mu": _COARSE_MU} if weights == "int4" or dtype == "bfloat16" else dict(paper)
+    kind = _KIND_OF_FAMILY.get(family, "sd15")
+    paper = PAPER_PRESETS[kind]
+    if preset in ("paper", "paper-released"):
+        coarse = {"mu": _COARSE_MU} if weights == "int4" or dtype == "bfloat16" else {}
+        return {**paper, **coarse, **(_released(paper, _WIDTHS[kind]) if preset == "paper-released" else {})}
     steps: int = _STEPS.get(family, _STEPS["sdxl"])
     taken = {"fast": steps // 3, "default": steps, "careful": steps * 3}[preset]
     return complete({**RECIPE, "t_lower": paper["t_lower"], "t_upper": paper["t_upper"], "steps": taken})
+
+
+def _released(paper: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """What the authors' script has for a token of so many numbers, in place of the paper's."""
+    n: int = paper["n"]
+    return {"lr": 2 * paper["lr"], "eps": 1e-3 * math.sqrt((width + n - 1) / n)}
 
 
 def untried(family: str) -> list[str]:
@@ -127,6 +140,7 @@ def check_given(settings: Mapping[str, Any], preset: Mapping[str, Any], given: M
     parts = (
         (("tau", "nu"), settings["subspace_gradient"], "Subspace Gradient, which is not in use: turn it on"),
         (("t_lower", "t_upper"), puts, "PUTS, which is not in use: set timesteps to puts"),
+        (("eps",), settings["optimizer"] == "zoadam", "zoadam, which is not in use: set optimizer to zoadam"),
         (("patience",), checks, "the checks, of which there are none: set checks"),
         (("radius",), settings["directions"] == "vocabulary", "vocabulary directions: set directions to vocabulary"),
     )

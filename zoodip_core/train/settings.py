@@ -389,6 +389,16 @@ class Settings:
         choices=tuple(OPTIMIZERS),
         left=AUTO,
     )
+    eps: float = _setting(
+        1e-8,
+        SEARCH,
+        "Adam's eps",
+        "Of zoadam alone: added to what a number's step is divided by. Larger: numbers with small gradients move less.",
+        metavar="NUMBER",
+        range=(0, 1),
+        above=True,
+        left=0,
+    )
     subspace_gradient: bool = _setting(
         True,
         SUBSPACE,
