@@ -28,8 +28,9 @@ a style, tokens draw other scores, which have no mean with theirs (``--concepts 
     python benchmarks/fidelity.py --json FILE --figure FILE
     python benchmarks/fidelity.py --quick
 
-The JSON file is written after every method; the same command resumes it with what is missing, and runs a method again
-whose settings have changed. ``--ablation`` and ``--tune`` make tables of their own, which want a FILE of their own.
+The JSON file is written after every method; the same command resumes it with what is missing, one with more seeds adds
+them, and a method whose settings have changed is run again. ``--ablation`` and ``--tune`` make tables of their own,
+which want a FILE of their own.
 """
 
 from __future__ import annotations
@@ -539,10 +540,10 @@ class Bench:
             for subject, loss in zip(self.subjects, losses, strict=True)
         }
 
-    def method(self, name: str, method: Method) -> dict[str, Any]:
-        """Train every concept with every seed, and measure."""
+    def method(self, name: str, method: Method, seeds: Sequence[int] = ()) -> dict[str, Any]:
+        """Train every concept with every seed, or with some of them, and measure."""
         self.clock.label, began = name, time.monotonic()
-        places = range(len(self.keys))
+        places = [place for place, (_, seed) in enumerate(self.keys) if seed in (seeds or self.plan.seeds)]
         parts = [list(places[i :: self.parts]) for i in range(min(self.parts, len(places)))]
         with ProcessPoolExecutor(len(parts), multiprocessing.get_context("fork"), _take, (self, method)) as pool:
             found = list(pool.map(_runs, parts))
@@ -626,15 +627,20 @@ def cost(plan: Plan, chosen: dict[str, Method], images: int = IMAGES) -> tuple[i
 
 
 def known_results(path: Path | None, plan: Plan, chosen: dict[str, Method], images: int) -> dict[str, Any]:
-    """What an earlier run of the same plan left in its file: start and those methods whose settings are the same.
+    """What earlier runs of the same plan left in the file: start and those methods whose settings are the same.
+
+    Their seeds may be others: those that are missing are added to them.
 
     Raises:
         ValueError: the file is of another plan.
     """
     if not path or not path.is_file():
-        return {"start": None, "methods": {}}
+        return {"start": None, "methods": {}, "seeds": []}
     found = read_object(path, 100_000_000)
-    if found.get("plan") != _as_json({**asdict(plan), "images": images}):
+    known, wanted = dict(found.get("plan", {})), _as_json({**asdict(plan), "images": images})
+    seeds = known.pop("seeds", [])
+    del wanted["seeds"]
+    if known != wanted:
         raise ValueError(f"{path} is of a run with other settings; give another --json FILE")
     current = {**methods(plan), **chosen}
     kept = {
@@ -642,7 +648,16 @@ def known_results(path: Path | None, plan: Plan, chosen: dict[str, Method], imag
         for name, result in found.get("methods", {}).items()
         if name not in current or result["settings"] == _as_json(current[name].settings)
     }
-    return {"start": found.get("start"), "methods": kept}
+    return {"start": found.get("start"), "methods": kept, "seeds": seeds}
+
+
+def with_more(known: dict[str, Any] | None, more: dict[str, Any], concepts: Sequence[str]) -> dict[str, Any]:
+    """A method's results with those of more seeds."""
+    if known is None:
+        return more
+    runs = sorted((*known["runs"], *more["runs"]), key=lambda run: (concepts.index(run["concept"]), run["seed"]))
+    totals = {key: known[key] + more[key] for key in ("forwards", "seconds")}
+    return {**more, **totals, "runs": runs}
 
 
 def _as_json(value: Any) -> Any:
@@ -652,10 +667,13 @@ def _as_json(value: Any) -> Any:
 def measure(plan: Plan, chosen: dict[str, Method], path: Path | None, images: int = IMAGES) -> Figures:
     """Run what is missing, saving after every method; the figures of all that is in the file."""
     known = known_results(path, plan, chosen, images)
-    missing = {name: method for name, method in chosen.items() if name not in known["methods"]}
-    forwards, total = cost(plan, missing, images)
-    trainings = len(plan.concepts) * len(plan.seeds)
-    print(f"{trainings} trainings for each of {len(missing)} methods, {plan.weights} weights, {plan.dtype} activations")
+    done = {name: {run["seed"] for run in result["runs"]} for name, result in known["methods"].items()}
+    missing = {name: tuple(seed for seed in plan.seeds if seed not in done.get(name, ())) for name in chosen}
+    missing = {name: seeds for name, seeds in missing.items() if seeds}
+    costs = [cost(replace(plan, seeds=seeds), {name: chosen[name]}, images) for name, seeds in missing.items()]
+    forwards, total = sum(each for each, _ in costs), sum(each for _, each in costs)
+    trainings = len(plan.concepts) * sum(map(len, missing.values()))
+    print(f"{trainings} trainings by {len(missing)} methods, {plan.weights} weights, {plan.dtype} activations")
     print(
         f"{forwards:,} forward passes of training, {total:,.0f} with gradients' backward passes, held-out losses "
         f"and images; {total * plan.world.seconds / 60:.0f} min at {1e3 * plan.world.seconds:g} ms each\n",
@@ -665,14 +683,16 @@ def measure(plan: Plan, chosen: dict[str, Method], path: Path | None, images: in
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "torch": torch.__version__,
         "model": plan.world.digest,
-        "plan": {**asdict(plan), "images": images},
-        **known,
+        "plan": {**asdict(plan), "seeds": sorted({*known["seeds"], *plan.seeds}), "images": images},
+        "start": known["start"],
+        "methods": known["methods"],
     }
     if missing or data["start"] is None:
         bench = Bench(plan, Clock(total), images)
         data["start"] = data["start"] or bench.start()
-        for name, method in missing.items():
-            data["methods"][name] = result = bench.method(name, method)
+        for name, seeds in missing.items():
+            result = bench.method(name, chosen[name], seeds)
+            data["methods"][name] = with_more(data["methods"].get(name), result, plan.concepts)
             each = result["seconds"] / max(1, result["forwards"]) * 1e3
             print(f"{name}: {result['forwards']:,} forwards, {result['seconds']:.0f} s, {each:.2f} ms each", flush=True)
             if path:

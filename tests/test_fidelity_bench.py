@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -377,7 +379,7 @@ def test_rows_are_chosen_by_name() -> None:
 
 def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in the file is not run again, unless its settings have changed; another plan's file is refused."""
-    ran: list[str] = []
+    ran: list[tuple[str | int, ...]] = []
 
     class FakeBench:
         def __init__(self, plan: Plan, *_: Any) -> None:
@@ -386,12 +388,12 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         def start(self) -> dict[str, Any]:
             return {name: {"loss": 1.0} for name in self.plan.concepts}
 
-        def method(self, name: str, method: Method) -> dict[str, Any]:
+        def method(self, name: str, method: Method, seeds: Sequence[int]) -> dict[str, Any]:
             if name == "cut":
                 raise KeyboardInterrupt
-            ran.append(name)
+            ran.append((name, *seeds))
             losses = {str(mark): 0.5 for mark in method.marks}
-            runs = [{"concept": c, "seed": s, "losses": losses, "scores": {}} for c in PLAN.concepts for s in (0, 1)]
+            runs = [{"concept": c, "seed": s, "losses": losses, "scores": {}} for c in PLAN.concepts for s in seeds]
             return {"settings": method.settings, "forwards": 1, "seconds": 1.0, "runs": runs}
 
     monkeypatch.setattr(fidelity, "Bench", FakeBench)
@@ -402,8 +404,14 @@ def test_a_run_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     chosen["ours"] = Method({"lr": (0.3, 0.2)}, 600, None)
     del chosen["cut"]
     found = fidelity.measure(PLAN, chosen, file)
-    assert ran == ["gradient", "ours", "ours"]
+    assert ran == [("gradient", 0, 1), ("ours", 0, 1), ("ours", 0, 1)]
     assert found.mean_gains("ours") == pytest.approx([100, 100])
+    more = fidelity.measure(replace(PLAN, seeds=(0, 1, 2)), {"ours": chosen["ours"]}, file)
+    assert ran[3:] == [("ours", 2)]
+    assert [(run["concept"], run["seed"]) for run in more.results["ours"]["runs"]] == [
+        (name, seed) for name in PLAN.concepts for seed in (0, 1, 2)
+    ]
+    assert (more.data["plan"]["seeds"], more.results["ours"]["forwards"]) == ([0, 1, 2], 2)
     with pytest.raises(ValueError, match="other settings"):
         fidelity.measure(Plan(("boo",), (0,), 600), chosen, file)
 
