@@ -64,6 +64,7 @@ from zoodip_core.base import rng
 from zoodip_core.base.files import read_object, write_atomically
 from zoodip_core.cli.demo import demo_config
 from zoodip_core.model.embedding import Embedding
+from zoodip_core.model.nearest import words_middle
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_table import table_of
 from zoodip_core.search import guard, preconditioner
@@ -78,7 +79,7 @@ from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.presets import PAPER_PRESETS, preset_for
 from zoodip_core.train.rounding import LEAST_FORWARDS, adapted
 from zoodip_core.train.timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
-from zoodip_core.train.vocabulary import vocabulary_spread, word_ids
+from zoodip_core.train.vocabulary import vocabulary_spread
 
 BUDGET = 4_500
 FINE_STEP, FINE_END = 150, 3_000
@@ -475,10 +476,7 @@ class Words:
 
     def __init__(self, model: StableDiffusion) -> None:
         (encoder,), (tokenizer,) = model.text_encoders, model.tokenizers
-        rows = table_of(encoder).rows(word_ids(tokenizer)).double()
-        self.mean = rows.mean(0)
-        self.covariance = (rows - self.mean).T @ (rows - self.mean) / len(rows)
-        self.rms = float(self.covariance.trace().sqrt())
+        self.mean, self.rms = words_middle(tokenizer, encoder)
 
     def distance(self, theta: torch.Tensor) -> float:
         """Of a token ``[num_vectors, dim]`` from the words' mean, in the words' own root mean square distance."""

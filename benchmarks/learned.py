@@ -35,7 +35,9 @@ from benchmarks.stacked import Stack, Subject, heldout
 from zoodip_core import generate
 from zoodip_core.base.files import read_object
 from zoodip_core.model.embedding import Embedding
+from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.tokens import placed
+from zoodip_core.model.words import word_rows
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge
 from zoodip_core.tiny.scores import JUDGE
@@ -96,7 +98,7 @@ class Learned:
         self.plan = Plan(tuple(known["concepts"]), tuple(known["seeds"]), *settings)
         if missing := [row for row in rows if row not in self.data["methods"]]:
             raise ValueError(f"{path} has no rows {', '.join(missing)}; it has {', '.join(self.data['methods'])}")
-        model = self.plan.world.load(self.plan.weights, self.plan.dtype)
+        self.model = model = self.plan.world.load(self.plan.weights, self.plan.dtype)
         self.words, self.stack, self.judge = Words(model), Stack(model), Judge.load(JUDGE)
         self.subjects = {
             name: Subject(model, concepts.load(name), self.plan.num_vectors) for name in self.plan.concepts
@@ -138,9 +140,10 @@ def length_table(learned: Learned) -> str:
     return table(("", "distance, words' rms", *HEAD), lines)
 
 
-def components(words: Words) -> torch.Tensor:
+def components(model: StableDiffusion) -> torch.Tensor:
     """The vocabulary's principal axes, ``[dim, dim]``, one a row."""
-    return torch.linalg.eigh(words.covariance).eigenvectors.T
+    rows = torch.cat(list(word_rows(model.tokenizers, model.text_encoders))).double()
+    return torch.linalg.eigh((rows - rows.mean(0)).T @ (rows - rows.mean(0))).eigenvectors.T
 
 
 def kept(theta0: torch.Tensor, theta: torch.Tensor, axes: torch.Tensor, count: int) -> torch.Tensor:
@@ -152,7 +155,7 @@ def kept(theta0: torch.Tensor, theta: torch.Tensor, axes: torch.Tensor, count: i
 
 
 def dims_table(learned: Learned) -> str:
-    axes, lines = components(learned.words), []
+    axes, lines = components(learned.model), []
     for row, share in itertools.product(learned.rows, SHARES):
         count, found = max(1, round(share * len(axes))), []
         for subject, theta in learned.tokens(row):

@@ -475,7 +475,7 @@ def test_what_learned_tokens_are_like_is_read_from_a_file(tmp_path: Path, capsys
     ((subject, theta),) = found.tokens("ours")
     own = found.figures.gains("ours", "boo")[0]
     assert found.gain(subject, theta) == pytest.approx(own, abs=0.01)
-    axes = learned.components(found.words)
+    axes = learned.components(found.model)
     assert torch.allclose(learned.kept(subject.theta0, theta, axes, len(axes)), theta, atol=1e-5)
     assert torch.allclose(axes @ axes.T, torch.eye(len(axes), dtype=axes.dtype), atol=1e-9)
     with pytest.raises(ValueError, match="no rows paper"):

@@ -37,12 +37,7 @@ def places(vectors: torch.Tensor, tokenizer: Any, text_encoder: nn.Module, count
         Stopped: a stop was asked for.
     """
     table, ids = table_of(text_encoder), word_ids(tokenizer)
-    total, square = torch.zeros(vectors.shape[1], dtype=torch.float64), 0.0
-    for some in in_pieces(ids):
-        rows = table.rows(some).double()
-        total, square = total + rows.sum(dim=0), square + float(rows.square().sum())
-    mean = total / len(ids)
-    size = max(square / len(ids) - float(mean.square().sum()), 0.0) ** 0.5
+    mean, size = words_middle(tokenizer, text_encoder)
     apart = vectors.double() - mean
     own, cosines = normalize(apart, dim=1), []
     for some in in_pieces(ids):
@@ -53,6 +48,22 @@ def places(vectors: torch.Tensor, tokenizer: Any, text_encoder: nn.Module, count
         Place(distance / size, tuple(zip(_names(tokenizer, [ids[i] for i in at]), values, strict=True)))
         for distance, at, values in zip(distances, near.indices.tolist(), near.values.tolist(), strict=True)
     ]
+
+
+def words_middle(tokenizer: Any, text_encoder: nn.Module) -> tuple[torch.Tensor, float]:
+    """The words' mean, float64 ``[dim]``, and the root mean square of their distances from it.
+
+    Raises:
+        Stopped: a stop was asked for.
+    """
+    table, ids = table_of(text_encoder), word_ids(tokenizer)
+    total: torch.Tensor | float = 0.0
+    square = 0.0
+    for some in in_pieces(ids):
+        rows = table.rows(some).double()
+        total, square = total + rows.sum(dim=0), square + float(rows.square().sum())
+    mean = torch.as_tensor(total) / len(ids)
+    return mean, max(square / len(ids) - float(mean.square().sum()), 0.0) ** 0.5
 
 
 def _names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
