@@ -174,7 +174,7 @@ def test_a_run_is_resumed_on_another_number_of_ranks(whole: Path, tmp_path: Path
 def test_more_ranks_have_a_share_of_a_run_of_one_process(batch: int, tmp_path: Path) -> None:
     """It had all candidates in one forward pass; where its settings say so, it keeps that."""
     run, commands, told = tmp_path / "run", Commands(), list[str]()
-    settings = {"steps": 2, "adapt_mu": False, "checks": 0, "patience": 0, "batch": batch}
+    settings = {"steps": 2, "estimator": "rge", "adapt_mu": False, "checks": 0, "patience": 0, "batch": batch}
     train_token(
         config_of(**settings),
         run,
