@@ -32,7 +32,7 @@ def nothing_left_at_work(webui: Webui) -> Iterator[None]:
 
 def on_sd15(**changes: Any) -> dict[str, Any]:
     """A training for the webui's own model: a step at 64 pixels."""
-    small = {"model": MODEL, "resolution": 64, "n": 1, "keep_copy": False, "initializer": "dog"}
+    small = {"model": MODEL, "resolution": 64, "n": 2, "keep_copy": False, "initializer": "dog"}
     return {**small, "steps": 1, **changes}
 
 
