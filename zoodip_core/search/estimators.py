@@ -159,7 +159,9 @@ class LeaveOneOut(_Estimator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n < 2:
-            raise ConfigError(f"n = {self.n}: leave-one-out compares directions with each other: set n to 2 or more, or estimator to rge")
+            raise ConfigError(
+                f"n = {self.n}: leave-one-out compares directions with each other: set n to 2 or more, or estimator to rge"
+            )
 
     @property
     def num_candidates(self) -> int:
