@@ -160,7 +160,8 @@ class LeaveOneOut(_Estimator):
         super().__post_init__()
         if self.n < 2:
             raise ConfigError(
-                f"n = {self.n}: leave-one-out compares directions with each other: set n to 2 or more, or estimator to rge"
+                f"n = {self.n}: leave-one-out compares directions with each other: set n to 2 or more, "
+                "or estimator to rge"
             )
 
     @property
