@@ -58,7 +58,10 @@ class World:
             return "tiny"
         folder = words_folder()
         if not folder.is_dir():
-            raise ModelError(f"{folder} is not there: build it by python tools/train_words.py --work FOLDER (an hour)")
+            raise ModelError(
+                f"{folder} is not there: pip install -e .[words], then python tools/train_words.py --work build/words "
+                "builds it in about 70 minutes"
+            )
         return str(folder)
 
     @property

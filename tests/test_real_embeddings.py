@@ -330,6 +330,12 @@ def test_inspect_says_where_a_token_lies_among_the_words(
     listed = ", ".join(f"{name} {sorted(cosines)[-1 - i]:.2f}" for i, name in enumerate(near))
     assert near[0] == "horns"
     assert f"nearest words {listed}" in shown
+    assert "show less" not in shown
+    save_embedding(Embedding("<far>", (torch.from_numpy(mean + 5 * (vector - mean))[None].float(),)), file)
+    assert main(["inspect", str(file), "--model", "tiny"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "distance 25.0" in shown
+    assert "show less of what it has learned" in shown
     assert "tiny is not an embedding; leave it out" in refused(capsys, "inspect", "tiny", "--model", "tiny")
 
 

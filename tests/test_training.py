@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +24,7 @@ from zoodip_core.base.errors import RunFolderError
 from zoodip_core.base.events import Event, Message, Progress, Sampled, Saved
 from zoodip_core.cli.main import main
 from zoodip_core.model.stable_diffusion import StableDiffusion
+from zoodip_core.model.token_table import table_of
 from zoodip_core.train.loop import TrainResult
 from zoodip_core.train.presets import PAPER_PRESETS
 from zoodip_core.train.run_folder import Inputs, RunFolder
@@ -238,6 +240,24 @@ def test_events_tell_progress_saves_and_samples(tiny_model: StableDiffusion, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("lr", "far"), [(5e-3, False), (1.0, True)])
+def test_a_token_that_left_the_words_is_told(lr: float, far: bool, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    said: list[str] = []
+    result = train_token(
+        config_of(lr=lr, steps=30),
+        tmp_path / "run",
+        model=tiny_model,
+        on_event=lambda event: said.append(event.text) if isinstance(event, Message) and event.warning else None,
+    )
+    (encoder,), (tokenizer,) = tiny_model.text_encoders, tiny_model.tokenizers
+    ids = sorted(i for text, i in tokenizer.get_vocab().items() if text.endswith("</w>"))
+    words = np.asarray(table_of(encoder).rows(ids), dtype=np.float64)
+    apart = np.asarray(load_file(result.path)["<pip>"], dtype=np.float64) - words.mean(axis=0)
+    times = np.linalg.norm(apart) / np.sqrt(words.var(axis=0).sum())
+    assert (times > 20) == far
+    assert sum(f"<pip> lies {times:.0f} times as far" in line for line in said) == far
+
+
 def test_a_run_goes_on_with_the_batch_it_had(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     """Its rounding is part of the run; as many candidates at once as before, whatever there is room for now."""
     settings = {"steps": 6, "save_every": 2}

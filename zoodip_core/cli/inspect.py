@@ -17,6 +17,7 @@ from ..model.kinds import TINY
 from .arguments import Once, command, parts_options, which_option
 
 _DISTANCE = "from the words' mean; that of words is 1"
+_TOO_FAR = "so far out a token may show less of what it has learned; training with a radius keeps it nearer"
 _FEW = 4
 """Tensors; with more of them, what is neither an embedding nor a model was rather meant to be a model."""
 
@@ -76,7 +77,7 @@ def _describe(file: str, which: str | None, words_of: str | None, parts: Mapping
 def _among_words(found: Sequence[Embedding], path: str, parts: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
     """Where each embedding's vectors lie among a model's words, as (label, text) lines."""
     from ..model.load import load_quantized
-    from ..model.nearest import places
+    from ..model.nearest import FAR, places
 
     model = load_quantized(path, device="cpu", keep=False, clip=parts["clip"], vae=parts["vae"])
     lines = []
@@ -85,9 +86,11 @@ def _among_words(found: Sequence[Embedding], path: str, parts: Mapping[str, Any]
         own = []
         for tensor, tokenizer, encoder in zip(embedding.tensors, model.tokenizers, model.text_encoders, strict=True):
             own += places(tensor, tokenizer, encoder)
+        far = any(place.distance > FAR for place in own)
         lines.append(
             [
                 ("distance", ", ".join(f"{place.distance:.1f}" for place in own) + f" ({_DISTANCE})"),
+                *([("note", _TOO_FAR)] if far else []),
                 *(("nearest words", ", ".join(f"{word} {near:.2f}" for word, near in place.words)) for place in own),
             ]
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,10 @@ from torch.nn.functional import normalize
 
 from .token_table import table_of
 from .words import in_pieces, word_ids
+
+FAR = 20.0
+"""Times the words' own distance from their mean. A token keeps all it has learned up to 10, and at 30 has lost some of
+it (``benchmarks/RESULTS.md``, What a token's length does)."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,34 @@ def words_middle(tokenizer: Any, text_encoder: nn.Module) -> tuple[torch.Tensor,
         Stopped: a stop was asked for.
     """
     table, ids = table_of(text_encoder), word_ids(tokenizer)
-    total: torch.Tensor | float = 0.0
-    square = 0.0
-    for some in in_pieces(ids):
-        rows = table.rows(some).double()
-        total, square = total + rows.sum(dim=0), square + float(rows.square().sum())
-    mean = torch.as_tensor(total) / len(ids)
-    return mean, max(square / len(ids) - float(mean.square().sum()), 0.0) ** 0.5
+    mean, variances = _moments(table.rows(some) for some in in_pieces(ids))
+    return mean, float(variances.sum()) ** 0.5
+
+
+def distances(vectors: torch.Tensor, pieces: Iterable[torch.Tensor], widths: Sequence[int]) -> torch.Tensor:
+    """How far vectors lie from the words' mean, in the root mean square of the words' own: float64 ``[N, parts]``.
+
+    Args:
+        vectors: ``[N, sum of widths]``.
+        pieces: all words' rows, ``[some, sum of widths]``.
+        widths: of the parts that rows consist of, one for each text encoder.
+
+    Raises:
+        Stopped: a stop was asked for.
+    """
+    mean, variances = _moments(pieces)
+    parts = zip((vectors.double() - mean).split(list(widths), dim=1), variances.split(list(widths)), strict=True)
+    return torch.stack([part.norm(dim=1) / variance.sum().sqrt() for part, variance in parts], dim=1)
+
+
+def _moments(pieces: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean and variance of each number of all rows, float64."""
+    count, total, square = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for piece in pieces:
+        rows = piece.double()
+        count, total, square = count + len(rows), total + rows.sum(dim=0), square + rows.square().sum(dim=0)
+    mean = total / count
+    return mean, (square / count - mean.square()).clamp(min=0)
 
 
 def _names(tokenizer: Any, ids: Sequence[int]) -> list[str]:

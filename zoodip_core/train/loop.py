@@ -255,6 +255,9 @@ def _run(training: Training, folder: RunFolder, on_event: Callable[[Event], None
     on_event(Saved(search.step, path))
     if training.done:
         path = save_embedding(training.embedding(), folder.embedding_path)
+        with contextlib.suppress(Stopped):  # all is kept
+            if far := training.far_out():
+                on_event(Message(far, warning=True))
     grown = training.watch.grown()
     if grown is not None:
         on_event(Message(f"memory, measured: {megabytes(grown)} (predicted {megabytes(training.plan.use.total)})"))

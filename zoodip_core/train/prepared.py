@@ -26,6 +26,7 @@ from ..model.latents import advice
 from ..model.load import load_quantized
 from ..model.memory import Watch
 from ..model.memory_use import MemoryPlan
+from ..model.nearest import FAR, distances
 from ..model.recognise import identify
 from ..model.stable_diffusion import StableDiffusion
 from ..model.token_model import Prompt, TokenModel
@@ -258,6 +259,18 @@ class Training:
         if self.search.guard.point is None:
             raise NonFiniteLossError(f"the losses at the starting token are not all finite: {advice(self.model.dtype)}")
         return _WORST
+
+    def far_out(self) -> str | None:
+        """A line for the user if the token lies so far from the words that it may be of less use for it."""
+        if 0 < self.search.radius <= FAR:
+            return None
+        farthest = float(distances(self.search.theta, self.model.word_rows(), self.model.info.dims).max())
+        if farthest <= FAR:
+            return None
+        return (
+            f"{self.config.token} lies {farthest:.0f} times as far from the words' mean as words do; past {FAR:.0f} a "
+            "token may show less of what it has learned. Directions vocabulary with radius 6 keep it nearer"
+        )
 
     def embedding(self) -> Embedding:
         """The token as it is now. Nothing in it depends on the run's paths or clock."""
