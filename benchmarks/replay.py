@@ -50,12 +50,12 @@ def main() -> None:
     theta0 = rng.normal(1, 0, "start", (1, args.dim))
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "steps.jsonl"
-        search = config.make_search(theta0)
+        search = config.make_token_search(theta0)
         lived = live(search, config, path)
         began = time.monotonic()
         records = read(path).records
         reading = time.monotonic() - began
-        rebuilt = config.make_search(theta0)
+        rebuilt = config.make_token_search(theta0)
         differs = restore(rebuilt, config, records)
         took = time.monotonic() - began
         size = path.stat().st_size

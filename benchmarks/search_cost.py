@@ -46,7 +46,7 @@ def cost(dim: int, steps: int) -> dict[str, float]:
     began = time.perf_counter()
     spread = spread_of(random_words(dim))
     shape = time.perf_counter() - began
-    search = config.make_search(torch.zeros(1, dim), spread)
+    search = config.make_token_search(torch.zeros(1, dim), spread)
     losses = torch.rand(search.estimator.num_candidates, dtype=torch.float64)
     times = []
     for step in range(steps):

@@ -39,6 +39,10 @@ class EmbeddingFileError(ZoodipError, ValueError):
     """An embedding file cannot be read, or does not fit the model."""
 
 
+class LoraFileError(ZoodipError, ValueError):
+    """A LoRA cannot be read, or does not fit the model."""
+
+
 class RunFolderError(ZoodipError, ValueError):
     """A run folder cannot be written or resumed."""
 

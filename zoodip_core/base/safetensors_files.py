@@ -1,7 +1,12 @@
-"""Safetensors files, opened with a look at their size first: a header is read whole, and may be endless."""
+"""Safetensors files, opened with a look at their size first: a header is read whole, and may be endless.
+
+Written, the same content gives the same bytes.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +33,19 @@ def open_safetensors(path: Path) -> Any:
     if count > MOST_TENSORS:
         raise ValueError(f"it has {count} tensors")
     return opened
+
+
+def bytes_of(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a file with these torch tensors and this header; a file of ours, with ``metadata`` in it.
+
+    The library writes header metadata in a hash map's order, another in each process.
+    """
+    from safetensors.torch import save
+
+    data = save(dict(tensors), metadata=dict(metadata))
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
+from ..base.errors import ConfigError
 from ..base.events import Message
 from ..model.kinds import DTYPES, PREDICTION_TYPES, TINY
 from ..model.load import load_quantized
+from ..model.lora import MOST_STRENGTH, Lora, load_lora
 from ..model.quantize import WEIGHTS
 from ..model.stable_diffusion import StableDiffusion
 from ..train.presets import PAPER_PRESETS, PRESET, said
@@ -117,6 +120,31 @@ def parts_options(parser: argparse.ArgumentParser, *clip_flags: str) -> None:
         *flags, dest="text_encoders", nargs="+", action=Together, default=(), metavar="FILE", help=clip.help
     )
     parser.add_argument("--vae", action=Once, metavar="FILE", help=SETTINGS["vae"].help)
+
+
+def lora_options(parser: argparse.ArgumentParser) -> None:
+    """Weights that were learned, to draw with."""
+    parser.add_argument(
+        "--lora", type=Path, action=Once, metavar="FILE", help="weights that were learned with a token, as a LoRA"
+    )
+    parser.add_argument(
+        "--lora-strength", type=float, default=1.0, metavar="S", help="of the LoRA; 1 is as it was learned (default: 1)"
+    )
+
+
+def lora_in(args: argparse.Namespace) -> Lora | None:
+    """The weights of :func:`lora_options`, at their strength.
+
+    Raises:
+        ZoodipError: of the kind that tells what is wrong.
+    """
+    if args.lora is None:
+        if args.lora_strength != 1:
+            raise ConfigError(f"--lora-strength {args.lora_strength}: give the LoRA's file as well, --lora FILE")
+        return None
+    if not abs(args.lora_strength) <= MOST_STRENGTH:
+        raise ConfigError(f"--lora-strength {args.lora_strength}: must be from -{MOST_STRENGTH} to {MOST_STRENGTH}")
+    return load_lora(args.lora).scaled(args.lora_strength)
 
 
 def loading_options(parser: argparse.ArgumentParser, *clip_flags: str) -> None:

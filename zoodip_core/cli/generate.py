@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from ..base.errors import ConfigError
 from ..base.names import plain
 from ..model.calls import calls_in
 from ..model.embedding import Embedding, load_embedding, load_embeddings
-from .arguments import command, load, loading_options, model_option, which_option
+from .arguments import command, load, loading_options, lora_in, lora_options, model_option, which_option
 
 
 def add(commands: Any) -> None:
@@ -35,6 +36,7 @@ def add(commands: Any) -> None:
         help="a learned token, used by its name, or its file's, in the prompts; may be given several times",
     )
     which_option(parser, "all may be used")
+    lora_options(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image (default: 0)")
     parser.add_argument("--count", type=int, default=1, metavar="N", help="images a prompt (default: 1)")
     parser.add_argument("--steps", type=int, default=25, metavar="N", help="denoising steps (default: 25)")
@@ -76,7 +78,7 @@ def _check_used(file: Path, tokens: Sequence[Embedding], used: Sequence[Embeddin
 
 def _generate(args: argparse.Namespace) -> int:
     from ..data.sheets import save_png
-    from ..model.generation import generate
+    from ..model.generation import generate, with_lora
 
     if not 1 <= args.count <= 256:
         raise ConfigError(f"--count {args.count}: must be from 1 to 256")
@@ -87,18 +89,22 @@ def _generate(args: argparse.Namespace) -> int:
     used = [each for call in calls_in((*args.prompt, args.negative_prompt), embeddings) for each in call.embeddings]
     for file, tokens in zip(args.embedding, held, strict=True):
         _check_used(file, tokens, used)
+    lora = lora_in(args)
     model = load(args)
+    for line in lora.notes_on(model) if lora else ():
+        print(line, file=sys.stderr)
     prompts = [prompt for prompt in args.prompt for _ in range(args.count)]
     seeds = [args.seed + i for _ in args.prompt for i in range(args.count)]
-    images = generate(
-        model,
-        prompts,
-        seeds,
-        embedding=embeddings,
-        negative_prompt=args.negative_prompt,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
-    )
+    with with_lora(model, lora):
+        images = generate(
+            model,
+            prompts,
+            seeds,
+            embedding=embeddings,
+            negative_prompt=args.negative_prompt,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+        )
     # A token's name comes from inside a file, perhaps a stranger's: never a path.
     stem = plain("-".join(dict.fromkeys(plain(each.token, 120) for each in used)), 120) or "image"
     for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):

@@ -135,10 +135,11 @@ class Stages:
             self._bar.close()
 
 
-def closing(finished: bool, step: int, token: str, path: Path, run: Path) -> int:
+def closing(finished: bool, step: int, token: str, path: Path, run: Path, lora: Path | None = None) -> int:
     """Say how a training ended; returns the command's exit code."""
     if finished:
-        print(f"done: {step} steps, token {token} in {path}")
+        weights = f", and the weights learned with it as a LoRA in {lora}" if lora else ""
+        print(f"done: {step} steps, token {token} in {path}{weights}")
         return 0
     print(f'stopped at step {step}; the token so far is {path}\nresume with:\n  {PROGRAM} train --resume "{run}"')
     return 1

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         result, path = _trained(args, screen, commands, ranks)
     if not ranks.leads:
         return 0 if result.finished else 1
-    return closing(result.finished, result.step, result.embedding.token, result.path, path)
+    return closing(result.finished, result.step, result.embedding.token, result.path, path, result.lora_path)
 
 
 def _trained(
@@ -164,5 +164,6 @@ def _rewind(args: argparse.Namespace) -> int:
             "otherwise, or the run's settings were changed by hand",
             file=sys.stderr,
         )
-    print(rewound.path)
+    for path in filter(None, (rewound.path, rewound.lora)):
+        print(path)
     return 0

@@ -15,6 +15,9 @@ from ..base.errors import CaptionError, ConfigError
 from ..base.texts import parse_json
 
 SLOT = "{}"
+ADJECTIVE = "adjective"
+"""The template whose token is an adjective of a class word, which it stands before."""
+_CLASS = "CLASS"
 MAX_TEXT = 8_000_000
 """Bytes of a file of captions."""
 
@@ -40,6 +43,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "a weird painting in the style of {}",
         "a large painting in the style of {}",
     ),
+    ADJECTIVE: (f"a photo of a {{}} {_CLASS}",),
     "ti": (
         "a photo of a {}",
         "a rendering of a {}",
@@ -78,6 +82,7 @@ def captions_for(
     template: str = "object",
     captions_file: Path | None = None,
     token: str,
+    class_word: str | None = None,
 ) -> list[tuple[str, ...]]:
     """The captions each image may be trained with, each with ``{}`` for the token.
 
@@ -87,26 +92,47 @@ def captions_for(
     datasets have it, else the ``template`` set. In a caption, ``{}`` or the token itself marks the
     place. A file whose lines all have it holds a caption a line, any other is one caption.
 
+    Args:
+        class_word: what kind of thing it is, which every caption has to say; None where it does not matter.
+
     Raises:
-        CaptionError: captions without the placeholder, all of which it names, or an unreadable file.
+        CaptionError: captions without the placeholder or the class word, all of which it names, or an unreadable file.
         ConfigError: an unknown ``template``.
     """
     if template not in TEMPLATES:
         raise ConfigError(f"template = {template!r}: choose one of {', '.join(TEMPLATES)}")
     listed = read_listed(captions_file, [path.name for path in paths]) if captions_file else {}
     noted = {folder: noted_captions(folder) for folder in {path.parent for path in paths}}
-    result, without = [], []
+    result, without, classless = [], [], []
     for path in paths:
         where, texts = f"{captions_file}, {path.name}", listed.get(path.name, [])
         if not texts:
             texts, where = own_captions(path, noted[path.parent], token)
-        texts = texts or ([""] if where else list(TEMPLATES[template]))
+        texts = texts or ([""] if where else of_template(template, class_word))
         slotted = tuple(text if SLOT in text else with_slots(text, token) for text in texts)
         without += [(where, text) for text in slotted if SLOT not in text]
         result.append(slotted)
+        if class_word:
+            classless += [(where, text) for text in slotted if not _says(text, class_word)]
     if without:
         raise _no_place(without, token)
+    if classless:
+        (where, text), more = classless[0], len(classless) - 1
+        others = f"; nor do {more} more" if more else ""
+        raise CaptionError(
+            f"{where}: the caption {text!r} does not say {class_word}, the class word{others}: write {SLOT} "
+            f"{class_word} where the subject stands, or leave class_word out"
+        )
     return result
+
+
+def of_template(template: str, class_word: str | None = None) -> list[str]:
+    """The captions of one of :data:`TEMPLATES`."""
+    return [text.replace(_CLASS, class_word or "") for text in TEMPLATES[template]]
+
+
+def _says(text: str, word: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _no_place(without: Sequence[tuple[str, str]], token: str) -> CaptionError:

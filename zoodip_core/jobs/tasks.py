@@ -17,6 +17,7 @@ from ..base.errors import ConfigError, for_user
 from ..base.events import Commands, Event, Message, Progress, Sampled, Saved, Started
 from ..base.stopping import Stopped, stopped_by
 from ..model.embedding import load_embedding
+from ..model.lora import Lora, load_lora
 from ..model.memory import predict_memory
 from ..model.recognise import identify
 from ..model.stable_diffusion import StableDiffusion
@@ -25,7 +26,7 @@ from ..train.config import TrainConfig
 from ..train.loop import TrainResult, resume_training, train_token
 from ..train.prepared import load_model, load_references, name_warning, noise_warning, tokenised
 from ..train.ranks import joined, place_in
-from ..train.run_folder import RunFolder
+from ..train.run_folder import LORAS, RunFolder
 from ..train.settings import ALL
 from .cards import all_cards, check_cards, with_cards
 from .history import newest
@@ -166,7 +167,7 @@ def _close(
 ) -> int:
     if result.finished:
         try:
-            _draw(job, config, model, result.path, out, commands)
+            _draw(job, config, model, result.path, result.lora, out, commands)
         except Stopped:
             pass
         except Exception as error:  # a token that was learned does not hang on its pictures
@@ -186,16 +187,30 @@ def _show(job: Task, out: Outbox, commands: Commands) -> int:
         raise ConfigError(f"{job.run} has no token to draw yet; resume the run first")
     with stopped_by(lambda: commands.stopping):
         model = load_model(folder.config, telling(out))
-    _draw(job, folder.config, model, token, out, commands)
+    _draw(job, folder.config, model, token, _lora_of(folder, token), out, commands)
     out.send("ended", state="finished")
     return Exit.FINISHED
 
 
-def _draw(job: Task, config: TrainConfig, model: StableDiffusion, token: Path, out: Outbox, commands: Commands) -> None:
+def _lora_of(folder: RunFolder, token: Path) -> Lora | None:
+    """The weights that were learned with a token of a run, None if there are none by then."""
+    path = folder.lora_path if token == folder.embedding_path else folder.path / LORAS / token.name
+    return load_lora(path) if path.is_file() else None
+
+
+def _draw(
+    job: Task,
+    config: TrainConfig,
+    model: StableDiffusion,
+    token: Path,
+    lora: Lora | None,
+    out: Outbox,
+    commands: Commands,
+) -> None:
     """Draw with the word and with the token."""
     out.send("message", text="drawing the pictures before and after", warning=False)
     with stopped_by(lambda: commands.stopping):
-        before_after(model, config, load_embedding(token), job.folder / BEFORE_AFTER)
+        before_after(model, config, load_embedding(token), job.folder / BEFORE_AFTER, lora)
     out.send("shown", path=str(job.folder / BEFORE_AFTER))
 
 

@@ -11,20 +11,18 @@ so a newer ZOODiP's file is as good as its tensors. Where they are not an embedd
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from ..base.errors import EmbeddingFileError
 from ..base.files import write_atomically
 from ..base.names import check_name, file_stem
 from ..base.pickles import load_plain, tensors_in
-from ..base.safetensors_files import open_safetensors
+from ..base.safetensors_files import bytes_of, open_safetensors
 from ..base.texts import parse_json, whole_text
 from .embedding_tensors import (
     FORMAT_VERSION,
@@ -92,17 +90,7 @@ def serialize(embedding: Embedding) -> bytes:
     metadata = {**embedding.metadata, "token": embedding.token, "format_version": str(FORMAT_VERSION)}
     if embedding.encoders:
         metadata["encoders"] = "+".join(embedding.encoders)
-    # The library writes header metadata in a hash map's order, another in each process.
-    return _with_sorted_header(save(tensors, metadata=metadata))
-
-
-def _with_sorted_header(data: bytes) -> bytes:
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+    return bytes_of(tensors, metadata)
 
 
 def save_embedding(embedding: Embedding, path: str | Path) -> Path:
@@ -281,15 +269,16 @@ def describe(embedding: Embedding) -> list[tuple[str, str]]:
     lines += [(label, embedding.metadata[key]) for key, label in labels.items() if key in embedding.metadata]
     if embedding.metadata.get("renamed") == f"{T5} to {RENAMED}":
         lines.append(("note", f"{RENAMED} was called {T5}, which ComfyUI does not read; saved again by ZOODiP it does"))
-    config = _config_of(embedding)
+    config = settings_in(embedding.metadata)
     if config:
         lines.append(("settings", ", ".join(f"{key} {value}" for key, value in config.items())))
     return lines
 
 
-def _config_of(embedding: Embedding) -> dict[str, Any]:
+def settings_in(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of the run that a file says it is of; none if it says nothing that can be read."""
     try:
-        config = parse_json(embedding.metadata.get("config", "{}"))
+        config = parse_json(metadata.get("config", "{}"))
     except ValueError:
         return {}
     return config if isinstance(config, dict) else {}

@@ -6,6 +6,7 @@ in a CUDA graph they are launched as one. The same code runs without capture els
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from ..base.stopping import Stopped
+from .frames import Frames, with_cores
 from .graphs import Capture, Work
 from .quantized import Conditioning, Prompt, QuantizedModel
 from .token_table import table_of
@@ -25,12 +27,13 @@ class Inputs:
     """What the losses of some candidates on one draw depend on.
 
     Args:
-        candidates: float32 ``[K, num_vectors, sum of dims]`` on the CPU.
+        candidates: float32 ``[K, num_vectors, sum of dims]`` on the CPU; one for all where only weights differ.
         prompt: with the token's places.
         noisy: latents ``[1, channels, height, width]``, float32 on the CPU.
         target: what the model should predict of them, of the same shape.
         timestep: of the latents.
         time_ids: ``[6]``, SDXL's sizes; not used by others.
+        cores: numbers in the weights, float32 ``[K, numbers]`` on the CPU; None where weights stay as they are.
     """
 
     candidates: torch.Tensor
@@ -39,12 +42,14 @@ class Inputs:
     target: torch.Tensor
     timestep: int
     time_ids: torch.Tensor
+    cores: torch.Tensor | None = None
 
     @property
     def shapes(self) -> tuple[Any, ...]:
         """What buffers for these inputs are made for."""
         places = tuple(len(encoded.positions) for encoded in self.prompt)
-        return (tuple(self.candidates.shape), places, tuple(self.noisy.shape))
+        cores = None if self.cores is None else tuple(self.cores.shape)
+        return (tuple(self.candidates.shape), places, tuple(self.noisy.shape), cores)
 
 
 class Forward:
@@ -53,16 +58,18 @@ class Forward:
     Args:
         model: text encoders and UNet.
         like: inputs of those shapes.
+        frames: of the cores, where the UNet computes.
     """
 
-    def __init__(self, model: QuantizedModel, like: Inputs) -> None:
-        self._model = model
+    def __init__(self, model: QuantizedModel, like: Inputs, frames: Frames | None = None) -> None:
+        self._model, self._frames = model, frames
         text, device = model.text_device, model.device
         at = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others may have no float64
         parts = like.candidates.split(model.info.dims, dim=-1)
         self._ids = [torch.empty_like(encoded.ids, device=text) for encoded in like.prompt]
         self._places = [torch.empty(len(e.positions), dtype=torch.long, device=text) for e in like.prompt]
         self._candidates = [torch.empty(part.shape, dtype=torch.float32, device=text) for part in parts]
+        self._cores = None if like.cores is None else torch.empty(like.cores.shape, dtype=model.dtype, device=device)
         self._noisy = torch.empty(like.noisy.shape, dtype=model.dtype, device=device)
         self._target = torch.empty(like.target.shape, dtype=torch.float64, device=at)
         self._timestep = torch.empty(1, dtype=torch.long, device=device)
@@ -90,6 +97,8 @@ class Forward:
             self._ids[i].copy_(encoded.ids)
             self._places[i].copy_(torch.tensor(encoded.positions, dtype=torch.long))
             self._candidates[i].copy_(part)
+        if self._cores is not None and inputs.cores is not None:
+            self._cores.copy_(inputs.cores)
         self._noisy.copy_(inputs.noisy)
         self._target.copy_(inputs.target)
         self._timestep.fill_(inputs.timestep)
@@ -120,10 +129,18 @@ class Forward:
         Nothing here reads from the host, or waits for the device.
         """
         condition = self._condition or self._encoded()
-        predicted = self._model.predict(self._noisy, self._timestep, condition, self._time_ids)
+        with self._weights():
+            if self._cores is not None:
+                condition = condition.repeated(len(self._cores))
+            predicted = self._model.predict(self._noisy, self._timestep, condition, self._time_ids)
         assert not predicted.requires_grad, "forward passes only: no autograd graph may be built"
         error = predicted.float().to(self._target.device).double() - self._target
         return error.square().mean(dim=(1, 2, 3))
+
+    def _weights(self) -> contextlib.AbstractContextManager[None]:
+        if self._cores is None or self._frames is None:
+            return contextlib.nullcontext()
+        return with_cores(self._model.unet, self._frames, self._cores)
 
     @property
     def is_captured(self) -> bool:
@@ -155,6 +172,7 @@ class Forwards:
         prompts: those that inputs may have.
         capture: of the model's device; None to launch the work anew each time.
         on_plain: told why in a line when capturing is given up.
+        frames: of the cores that inputs may have.
     """
 
     _MOST = 8
@@ -166,8 +184,10 @@ class Forwards:
         prompts: Iterable[Prompt] = (),
         capture: Capture | None = None,
         on_plain: Callable[[str], None] = lambda line: None,
+        frames: Frames | None = None,
     ) -> None:
         self._model, self._capture, self._on_plain = model, capture, on_plain
+        self._frames = frames and frames.on(model.device, model.dtype)
         by_encoder = zip(*prompts, strict=True)
         self._ids = [sorted({i for encoded in each for i in encoded.ids[0].tolist()}) for each in by_encoder]
         self._known: dict[tuple[Any, ...], Forward] = {}
@@ -210,5 +230,5 @@ class Forwards:
         if known is None or not known.is_current:
             while len(self._known) >= self._MOST:
                 self._known.pop(next(iter(self._known)))
-            known = self._known[inputs.shapes] = Forward(self._model, inputs)
+            known = self._known[inputs.shapes] = Forward(self._model, inputs, self._frames)
         return known

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ import torch
 from PIL import Image
 
 from ..base import rng
-from ..base.errors import ConfigError, ModelError
+from ..base.errors import ConfigError, LoraFileError, ModelError
 from ..base.stopping import check_stop
 from ..data.images import check_resolution
 from .building import empty_network
 from .calls import Call, calls_in
 from .embedding import Embedding, check_fits
+from .frames import with_layers
 from .latents import advice
+from .lora import Lora
 from .quantized import Conditioning, QuantizedModel
 
 _PIXELS_AT_ONCE = 512 * 512
@@ -103,6 +106,22 @@ def generate(
             output_type="latent",
         ).images
     return _decode(model, latents)
+
+
+@contextlib.contextmanager
+def with_lora(model: object, lora: Lora | None) -> Iterator[None]:
+    """Within this context a model draws with weights that were learned; as ever if there are none.
+
+    Raises:
+        LoraFileError: they are not for this model.
+    """
+    if lora is None:
+        yield
+        return
+    if not isinstance(model, QuantizedModel):
+        raise LoraFileError("the LoRA is for a Stable Diffusion that ZOODiP loads; load it as ComfyUI's LoRAs are")
+    with with_layers(model.unet, lora.for_unet(model.unet, model.device, model.dtype)):
+        yield
 
 
 def _after_each_step(on_step: Callable[[int, int], None] | None, total: int) -> Callable[..., dict[str, Any]]:

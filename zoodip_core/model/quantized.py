@@ -42,6 +42,11 @@ class Conditioning:
     def __len__(self) -> int:
         return len(self.hidden)
 
+    def repeated(self, count: int) -> Conditioning:
+        """One row for so many candidates; as many rows as they are."""
+        pooled = None if self.pooled is None else self.pooled.expand(count, -1)
+        return Conditioning(self.hidden.expand(count, -1, -1), pooled)
+
 
 Prompt = tuple[EncodedPrompt, ...]
 """A text as each of a model's text encoders reads it."""

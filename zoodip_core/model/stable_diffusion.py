@@ -11,6 +11,7 @@ from PIL import Image
 from ..data.images import ReferenceImage
 from .embedding import Embedding
 from .forward import Forwards, Inputs
+from .frames import Frames
 from .generation import generate
 from .graphs import Capture
 from .kinds import TINY, TINY_PATH
@@ -106,6 +107,12 @@ class StableDiffusion(QuantizedModel):
     ) -> _Denoiser:
         return _Denoiser(self, Forwards(self, prompts, capture, on_plain))
 
+    def weights_denoiser(
+        self, prompts: Sequence[Prompt], frames: Frames, capture: Capture | None, on_plain: Callable[[str], None]
+    ) -> _Denoiser:
+        """What judges candidates of weights as well: tokens, or flat ones, a token with cores' numbers behind it."""
+        return _Denoiser(self, Forwards(self, prompts, capture, on_plain, frames), frames.numbers)
+
     def load(self) -> None:
         _ = self.text_encoders, self.unet
 
@@ -121,14 +128,24 @@ class StableDiffusion(QuantizedModel):
 
 
 class _Denoiser:
-    def __init__(self, model: StableDiffusion, forwards: Forwards) -> None:
-        self._model, self._forwards = model, forwards
+    def __init__(self, model: StableDiffusion, forwards: Forwards, numbers: int = 0) -> None:
+        self._model, self._forwards, self._numbers = model, forwards, numbers
 
     def losses_on(self, view: View) -> LossesOf:
         noisy, target = self._model.noised(view)
 
         def losses(candidates: torch.Tensor) -> torch.Tensor:
-            inputs = Inputs(candidates, view.prompt, noisy, target, view.timestep, view.time_ids)
+            tokens, cores = self._parted(candidates)
+            inputs = Inputs(tokens, view.prompt, noisy, target, view.timestep, view.time_ids, cores)
             return self._forwards.losses(inputs)
 
         return losses
+
+    def _parted(self, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tokens, and cores where candidates have them; one token where all have the same, which is encoded once."""
+        if candidates.ndim == 3:
+            return candidates, None
+        width = sum(self._model.info.dims)
+        tokens, cores = candidates.split((candidates.shape[1] - self._numbers, self._numbers), dim=1)
+        tokens = tokens.reshape(len(tokens), -1, width)
+        return tokens[:1] if torch.equal(tokens, tokens[:1].expand_as(tokens)) else tokens, cores

@@ -17,6 +17,8 @@ from ..base import rng
 from ..base.errors import ConfigError
 
 MOST_DIRECTIONS, MOST_MU = 1024, 10
+DIRECTIONS = "directions"
+"""What random draws are for; where several searches share a run, each has a purpose of its own."""
 
 
 class Estimator(Protocol):
@@ -27,8 +29,8 @@ class Estimator(Protocol):
         """K, the forward passes of one step."""
         ...
 
-    def directions(self, seed: int, step: int, shape: torch.Size) -> torch.Tensor:
-        """The random directions e of a step, float64 ``[directions, *shape]``."""
+    def directions(self, seed: int, step: int, shape: torch.Size, purpose: str = DIRECTIONS) -> torch.Tensor:
+        """The random directions e of a step, float64 ``[directions, *shape]``; others for another purpose."""
         ...
 
     def candidates(self, theta: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
@@ -60,8 +62,8 @@ class _Estimator:
         if not 0 < self.mu <= MOST_MU:
             raise ConfigError(f"mu = {self.mu}: must be above 0 and at most {MOST_MU}")
 
-    def directions(self, seed: int, step: int, shape: torch.Size) -> torch.Tensor:
-        return rng.normal(seed, step, "directions", (self._num_directions(), *shape)).double()
+    def directions(self, seed: int, step: int, shape: torch.Size, purpose: str = DIRECTIONS) -> torch.Tensor:
+        return rng.normal(seed, step, purpose, (self._num_directions(), *shape)).double()
 
     def _num_directions(self) -> int:
         return self.n

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 
 from ..base.errors import ConfigError, NonFiniteLossError
-from .estimators import RGE, Estimator
+from .estimators import DIRECTIONS, RGE, Estimator
 from .guard import Guard
 from .optimizers import Optimizer, ZOAdam
 from .preconditioner import Spread
@@ -39,6 +39,7 @@ class ZerothOrderSearch:
         radius: how far from theta0 tokens lie at most, in the words' root mean square distance from their mean
             (:meth:`Spread.stretch`). Where the search goes on further out it turns the token, ever more finely, as it
             would in a text encoder that normalises what it reads. 0: anywhere; of a search with a spread alone.
+        purpose: of its random draws: two searches of the same seed that differ in it have nothing in common.
 
     Raises:
         ConfigError: theta0 is not a finite float matrix, the spread not of its width, averaging not from 0 to 1, or a
@@ -56,6 +57,7 @@ class ZerothOrderSearch:
         guard: Guard | None = None,
         averaging: float = 0.0,
         radius: float = 0.0,
+        purpose: str = DIRECTIONS,
     ) -> None:
         if theta0.ndim != 2 or 0 in theta0.shape or not theta0.is_floating_point():
             raise ConfigError(
@@ -80,6 +82,7 @@ class ZerothOrderSearch:
         self.guard = guard or Guard()
         self.averaging = averaging
         self.radius = radius
+        self.purpose = purpose
         self.step = 0
         """Number of completed steps."""
         self.loss: float | None = None
@@ -96,6 +99,14 @@ class ZerothOrderSearch:
             return self._searched.float()
         with _one_thread():
             return self._token(self._mean).float()
+
+    began = 0
+    """Completed steps before what is searched now, which schedules count from; see :class:`.staged.StagedSearch`."""
+
+    @property
+    def candidate(self) -> torch.Tensor:
+        """What is learned so far as :meth:`ask` gives candidates, ``[1, num_vectors, dim]``."""
+        return self.theta[None]
 
     @property
     def checksum(self) -> str:
@@ -190,7 +201,7 @@ class ZerothOrderSearch:
         return self._theta0 + self.spread.stretch(point, self.radius) if self.spread else point
 
     def _directions(self) -> torch.Tensor:
-        return self.estimator.directions(self.seed, self.step, self._theta0.shape)
+        return self.estimator.directions(self.seed, self.step, self._theta0.shape, self.purpose)
 
     def state_dict(self) -> State:
         """Tensors that, given to a search of the same settings, continue it bit for bit."""

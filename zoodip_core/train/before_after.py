@@ -10,14 +10,21 @@ from ..data.images import load_images
 from ..data.prompts import SLOT, with_slots
 from ..data.sheets import contact_sheet
 from ..model.embedding import Embedding
+from ..model.generation import with_lora
+from ..model.lora import Lora
 from ..model.token_model import TokenModel
 from .config import TrainConfig
 
 _COLUMNS = 4
 
 
-def before_after(model: TokenModel, config: TrainConfig, embedding: Embedding, path: Path) -> None:
+def before_after(
+    model: TokenModel, config: TrainConfig, embedding: Embedding, path: Path, lora: Lora | None = None
+) -> None:
     """Write reference images above the samples' prompt drawn with the word and with the token, from the same seeds.
+
+    Args:
+        lora: the weights that were learned with the token.
 
     Raises:
         Stopped: a stop was asked for; nothing is written.
@@ -33,6 +40,8 @@ def before_after(model: TokenModel, config: TrainConfig, embedding: Embedding, p
     rows = [
         ("reference\nimages", [image.picture for image in images[:_COLUMNS]]),
         (f'before: the word\n"{config.initializer}"', drawn(config.initializer, None)),
-        (f"after: the token\n{config.token}", drawn(config.token, embedding)),
     ]
+    with with_lora(model, lora):
+        what = "the token and weights" if lora else "the token"
+        rows.append((f"after: {what}\n{config.token}", drawn(config.token, embedding)))
     contact_sheet(rows, path)

@@ -10,24 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, zeros
 
 from ..base.errors import ConfigError
 from ..base.texts import parse_json
+from ..data.prompts import ADJECTIVE, of_template
 from ..model.kinds import TINY
 from ..model.recognise import identify
 from ..search.estimators import ESTIMATORS, Estimator
 from ..search.guard import Guard
 from ..search.optimizers import OPTIMIZERS, Optimizer, ZOAdam
 from ..search.preconditioner import Spread
+from ..search.staged import PURPOSE, StagedSearch
 from ..search.subspace import SubspaceGradient
 from ..search.zeroth_order import ZerothOrderSearch
 from .draws import Draw, spread_draws
 from .presets import PAPER_PRESETS, check_given, preset_for
-from .settings import Settings, paths_of
+from .settings import SETTINGS, Settings, paths_of
 from .timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
 
 CONFIG_VERSION = 1
+Search = ZerothOrderSearch | StagedSearch
 CHECK_DRAWS, CHECK_SHARE = 8, 0.05
 """Draws on which the token's loss is looked at now and then, and the share of forward passes that they may take."""
 
@@ -38,6 +41,8 @@ class TrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.template == ADJECTIVE and self.sample_prompt == SETTINGS["sample_prompt"].default:
+            object.__setattr__(self, "sample_prompt", of_template(ADJECTIVE, self.class_word)[0])
         # To check what concerns several settings, in use or not.
         self.make_estimator(), self.make_timesteps(), self.make_optimizer(), SubspaceGradient(self.tau, self.nu)
 
@@ -47,16 +52,42 @@ class TrainConfig(Settings):
     def make_subspace(self) -> SubspaceGradient | None:
         return SubspaceGradient(tau=self.tau, nu=self.nu) if self.subspace_gradient else None
 
-    def make_optimizer(self) -> Optimizer:
-        return ZOAdam(self.lr, eps=self.eps) if self.optimizer == "zoadam" else OPTIMIZERS[self.optimizer](lr=self.lr)
+    def make_optimizer(self, lr: float = 0.0) -> Optimizer:
+        lr = lr or self.lr
+        return ZOAdam(lr, eps=self.eps) if self.optimizer == "zoadam" else OPTIMIZERS[self.optimizer](lr=lr)
 
-    def make_search(self, theta0: Tensor, spread: Spread | None = None) -> ZerothOrderSearch:
+    def make_search(self, theta0: Tensor, spread: Spread | None = None, numbers: int = 0) -> Search:
         """The search from a starting token ``[num_vectors, dim]`` on.
 
         Args:
             spread: the vocabulary's, if the directions have its shape.
+            numbers: of the weights that are learned as well, from 0 on.
         """
         assert (spread is not None) == (self.directions == "vocabulary")
+        assert (numbers > 0) == (self.lora_rank > 0)
+        token = self.make_token_search(theta0, spread)
+        if not numbers:
+            return token
+        cores = ZerothOrderSearch(
+            zeros(1, numbers),
+            ESTIMATORS[self.estimator](n=self.n, mu=self.lora_mu),
+            None,
+            self.make_optimizer(self.lora_lr),
+            self.seed,
+            None,
+            Guard(self.patience),
+            self.averaging,
+            purpose=PURPOSE,
+        )
+        return StagedSearch(token, cores, self.token_steps, self.lora_with_token)
+
+    @property
+    def token_steps(self) -> int:
+        """Steps, at most, in which the token alone is searched."""
+        return self.steps - round(self.lora_share * self.steps) if self.lora_rank else self.steps
+
+    def make_token_search(self, theta0: Tensor, spread: Spread | None = None) -> ZerothOrderSearch:
+        """The search for the token alone."""
         return ZerothOrderSearch(
             theta0,
             self.make_estimator(),
@@ -69,32 +100,43 @@ class TrainConfig(Settings):
             self.radius if spread else 0.0,
         )
 
-    def mu_scale(self, step: int) -> float:
-        """The schedule's factor for mu after so many completed steps."""
-        return 1.0 if self.mu_end == 1 else self.mu_end + (1 - self.mu_end) * _cosine(step / self.steps)
+    def _through(self, step: int, began: int) -> float:
+        """How far a stage is after so many completed steps, from 0 to 1."""
+        ends = self.token_steps if step < self.token_steps and not began else self.steps
+        return (step - began) / (ends - began)
+
+    def mu_scale(self, step: int, began: int = 0) -> float:
+        """The schedule's factor for mu after so many completed steps.
+
+        Args:
+            began: how many there were before the stage.
+        """
+        return 1.0 if self.mu_end == 1 else self.mu_end + (1 - self.mu_end) * _cosine(self._through(step, began))
 
     def check_draws(self, images: int, count: int = CHECK_DRAWS) -> list[Draw]:
         """The draws on which the token's loss is looked at now and then; the same all through a run."""
         t_lower, t_upper = (self.t_lower, self.t_upper) if self.timesteps == "puts" else (0, 1000)
         return spread_draws(self.seed, images, t_lower, t_upper, count)
 
-    def checked(self, step: int) -> bool:
-        """Whether the loss on draws that stay the same is looked at before the step after so many completed ones."""
+    def checked(self, step: int, began: int = 0) -> bool:
+        """Whether the loss on draws that stay the same is looked at before the step after so many completed ones.
+
+        Args:
+            began: how many there were before the stage: its first step is always looked at.
+        """
         if not self.checks:
             return False
         least = CHECK_DRAWS / (CHECK_SHARE * self.make_estimator().num_candidates)
-        return step % math.ceil(max(self.steps / self.checks, least)) == 0
+        return (step - began) % math.ceil(max(self.steps / self.checks, least)) == 0
 
-    def lr_scale(self, step: int) -> float:
-        """The schedule's factor for the learning rate after so many completed steps."""
-        if self.lr_schedule == "constant":
-            return 1.0
-        return _cosine(step / self.steps)
+    def lr_scale(self, step: int, began: int = 0) -> float:
+        """The schedule's factor for the learning rate after so many completed steps; ``began`` as in mu_scale."""
+        return 1.0 if self.lr_schedule == "constant" else _cosine(self._through(step, began))
 
     @property
     def can_grow(self) -> bool:
         """Whether the number of steps decides nothing but where the run ends, so that it can be made longer."""
-        return self.lr_schedule == "constant" and self.mu_end == 1 and not self.checks
+        return self.lr_schedule == "constant" and self.mu_end == 1 and not self.checks and not self.lora_rank
 
     def make_timesteps(self, alphas_cumprod: Any = None) -> TimestepSampler:
         if self.timesteps == "puts":

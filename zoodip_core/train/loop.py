@@ -17,6 +17,9 @@ from ..base.locks import locked
 from ..base.stopping import Stopped, stopped_by
 from ..data.sheets import contact_sheet, loss_curve
 from ..model.embedding import Embedding, save_embedding
+from ..model.frames import Frames
+from ..model.generation import with_lora
+from ..model.lora import Lora, save_lora
 from ..model.memory_use import megabytes
 from ..model.token_model import TokenModel
 from ..search.preconditioner import Spread
@@ -38,6 +41,8 @@ class TrainResult:
         step: completed steps.
         finished: False if it was stopped before ``config.steps``, and had not converged either.
         losses: of each step of this session, at the token that it was taken from.
+        lora: the weights that were learned with it, None if there are none, or none yet.
+        lora_path: their file.
     """
 
     embedding: Embedding
@@ -45,6 +50,8 @@ class TrainResult:
     step: int
     finished: bool
     losses: list[float] = field(repr=False)
+    lora: Lora | None = None
+    lora_path: Path | None = None
 
 
 def train_token(
@@ -84,6 +91,8 @@ def train_token(
             folder = RunFolder.create(path, training.config)
             if training.search.spread:
                 folder.save_spread(training.search.spread)
+            if training.frames:
+                folder.save_frames(training.frames)
             _save(training, folder)
             return _run(training, folder, on_event, commands)
 
@@ -123,9 +132,10 @@ def resume_training(
         last = past.records.get(past.last)
         batch = (last and last.batch) or (state.batch if state else 0)
         spread, lost = _spread(folder)
+        frames, missing = _frames(folder)
         ranks.exchange([folder.config.to_json(), batch])
-        training = Training(folder.config, model, on_event, batch, spread, ranks)
-        training.warnings += damage + lost
+        training = Training(folder.config, model, on_event, batch, spread, ranks, frames)
+        training.warnings += damage + lost + missing
         if state and state.inputs.digest != training.inputs.digest:
             raise RunFolderError(
                 f"{folder.path}: {_what_changed(state.inputs, training)} are not those of this run any more; put them "
@@ -135,6 +145,8 @@ def resume_training(
             folder.save_snapshot(training.embedding(), 0)
         if training.search.spread is not spread and training.search.spread:
             folder.save_spread(training.search.spread)
+        if training.frames is not frames and training.frames:
+            folder.save_frames(training.frames)
         _restore(training, past, state)
         ranks.handed(training.search.state_dict())
         cut(folder.journal_path, training.search.step)
@@ -205,6 +217,14 @@ def _spread(folder: RunFolder) -> tuple[Spread | None, list[str]]:
         return None, [f"{folder.spread_path} is missing or damaged, and is made anew"]
 
 
+def _frames(folder: RunFolder) -> tuple[Frames | None, list[str]]:
+    """What the weights of the run stand between, and a line for the user if it has to be worked out anew."""
+    try:
+        return folder.frames(), []
+    except RunFolderError:
+        return None, [f"{folder.frames_path} is missing or damaged, and is made anew"]
+
+
 def _restore(training: Training, past: Past, state: SavedState | None) -> None:
     """Take the search to where the run was, as far as its files lead."""
     search = training.search
@@ -251,9 +271,11 @@ def _run(training: Training, folder: RunFolder, on_event: Callable[[Event], None
                 ) from error
             raise
         journal.sync()
-    path = _save(training, folder)
+    path, lora, lora_path = _save(training, folder), training.lora(), folder.lora_snapshot_path(search.step)
     on_event(Saved(search.step, path))
     if training.done:
+        if lora:  # first: where the token is, the run is over
+            lora_path = save_lora(lora, folder.lora_path)
         path = save_embedding(training.embedding(), folder.embedding_path)
         with contextlib.suppress(Stopped):  # all is kept
             if far := training.far_out():
@@ -263,7 +285,8 @@ def _run(training: Training, folder: RunFolder, on_event: Callable[[Event], None
         on_event(Message(f"memory, measured: {megabytes(grown)} (predicted {megabytes(training.plan.use.total)})"))
     if curve:
         loss_curve(curve, folder.loss_path, f"denoising loss while learning {config.token}")
-    return TrainResult(training.embedding(), path, search.step, training.done, curve[first:])
+    learned = (lora, lora_path) if lora else ()
+    return TrainResult(training.embedding(), path, search.step, training.done, curve[first:], *learned)
 
 
 def _steps(
@@ -311,6 +334,8 @@ class RunningMean:
 def _save(training: Training, folder: RunFolder) -> Path:
     """Write the state and a snapshot of the token; returns the snapshot's file."""
     folder.save_state(training.search.state_dict(), training.inputs, training.batch)
+    if lora := training.lora():
+        save_lora(lora, folder.lora_snapshot_path(training.search.step))
     return folder.save_snapshot(training.embedding(), training.search.step)
 
 
@@ -318,12 +343,13 @@ def _sample(training: Training, folder: RunFolder, on_event: Callable[[Event], N
     seeds = list(range(4))
     config = training.config
     try:
-        images = training.model.generate(
-            [config.sample_prompt] * len(seeds),
-            seeds,
-            embedding=training.embedding(),
-            resolution=config.resolution,
-        )
+        with with_lora(training.model, training.lora()):
+            images = training.model.generate(
+                [config.sample_prompt] * len(seeds),
+                seeds,
+                embedding=training.embedding(),
+                resolution=config.resolution,
+            )
     except (torch.OutOfMemoryError, ModelError) as error:  # pictures are not a reason to end a run
         on_event(Message(f"no samples at step {training.search.step}: {error}", warning=True))
         return

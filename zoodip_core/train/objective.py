@@ -8,9 +8,8 @@ import torch
 
 from ..base import rng
 from ..base.stopping import check_stop
-from ..model.graphs import Capture
 from ..model.posteriors import CachedPosteriors
-from ..model.token_model import Prompt, TokenModel, View
+from ..model.token_model import Denoiser, Prompt, TokenModel, View
 from .draws import Draw
 from .timesteps import TimestepSampler
 
@@ -25,8 +24,7 @@ class DiffusionObjective:
         timesteps: draws a step's timestep.
         batch: candidates in one forward, 0 for all. Halved for good when the device runs out of memory.
         on_smaller_batch: told the new batch when that happens.
-        capture: of the model's device, to launch a step's work as one; let go of when the device runs out of memory.
-        on_plain: told in a line when it is.
+        denoiser: what judges candidates; the model's own for tokens if None.
     """
 
     def __init__(
@@ -37,8 +35,7 @@ class DiffusionObjective:
         timesteps: TimestepSampler,
         batch: int = 0,
         on_smaller_batch: Callable[[int], None] = lambda batch: None,
-        capture: Capture | None = None,
-        on_plain: Callable[[str], None] = lambda line: None,
+        denoiser: Denoiser | None = None,
     ) -> None:
         self.model = model
         self.posteriors = posteriors
@@ -46,7 +43,7 @@ class DiffusionObjective:
         self.timesteps = timesteps
         self.batch = batch
         self.on_smaller_batch = on_smaller_batch
-        self._denoiser = model.denoiser([prompt for each in captions for prompt in each], capture, on_plain)
+        self._denoiser = denoiser or model.denoiser([p for each in captions for p in each], None, lambda line: None)
 
     def draw(self, seed: int, step: int) -> Draw:
         image = rng.integer(seed, step, "image", 0, len(self.posteriors))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..base.errors import NonFiniteLossError, NoRoomError
+from ..base.errors import ConfigError, NonFiniteLossError, NoRoomError
 from ..base.events import Event, Message
 from ..base.names import file_stem
 from ..base.version import __version__
@@ -21,16 +21,19 @@ from ..data.images import ReferenceImage, blown_up, left_out, load_images, only_
 from ..data.prompts import captions_for, unused_captions, with_slots
 from ..model.blueprint import ModelInfo
 from ..model.embedding import Embedding
+from ..model.frames import Frames, frames_of
 from ..model.graphs import capture_on
 from ..model.latents import advice
 from ..model.load import load_quantized
+from ..model.lora import Lora, lora_of
 from ..model.memory import Watch
 from ..model.memory_use import MemoryPlan
 from ..model.nearest import FAR, distances
 from ..model.recognise import identify
 from ..model.stable_diffusion import StableDiffusion
-from ..model.token_model import Prompt, TokenModel
+from ..model.token_model import Denoiser, Prompt, TokenModel
 from ..search.preconditioner import Spread, spread_of
+from ..search.staged import StagedSearch
 from .config import TrainConfig
 from .draws import Objective, mean_losses
 from .journal import Record
@@ -83,6 +86,7 @@ class Training:
         on_event: called with what the user should know while it is prepared.
         batch: candidates in one forward so far, of a run that is resumed: another number rounds differently.
         spread: that of the vocabulary, of a run that is resumed; worked out if it is wanted and None.
+        frames: those of the weights that are learned, likewise.
         ranks: the processes that share its candidates; this one alone if None.
     """
 
@@ -94,11 +98,17 @@ class Training:
         batch: int = 0,
         spread: Spread | None = None,
         ranks: Ranks | None = None,
+        frames: Frames | None = None,
     ) -> None:
         self.config = config
         self.on_event = on_event
         self.ranks = ranks or Ranks()
         info = model.info if model else identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
+        if config.lora_rank and model and not isinstance(model, StableDiffusion):
+            raise ConfigError(
+                f"lora_rank = {config.lora_rank}: weights are learned on a Stable Diffusion that ZOODiP loads, not on "
+                f"{info.name}; use Load Quantized SD, or set lora_rank to 0"
+            )
         self.images, skipped = load_references(config, info)
         own = dataclasses.replace(config, device=self.ranks.device(config.device))
         self.model: TokenModel = model or load_model(own, on_event, keep=self.ranks.first_here)
@@ -119,7 +129,7 @@ class Training:
         if self.plan.text_apart:
             on_event(Message(f"texts are encoded on the CPU: {self.model.device} has no room for that as well"))
         self.watch = Watch(self.model.device)
-        self._load(prompts, spread)
+        self._load(prompts, spread, frames)
 
     def _agree(self) -> None:
         """Refuse ranks that would not do the same, before the long part."""
@@ -166,7 +176,7 @@ class Training:
         )
         return share
 
-    def _load(self, prompts: list[list[Prompt]], spread: Spread | None) -> None:
+    def _load(self, prompts: list[list[Prompt]], spread: Spread | None, frames: Frames | None) -> None:
         """The long part: encode the images while the device is empty, then load the rest."""
         config, model = self.config, self.model
         model.lay_out(self.plan)
@@ -174,6 +184,7 @@ class Training:
         posteriors = model.encode_images(self.images)
         self.on_event(Message(f"loading {model.info.name}, {model.weights} weights"))
         theta0 = model.initial_vectors(config.initializer, config.num_vectors, config.initializer_mode)
+        self.frames = self._framed(frames)
         self._own = DiffusionObjective(
             model,
             posteriors,
@@ -183,8 +194,7 @@ class Training:
             lambda batch: self.on_event(
                 Message(f"the device ran out of memory: {batch} candidates in one forward from now on", warning=True)
             ),
-            capture_on(model.device) if self.plan.graphs else None,
-            lambda line: self.on_event(Message(line, warning=True)),
+            self._denoiser(prompts),
         )
         shared = self.ranks.size > 1
         self.objective: Objective = SharedObjective(self._own, self.ranks) if shared else self._own
@@ -195,12 +205,38 @@ class Training:
             spread = Spread.of_tensors(self.ranks.handed(spread.tensors() if spread else None))
         if config.adapt_mu:
             self.on_event(Message("measuring how losses are rounded"))
-            self.config, said = adapted(config, self.objective, len(self.images), theta0, spread)
+            numbers = self.frames.numbers if self.frames else 0
+            self.config, said = adapted(config, self.objective, len(self.images), theta0, spread, numbers)
             self.on_event(said)
-        self.search = self.config.make_search(theta0, spread)
+        self.search = self.config.make_search(theta0, spread, self.frames.numbers if self.frames else 0)
         model.load()  # a damaged file shows here, before anything is written
         self.fingerprint = model.fingerprint
         self.inputs = _inputs(model, self.images, prompts)
+
+    def _framed(self, frames: Frames | None) -> Frames | None:
+        """What the weights that are learned stand between, the same on all ranks; None if none are."""
+        if not self.config.lora_rank:
+            return None
+        if not frames and self.ranks.leads:
+            assert isinstance(self.model, StableDiffusion)
+            self.on_event(Message("looking at the weights that read the text"))
+            frames = frames_of(self.model.unet, self.config.lora_rank)
+        if self.ranks.size > 1:
+            frames = Frames.of_tensors(self.ranks.handed(frames.tensors() if frames else None))
+        return frames
+
+    def _denoiser(self, prompts: list[list[Prompt]]) -> Denoiser:
+        """What judges candidates."""
+        every = [prompt for each in prompts for prompt in each]
+        capture = capture_on(self.model.device) if self.plan.graphs else None
+
+        def on_plain(line: str) -> None:
+            self.on_event(Message(line, warning=True))
+
+        if not self.frames:
+            return self.model.denoiser(every, capture, on_plain)
+        assert isinstance(self.model, StableDiffusion)
+        return self.model.weights_denoiser(every, self.frames, capture, on_plain)
 
     @property
     def batch(self) -> int:
@@ -218,9 +254,10 @@ class Training:
             NonFiniteLossError: a loss is not finite; the search stays where it was.
         """
         self.ranks.mark = f"token {self.search.checksum} after step {self.search.step}"
-        draw, scale = self.objective.draw(self.config.seed, self.search.step), self.search.guard.scale
-        check_loss = self._check_loss() if self.config.checked(self.search.step) else None
-        lr_scale, mu_scale = self.config.lr_scale(self.search.step), self.config.mu_scale(self.search.step)
+        step, began, guard = self.search.step, self.search.began, self.search.guard
+        draw, scale = self.objective.draw(self.config.seed, step), guard.scale
+        check_loss = self._check_loss() if self.config.checked(step, began) else None
+        lr_scale, mu_scale = self.config.lr_scale(step, began), self.config.mu_scale(step, began)
         losses = self.objective.losses(self.search.ask(mu_scale), draw)
         try:
             self.search.tell(losses, lr_scale, check_loss=check_loss, mu_scale=mu_scale)
@@ -230,12 +267,13 @@ class Training:
                 f"{error} (image {name}, timestep {draw.timestep}); the token is kept as of step {self.search.step}: "
                 + ("try a smaller lr, or a larger mu" if exact else "try a smaller lr, a larger mu, or dtype float32")
             ) from error
+        self._tell_of_stages(began)
         guard = self.search.guard
-        if guard.converged:
+        if self.search.converged:
             self.on_event(
                 Message(f"no progress in the last {guard.patience} checks: the best token so far is the result")
             )
-        elif guard.scale < scale:
+        elif guard.scale < scale and self.search.began == began:
             what = "is not finite any more" if check_loss == _WORST else f"rose to {check_loss:.4g}"
             said = f"step {self.search.step}: the loss {what}; back to the best token, and smaller steps"
             self.on_event(Message(said, warning=True))
@@ -250,10 +288,17 @@ class Training:
             check_loss,
         )
 
+    def _tell_of_stages(self, began: int) -> None:
+        search = self.search
+        if isinstance(search, StagedSearch) and search.began > began:
+            why = ", which makes no more progress" if search.token.converged else ""
+            also = "the token as well" if self.config.lora_with_token else "the token stays as it is"
+            self.on_event(Message(f"step {search.step}: after the token{why}, weights are learned ({also})"))
+
     def _check_loss(self) -> float:
         """The token's loss on draws that stay the same."""
         draws = self.config.check_draws(len(self.images))
-        loss = float(mean_losses(self._own, self.search.theta[None], draws, self.ranks.share))
+        loss = float(mean_losses(self._own, self.search.candidate, draws, self.ranks.share))
         if math.isfinite(loss):
             return loss
         if self.search.guard.point is None:
@@ -272,28 +317,38 @@ class Training:
             "token may show less of what it has learned. Directions vocabulary with radius 6 keep it nearer"
         )
 
+    def lora(self) -> Lora | None:
+        """The weights that are learned as they are now, None while there are none."""
+        if not self.frames or not isinstance(self.search, StagedSearch) or not self.search.in_second:
+            return None
+        return lora_of(self.frames, self.search.cores.theta[0], {**self._about(), "token": self.config.token})
+
     def embedding(self) -> Embedding:
-        """The token as it is now. Nothing in it depends on the run's paths or clock."""
+        """The token as it is now."""
+        return Embedding(
+            self.config.token,
+            tuple(part.contiguous() for part in self.search.theta.split(self.model.info.dims, dim=1)),
+            self._about(),
+            encoders=self.model.info.encoders,
+        )
+
+    def _about(self) -> dict[str, str]:
+        """What files of the run say of it. Nothing in it depends on the run's paths or clock."""
         config = {
             key: value
             for key, value in self.config.to_dict().items()
             if key == "steps" or key not in {*CHANGEABLE, "device", "batch", "token", "initializer"}
         }
-        return Embedding(
-            self.config.token,
-            tuple(part.contiguous() for part in self.search.theta.split(self.model.info.dims, dim=1)),
-            {
-                "initializer": self.config.initializer,
-                "base_model": self.model.info.name,
-                "base_model_hash": self.fingerprint,
-                "family": self.model.info.family,
-                "steps": str(self.search.step),
-                "images": str(len(self.images)),
-                "config": json.dumps(config, sort_keys=True),
-                "zoodip_version": __version__,
-            },
-            encoders=self.model.info.encoders,
-        )
+        return {
+            "initializer": self.config.initializer,
+            "base_model": self.model.info.name,
+            "base_model_hash": self.fingerprint,
+            "family": self.model.info.family,
+            "steps": str(self.search.step),
+            "images": str(len(self.images)),
+            "config": json.dumps(config, sort_keys=True),
+            "zoodip_version": __version__,
+        }
 
 
 # ---------------------------------------------------------------- what can be checked without loading a model
@@ -330,6 +385,7 @@ def tokenised(config: TrainConfig, model: TokenModel, images: Sequence[Reference
         template=config.template,
         token=config.token,
         captions_file=Path(config.captions) if config.captions else None,
+        class_word=config.class_word,
     )
     model.check_token(config.token)
     model.check_initializer(config.initializer, config.num_vectors, config.initializer_mode)

@@ -13,6 +13,7 @@ from typing import Any
 from ..base.errors import ConfigError
 from .settings import CHOICE, SEARCH, SETTINGS, Setting
 
+_LORA = ("lora_share", "lora_mu", "lora_lr", "lora_with_token")
 _COARSE_MU = 1e-2
 """Supplement S3.2, for int4; and what bfloat16 needs as well."""
 _PAPER: dict[str, dict[str, Any]] = {
@@ -45,7 +46,11 @@ RECIPE: dict[str, Any] = {
 """Ours, of a third of the paper's forward passes. ``benchmarks/fidelity.py --ablation`` takes its parts away."""
 _STEPS = {"sd1": RECIPE["steps"], "sd2": RECIPE["steps"], "sdxl": 4000, "tiny": 900}
 """By the family. Those that run in ComfyUI alone, and read prompts as well as SDXL or better, take its number."""
-PRESETS = ("fast", "default", "careful", "paper", "paper-released")
+TWO_STAGE: dict[str, Any] = {"lora_rank": 4}
+"""Beside the recipe: the token, and then weights."""
+_NARROW_RANK = 2
+"""SDXL's, of 140 matrices: as many numbers as a rank of 4 has of the 32 of others."""
+PRESETS = ("fast", "default", "careful", "two-stage", "coarse", "paper", "paper-released")
 """Presets that fit any model: see :func:`preset_for`."""
 PRESET = Setting(
     "preset",
@@ -54,7 +59,8 @@ PRESET = Setting(
     "Preset",
     f"Decides every setting that is left to it. default takes {RECIPE['steps']} steps (SDXL, Flux and the like "
     f"{_STEPS['sdxl']}, the embedded model {_STEPS['tiny']}), fast a third of them, careful three times as many; "
-    "paper is the paper's own search, paper-released that of its authors' script.",
+    "two-stage learns weights after the token, kept as a LoRA; coarse takes a sixth of the steps, for a token alone "
+    "that says roughly what it is. paper is the paper's own search, paper-released that of its authors' script.",
     "default",
     "--preset",
     choices=PRESETS,
@@ -82,9 +88,11 @@ def preset_for(family: str, weights: str = "int8", dtype: str = "auto", preset: 
 
     Args:
         preset: ``default`` for :data:`RECIPE`, ``fast`` for a third of its steps, ``careful`` for three times as many;
-            ``paper`` for the paper's settings; ``paper-released`` for those of the script that its authors released,
-            whose Adam has twice the learning rate, and an eps of 1e-3 for gradients divided by sqrt((d + n - 1) / n),
-            d being the token's numbers. (It also mirrors pictures at random and squeezes them into squares.)
+            ``two-stage`` for weights after the token (the two stages of "An Improved Method for Personalizing Diffusion
+            Models"), ``coarse`` for its first stage alone; ``paper`` for the paper's settings; ``paper-released`` for
+            those of the script that its authors released, whose Adam has twice the learning rate, and an eps of 1e-3 for
+            gradients divided by sqrt((d + n - 1) / n), d being the token's numbers. (It also mirrors pictures at random
+            and squeezes them into squares.)
 
     Raises:
         ConfigError: an unknown preset.
@@ -97,8 +105,10 @@ def preset_for(family: str, weights: str = "int8", dtype: str = "auto", preset: 
         coarse = {"mu": _COARSE_MU} if weights == "int4" or dtype == "bfloat16" else {}
         return {**paper, **coarse, **(_released(paper, _WIDTHS[kind]) if preset == "paper-released" else {})}
     steps: int = _STEPS.get(family, _STEPS["sdxl"])
-    taken = {"fast": steps // 3, "default": steps, "careful": steps * 3}[preset]
-    return complete({**RECIPE, "t_lower": paper["t_lower"], "t_upper": paper["t_upper"], "steps": taken})
+    taken = {"fast": steps // 3, "careful": steps * 3, "coarse": steps // 6}.get(preset, steps)
+    weights_too = {**TWO_STAGE, **({"lora_rank": _NARROW_RANK} if family == "sdxl" else {})}
+    more = weights_too if preset == "two-stage" else {}
+    return complete({**RECIPE, "t_lower": paper["t_lower"], "t_upper": paper["t_upper"], "steps": taken, **more})
 
 
 def _released(paper: Mapping[str, Any], width: int) -> dict[str, Any]:
@@ -142,6 +152,7 @@ def check_given(settings: Mapping[str, Any], preset: Mapping[str, Any], given: M
         (("t_lower", "t_upper"), puts, "PUTS, which is not in use: set timesteps to puts"),
         (("eps",), settings["optimizer"] == "zoadam", "zoadam, which is not in use: set optimizer to zoadam"),
         (("patience",), checks, "the checks, of which there are none: set checks"),
+        (_LORA, settings["lora_rank"], "weights, of which none are learned: set lora_rank to 4"),
         (("radius",), settings["directions"] == "vocabulary", "vocabulary directions: set directions to vocabulary"),
     )
     for names, in_use, whose in parts:

@@ -10,16 +10,17 @@ import torch
 
 from ..base.errors import EmbeddingFileError, RunFolderError
 from ..model.embedding import Embedding, load_embedding, save_embedding
+from ..model.lora import lora_of, save_lora
+from ..search.staged import StagedSearch
 from ..search.state import State
-from ..search.zeroth_order import ZerothOrderSearch
-from .config import TrainConfig
+from .config import Search, TrainConfig
 from .journal import Record
-from .run_folder import RunFolder
+from .run_folder import RunFolder, lora_beside
 
 Records = Mapping[int, Record]
 
 
-def restore(search: ZerothOrderSearch, config: TrainConfig, records: Records, state: State | None = None) -> int | None:
+def restore(search: Search, config: TrainConfig, records: Records, state: State | None = None) -> int | None:
     """Take a search to the furthest step that a run's files lead to.
 
     Args:
@@ -41,13 +42,14 @@ def restore(search: ZerothOrderSearch, config: TrainConfig, records: Records, st
     return differs
 
 
-def replay(search: ZerothOrderSearch, config: TrainConfig, records: Records, upto: int) -> int | None:
+def replay(search: Search, config: TrainConfig, records: Records, upto: int) -> int | None:
     """Take the recorded steps from where a search stands on; returns the first that came out other than it was."""
     differs = None
     for step in range(search.step + 1, upto + 1):
         record = records[step]
         losses = torch.tensor(record.losses, dtype=torch.float64)
-        search.tell(losses, config.lr_scale(step - 1), check_loss=record.check_loss, mu_scale=config.mu_scale(step - 1))
+        lr_scale, mu_scale = config.lr_scale(step - 1, search.began), config.mu_scale(step - 1, search.began)
+        search.tell(losses, lr_scale, check_loss=record.check_loss, mu_scale=mu_scale)
         if differs is None and record.theta not in (None, search.checksum):
             differs = step
     return differs
@@ -61,7 +63,7 @@ class _Way:
     reach: int
 
 
-def _way(search: ZerothOrderSearch, records: Records, state: State | None, upto: int) -> _Way:
+def _way(search: Search, records: Records, state: State | None, upto: int) -> _Way:
     known = {step for step, record in records.items() if len(record.losses) == search.estimator.num_candidates}
     ways = []
     for base in (state, search.state_dict()):
@@ -83,10 +85,12 @@ class Rewound:
     Args:
         path: its file.
         differs: None, or the step from which on it may differ from what it was; see :func:`restore`.
+        lora: the file of its LoRA, if weights had been learned by then.
     """
 
     path: Path
     differs: int | None
+    lora: Path | None = None
 
 
 def rewind(path: str | Path, step: int, output: str | Path | None = None) -> Rewound:
@@ -103,13 +107,16 @@ def rewind(path: str | Path, step: int, output: str | Path | None = None) -> Rew
     """
     folder = RunFolder.open(Path(path))
     records = folder.past().records
-    if output and Path(output).exists():
-        raise RunFolderError(f"{output} already exists; choose another file")
+    written = [Path(output), *([lora_beside(Path(output))] if folder.config.lora_rank else [])] if output else []
+    for file in written:
+        if file.exists():
+            raise RunFolderError(f"{file} already exists; choose another file")
     last = max(folder.step(), *records, 0)
     if not 0 <= step <= last:
         raise RunFolderError(f"{folder.path} has no step {step}; choose one from 0 to {last}")
     first = _first_token(folder)
-    search = folder.config.make_search(first.vectors, folder.spread())
+    frames = folder.frames()
+    search = folder.config.make_search(first.vectors, folder.spread(), frames.numbers if frames else 0)
     way = _way(search, records, folder.sound_state(), step)
     if way.reach < step:
         raise RunFolderError(
@@ -121,7 +128,11 @@ def rewind(path: str | Path, step: int, output: str | Path | None = None) -> Rew
     tensors = tuple(part.contiguous() for part in search.theta.split([part.shape[1] for part in first.tensors], dim=1))
     metadata = {**_described(folder, step, first), "steps": str(step)}
     target = Path(output) if output else folder.snapshot_path(step)
-    return Rewound(save_embedding(Embedding(first.token, tensors, metadata), target), differs)
+    path, lora = save_embedding(Embedding(first.token, tensors, metadata), target), None
+    if frames and isinstance(search, StagedSearch) and search.in_second:
+        beside = lora_beside(target) if output else folder.lora_snapshot_path(step)
+        lora = save_lora(lora_of(frames, search.cores.theta[0], {**metadata, "token": first.token}), beside)
+    return Rewound(path, differs, lora)
 
 
 def _first_token(folder: RunFolder) -> Embedding:

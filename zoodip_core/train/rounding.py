@@ -67,7 +67,12 @@ def least_mu(mu: float, noise: float, signal: Callable[[float], float]) -> tuple
 
 
 def adapted(
-    config: TrainConfig, objective: Objective, images: int, theta0: torch.Tensor, spread: Spread | None
+    config: TrainConfig,
+    objective: Objective,
+    images: int,
+    theta0: torch.Tensor,
+    spread: Spread | None,
+    numbers: int = 0,
 ) -> tuple[TrainConfig, Message]:
     """Settings whose mu stands out of the rounding from a run's start to its end, whatever the model's types are.
 
@@ -77,6 +82,7 @@ def adapted(
         images: their number.
         theta0: the starting token ``[num_vectors, dim]``.
         spread: the shape of the random directions, if they have one.
+        numbers: of weights that are learned after it, whose mu has to stand out of the rounding as well.
 
     Returns:
         The settings, with nothing left to adapt, and what the user should know.
@@ -93,7 +99,16 @@ def adapted(
         return torch.stack([objective.losses(candidates, draw) for draw in draws])
 
     def signal(mu: float) -> float:
-        found = losses(torch.cat([theta0[None], (theta0 + mu * directions).float()]))
+        return differing(torch.cat([theta0[None], (theta0 + mu * directions).float()]), mu)
+
+    def signal_of_weights(mu: float) -> float:
+        cores = mu * torch.cat(
+            [torch.zeros(1, numbers), rng.normal(config.seed, 0, "noise of cores", (_LINES, numbers))]
+        )
+        return differing(torch.cat([theta0.flatten().expand(len(cores), -1), cores], dim=1), mu)
+
+    def differing(candidates: torch.Tensor, mu: float) -> float:
+        found = losses(candidates)
         size = float((found[:, 1:] - found[:, :1]).square().mean().sqrt())
         if not math.isfinite(size):
             raise NonFiniteLossError(
@@ -113,4 +128,7 @@ def adapted(
     said = f"at mu = {least:g} losses differ by {found:.1e}, by rounding {noise:.1e}"
     if not enough:
         said += "; what is learned from them will be noise. Use dtype float32, or other weights"
+    if numbers:
+        of_weights, _ = least_mu(config.lora_mu * least / mu, noise, signal_of_weights)
+        config = dataclasses.replace(config, lora_mu=max(config.lora_mu, of_weights * mu / least))
     return dataclasses.replace(config, mu=mu, mu_end=least / mu, adapt_mu=False), Message(said, warning=not enough)

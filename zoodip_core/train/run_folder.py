@@ -23,12 +23,13 @@ from ..base.names import file_stem
 from ..base.paths import link_out
 from ..base.safetensors_files import open_safetensors
 from ..model.embedding import Embedding, save_embedding
+from ..model.frames import Frames
 from ..search.preconditioner import Spread
 from . import journal
 from .config import TrainConfig
 
 CONFIG, JOURNAL, STATE = "config.json", "steps.jsonl", "state.safetensors"
-DIRECTIONS = "directions.safetensors"
+DIRECTIONS, FRAMES, LORAS = "directions.safetensors", "frames.safetensors", "loras"
 STATE_VERSION = 2
 """Of the saved state; the first had no checksum."""
 CHANGEABLE = (
@@ -145,6 +146,11 @@ class RunFolder:
     def embedding_path(self) -> Path:
         """Where the finished token goes."""
         return self.path / f"{file_stem(self.config.token)}.safetensors"
+
+    @property
+    def lora_path(self) -> Path:
+        """Where the finished LoRA goes, of a run that learns weights."""
+        return lora_beside(self.embedding_path)
 
     @property
     def loss_path(self) -> Path:
@@ -271,6 +277,39 @@ class RunFolder:
             ) from error
         return spread
 
+    @property
+    def frames_path(self) -> Path:
+        """Where the frames of the weights that are learned are kept, of a run that learns some."""
+        return self.path / FRAMES
+
+    def save_frames(self, frames: Frames) -> None:
+        """Keep the frames: worked out anew, they might differ in their last digits."""
+        write_atomically(self.frames_path, save(frames.tensors()))
+
+    def frames(self) -> Frames | None:
+        """The frames of the weights that are learned, None if none are.
+
+        Raises:
+            RunFolderError: the file is missing or damaged.
+        """
+        if not self.config.lora_rank:
+            return None
+        try:
+            with open_safetensors(self.frames_path) as stored:
+                frames = Frames.of_tensors({name: stored.get_tensor(name).clone() for name in stored.keys()})  # noqa: SIM118
+            if frames.rank != self.config.lora_rank:
+                raise ValueError(f"its rank is {frames.rank}")
+        except Exception as error:  # a damaged file may raise anything
+            raise RunFolderError(
+                f"{self.frames_path} is missing or damaged ({error}); put back a copy of it. Resuming the run "
+                "writes it again, as long as there are steps left"
+            ) from error
+        return frames
+
+    def lora_snapshot_path(self, step: int) -> Path:
+        """Where the LoRA of a step goes."""
+        return self.path / LORAS / self.snapshot_path(step).name
+
     def snapshot_path(self, step: int) -> Path:
         """Where the token of a step goes."""
         return self.path / "snapshots" / f"step-{step:08d}.safetensors"
@@ -282,6 +321,11 @@ class RunFolder:
     def sample_path(self, step: int) -> Path:
         """Where a step's sample images go."""
         return self.path / "samples" / f"step-{step:08d}.png"
+
+
+def lora_beside(embedding: Path) -> Path:
+    """The file of the LoRA that was learned with a token, beside the token's."""
+    return embedding.with_name(f"{embedding.stem}-lora.safetensors")
 
 
 def writing_nowhere_else(config: TrainConfig) -> TrainConfig:

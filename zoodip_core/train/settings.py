@@ -17,7 +17,7 @@ from typing import Any
 from ..base.errors import ConfigError, TokenError
 from ..base.names import check_name, file_stem
 from ..data.images import CROPS, check_resolution
-from ..data.prompts import SLOT, TEMPLATES, with_slots
+from ..data.prompts import ADJECTIVE, SLOT, TEMPLATES, with_slots
 from ..model.kinds import DTYPES, PREDICTION_TYPES, TINY
 from ..model.quantize import WEIGHTS
 from ..search.estimators import ESTIMATORS, MOST_DIRECTIONS, MOST_MU
@@ -35,23 +35,25 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "tuple[str, ...]": (tuple,),
 }
-SUBJECT, MODEL, IMAGES, SEARCH, SUBSPACE, TIMESTEPS, RUN = (
+SUBJECT, MODEL, IMAGES, SEARCH, LORA, SUBSPACE, TIMESTEPS, RUN = (
     "What to learn",
     "Model",
     "Pictures and captions",
     "Search",
+    "Weights as a LoRA",
     "Subspace Gradient",
     "Timesteps",
     "While it runs",
 )
 """The parts that settings belong to, by their titles."""
-PARTS = (SUBJECT, MODEL, IMAGES, SEARCH, SUBSPACE, TIMESTEPS, RUN)
+PARTS = (SUBJECT, MODEL, IMAGES, SEARCH, LORA, SUBSPACE, TIMESTEPS, RUN)
 DIRECTIONS = ("normal", "vocabulary")
 LR_SCHEDULES = ("constant", "cosine")
 AUTO, ON, OFF = "auto", "on", "off"
 ALL = "all"
 """The device that stands for all cards of a computer, each in a process of its own."""
 _MANY = 10_000_000
+MOST_RANK = 64
 
 
 @dataclass(frozen=True)
@@ -252,8 +254,16 @@ class Settings:
         "object",
         IMAGES,
         "Captions by",
-        "For pictures without a caption: an object's, a style's, or varied texts.",
+        "For pictures without a caption: an object's, a style's, varied texts, or the token as an adjective of the "
+        "class word.",
         choices=tuple(TEMPLATES),
+    )
+    class_word: str | None = _setting(
+        None,
+        IMAGES,
+        "Class word",
+        "What kind of thing it is, like dog: the word that a token learned as an adjective stands before.",
+        metavar="WORD",
     )
     resolution: int = _setting(
         0,
@@ -399,6 +409,53 @@ class Settings:
         above=True,
         left=0,
     )
+    lora_rank: int = _setting(
+        0,
+        LORA,
+        "Rank",
+        "After the token, learn small cores of this rank in the weights that read the text, kept as a LoRA beside it. "
+        "0: the token alone. Of Stable Diffusion as ZOODiP loads it.",
+        metavar="R",
+        range=(0, MOST_RANK),
+        left=-1,
+    )
+    lora_share: float = _setting(
+        0.75,
+        LORA,
+        "Share of the steps",
+        "That weights are learned in, the last ones. 1: from the first step on, with the initializer's word.",
+        metavar="SHARE",
+        range=(0, 1),
+        above=True,
+        left=0,
+    )
+    lora_mu: float = _setting(
+        0.1,
+        LORA,
+        "Perturbation of weights",
+        "How far a direction is tried out: 1 is as large as what is there of a weight.",
+        metavar="SIZE",
+        range=(0, MOST_MU),
+        above=True,
+        left=0,
+    )
+    lora_lr: float = _setting(
+        0.02,
+        LORA,
+        "Learning rate of weights",
+        "How far a step moves them, in the units of their perturbation.",
+        metavar="RATE",
+        range=(0, MOST_LR),
+        above=True,
+        left=0,
+    )
+    lora_with_token: bool = _setting(
+        False,
+        LORA,
+        "Token as well",
+        "The token is learned on together with the weights. Off: it stays as it is by then.",
+        left=AUTO,
+    )
     subspace_gradient: bool = _setting(
         True,
         SUBSPACE,
@@ -528,6 +585,10 @@ class Settings:
         if SLOT not in with_slots(self.sample_prompt, self.token):
             raise ConfigError(
                 f"sample_prompt = {self.sample_prompt!r} has no placeholder; write {{}} where the token should stand"
+            )
+        if (self.template == ADJECTIVE) > bool(self.class_word):
+            raise ConfigError(
+                f"template = {ADJECTIVE}: give class_word, the word that the token stands before, like dog"
             )
         if file_stem(self.token).lower() == "state":
             raise TokenError(f"token {self.token!r} names a file of every run; choose a name of letters, like <my-cat>")
