@@ -53,8 +53,8 @@ class Lora:
         if learned in (None, model.weights):
             return []
         return [
-            f"note: the LoRA was learned on {learned} weights, this model has {model.weights}: it draws nearly the same, "
-            "not exactly"
+            f"note: the LoRA was learned on {learned} weights, this model has {model.weights}: it draws nearly the "
+            "same, not exactly"
         ]
 
     def for_unet(self, unet: nn.Module, device: torch.device, dtype: torch.dtype) -> Layers:

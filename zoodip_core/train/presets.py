@@ -90,9 +90,9 @@ def preset_for(family: str, weights: str = "int8", dtype: str = "auto", preset: 
         preset: ``default`` for :data:`RECIPE`, ``fast`` for a third of its steps, ``careful`` for three times as many;
             ``two-stage`` for weights after the token (the two stages of "An Improved Method for Personalizing Diffusion
             Models"), ``coarse`` for its first stage alone; ``paper`` for the paper's settings; ``paper-released`` for
-            those of the script that its authors released, whose Adam has twice the learning rate, and an eps of 1e-3 for
-            gradients divided by sqrt((d + n - 1) / n), d being the token's numbers. (It also mirrors pictures at random
-            and squeezes them into squares.)
+            those of the script that its authors released, whose Adam has twice the learning rate, and an eps of 1e-3
+            for gradients divided by sqrt((d + n - 1) / n), d being the token's numbers. (It also mirrors pictures at
+            random and squeezes them into squares.)
 
     Raises:
         ConfigError: an unknown preset.
