@@ -1,6 +1,7 @@
 """Kills and resumes by the hundred; prints figures, exits with 1 at the first run that is not as if undisturbed.
 
     python -m tests.faults kills --count 200
+    python -m tests.faults kills --count 50 --two-stage
     python -m tests.faults resumes --steps 60
     python -m tests.faults resumes --steps 60 --interpreters
 
@@ -23,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,6 +42,10 @@ from zoodip_core.train.objective import DiffusionObjective
 LOADING, STEPPING, SAVING = range(3)
 PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 PHASES = ("loading", "in a step", "in a save")
+LORA_FILES = ("pip-lora.safetensors", "frames.safetensors")
+TWO_STAGE: dict[str, Any] = {"lora_rank": 4, "lora_share": 0.5}
+MORE: dict[str, Any] = {}
+"""Settings of all runs."""
 
 
 class DisturbedError(Exception):
@@ -109,12 +115,12 @@ def resume(run: Path, model: StableDiffusion, steps: int, stop_after: int | None
     if (run / "config.json").exists():
         loop.resume_training(run, model=model, on_event=on_event, commands=commands)
     else:
-        config = config_of(steps=steps, save_every=2)
+        config = config_of(steps=steps, save_every=2, **MORE)
         loop.train_token(config, run, model=model, on_event=on_event, commands=commands)
 
 
 def check(run: Path, whole: Path) -> None:
-    for name in FILES:
+    for name in (*FILES, *(LORA_FILES if MORE else ())):
         if (run / name).read_bytes() != (whole / name).read_bytes():
             raise DisturbedError(f"{run / name} is not that of a run that nothing disturbed")
 
@@ -195,7 +201,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40, help="of a run (default: 40)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--interpreters", action="store_true", help="resume by the command line")
+    parser.add_argument("--two-stage", action="store_true", help="learn weights after the token")
     args = parser.parse_args()
+    MORE.update(TWO_STAGE if args.two_stage else {})
     torch.set_num_threads(1)  # before any work: threads do not survive a fork
     memory.predict_memory = remembering(memory.predict_memory, check_stop)
     model = load_quantized("tiny")

@@ -42,9 +42,11 @@ def run_faults(*arguments: str) -> str:
 
 @pytest.mark.slow
 @on_posix
-@pytest.mark.parametrize(("count", "steps"), [(3, 10), pytest.param(200, 40, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_cost_one_step_each_at_most(count: int, steps: int) -> None:
-    told = run_faults("kills", "--count", str(count), "--steps", str(steps))
+@pytest.mark.parametrize(
+    "more", [("--count", "3", "--steps", "10"), ("--count", "200"), ("--count", "50", "--two-stage")]
+)
+def test_kills_at_random_moments_cost_one_step_each_at_most(more: tuple[str, ...]) -> None:
+    told = run_faults("kills", *more)
     assert "all went on and ended in the same bytes" in told
 
 
