@@ -16,6 +16,8 @@ inversion's held-out gain, in percent: 0 is the initializer's word, 100 the grad
     naive, tuned and paper, tuned   with the learning rate that is best for them (``--tune``)
     gf-ti       Gradient-Free Textual Inversion: CMA-ES in a random subspace
     ours        what the product does
+    two-stage   what it does where weights are learned after the token (``--preset two-stage``), at as many forwards
+    gradient, weights too   the gradient on the token and those weights together
 
 NAME@N is the same in runs of N forward passes, for instance ``--methods "ours@15000,paper, tuned@15000"``.
 
@@ -64,6 +66,9 @@ from zoodip_core.base import rng
 from zoodip_core.base.files import read_object, write_atomically
 from zoodip_core.cli.demo import demo_config
 from zoodip_core.model.embedding import Embedding
+from zoodip_core.model.frames import frames_of, read_text
+from zoodip_core.model.generation import with_lora
+from zoodip_core.model.lora import Lora, lora_of
 from zoodip_core.model.nearest import words_middle
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_table import table_of
@@ -76,8 +81,8 @@ from zoodip_core.train import rounding
 from zoodip_core.train.config import CHECK_DRAWS
 from zoodip_core.train.draws import Draw
 from zoodip_core.train.objective import DiffusionObjective
-from zoodip_core.train.presets import PAPER_PRESETS, preset_for
-from zoodip_core.train.rounding import LEAST_FORWARDS, adapted
+from zoodip_core.train.presets import PAPER_PRESETS, TWO_STAGE, preset_for
+from zoodip_core.train.rounding import LEAST_FORWARDS, WEIGHTS_FORWARDS, adapted
 from zoodip_core.train.timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
 from zoodip_core.train.vocabulary import vocabulary_spread
 
@@ -85,6 +90,7 @@ BUDGET = 4_500
 FINE_STEP, FINE_END = 150, 3_000
 """Ours is measured on this grid as well, for the forwards it needs to come to a loss."""
 GRADIENT = {"batch": 8, "forwards": 2_400}
+GRADIENT_WEIGHTS_LR = 1e-2
 GF_TI_SIGMA = 1.0
 """Its sigma and alpha are 1."""
 IMAGES, DDIM_STEPS = 12, 20
@@ -247,9 +253,9 @@ class GradientFree:
         return (self._theta0 + (torch.from_numpy(z).double() @ self._matrix).view_as(self._theta0)).float()
 
     @property
-    def theta(self) -> torch.Tensor:
+    def candidate(self) -> torch.Tensor:
         """The distribution's mean: under noise better than the best candidate seen."""
-        return self._token(np.asarray(self._cma.mean))
+        return self._token(np.asarray(self._cma.mean))[None]
 
     def ask(self, mu_scale: float = 1.0) -> torch.Tensor:
         if not self._asked:
@@ -290,12 +296,12 @@ def ours(concept: concepts.Concept, plan: Plan, budget: int, seed: int, **change
 def forwards_of(config: TrainConfig) -> int:
     """All forward passes of one candidate that a run takes; those that adapt mu may be more."""
     looks = sum(map(config.checked, range(config.steps)))
-    adapting = LEAST_FORWARDS if config.adapt_mu else 0
+    adapting = LEAST_FORWARDS + WEIGHTS_FORWARDS * bool(config.lora_rank) if config.adapt_mu else 0
     return config.steps * config.make_estimator().num_candidates + looks * CHECK_DRAWS + adapting
 
 
 def our_lane(config: TrainConfig, subject: Subject) -> Lane:
-    """A training as the product would run it."""
+    """A training as the product would run it. What mu's rounding is measured for here is the token's alone."""
     model = subject.model
     objective = subject.training(config.make_timesteps(model.scheduler.alphas_cumprod))
     spread = vocabulary_spread(model.tokenizers, model.text_encoders) if config.directions == "vocabulary" else None
@@ -303,13 +309,23 @@ def our_lane(config: TrainConfig, subject: Subject) -> Lane:
     if config.adapt_mu:
         counted = Counted(objective)
         config, _ = adapted(config, counted, len(objective.posteriors), subject.theta0, spread)
-        spent = counted.forwards
+        spent = counted.forwards + WEIGHTS_FORWARDS * bool(config.lora_rank)
 
     def held(step: int) -> list[Draw]:
-        return config.check_draws(len(objective.posteriors)) if config.checked(step) else []
+        return config.check_draws(len(objective.posteriors)) if config.checked(step, search.began) else []
 
-    search = config.make_search(subject.theta0, spread)
-    return Lane(subject, objective, search, config.seed, config.lr_scale, config.mu_scale, held, spent=spent)
+    numbers = len(read_text(model.unet)) * config.lora_rank**2
+    search = config.make_search(subject.theta0, spread, numbers)
+    return Lane(
+        subject,
+        objective,
+        search,
+        config.seed,
+        lambda step: config.lr_scale(step, search.began),
+        lambda step: config.mu_scale(step, search.began),
+        held,
+        spent=spent,
+    )
 
 
 class Counted:
@@ -362,12 +378,15 @@ def methods(plan: Plan) -> dict[str, Method]:
         "gf-ti": gradient_free(world, plan.budget),
         "ours": our_method(plan, plan.budget, fine=True),
         f"ours@{plan.budget // 3}": our_method(plan, plan.budget // 3),
+        "two-stage": our_method(plan, plan.budget, **TWO_STAGE),
+        "gradient, weights too": gradient(world, weights_lr=GRADIENT_WEIGHTS_LR),
     }
 
 
-def gradient(world: World, lr: float = 0.0, timesteps: str = "puts") -> Method:
-    """Textual inversion with gradients."""
+def gradient(world: World, lr: float = 0.0, timesteps: str = "puts", weights_lr: float = 0.0) -> Method:
+    """Textual inversion with gradients; with the weights of the two-stage preset as well, if they have a rate."""
     settings = {"lr": lr or world.gradient_lr, "timesteps": timesteps, **GRADIENT}
+    settings |= {"weights_lr": weights_lr} if weights_lr else {}
     return Method(settings, int(GRADIENT["forwards"]), None)
 
 
@@ -424,7 +443,9 @@ def alignment(subject: Subject, judge: Judge, pictures: Sequence[Image.Image]) -
     return {"attributes": statistics.fmean(shares), "features": float(cosines.mean()), **figures}
 
 
-def draw(subject: Subject, judge: Judge, theta: torch.Tensor, count: int = IMAGES) -> dict[str, float]:
+def draw(
+    subject: Subject, judge: Judge, theta: torch.Tensor, count: int = IMAGES, lora: Lora | None = None
+) -> dict[str, float]:
     """Scores of a token ``[1, dim]``: :func:`alignment`, and what it leaves to the prompt's other words.
 
     ``text``, text alignment, is the judge's mean probability of the place (of a style: the shape) that the prompt
@@ -434,13 +455,14 @@ def draw(subject: Subject, judge: Judge, theta: torch.Tensor, count: int = IMAGE
     other = [] if subject.concept.tone else also_of(subject, count // 2)
     token = subject.concept.token
     prompts = [*texts, *(text for text, *_ in other)]
-    made = generate(
-        subject.model,
-        [text.format(token) for text in prompts],
-        list(range(len(prompts))),
-        embedding=Embedding(token, (theta,)),
-        num_inference_steps=DDIM_STEPS,
-    )
+    with with_lora(subject.model, lora):
+        made = generate(
+            subject.model,
+            [text.format(token) for text in prompts],
+            list(range(len(prompts))),
+            embedding=Embedding(token, (theta,)),
+            num_inference_steps=DDIM_STEPS,
+        )
     read = judge.read(made)
     seen = [float(read[name][i, judge.classes[name].index(value)]) for i, value in enumerate(wanted)]
     scores = alignment(subject, judge, made[: len(texts)])
@@ -522,6 +544,7 @@ class Bench:
         self.model = plan.world.load(plan.weights, plan.dtype)
         self.words = Words(self.model)
         self.stack = Stack(self.model, on_cost=clock.add)
+        self.stack.frames = frames_of(self.model.unet, TWO_STAGE["lora_rank"])
         self.judge = Judge.load(JUDGE)
         self.subjects = [Subject(self.model, concepts.load(name), plan.num_vectors) for name in plan.concepts]
         self.keys = [(subject, seed) for subject in self.subjects for seed in plan.seeds]
@@ -565,7 +588,8 @@ class Bench:
             timesteps = PUTS() if method.settings["timesteps"] == "puts" else UniformTimesteps()
             trainings = [(subject, subject.training(timesteps), seed) for subject, seed in keys]
             lr, batch = float(method.settings["lr"]), int(method.settings["batch"])
-            descend(self.stack, trainings, method.budget, method.marks, on_mark, lr, batch)
+            more = float(method.settings.get("weights_lr", 0))
+            descend(self.stack, trainings, method.budget, method.marks, on_mark, lr, batch, more)
         else:
             lanes = [method.lane(subject, seed) for subject, seed in keys]
             run(self.stack.losses, lanes, method.budget, method.marks, on_mark)
@@ -585,12 +609,35 @@ class Bench:
             for i, (subject, seed) in enumerate(keys)
         ], forwards
 
-    def _measured(self, subject: Subject, theta: torch.Tensor) -> dict[str, float]:
+    def _measured(self, subject: Subject, learned: torch.Tensor) -> dict[str, float]:
+        theta, lora = self._parted(learned)
         figures = {"distance": self.words.distance(theta)}
+        if lora:
+            figures["class word"] = self._class_word(subject, learned[-self._numbers :])
         if self.images:
-            figures |= draw(subject, self.judge, theta, self.images)
+            figures |= draw(subject, self.judge, theta, self.images, lora)
             self.clock.add(2 * pictures_of(self.images) * DDIM_STEPS)  # with and without the text, for guidance
         return figures
+
+    @property
+    def _numbers(self) -> int:
+        return self.stack.frames.numbers if self.stack.frames else 0
+
+    def _parted(self, learned: torch.Tensor) -> tuple[torch.Tensor, Lora | None]:
+        """A token ``[num_vectors, dim]``, and the weights that were learned with it."""
+        if learned.ndim == 2 or self.stack.frames is None:
+            return learned, None
+        theta = learned[: -self._numbers].view(-1, *self.model.info.dims)
+        return theta, lora_of(self.stack.frames, learned[-self._numbers :], {"family": self.model.info.family})
+
+    def _class_word(self, subject: Subject, weights: torch.Tensor) -> float:
+        """By which share weights raise the loss of the initializer's word on the other subjects' pictures."""
+        others = [each for each in self.subjects if each.concept.initializer == subject.concept.initializer]
+        others = [each for each in others if each is not subject]
+        plain = heldout(self.stack.losses, [(each, each.theta0) for each in others])
+        flat = [(each, torch.cat([each.theta0.flatten(), weights])) for each in others]
+        changes = [after / before - 1 for before, after in zip(plain, heldout(self.stack.losses, flat), strict=True)]
+        return statistics.fmean(changes) if changes else 0.0
 
 
 _work: tuple[Bench, Method]

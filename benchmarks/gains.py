@@ -196,7 +196,8 @@ def tables(figures: Figures) -> str:
 
 
 def _score_table(figures: Figures) -> list[str]:
-    kinds = ("attributes", "features", "text", "also", "distance")
+    kinds = ["attributes", "features", "text", "also", "distance"]
+    weights = [figures.scores(name, "class word") for name in figures.results]
     started = figures.data["start"].values()
     rows = []
     for label in ("word", "pictures"):
@@ -213,6 +214,11 @@ def _score_table(figures: Figures) -> list[str]:
         "text alignment: another attribute",
         "distance, words' rms",
     ]
+    if any(weights):
+        head.append("the class word's loss, %")
+        rows = [[*row, *([""] if len(row) == len(kinds) + 1 else [])] for row in rows]
+        for row, found in zip(rows[-len(weights) :], weights, strict=True):
+            row[-1] = with_spread([100 * each for each in found], 2) if found else ""
     return ["What the final tokens draw (1 is best), and how far from the words' mean they lie:\n", table(head, rows)]
 
 

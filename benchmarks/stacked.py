@@ -7,6 +7,7 @@ are those of :class:`DiffusionObjective` row for row, up to rounding. All counts
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from zoodip_core.data.images import load_images
 from zoodip_core.data.prompts import captions_for
+from zoodip_core.model.frames import Frames, with_cores
 from zoodip_core.model.latents import encode_images
 from zoodip_core.model.posteriors import CachedPosteriors
 from zoodip_core.model.quantized import Prompt
@@ -69,7 +71,10 @@ class Subject:
 
 
 class Request(NamedTuple):
-    """Candidates ``[K, num_vectors, dim]`` to evaluate on one draw of an objective."""
+    """Candidates to evaluate on one draw of an objective: ``[K, num_vectors, dim]``, or flat with weights behind them.
+
+    Weights are numbers of the stack's frames; see :class:`zoodip_core.search.staged.StagedSearch`.
+    """
 
     objective: DiffusionObjective
     draw: Draw
@@ -94,6 +99,8 @@ class Stack:
         self.model = model
         self.rows = rows
         self.on_cost = on_cost
+        self.frames: Frames | None = None
+        """Of weights that candidates may have."""
         self.forwards = 0
         """Forward passes of one candidate so far."""
 
@@ -117,7 +124,7 @@ class Stack:
         noised = [self.model.noised(objective.view(draw)) for objective, draw, _ in requests]
         noisy, targets = (torch.cat(each) for each in zip(*noised, strict=True))
         timesteps = torch.tensor([draw.timestep for _, draw, _ in requests])
-        candidates = torch.cat([each.candidates for each in requests])
+        candidates, numbers = self._parted([each.candidates for each in requests])
         counts = [len(each.candidates) for each in requests]
         owners = torch.arange(len(requests)).repeat_interleave(torch.tensor(counts))
         losses = []
@@ -125,11 +132,29 @@ class Stack:
             draws = owners[rows]
             hidden = self._encode([self._prompt(requests[i]) for i in draws.tolist()], candidates[rows])
             x = noisy[draws].to(self.model.device, self.model.dtype).contiguous(memory_format=torch.channels_last)
-            predicted = self.model.unet(x, timesteps[draws].to(self.model.device), hidden, return_dict=False)[0]
+            with self._weights(None if numbers is None else numbers[rows]):
+                predicted = self.model.unet(x, timesteps[draws].to(self.model.device), hidden, return_dict=False)[0]
             losses.append(_errors(predicted, targets[draws]))
             self.forwards += len(rows)
             self.on_cost(len(rows))
         return list(torch.cat(losses).split(counts))
+
+    def _parted(self, candidates: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tokens ``[N, num_vectors, dim]``, and weights ``[N, numbers]`` if one of the candidates has some."""
+        (dim,) = self.model.info.dims
+        numbers = self.frames.numbers if self.frames else 0
+        tokens = torch.cat(
+            [c if c.ndim == 3 else c[:, : len(c[0]) - numbers].view(len(c), -1, dim) for c in candidates]
+        )
+        if all(each.ndim == 3 for each in candidates):
+            return tokens, None
+        plain = torch.zeros(1, numbers)
+        return tokens, torch.cat([plain.expand(len(c), -1) if c.ndim == 3 else c[:, -numbers:] for c in candidates])
+
+    def _weights(self, numbers: torch.Tensor | None) -> contextlib.AbstractContextManager[None]:
+        if numbers is None or self.frames is None:
+            return contextlib.nullcontext()
+        return with_cores(self.model.unet, self.frames, numbers)
 
     @staticmethod
     def _prompt(request: Request) -> EncodedPrompt:
@@ -186,11 +211,11 @@ def heldout_draws(subject: Subject, repeats: int = 2, seed: int = 2025) -> list[
 def heldout(evaluate: Evaluate, tokens: Sequence[tuple[Subject, torch.Tensor]]) -> list[float]:
     """The held-out loss of each token ``[num_vectors, dim]``, as ``zoodip_core.train.heldout`` defines it.
 
-    All tokens of a subject see the same images, timesteps and noise (common random numbers).
+    All tokens of a subject see the same images, timesteps and noise (common random numbers). Flat ones have weights.
     """
     found = [math.nan] * len(tokens)
-    for subject in {id(each): each for each, _ in tokens}.values():
-        places = [i for i, (each, _) in enumerate(tokens) if each is subject]
+    for subject, ndim in dict.fromkeys((subject, token.ndim) for subject, token in tokens):
+        places = [i for i, (each, token) in enumerate(tokens) if each is subject and token.ndim == ndim]
         candidates = torch.stack([tokens[i][1] for i in places])
         draws = heldout_draws(subject)
         losses = evaluate([Request(subject.heldout, draw, candidates) for draw in draws])
@@ -203,12 +228,12 @@ class Search(Protocol):
     """What :func:`run` needs of a search; :class:`zoodip_core.ZerothOrderSearch` has it."""
 
     @property
-    def theta(self) -> torch.Tensor:
-        """What is learned so far, ``[num_vectors, dim]``."""
+    def candidate(self) -> torch.Tensor:
+        """What is learned so far, as :meth:`ask` gives candidates."""
         ...
 
     def ask(self, mu_scale: float = 1.0) -> torch.Tensor:
-        """Candidates ``[K, num_vectors, dim]``, the same until they are told of."""
+        """Candidates of a :class:`Request`, the same until they are told of."""
         ...
 
     def tell(
@@ -270,7 +295,7 @@ def run(
             requests = _requests(lanes[i])
             after = lanes[i].spent + sum(len(request.candidates) for request in requests)
             while waiting[i] and (after > waiting[i][0] or _converged(lanes[i])):
-                on_mark(i, waiting[i].pop(0), lanes[i].search.theta)
+                on_mark(i, waiting[i].pop(0), lanes[i].search.candidate[0])
             if after <= budget and not _converged(lanes[i]):
                 going.append((i, requests))
         found = evaluate([request for _, requests in going for request in requests]) if going else []
@@ -284,7 +309,7 @@ def run(
 def _requests(lane: Lane) -> list[Request]:
     """A step's candidates, and before them the token on the draws that it is looked at on."""
     candidates = lane.search.ask(lane.mu_scale(lane.steps))
-    looks = [Request(lane.objective, draw, lane.search.theta[None]) for draw in lane.held(lane.steps)]
+    looks = [Request(lane.objective, draw, lane.search.candidate) for draw in lane.held(lane.steps)]
     return [*looks, Request(lane.objective, lane.objective.draw(lane.seed, lane.steps), candidates)]
 
 
@@ -308,32 +333,44 @@ def descend(
     on_mark: OnMark,
     lr: float = 1e-1,
     batch: int = 8,
+    weights_lr: float = 0.0,
 ) -> None:
     """Textual inversion with gradients: Adam on the token, ``batch`` draws a step, the learning rate's cosine to 0.
 
     Args:
         trainings: subject, objective and seed of each.
         budget: forward passes; the backward passes come on top, uncounted.
+        weights_lr: where it is above 0, the weights of the stack's frames are learned with the token at this rate.
     """
     thetas = [subject.theta0.clone().requires_grad_() for subject, _, _ in trainings]
-    optimizer = torch.optim.Adam(thetas, lr=lr)
+    numbers = stack.frames.numbers if stack.frames and weights_lr else 0
+    weights = [torch.zeros(1, numbers, requires_grad=True) for _ in trainings]
+    rates = (lr, weights_lr)
+    optimizer = torch.optim.Adam([{"params": thetas, "lr": lr}, {"params": weights, "lr": weights_lr or lr}])
+
+    def candidate(i: int) -> torch.Tensor:
+        """As a request has it."""
+        token = thetas[i].detach()[None]
+        return torch.cat([token.flatten(1), weights[i].detach()], dim=1) if numbers else token
+
     waiting = sorted(mark for mark in marks if mark <= budget)
     steps = budget // batch
     for step in range(steps + 1):
         while waiting and (step + 1) * batch > waiting[0]:
             mark = waiting.pop(0)
-            for i, theta in enumerate(thetas):
-                on_mark(i, mark, theta.detach().clone())
+            for i in range(len(trainings)):
+                on_mark(i, mark, candidate(i)[0].clone())
         if step == steps:
             break
         requests = [
-            Request(objective, objective.draw(seed, step * batch + i), theta.detach()[None])
-            for theta, (_, objective, seed) in zip(thetas, trainings, strict=True)
+            Request(objective, objective.draw(seed, step * batch + i), candidate(place))
+            for place, (_, objective, seed) in enumerate(trainings)
             for i in range(batch)
         ]
         gradients = stack.gradients(requests)
         for i, theta in enumerate(thetas):
-            theta.grad = torch.cat(gradients[i * batch : (i + 1) * batch]).mean(dim=0)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            own = torch.cat(gradients[i * batch : (i + 1) * batch]).mean(dim=0).flatten()
+            theta.grad, weights[i].grad = own[: theta.numel()].view_as(theta), own[None, theta.numel() :]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.step()

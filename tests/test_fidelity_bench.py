@@ -30,15 +30,17 @@ from benchmarks.gains import (
 from benchmarks.stacked import Lane, Request, Stack, Subject, descend, heldout, run
 from benchmarks.worlds import WORLDS
 from zoodip_core import PUTS
+from zoodip_core.model.frames import frames_of
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge
 from zoodip_core.tiny.scores import JUDGE
 from zoodip_core.train.heldout import heldout_losses
+from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.prepared import Training
 from zoodip_core.train.presets import PAPER_PRESETS
-from zoodip_core.train.rounding import LEAST_FORWARDS
+from zoodip_core.train.rounding import LEAST_FORWARDS, WEIGHTS_FORWARDS
 
 pytestmark = pytest.mark.slow
 """The bench is run by hand, when the search changes."""
@@ -75,6 +77,28 @@ def test_stacked_losses_are_the_objectives(model: StableDiffusion, subjects: lis
     for (objective, draw, candidates), losses in zip(requests, found, strict=True):
         assert losses.dtype == torch.float64
         assert torch.allclose(losses, objective.losses(candidates, draw), rtol=0, atol=1e-6)
+
+
+def test_stacked_losses_with_weights_are_the_objectives(model: StableDiffusion, subjects: list[Subject]) -> None:
+    """Beside a request of tokens alone, whose losses they leave as they are."""
+    stack, frames = Stack(model, rows=4), frames_of(model.unet, 4)
+    stack.frames = frames
+    numbers = 0.3 * torch.randn(3, frames.numbers, generator=torch.Generator().manual_seed(0))
+    flat = torch.cat([around(subjects[0], 3).flatten(1), numbers], dim=1)
+    objective = subjects[0].training(PUTS())
+    prompts = [prompt for each in objective.captions for prompt in each]
+    denoiser = model.weights_denoiser(prompts, frames, None, pytest.fail)
+    own = DiffusionObjective(model, objective.posteriors, objective.captions, PUTS(), denoiser=denoiser)
+    draw, plain = objective.draw(0, 0), around(subjects[0], 2)
+    found = stack.losses([Request(objective, draw, flat), Request(objective, draw, plain)])
+    assert torch.allclose(found[0], own.losses(flat, draw), rtol=0, atol=1e-6)
+    assert torch.allclose(found[1], own.losses(plain, draw), rtol=0, atol=1e-6)
+    (held,) = heldout(stack.losses, [(subjects[0], flat[0])])
+    (token,) = heldout(stack.losses, [(subjects[0], flat[0, :128].view(1, 128))])
+    assert abs(held - token) > 1e-5
+    (gradient,) = stack.gradients([Request(objective, draw, flat)])
+    assert gradient.shape == flat.shape
+    assert (gradient[:, 128:].norm(dim=1) > 0).all()
 
 
 def test_stacked_gradients_are_slopes(model: StableDiffusion, subjects: list[Subject]) -> None:
@@ -114,7 +138,7 @@ class FakeSearch:
     """K candidates a step; its token counts the steps."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.theta = count, torch.zeros(1)
+        self.count, self.candidate = count, torch.zeros(1, 1)
 
     def ask(self, mu_scale: float = 1.0) -> torch.Tensor:
         return torch.zeros(self.count, 1, 1)
@@ -123,7 +147,7 @@ class FakeSearch:
         self, losses: torch.Tensor, lr_scale: float = 1.0, *, check_loss: float | None = None, mu_scale: float = 1.0
     ) -> None:
         assert losses.shape == (self.count,)
-        self.theta = self.theta + 1
+        self.candidate = self.candidate + 1
 
 
 def test_the_budget_is_counted_in_candidates() -> None:
@@ -173,6 +197,23 @@ def test_a_training_does_not_depend_on_its_neighbours(model: StableDiffusion, su
     assert all(torch.equal(one, other) for one, other in zip(together, again, strict=True))
     assert torch.allclose(alone[0], together[2], rtol=0, atol=1e-5)
     assert not torch.allclose(together[2], together[3], rtol=0, atol=1e-4)
+
+
+def test_two_stages_are_what_the_product_does(model: StableDiffusion, subjects: list[Subject]) -> None:
+    config = fidelity.ours(subjects[0].concept, PLAN, 600, 3, lora_rank=4, lora_share=0.98, checks=0, patience=0)
+    assert config.token_steps == 2
+    product = Training(config, model)
+    for _ in range(4):
+        product.step()
+    lane, stack = fidelity.our_lane(config, subjects[0]), Stack(model)
+    stack.frames = frames_of(model.unet, 4)
+    assert lane.spent == LEAST_FORWARDS + WEIGHTS_FORWARDS
+    found: list[torch.Tensor] = []
+    budget = lane.spent + 4 * config.n
+    run(stack.losses, [lane], budget, [budget], lambda _lane, _mark, learned: found.append(learned))
+    learned = product.search.candidate[0]
+    assert found[0].shape == learned.shape
+    assert (found[0][128:] - learned[128:]).norm() < 0.05 * learned[128:].norm()
 
 
 def test_ours_is_what_the_product_does(model: StableDiffusion, subjects: list[Subject]) -> None:
@@ -226,7 +267,7 @@ def test_gradient_free_inversion_has_draws_of_its_own(subjects: list[Subject]) -
             asked = search.ask()
             assert torch.equal(asked, search.ask())
             search.tell((asked - target).square().sum(dim=(1, 2)))
-        return search.theta
+        return search.candidate[0]
 
     np.random.seed(1)
     before = str(np.random.get_state())

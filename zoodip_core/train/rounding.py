@@ -27,6 +27,8 @@ LARGEST = 10.0
 """A mu beyond this is not tried."""
 _POINTS, _ORDER = 7, 4
 _LINES, _DRAWS = 4, 2
+WEIGHTS_FORWARDS = _DRAWS * (_LINES + 1)
+"""Further ones of a run that learns weights."""
 LEAST_FORWARDS = _DRAWS * (_LINES * _POINTS + 2 * (_LINES + 1))
 """Forward passes of one candidate that :func:`adapted` takes; more if mu has to be raised."""
 

@@ -420,7 +420,7 @@ class Settings:
         left=-1,
     )
     lora_share: float = _setting(
-        0.75,
+        0.5,
         LORA,
         "Share of the steps",
         "That weights are learned in, the last ones. 1: from the first step on, with the initializer's word.",
