@@ -4,7 +4,10 @@ For tokens of 768 numbers (SD1.x), 1024 (SD2.x) and 2048 (SDXL): ask and tell, w
 vocabulary of random words; the numbers it holds, and how long that shape takes to work out at the start. For the
 embedded model the share of a real step, whose forwards are the cheapest there are.
 
-    python benchmarks/search_cost.py [--steps 200] [--json FILE]
+Of weights that are learned after the token (the preset two-stage): what their frames hold and take to work out, and how
+much longer a step's forward pass takes with them, both in turn. On the embedded model, or on a checkpoint.
+
+    python benchmarks/search_cost.py [--steps 200] [--model FILE --resolution 256] [--json FILE]
 """
 
 from __future__ import annotations
@@ -24,11 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from zoodip_core import TrainConfig
 from zoodip_core.base import rng
 from zoodip_core.cli.demo import demo_config
+from zoodip_core.model.frames import frames_of
+from zoodip_core.model.load import load_quantized
+from zoodip_core.model.token_model import View
 from zoodip_core.search.preconditioner import spread_of
 from zoodip_core.search.zeroth_order import ZerothOrderSearch
 from zoodip_core.tiny import concepts
 from zoodip_core.train.prepared import Training
-from zoodip_core.train.presets import RECIPE
+from zoodip_core.train.presets import RECIPE, preset_for
 
 WORDS = 33_000
 """About as many whole words as CLIP's vocabulary has."""
@@ -90,9 +96,39 @@ def share(steps: int) -> dict[str, float]:
     return {"share": inside / (time.perf_counter() - began), "ms": 1e3 * inside / (training.search.step - 1)}
 
 
+def weights_cost(name: str, resolution: int, repeats: int = 9) -> dict[str, float]:
+    """Of cores in the forward passes of a step's candidates."""
+    model = load_quantized(name)
+    rank = preset_for(model.info.family, preset="two-stage")["lora_rank"]
+    model.load()
+    began = time.perf_counter()
+    frames = frames_of(model.unet, rank)
+    start = time.perf_counter() - began
+    side, draws = (resolution or model.info.resolution) // 8, torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 1, model.unet.config.in_channels, side, side, generator=draws)
+    prompt = model.prompt("a photo of a {}", 1)
+    view = View(prompt, latents, noise, 700, torch.tensor([float(side), side, 0, 0, side, side]))
+    losses_of = model.weights_denoiser([prompt], frames, None, print).losses_on(view)
+    tokens = 0.1 * torch.randn(RECIPE["n"], 1, sum(model.info.dims), generator=draws)
+    cores = 0.1 * torch.randn(RECIPE["n"], frames.numbers, generator=draws)
+    candidates = {"token": tokens, "weights": torch.cat([tokens.flatten(1), cores], dim=1)}
+    times: dict[str, list[float]] = {kind: [] for kind in candidates}
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            for kind, each in candidates.items():
+                began = time.perf_counter()
+                losses_of(each)
+                times[kind].append(time.perf_counter() - began)
+    token, both = (statistics.median(times[kind][1:]) for kind in ("token", "weights"))
+    held = sum(tensor.nbytes for tensor in frames.tensors().values())
+    return {"numbers": frames.numbers, "mb": held / 1e6, "start_s": start, "ms": 1e3 * token, "ratio": both / token}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, metavar="N", help="steps of each (default 200)")
+    parser.add_argument("--model", default="tiny", metavar="FILE", help="a checkpoint to learn weights of")
+    parser.add_argument("--resolution", type=int, default=0, metavar="PIXELS", help="of its pictures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     args = parser.parse_args()
     rows = [cost(dim, args.steps) for dim in (768, 1024, 2048)]
@@ -101,8 +137,15 @@ def main() -> None:
     for row in rows:
         print(f"| {row['dim']} | {row['ms']:.2f} | {row['mb']:.2f} | {row['start_s']:.1f} |")
     print(f"\nThe embedded model: {tiny['ms']:.2f} ms, {100 * tiny['share']:.1f} % of a step")
+    weights = weights_cost(args.model, args.resolution)
+    print(
+        f"\nWeights of {Path(args.model).stem}: {weights['numbers']} numbers, {weights['mb']:.2f} MB of frames, "
+        f"{weights['start_s']:.1f} s for them once; {RECIPE['n']} candidates' forward {weights['ms']:.1f} ms, with "
+        f"weights {weights['ratio']:.3f} times that"
+    )
     if args.json:
-        args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows, "tiny": tiny}, indent=2) + "\n")
+        found = {"torch": torch.__version__, "rows": rows, "tiny": tiny, "weights": weights}
+        args.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

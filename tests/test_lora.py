@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import random_models
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from tests.fake_model import FakeModel
@@ -659,6 +660,18 @@ def test_rounding_is_looked_at_for_weights_as_well(tiny_model: StableDiffusion, 
     noisy = Training(config_of(adapt_mu=True), tiny_model).config
     assert noisy.lora_mu > 0.1
     assert np.log2(noisy.lora_mu / 0.1) == pytest.approx(round(np.log2(noisy.lora_mu / 0.1)))
+
+
+@pytest.mark.parametrize(("family", "numbers", "most"), [("sd15", 512, 2e6), ("sdxl", 560, 4e6)])
+def test_weights_cost_little_on_models_of_full_size(family: str, numbers: int, most: float) -> None:
+    """By count: what a layer's cores compute beside the layer itself, and what all frames hold."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(random_models.configs(family, "full")["unet"])
+    rank = preset_for({"sd15": "sd1"}.get(family, family), preset="two-stage")["lora_rank"]
+    shapes = [tuple(layer.weight.shape) for layer in read_text(unet).values()]
+    assert len(shapes) * rank**2 == numbers
+    assert 4 * rank * sum(map(sum, shapes)) < most  # bytes
+    assert all(rank * (out + wide + rank) < 0.05 * out * wide for out, wide in shapes)
 
 
 def test_few_directions_are_looked_for_with_private_draws() -> None:
