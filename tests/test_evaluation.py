@@ -53,14 +53,17 @@ from zoodip_core.evaluate.evaluation import (
     evaluate,
     find_judges,
     image_path,
+    key_of,
 )
 from zoodip_core.evaluate.metrics import image_alignment, mutual_similarity, text_alignment
 from zoodip_core.evaluate.prompt_sets import LIVING, OBJECT, PROMPT_SETS, default_set, prompts_of
 from zoodip_core.evaluate.report import JSON, MARKDOWN, SHEET, as_markdown, as_text, write_report
 from zoodip_core.model import stable_diffusion
 from zoodip_core.model.embedding import Embedding, save_embedding
+from zoodip_core.model.frames import frames_of
 from zoodip_core.model.generation import generate
 from zoodip_core.model.kinds import CLIP_PATH
+from zoodip_core.model.lora import lora_of
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
 
@@ -370,6 +373,29 @@ def test_other_settings_want_another_folder(
 ) -> None:
     with pytest.raises(RunFolderError, match=rf"other settings \({named} differ\); choose another output folder"):
         evaluate(tiny_model, token(), references, replace(PLAN, **changes), judges, drawn)
+
+
+def test_weights_are_part_of_what_is_evaluated(
+    done: tuple[Evaluation, Path],
+    drawn: Path,
+    tiny_model: StableDiffusion,
+    judges: Judges,
+    references: list[Path],
+    tmp_path: Path,
+) -> None:
+    """The images after are drawn with them, those before without; they want a folder of their own."""
+    frames = frames_of(tiny_model.unet, 4)
+    lora = lora_of(frames, torch.ones(frames.numbers), {})
+    plan, plain = done[0].plan, done[1]
+    with pytest.raises(RunFolderError, match=r"other settings \(lora differ\)"):
+        evaluate(tiny_model, token(), references, plan, judges, drawn, lora=lora)
+    evaluate(tiny_model, token(), references, plan, judges, tmp_path / "lora", lora=lora)
+    for prompt, seed in plan.images():
+        before, after = (image_path(tmp_path / "lora", when, prompt, seed).read_bytes() for when in ("before", "after"))
+        assert before == image_path(plain, "before", prompt, seed).read_bytes()
+        assert after != image_path(plain, "after", prompt, seed).read_bytes()
+    assert key_of(tiny_model, token(), plan) != key_of(tiny_model, token(), plan, lora)
+    assert key_of(tiny_model, token(), plan, lora) != key_of(tiny_model, token(), plan, lora.scaled(0.5))
 
 
 def test_another_token_or_a_later_version_wants_another_folder(

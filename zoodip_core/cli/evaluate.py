@@ -12,7 +12,7 @@ from ..data.images import find_images, left_out
 from ..evaluate.encoders import CLIP_ID, DINO_ID
 from ..evaluate.prompt_sets import PROMPT_SETS, default_set, prompts_of
 from ..model.embedding import load_embedding
-from .arguments import command, load, loading_options, model_option, which_option
+from .arguments import command, load, loading_options, lora_in, lora_options, model_option, which_option
 from .screen import Stages, session
 
 
@@ -27,6 +27,7 @@ def add(commands: Any) -> None:
     model_option(parser)
     parser.add_argument("--embedding", type=Path, required=True, metavar="FILE", help="the learned token")
     which_option(parser, "the only one")
+    lora_options(parser)
     parser.add_argument(
         "--images",
         type=Path,
@@ -79,12 +80,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"warning: {why}", file=sys.stderr)
     word = class_word_of(embedding, args.class_word)
     folder = args.output or folder_for(Path("evaluations"), embedding)
+    lora = lora_in(args)
     model = load(args)
     prompts = prompts_of(args.prompts or default_set(model.info.family))
     plan = EvaluationPlan(prompts, word, args.seeds, args.seed, args.steps, args.guidance)
     with session() as (_, commands), stopped_by(lambda: commands.stopping), Stages() as bar:
         try:
-            evaluation = evaluate(model, embedding, references, plan, judges, folder, bar)
+            evaluation = evaluate(model, embedding, references, plan, judges, folder, bar, lora)
         except Stopped:
             bar.close()
             print(f"stopped; what is drawn is kept in {folder}, and the same command resumes it", file=sys.stderr)

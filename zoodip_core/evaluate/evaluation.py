@@ -28,7 +28,8 @@ from ..data.images import open_picture
 from ..data.prompts import SLOT
 from ..data.sheets import save_png
 from ..model.embedding import Embedding, check_fits
-from ..model.generation import check_settings
+from ..model.generation import check_settings, with_lora
+from ..model.lora import Lora, serialize
 from ..model.token_model import TokenModel
 from .encoders import ClipFeatures, DinoFeatures, MissingModelError, ModelFiles, Picture, find_clip, find_dino
 from .metrics import Scores, image_alignment, mutual_similarity, text_alignment
@@ -179,6 +180,7 @@ def evaluate(
     judges: Judges,
     folder: Path,
     on_progress: OnProgress | None = None,
+    lora: Lora | None = None,
 ) -> Evaluation:
     """Draw what is not drawn yet into ``folder``, and score it.
 
@@ -187,22 +189,26 @@ def evaluate(
         judges: from :func:`find_judges`.
         folder: a new or empty one, or that of an evaluation of the same settings, which is resumed; only
             :attr:`EvaluationPlan.seeds` may differ.
+        lora: weights that were learned with the token, for the images after.
 
     Raises:
         ZoodipError: as :func:`check`; and
         RunFolderError: the folder holds something else, or another process is at work on it.
+        LoraFileError: the weights are for another model.
         ModelError: CLIP's or DINOv2's files are damaged.
         StorageError: an image cannot be written.
         Stopped: a stop was asked for; what is drawn is kept.
     """
     check(model, embedding, references, plan)
     check_judges(judges)
-    settings = _settings(model, embedding, plan)
+    with with_lora(model, lora):
+        pass  # it fits
+    settings = _settings(model, embedding, plan, lora)
     _check_folder(folder, settings)  # before anything is written there
     with locked(folder):
         _check_folder(folder, settings)
         write_atomically(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
-        _draw(model, embedding, plan, folder, on_progress)
+        _draw(model, embedding, plan, folder, on_progress, lora)
         model.unload()
         return _score(model, embedding, references, plan, judges, folder, on_progress)
 
@@ -240,9 +246,12 @@ def image_path(folder: Path, when: str, prompt: int, seed: int) -> Path:
 # ---------------------------------------------------------------- the folder
 
 
-def _settings(model: TokenModel, embedding: Embedding, plan: EvaluationPlan) -> dict[str, Any]:
+def _settings(
+    model: TokenModel, embedding: Embedding, plan: EvaluationPlan, lora: Lora | None = None
+) -> dict[str, Any]:
     """What decides the images, as the folder keeps it."""
     digest = hashlib.sha256(embedding.vectors.float().contiguous().numpy().tobytes()).hexdigest()
+    weights = {"lora": hashlib.sha256(serialize(Lora(lora.layers))).hexdigest()} if lora else {}
     return {
         "evaluation_version": SETTINGS_VERSION,
         "model": model.fingerprint,
@@ -256,12 +265,14 @@ def _settings(model: TokenModel, embedding: Embedding, plan: EvaluationPlan) -> 
         "first_seed": plan.first_seed,
         "steps": plan.num_inference_steps,
         "guidance": plan.guidance_scale,
+        **weights,
     }
 
 
-def key_of(model: TokenModel, embedding: Embedding, plan: EvaluationPlan) -> str:
+def key_of(model: TokenModel, embedding: Embedding, plan: EvaluationPlan, lora: Lora | None = None) -> str:
     """Ten letters by which evaluations of different settings can be told apart."""
-    return hashlib.sha256(json.dumps(_settings(model, embedding, plan), sort_keys=True).encode()).hexdigest()[:10]
+    settings = json.dumps(_settings(model, embedding, plan, lora), sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()[:10]
 
 
 def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -290,7 +301,12 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def _draw(
-    model: TokenModel, embedding: Embedding, plan: EvaluationPlan, folder: Path, on_progress: OnProgress | None
+    model: TokenModel,
+    embedding: Embedding,
+    plan: EvaluationPlan,
+    folder: Path,
+    on_progress: OnProgress | None,
+    lora: Lora | None,
 ) -> None:
     """Draw each group of images of which one is missing. Always in the same groups: a batch decides the last bits."""
     nameless = replace(
@@ -308,14 +324,15 @@ def _draw(
     for when, prompt, seeds in missing:
         steps, done = len(seeds) * plan.num_inference_steps, total - left
         text = plan.prompts[prompt]
-        images = model.generate(
-            [text if when == AFTER else text.replace(SLOT, plan.class_word)] * len(seeds),
-            seeds,
-            embedding=nameless if when == AFTER else None,
-            num_inference_steps=plan.num_inference_steps,
-            guidance_scale=plan.guidance_scale,
-            on_step=lambda part, of, done=done, steps=steps: told(done + steps * part // of),  # type: ignore[misc]
-        )
+        with with_lora(model, lora if when == AFTER else None):
+            images = model.generate(
+                [text if when == AFTER else text.replace(SLOT, plan.class_word)] * len(seeds),
+                seeds,
+                embedding=nameless if when == AFTER else None,
+                num_inference_steps=plan.num_inference_steps,
+                guidance_scale=plan.guidance_scale,
+                on_step=lambda part, of, done=done, steps=steps: told(done + steps * part // of),  # type: ignore[misc]
+            )
         for image, path in zip(images, _paths(folder, when, prompt, seeds), strict=True):
             save_png(image, path)
         left -= steps
