@@ -7,13 +7,14 @@ import multiprocessing
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import fidelity, learned, paper_figures, paper_tables
+from benchmarks import fidelity, learned, paper_figures, paper_tables, trained_memory
 from benchmarks.fidelity import Method, Plan, Recipe
 from benchmarks.gains import (
     ORDER,
@@ -521,3 +522,25 @@ def test_what_learned_tokens_are_like_is_read_from_a_file(tmp_path: Path, capsys
     assert torch.allclose(axes @ axes.T, torch.eye(len(axes), dtype=axes.dtype), atol=1e-9)
     with pytest.raises(ValueError, match="no rows paper"):
         learned.Learned(file, ["paper"], 1)
+
+
+# ---------------------------------------------------------------- what training takes
+
+
+class OneLayer(torch.nn.Module):
+    """A UNet's call, and what it keeps for a backward pass that can be counted by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(768, 10, bias=False, device="meta", dtype=torch.float16)
+
+    def forward(self, _noisy: torch.Tensor, _timestep: torch.Tensor, hidden: torch.Tensor) -> Any:
+        return SimpleNamespace(sample=self.layer(hidden))
+
+
+@pytest.mark.parametrize(("weight", "text", "bytes_"), [(False, True, 3080), (True, False, 3080 + 77 * 768 * 2)])
+def test_activations_are_counted_as_by_hand(weight: bool, text: bool, bytes_: int) -> None:
+    """The squares' input in float32, 77 times 10; the layer's input in float16 where its weight is trained."""
+    unet = OneLayer()
+    trained_ = list(unet.parameters()) if weight else []
+    assert trained_memory.kept_for_backward(unet, 64, trained_, text) == bytes_
