@@ -12,6 +12,8 @@ dims        the paper's figure 3: of what was learned, the k components of the l
             principal axes are kept, the others are the initializer's again
 diversity   the paper's table S9, DINO_inter: the mean cosine between the features of pictures of one prompt; the
             judge's features here
+weights     of a row that learns weights (``--rows two-stage``): what they leave of another subject's token, ours of the
+            same seed, which was learned without them
 """
 
 from __future__ import annotations
@@ -35,12 +37,15 @@ from benchmarks.stacked import Stack, Subject, heldout
 from zoodip_core import generate
 from zoodip_core.base.files import read_object
 from zoodip_core.model.embedding import Embedding
+from zoodip_core.model.frames import frames_of
+from zoodip_core.model.lora import Lora, lora_of
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.tokens import placed
 from zoodip_core.model.words import word_rows
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge
 from zoodip_core.tiny.scores import JUDGE
+from zoodip_core.train.presets import TWO_STAGE
 
 LENGTHS = (1, 3, 10, 30)
 SHARES = (1, 1 / 2, 1 / 3, 1 / 4, 1 / 8)
@@ -48,6 +53,9 @@ SHARES = (1, 1 / 2, 1 / 3, 1 / 4, 1 / 8)
 PICTURES = 16
 """Of one prompt, for ``diversity``."""
 BEFORE = ("a {}", "a photo of a {}", "in the snow a {}", "a painting of three eyes and a {}")
+TOKENS = "length,dims,diversity"
+"""The figures of a token alone."""
+DRAWN = ("attributes", "features", "text", "also")
 COLUMNS = ("gain", "text", "also", "attributes", "features", "state", "others")
 HEAD = (
     "gain, %",
@@ -103,15 +111,30 @@ class Learned:
         self.subjects = {
             name: Subject(model, concepts.load(name), self.plan.num_vectors) for name in self.plan.concepts
         }
+        self.frames = frames_of(model.unet, TWO_STAGE["lora_rank"])
         self.rows, self.seeds = rows, self.plan.seeds[:seeds]
         self.figures = Figures(self.data)
 
     def tokens(self, row: str) -> Iterator[tuple[Subject, torch.Tensor]]:
-        """Of a row, ``[num_vectors, dim]`` each."""
+        """Of a row, ``[num_vectors, dim]`` each, without the weights that may have been learned with them."""
+        for subject, numbers, _ in self._runs(row):
+            yield subject, numbers[: subject.theta0.numel()].view_as(subject.theta0)
+
+    def _runs(self, row: str) -> Iterator[tuple[Subject, torch.Tensor, int]]:
         for run in self.data["methods"][row]["runs"]:
             if run["seed"] in self.seeds:
-                subject = self.subjects[run["concept"]]
-                yield subject, torch.tensor(run["token"]).view_as(subject.theta0)
+                yield self.subjects[run["concept"]], torch.tensor(run["token"]), run["seed"]
+
+    def beside(self, row: str) -> Iterator[tuple[Lora, Subject, torch.Tensor]]:
+        """The weights of each run of a row, and the next subject with ours of the same seed."""
+        names = list(self.subjects)
+        ours = {(subject.concept.name, seed): numbers for subject, numbers, seed in self._runs("ours")}
+        for subject, numbers, seed in self._runs(row):
+            other = self.subjects[names[(names.index(subject.concept.name) + 1) % len(names)]]
+            weights = numbers[subject.theta0.numel() :]
+            if len(weights) != self.frames.numbers:
+                raise ValueError(f"the row {row} has no weights; choose two-stage")
+            yield lora_of(self.frames, weights, {}), other, ours[other.concept.name, seed].view_as(other.theta0)
 
     def gain(self, subject: Subject, theta: torch.Tensor) -> float:
         """In percent of the gradient's."""
@@ -195,15 +218,26 @@ def diversity_table(learned: Learned) -> str:
     return table(("", "likeness of its pictures"), [*lines, *others])
 
 
-FIGURES = {"length": length_table, "dims": dims_table, "diversity": diversity_table}
+def weights_table(learned: Learned) -> str:
+    lines = []
+    for row in learned.rows:
+        kept: dict[str, list[dict[str, float]]] = {"without": [], "with": []}
+        for lora, other, theta in learned.beside(row):
+            kept["without"].append(draw(other, learned.judge, theta, IMAGES))
+            kept["with"].append(draw(other, learned.judge, theta, IMAGES, lora))
+        lines += [[row, name, *mean_cells(found, DRAWN)] for name, found in kept.items()]
+        print(lines[-2:], flush=True)
+    head = "attributes", "features", "text alignment: place", "another attribute"
+    return table(("", "the other subject's token, and these weights", *head), lines)
+
+
+FIGURES = {"length": length_table, "dims": dims_table, "diversity": diversity_table, "weights": weights_table}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE", help="what fidelity.py --json wrote")
-    parser.add_argument(
-        "--figures", default=",".join(FIGURES), metavar="A,B", help=f"{', '.join(FIGURES)} (default all)"
-    )
+    parser.add_argument("--figures", default=TOKENS, metavar="A,B", help=f"{', '.join(FIGURES)} (default {TOKENS})")
     parser.add_argument("--rows", default="ours", metavar="A,B", help="whose tokens (default ours)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="of each concept (default 1)")
     args = parser.parse_args()

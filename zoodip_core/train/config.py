@@ -84,7 +84,7 @@ class TrainConfig(Settings):
     @property
     def token_steps(self) -> int:
         """Steps, at most, in which the token alone is searched."""
-        return self.steps - round(self.lora_share * self.steps) if self.lora_rank else self.steps
+        return self.steps - max(1, round(self.lora_share * self.steps)) if self.lora_rank else self.steps
 
     def make_token_search(self, theta0: Tensor, spread: Spread | None = None) -> ZerothOrderSearch:
         """The search for the token alone."""
