@@ -28,6 +28,7 @@ from zoodip_core.jobs.job_folder import Task, task_of
 from zoodip_core.jobs.protocol import FAILED, UNFINISHED
 from zoodip_core.model.embedding import Embedding, load_embedding
 from zoodip_core.model.load import load_quantized
+from zoodip_core.model.lora import load_lora
 from zoodip_core.model.recognise import open_copy, open_model
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.page.draft import Draft
@@ -72,6 +73,23 @@ def test_a_token_of_version_1() -> None:
     assert (token.metadata["initializer"], token.metadata["steps"]) == ("dog", "7")
     (rows,) = token.tensors
     assert torch.equal(rows, thousandths(2, 768))
+
+
+def test_learned_weights_of_version_1() -> None:
+    """Frames A [4, 2] and B [2, 6] of thousandths, and the LoRA of the cores 0, 1, 2, 3 thousandths between them."""
+    settings = {"images": ["images"], "token": "<rex>", "initializer": "dog", "lora_rank": 2}
+    frames = RunFolder(NOW, TrainConfig.from_dict(settings)).frames()
+    assert frames is not None
+    ((name, (a, b)),) = frames.layers.items()
+    assert torch.equal(a, thousandths(4, 2))
+    assert torch.equal(b, thousandths(2, 6))
+    lora = load_lora(NOW / "rex-lora.safetensors")
+    ((stem, (up, down)),) = lora.layers.items()
+    assert stem == name.replace(".", "_") == "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    core = torch.tensor([[0.0, 0.001], [0.002, 0.003]])
+    torch.testing.assert_close(up, thousandths(4, 2) @ core)
+    assert torch.equal(down, thousandths(2, 6))
+    assert (lora.metadata["lora_format_version"], lora.metadata["token"], lora.rank) == ("1", "<rex>", 2)
 
 
 def test_a_token_of_sdxl_of_version_1() -> None:

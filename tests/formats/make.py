@@ -32,12 +32,15 @@ from zoodip_core.jobs.job_folder import (  # noqa: E402
 )
 from zoodip_core.model.copies import write_copy  # noqa: E402
 from zoodip_core.model.embedding import Embedding, save_embedding  # noqa: E402
+from zoodip_core.model.frames import Frames  # noqa: E402
 from zoodip_core.model.load import load_quantized  # noqa: E402
+from zoodip_core.model.lora import lora_of, save_lora  # noqa: E402
 from zoodip_core.model.recognise import open_model  # noqa: E402
 from zoodip_core.page.draft import Draft  # noqa: E402
 from zoodip_core.train.config import TrainConfig  # noqa: E402
 from zoodip_core.train.run_folder import RunFolder  # noqa: E402
 
+LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 KEPT = ("unet.conv_in.", "unet.time_embedding.linear_1.")
 """Of the model's copy, to keep it small: a convolution, and a matrix."""
 
@@ -52,6 +55,20 @@ def embeddings(folder: Path) -> None:
     save_embedding(Embedding("<rex>", (rows(2, 768),), about), folder / "rex.safetensors")
     about["family"] = "sdxl"
     save_embedding(Embedding("<rex>", (rows(1, 768), rows(1, 1280)), about), folder / "rex-sdxl.safetensors")
+
+
+def lora(folder: Path) -> None:
+    """Cores of rank 2 between frames of a matrix of 4 times 6."""
+    frames = Frames({LAYER: (rows(4, 2), rows(2, 6))})
+    save_frames(frames, folder / "frames.safetensors")
+    about = {"token": "<rex>", "base_model": "small", "family": "sd1", "steps": "7", "zoodip_version": "0.1.0"}
+    save_lora(lora_of(frames, rows(1, 4)[0], about), folder / "rex-lora.safetensors")
+
+
+def save_frames(frames: Frames, path: Path) -> None:
+    """As a run does."""
+    settings = {"images": ["images"], "token": "<rex>", "initializer": "dog", "lora_rank": 2}
+    RunFolder(path.parent, TrainConfig.from_dict(settings)).save_frames(frames)
 
 
 def run(folder: Path) -> None:
@@ -105,6 +122,7 @@ def main() -> None:
     folder = Path(sys.argv[1]).absolute()
     folder.mkdir(parents=True)
     embeddings(folder)
+    lora(folder)
     run(folder / "page")
     draft(folder / "draft")
     copy(folder / "small-int8.safetensors")
