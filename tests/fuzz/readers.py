@@ -42,8 +42,10 @@ from zoodip_core.model.building import empty_network
 from zoodip_core.model.calls import calls_in
 from zoodip_core.model.copies import _name, cached_model, file_stamps
 from zoodip_core.model.embedding import describe, load_embedding, load_embeddings
+from zoodip_core.model.generation import with_lora
 from zoodip_core.model.libraries import quiet_libraries
 from zoodip_core.model.load import load_quantized
+from zoodip_core.model.lora import load_lora, lora_of, serialize
 from zoodip_core.model.recognise import open_model
 from zoodip_core.page import views
 from zoodip_core.page.draft import Draft
@@ -168,6 +170,23 @@ def _journal(draw: Callable[[Any], Any]) -> bytes:
 def _tellable(*texts: Any) -> None:
     """A page can show them: in UTF-8, in JSON of numbers that JSON knows."""
     json.dumps(texts, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _lora(folder: Path) -> None:
+    """A LoRA's file, on the embedded model."""
+    model, lora = load_quantized("tiny", device="cpu"), load_lora(folder / "a.safetensors")
+    _tellable(lora.notes_on(model), lora.metadata, lora.rank)
+    with with_lora(model, lora.scaled(0.5)):
+        pass
+    serialize(lora)
+
+
+def _frames(folder: Path) -> None:
+    """What a run's learned weights stand between."""
+    settings = {"images": ["x"], "token": "<x>", "initializer": "x", "lora_rank": 2}
+    frames = RunFolder(folder, TrainConfig.from_dict(settings)).frames()
+    assert frames is not None
+    lora_of(frames, torch.ones(frames.numbers), {})
 
 
 def _embedding(name: str) -> Callable[[Path], Any]:
@@ -354,6 +373,10 @@ READERS: Mapping[str, Reader] = {
     ),
     "embedding .pt": Reader(_one("a.pt", pickles(of.embedding_pickles())), _embedding("a.pt"), share=2),
     "embedding .bin": Reader(_one("a.bin", pickles(of.diffusers_pickles())), _embedding("a.bin")),
+    "LoRA .safetensors": Reader(
+        _one("a.safetensors", safetensors(of.LORAS, ("lora_unet_x.alpha", "lora_te_x.alpha", "<x>"))), _lora
+    ),
+    "frames.safetensors": Reader(_one("frames.safetensors", safetensors(of.FRAMES, ("x.a", "x.b"))), _frames),
     "checkpoint .safetensors": Reader(
         _one("m.safetensors", safetensors(of.CHECKPOINTS, ("v_pred", "ztsnr", "lora_up", "scaled_fp8"))),
         _model("m.safetensors"),

@@ -56,6 +56,22 @@ EMBEDDINGS = (
 )
 
 
+_LAYER = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+"""Of the embedded model's UNet: 64 times 128."""
+LORAS = (
+    Safetensors(
+        {
+            f"lora_unet_{_LAYER}.lora_up.weight": ("F32", (64, 4)),
+            f"lora_unet_{_LAYER}.lora_down.weight": ("F32", (4, 128)),
+            f"lora_unet_{_LAYER}.alpha": ("F32", ()),
+        },
+        {"family": "tiny", "lora_format_version": "1", "config": '{"weights": "int4"}', "ss_network_dim": "4"},
+    ),
+    Safetensors({"lora_te_text_model.lora_up.weight": ("F16", (8, 4)), "lora_unet_x.lora_up.weight": ("F16", (8, 4))}),
+)
+FRAMES = (Safetensors({"x.attn2.to_k.a": ("F32", (8, 2)), "x.attn2.to_k.b": ("F32", (2, 6))}),)
+
+
 def _saved(content: Any, zipped: bool = True) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
