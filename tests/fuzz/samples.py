@@ -56,12 +56,12 @@ EMBEDDINGS = (
 )
 
 
-_LAYER = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-"""Of the embedded model's UNet: 64 times 128."""
+_LAYER = "down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+"""Of the embedded model's UNet: 128 times 128."""
 LORAS = (
     Safetensors(
         {
-            f"lora_unet_{_LAYER}.lora_up.weight": ("F32", (64, 4)),
+            f"lora_unet_{_LAYER}.lora_up.weight": ("F32", (128, 4)),
             f"lora_unet_{_LAYER}.lora_down.weight": ("F32", (4, 128)),
             f"lora_unet_{_LAYER}.alpha": ("F32", ()),
         },

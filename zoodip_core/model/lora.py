@@ -136,11 +136,13 @@ def load_lora(path: str | Path) -> Lora:
         raise LoraFileError(f"{path} has {path.stat().st_size / 1e9:.1f} GB, too much for a LoRA; is it a model?")
     try:
         with open_safetensors(path) as file:
-            tensors = {name: file.get_tensor(name).float().clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
     except Exception as error:  # the library's own, and PyTorch's where it has no such type or so many dimensions
         raise LoraFileError(f"{path} is not a safetensors file, or damaged: {error}") from error
-    return Lora(_layers_in(path, tensors), metadata)
+    if odd := next((name for name, tensor in tensors.items() if not tensor.is_floating_point()), None):
+        raise LoraFileError(f"{path}: {odd[:80]} does not hold numbers with fractions; it is damaged, copy it again")
+    return Lora(_layers_in(path, {name: tensor.float().clone() for name, tensor in tensors.items()}), metadata)
 
 
 def _layers_in(path: Path, tensors: Mapping[str, torch.Tensor]) -> Layers:
