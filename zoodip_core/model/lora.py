@@ -20,6 +20,7 @@ from .quantized import QuantizedModel
 FORMAT_VERSION = 1
 MOST_STRENGTH = 10
 MAX_BYTES = 2_000_000_000
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PREFIX = "lora_unet_"
 _UP, _DOWN, _ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
 _BASE_MODELS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
@@ -140,8 +141,9 @@ def load_lora(path: str | Path) -> Lora:
             metadata = dict(file.metadata() or {})
     except Exception as error:  # the library's own, and PyTorch's where it has no such type or so many dimensions
         raise LoraFileError(f"{path} is not a safetensors file, or damaged: {error}") from error
-    if odd := next((name for name, tensor in tensors.items() if not tensor.is_floating_point()), None):
-        raise LoraFileError(f"{path}: {odd[:80]} does not hold numbers with fractions; it is damaged, copy it again")
+    if odd := next((name for name, tensor in tensors.items() if tensor.dtype not in _DTYPES), None):
+        kind = str(tensors[odd].dtype).removeprefix("torch.")
+        raise LoraFileError(f"{path}: {odd[:80]} is of the type {kind}, which no LoRA has; it is damaged, copy it again")
     return Lora(_layers_in(path, {name: tensor.float().clone() for name, tensor in tensors.items()}), metadata)
 
 
