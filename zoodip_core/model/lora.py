@@ -143,7 +143,7 @@ def load_lora(path: str | Path) -> Lora:
         raise LoraFileError(f"{path} is not a safetensors file, or damaged: {error}") from error
     if odd := next((name for name, tensor in tensors.items() if tensor.dtype not in _DTYPES), None):
         kind = str(tensors[odd].dtype).removeprefix("torch.")
-        raise LoraFileError(f"{path}: {odd[:80]} is of the type {kind}, which no LoRA has; it is damaged, copy it again")
+        raise LoraFileError(f"{path}: {odd[:80]} is of the type {kind}, which no LoRA has; copy the file again")
     return Lora(_layers_in(path, {name: tensor.float().clone() for name, tensor in tensors.items()}), metadata)
 
 
