@@ -50,6 +50,7 @@ def trained(tiny_model: StableDiffusion, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("trained")
     train(folder / "whole", tiny_model)
     train(folder / "stopped", tiny_model, stop_after=2, token="<stopped>")
+    train(folder / "weights", tiny_model, lora_rank=1, lora_share=0.34)
     return folder
 
 
@@ -109,6 +110,23 @@ def test_a_finished_run_of_a_page(home: Path, page_run: Callable[..., Path]) -> 
     assert all(path.is_file() for path in (run.embedding, run.loss_curve, run.sample))
     assert run.settings == config_of().to_dict()
     assert run.when == max(path.stat().st_mtime for path in (*folder.glob("*.json"), *run.run.glob("*")))
+
+
+def test_the_weights_that_were_learned_with_a_token(home: Path, page_run: Callable[..., Path]) -> None:
+    """Of a snapshot those of its own step: there are none in the first stage."""
+    page_run("without")
+    assert find_run(home, "without").lora is None
+    folder = page_run("with", "weights") / "run"
+    assert find_run(home, "with").lora == folder / "pip-lora.safetensors"
+    (folder / "pip.safetensors").unlink()
+    newest = find_run(home, "with")
+    assert newest.embedding == folder / "snapshots" / "step-00000003.safetensors"
+    assert newest.lora == folder / "loras" / "step-00000003.safetensors"
+    assert newest.lora.is_file()
+    for step in (3, 2):
+        (folder / "snapshots" / f"step-0000000{step}.safetensors").unlink()
+    assert find_run(home, "with").embedding == folder / "snapshots" / "step-00000001.safetensors"
+    assert find_run(home, "with").lora is None
 
 
 def test_a_run_of_the_command_line(home: Path, trained: Path) -> None:

@@ -96,10 +96,10 @@ send("message", text="too few pictures", warning=True)
 send("started", step=2, steps=9, losses=[0.5, 0.25])
 progress(3, loss=0.125, memory=77)
 send("sampled", step=3, path="sample.png")
-send("saved", step=3, path="snapshot")
+send("saved", step=3, path="snapshot", lora="its weights")
 command()
 send("shown", path="before_after.png")
-send("ended", state="finished", step=3, embedding="token")
+send("ended", state="finished", step=3, embedding="token", lora="weights")
 """
     number = page.submit("<a>", does)
     until(lambda: page.jobs.get(number).message == "loading")
@@ -110,13 +110,11 @@ send("ended", state="finished", step=3, embedding="token")
     assert (job.step, job.steps, job.loss, job.smoothed, job.rate, job.eta) == (3, 9, 0.125, 0.5, 2.0, 4.5)
     assert (job.memory, job.losses, job.warnings) == (77, [0.5, 0.25, 0.125], ["too few pictures"])
     assert (job.sample, job.sampled_step, job.shown) == (Path("sample.png"), 3, None)
+    assert job.lora == Path("its weights")
     page.jobs.ask(number, "save")
     job = page.until_state(number, FINISHED)
-    assert (job.message, job.shown, job.embedding) == (
-        "finished after 3 steps",
-        Path("before_after.png"),
-        Path("token"),
-    )
+    assert (job.message, job.shown) == ("finished after 3 steps", Path("before_after.png"))
+    assert (job.embedding, job.lora) == (Path("token"), Path("weights"))
     assert job.warnings == ["too few pictures"]
 
 
@@ -569,6 +567,7 @@ def test_an_event_of_wrong_types_changes_nothing(more: dict[str, Any], tmp_path:
         {"event": "sampled", "step": "x", "path": "y"},
         {"event": "saved"},
         {"event": "saved", "path": None},
+        {"event": "saved", "path": "x", "lora": 3},
         {"event": "shown", "path": []},
         {"event": "ended", "embedding": 3},
     ],

@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.fake_page_host import LIMIT, until
+from tests.small_models import SmallModels
 from zoodip_core import Commands, TrainConfig, resume_training, train_token
 from zoodip_core.base.errors import ImagesError
 from zoodip_core.base.events import Progress
@@ -33,6 +34,7 @@ from zoodip_core.jobs.pipes import Outbox, obey
 from zoodip_core.jobs.tasks import check, telling, work
 from zoodip_core.model.building import build
 from zoodip_core.model.load import load_quantized
+from zoodip_core.model.lora import load_lora
 from zoodip_core.model.memory import CUDA_CONTEXT
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
@@ -610,6 +612,25 @@ def test_the_preset_is_the_models_and_the_tasks(tmp_path: Path) -> None:
     assert config(settings={"sample_every": 0}).sample_every == 0
 
 
+def test_weights_are_learned_as_the_preset_that_does_so_says(tmp_path: Path) -> None:
+    """Whatever preset the token is learned with, and by the model's family."""
+    xl = SmallModels(tmp_path).write("sdxl")
+
+    def config(preset: str, weights: bool, **settings: Any) -> TrainConfig:
+        given = {"images": ["x"], "token": "<a>", "initializer": "dog", **settings}
+        file = write_task(tmp_path, "train", tmp_path, settings=given, preset=preset, learn_weights=weights)
+        return tasks.settings_of(Task.read(file))
+
+    assert [config(preset, False).lora_rank for preset in ("default", "two-stage")] == [0, 4]
+    assert [(each.lora_rank, each.steps) for each in (config(preset, True) for preset in ("fast", "two-stage"))] == [
+        (4, 300),
+        (4, 900),
+    ]
+    assert config("default", True, model=str(xl)).lora_rank == config("two-stage", False, model=str(xl)).lora_rank == 2
+    assert config("default", True, lora_rank=8, lora_mu=0.2).lora_rank == 8
+    assert config("paper", True, lora_mu=0.2).lora_mu == 0.2
+
+
 @pytest.mark.parametrize("kind", ["check", "train"])
 def test_a_stop_before_the_first_step_leaves_nothing(
     kind: str, tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -670,10 +691,38 @@ def test_the_newest_token_of_an_unfinished_run_is_drawn(
     drawn: list[Any] = []
     monkeypatch.setattr(tasks, "before_after", lambda *arguments: drawn.append(arguments))
     code, events = done(job_in(tmp_path, "show"), monkeypatch, tiny_model)
-    ((model, config, embedding, path),) = drawn
-    assert (code, model, config.steps, path) == (0, tiny_model, 5, tmp_path / "before_after.png")
+    ((model, config, embedding, path, lora),) = drawn
+    assert (code, model, config.steps, path, lora) == (0, tiny_model, 5, tmp_path / "before_after.png", None)
     assert embedding.metadata["steps"] == "2"
     assert events[-2:] == [{"event": "shown", "path": str(path)}, {"event": "ended", "state": "finished"}]
+
+
+def test_a_training_of_weights_tells_their_files_and_draws_with_them(
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(tasks, "before_after", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(tasks, "load_model", lambda config, *_: tiny_model)
+    code, events = done(job_in(tmp_path, lora_rank=1, lora_share=0.5, steps=4, save_every=1), monkeypatch)
+    run = tmp_path / "run"
+    assert code == 0, events[-1]
+    assert [event.get("lora") for event in events if event["event"] == "saved"] == [
+        None,
+        *(str(run / "loras" / f"step-0000000{step}.safetensors") for step in (2, 3, 4, 4)),
+    ]
+    ended = events[-1]
+    assert (ended["embedding"], ended["lora"]) == tuple(str(run / f"pip{of}.safetensors") for of in ("", "-lora"))
+
+    def is_drawn_with(file: Path) -> bool:
+        layers = drawn[-1][-1].layers
+        return all(torch.equal(up, layers[name][0]) for name, (up, _) in load_lora(file).layers.items())
+
+    assert is_drawn_with(Path(ended["lora"]))
+    for name in ("pip", "snapshots/step-00000004"):  # as of a run that was cut off before its last step
+        (run / f"{name}.safetensors").unlink()
+    assert done(job_in(tmp_path, "show"), monkeypatch)[0] == 0
+    assert is_drawn_with(run / "loras" / "step-00000003.safetensors")
+    assert not is_drawn_with(Path(ended["lora"]))
 
 
 def test_a_run_without_a_token_can_not_be_drawn(

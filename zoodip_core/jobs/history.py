@@ -24,7 +24,7 @@ from ..base.texts import whole_text
 from ..model.checkpoints import SUFFIXES
 from ..model.kinds import TINY
 from ..train.config import TrainConfig
-from ..train.run_folder import CONFIG, JOURNAL, STATE, RunFolder, free_folder
+from ..train.run_folder import CONFIG, JOURNAL, LORAS, STATE, RunFolder, free_folder, lora_beside
 from .job import Run
 from .job_folder import BEFORE_AFTER, OUTCOME, RUN, TASK, VERSION, task_of
 from .protocol import FAILED, FINISHED, STOPPED, UNFINISHED
@@ -32,6 +32,7 @@ from .protocol import FAILED, FINISHED, STOPPED, UNFINISHED
 NOT_RUNS = ("cache",)
 """Folders of a home that hold something else; so do those whose names begin with a dot."""
 TINY_NAME = "embedded tiny model"
+SNAPSHOTS = "snapshots"
 _DELETED = ".deleted-"
 _MOST_CONFIG = 4_000_000
 _MOST_MESSAGE = 2000
@@ -149,6 +150,7 @@ def _run_of(folder: Path) -> Run | None:
     steps = settings.get("steps")
     finished = RunFolder(run, config).embedding_path if config else None
     token = finished if finished and finished.is_file() else None
+    embedding = token or newest(run / SNAPSHOTS, ".safetensors")
     outcome = _outcome(folder, asked)
     state = FAILED if damage else _state(outcome, complete, token is not None)
     message = damage or (_text(outcome.get("message"))[:_MOST_MESSAGE] if state == FAILED else "")
@@ -163,12 +165,13 @@ def _run_of(folder: Path) -> Run | None:
         state=state,
         message=message,
         when=_when(folder, run),
-        embedding=token or newest(run / "snapshots", ".safetensors"),
+        embedding=embedding,
         before_after=_existing(folder / BEFORE_AFTER),
         loss_curve=_existing(run / "loss.png"),
         sample=newest(run / "samples", ".png"),
         settings=settings,
         can_resume=not damage and state != FINISHED and (config is not None or asked.get("kind") == "train"),
+        lora=lora_with(embedding) if embedding else None,
     )
 
 
@@ -260,6 +263,12 @@ def newest(folder: Path, suffix: str) -> Path | None:
     except OSError:
         return None
     return folder / max(names, key=lambda name: int(name[5 : -len(suffix)])) if names else None
+
+
+def lora_with(token: Path) -> Path | None:
+    """The LoRA that was learned with a run's token, finished or a snapshot; None if there were no weights by then."""
+    snapshot = token.parent.name == SNAPSHOTS
+    return _existing(token.parent.parent / LORAS / token.name if snapshot else lora_beside(token))
 
 
 # ---------------------------------------------------------------- the losses of one

@@ -37,6 +37,7 @@ class Job:
         sample: the newest sample sheet.
         shown: the pictures before and after.
         embedding: the newest file of the token.
+        lora: that of the weights that were learned with it, if some were.
         checked: what :func:`tasks.check` found.
         log: the end of its log, if it failed.
     """
@@ -59,6 +60,7 @@ class Job:
     sampled_step: int = 0
     shown: Path | None = None
     embedding: Path | None = None
+    lora: Path | None = None
     checked: dict[str, Any] | None = None
     log: str = ""
     warnings: list[str] = field(default_factory=list)
@@ -105,14 +107,18 @@ class Job:
         self.sample, self.sampled_step = Path(event["path"]), _count(event["step"])
 
     def _on_saved(self, event: Mapping[str, Any]) -> None:
-        self.embedding = Path(event["path"])
+        self._has_learned(event["path"], event.get("lora"))
 
     def _on_shown(self, event: Mapping[str, Any]) -> None:
         self.shown = Path(event["path"])
 
     def _on_ended(self, event: Mapping[str, Any]) -> None:
         if event.get("embedding"):
-            self.embedding = Path(event["embedding"])
+            self._has_learned(event["embedding"], event.get("lora"))
+
+    def _has_learned(self, embedding: str, lora: str | None) -> None:
+        files = Path(embedding), Path(lora) if lora else None
+        self.embedding, self.lora = files
 
 
 def _count(value: Any) -> int:
@@ -148,6 +154,7 @@ class Run:
         sample: its newest sample sheet.
         settings: by the names of :class:`TrainConfig`.
         can_resume: whether something is left to do for ``resume_training`` without more steps.
+        lora: the weights that were learned with that token, None if none were by then.
     """
 
     name: str
@@ -166,3 +173,4 @@ class Run:
     sample: Path | None
     settings: Mapping[str, Any]
     can_resume: bool
+    lora: Path | None = None

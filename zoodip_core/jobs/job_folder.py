@@ -20,6 +20,8 @@ TASK = "task.json"
 """What a page asked of a run's worker last, but for drawings: those leave what is known of the run as it is."""
 DRAWING = "drawing.json"
 OUTCOME, LOG, RUN, BEFORE_AFTER = "outcome.json", "log.txt", "run", "before_after.png"
+WITH_WEIGHTS = "two-stage"
+"""The preset that says what it means to learn weights as well, whatever preset the token is learned with."""
 _MOST_LOG = 64_000
 
 
@@ -32,10 +34,12 @@ class Task:
         folder: where it all goes; a run is made or is to be found in its ``run``, or is the folder itself.
         settings: of a new run, by the names of :class:`TrainConfig`; the rest is the preset's for the model. To follow,
             all of them.
-        preset: fast, default, careful, paper or paper-released.
+        preset: one of :data:`~..train.presets.PRESETS`.
         changes: settings that differ when a run is resumed.
         file: the job file.
         resumed: whether the run that is followed has begun before.
+        learn_weights: whether weights are learned after the token, as :data:`WITH_WEIGHTS` does where the settings
+            do not say how.
     """
 
     kind: str
@@ -45,6 +49,7 @@ class Task:
     changes: dict[str, Any]
     file: Path = Path()
     resumed: bool = False
+    learn_weights: bool = False
 
     @classmethod
     def read(cls, file: Path) -> Task:
@@ -62,8 +67,8 @@ class Task:
             if data["version"] != VERSION or data["kind"] not in KINDS:
                 raise ConfigError(f"{file} is a job of another version of ZOODiP; start the job again")
             settings, changes = dict(data.get("settings", {})), dict(data.get("changes", {}))
-            where, resumed = Path(data["folder"]), bool(data.get("resumed"))
-            return cls(data["kind"], where, settings, preset_in(data), changes, file, resumed)
+            where, resumed, weights = Path(data["folder"]), bool(data.get("resumed")), bool(data.get("learn_weights"))
+            return cls(data["kind"], where, settings, preset_in(data), changes, file, resumed, weights)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -81,7 +86,7 @@ def preset_in(task: dict[str, Any]) -> str:
 
 
 def write_task(folder: Path, kind: str, work_on: Path, **more: Any) -> Path:
-    """Write a job file into ``folder``, for a worker; ``more`` are settings, preset, changes.
+    """Write a job file into ``folder``, for a worker; ``more`` are settings, preset, learn_weights, changes.
 
     Raises:
         StorageError: it cannot be written.

@@ -55,7 +55,7 @@ EVENTS = {
     "failed": ("error", "fault"),
 }
 """Events by name, with the fields that each of them has."""
-_SOMETIMES = {"ended": {"step", "embedding"}}
+_SOMETIMES = {"saved": {"lora"}, "ended": {"step", "embedding", "lora"}}
 """Fields that an event has where there is something to say."""
 
 

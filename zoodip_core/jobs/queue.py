@@ -76,7 +76,7 @@ class Jobs:
             kind: train, resume or show.
             folder: its folder, which exists.
             token: the placeholder.
-            more: settings, preset and changes, as in the job file.
+            more: settings, preset, learn_weights and changes, as in the job file.
 
         Raises:
             RunFolderError: the folder is in another job's hands.

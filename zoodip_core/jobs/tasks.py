@@ -22,15 +22,15 @@ from ..model.memory import predict_memory
 from ..model.recognise import identify
 from ..model.stable_diffusion import StableDiffusion
 from ..train.before_after import before_after
-from ..train.config import TrainConfig
+from ..train.config import TrainConfig, preset_of
 from ..train.loop import TrainResult, resume_training, train_token
 from ..train.prepared import load_model, load_references, name_warning, noise_warning, tokenised
 from ..train.ranks import joined, place_in
-from ..train.run_folder import LORAS, RunFolder
+from ..train.run_folder import RunFolder
 from ..train.settings import ALL
 from .cards import all_cards, check_cards, with_cards
-from .history import newest
-from .job_folder import BEFORE_AFTER, RUN, Task
+from .history import SNAPSHOTS, lora_with, newest
+from .job_folder import BEFORE_AFTER, RUN, WITH_WEIGHTS, Task
 from .pipes import Outbox
 from .protocol import CHECK, FOLLOW, RESUME, SHOW, TRAIN, Exit
 
@@ -39,13 +39,16 @@ _SAMPLINGS = 10
 
 
 def settings_of(task: Task) -> TrainConfig:
-    """The settings of a new run: the preset for the model, with the job's on top.
+    """The settings of a new run: the preset for the model, the weights that are learned too, the job's on top.
 
     Raises:
         ZoodipError: of the kind that tells what is wrong with them.
     """
-    config = TrainConfig.with_preset(task.preset, task.settings)
-    if "sample_every" in task.settings:
+    given = task.settings
+    if task.learn_weights:
+        given = {"lora_rank": preset_of(given, WITH_WEIGHTS)["lora_rank"], **given}
+    config = TrainConfig.with_preset(task.preset, given)
+    if "sample_every" in given:
         return config
     return dataclasses.replace(config, sample_every=max(1, config.steps // _SAMPLINGS))
 
@@ -117,9 +120,14 @@ def telling(out: Outbox) -> Callable[[Event], None]:
         elif isinstance(event, Sampled):
             out.send("sampled", step=event.step, path=str(event.path))
         elif isinstance(event, Saved):
-            out.send("saved", step=event.step, path=str(event.embedding))
+            out.send("saved", step=event.step, path=str(event.embedding), **_named(lora_with(event.embedding)))
 
     return tell
+
+
+def _named(lora: Path | None) -> dict[str, str]:
+    """An event's field of the LoRA's file, where there is one."""
+    return {"lora": str(lora)} if lora else {}
 
 
 def _check(job: Task, out: Outbox, commands: Commands) -> int:
@@ -175,27 +183,24 @@ def _close(
             if text is None:
                 _log_fault()
             out.send("message", text=f"no pictures before and after: {text or repr(error)}", warning=True)
-    out.send("ended", state="finished" if result.finished else "stopped", step=result.step, embedding=str(result.path))
+    state = "finished" if result.finished else "stopped"
+    learned = {"embedding": str(result.path), **_named(result.lora_path)}
+    out.send("ended", state=state, step=result.step, **learned)
     return Exit.FINISHED if result.finished else Exit.STOPPED
 
 
 def _show(job: Task, out: Outbox, commands: Commands) -> int:
     folder = RunFolder.open(job.run)
     finished = folder.embedding_path
-    token = finished if finished.is_file() else newest(job.run / "snapshots", ".safetensors")
+    token = finished if finished.is_file() else newest(job.run / SNAPSHOTS, ".safetensors")
     if token is None:
         raise ConfigError(f"{job.run} has no token to draw yet; resume the run first")
     with stopped_by(lambda: commands.stopping):
         model = load_model(folder.config, telling(out))
-    _draw(job, folder.config, model, token, _lora_of(folder, token), out, commands)
+    lora = lora_with(token)
+    _draw(job, folder.config, model, token, load_lora(lora) if lora else None, out, commands)
     out.send("ended", state="finished")
     return Exit.FINISHED
-
-
-def _lora_of(folder: RunFolder, token: Path) -> Lora | None:
-    """The weights that were learned with a token of a run, None if there are none by then."""
-    path = folder.lora_path if token == folder.embedding_path else folder.path / LORAS / token.name
-    return load_lora(path) if path.is_file() else None
 
 
 def _draw(

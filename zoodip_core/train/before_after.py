@@ -42,6 +42,6 @@ def before_after(
         (f'before: the word\n"{config.initializer}"', drawn(config.initializer, None)),
     ]
     with with_lora(model, lora):
-        what = "the token and weights" if lora else "the token"
+        what = "the token\nand weights" if lora else "the token"  # there is room for a picture's name, no more
         rows.append((f"after: {what}\n{config.token}", drawn(config.token, embedding)))
     contact_sheet(rows, path)
