@@ -21,7 +21,7 @@ class FakePageHost:
     """Implements ``zoodip_core.page.studio.PageHost`` on folders below ``root``.
 
     Args:
-        root: gets ``home``, ``models`` and ``embeddings``.
+        root: gets ``home``, ``models``, ``embeddings`` and ``loras``.
         python: the user's choice of one for the trainer.
     """
 
@@ -30,7 +30,7 @@ class FakePageHost:
     def __init__(self, root: Path, python: Path | str = "") -> None:
         self.root, self.chosen = root, str(python)
         self.calls: list[str] = []
-        """``taken`` and ``given back`` for the device, and ``embeddings changed``, in order."""
+        """``taken`` and ``given back`` for the device, ``embeddings changed`` and ``loras changed``, in order."""
         self.idle = threading.Event()
         """Whether the program does no work of its own on the device."""
         self.idle.set()
@@ -41,9 +41,10 @@ class FakePageHost:
         self.shown: list[Job] = []
         """What its progress bar showed."""
         self.fails: dict[str, BaseException] = {}
-        """What is raised by ``taken``, ``given back``, ``show`` or ``embeddings changed``."""
+        """What is raised by ``taken``, ``given back``, ``show``, ``embeddings changed`` or ``loras changed``."""
         self.embeddings: Path | None = root / "embeddings"
-        for name in ("home", "models", "embeddings"):
+        self.loras: Path | None = root / "loras"
+        for name in ("home", "models", "embeddings", "loras"):
             (root / name).mkdir(parents=True, exist_ok=True)
 
     def _call(self, name: str) -> None:
@@ -62,6 +63,12 @@ class FakePageHost:
 
     def embeddings_changed(self) -> None:
         self._call("embeddings changed")
+
+    def loras_folder(self) -> Path | None:
+        return self.loras
+
+    def loras_changed(self) -> None:
+        self._call("loras changed")
 
     def python(self) -> str:
         return self.chosen

@@ -59,6 +59,11 @@ class Model:
 
     def __init__(self, name: str, device: str = "cuda") -> None:
         self.name, self.device = name, device
+        self.layers = [SimpleNamespace(), SimpleNamespace(network_current_names=())]
+        """Without LoRAs in them."""
+
+    def modules(self) -> Any:
+        yield from self.layers
 
     def parameters(self) -> Any:
         yield SimpleNamespace(device=torch.device(self.device))
@@ -187,7 +192,8 @@ class FakeWebui:
             finish_task=self.finished.append,
         )
         self.options = Options()
-        self.flags = SimpleNamespace(api=True, api_auth=None, embeddings_dir=str(self.folder / "embeddings"))
+        places = {f"{name}_dir": str(self.folder / name) for name in ("embeddings", "lora")}
+        self.flags = SimpleNamespace(api=True, api_auth=None, **places)
         hidden = {"visible": True}
         self.shared = self._module(
             "shared",
@@ -216,6 +222,12 @@ class FakeWebui:
         else:
             self.models.unload_model_weights = lambda: self.did("unload")
         self._module("sd_hijack", model_hijack=hijack)
+        self.networks = ModuleType("networks")  # of the webui's own extension for LoRAs
+        self.networks.list_available_networks = lambda: self.did("loras")  # type: ignore[attr-defined]
+        if self.kind == FORGE:
+            kept = SimpleNamespace(cache_clear=lambda: self.did("files of loras"))
+            self.networks.load_lora_state_dict = kept  # type: ignore[attr-defined]
+        self._patch.setitem(sys.modules, "networks", self.networks)
         base = type("StableDiffusionProcessing", (), {"cached_c": ["old", 1], "cached_uc": ["old", 1]})
         child = type("StableDiffusionProcessingTxt2Img", (base,), {"cached_hr_c": ["old", 1], "cached_hr_uc": ["o", 1]})
         self.processing = self._module("processing", **{kind.__name__: kind for kind in (base, child)})
@@ -249,6 +261,7 @@ class FakeWebui:
 
             return SimpleNamespace(embeddings=SimpleNamespace(load_textual_inversion_embeddings=load))
 
-        model = SimpleNamespace(**{f"text_processing_engine{name}": encoder(name) for name in which})
+        engines = {f"text_processing_engine{name}": encoder(name) for name in which}
+        model = SimpleNamespace(**engines, current_lora_hash="[]")
         self.data.sd_model = model
         return model

@@ -35,9 +35,9 @@ from zoodip_core.page.draft import Draft
 from zoodip_core.page.page import Page, make_page
 from zoodip_core.page.pictures_tab import Pictures
 from zoodip_core.page.standalone import Alone, check_address, password_for
-from zoodip_core.page.studio import Studio
+from zoodip_core.page.studio import Published, Studio
 from zoodip_core.train.config import TrainConfig
-from zoodip_core.train.settings import CHOICE, MODEL, NUMBER, SWITCH, WHOLE
+from zoodip_core.train.settings import CHOICE, IMAGES, LORA, MODEL, NUMBER, SWITCH, TEXT, WHOLE, of_part
 
 HOSTILE = "<img src=x onerror=alert(1)>\n\"'&<script>alert(2)</script></div></p>"
 
@@ -180,6 +180,17 @@ def test_a_job_that_waits_shows_no_chart_yet() -> None:
 
 def test_a_run_is_told_in_a_line() -> None:
     assert views.run_label(run()) == "rex · stopped · 3 / 9 steps · 2 days ago"
+
+
+def test_learned_weights_are_told_of() -> None:
+    for lora, told in ((None, False), (Path("/runs/rex/run/rex-lora.safetensors"), True)):
+        assert ("draw with both" in Tags(views.run_head(run(lora=lora))).words) is told
+    settings = {"weights": "int8", "steps": 5, "lr": 0.1, "mu": 0.1, "t_lower": 1, "t_upper": 2}
+    found = {"model": "a", "family": "sd1", "device": "cpu", "images": 1, "captions": 1, "forwards": 3, "warnings": []}
+    for rank, told in ((0, False), (4, True)):
+        learned = {"settings": {**settings, "lora_rank": rank, "lora_share": 0.75}, "memory": 1, "memory_in_turn": 1}
+        words = Tags(views.checked({**found, **learned})).words
+        assert ("Of the steps, 75% learn weights: a LoRA of rank 4." in words) is told
 
 
 def test_a_run_s_settings_have_the_form_s_names() -> None:
@@ -331,13 +342,13 @@ def test_every_setting_is_in_the_form_or_left_out_on_purpose() -> None:
     settings = {field.name for field in dataclasses.fields(TrainConfig)}
     names = form.names()
     assert settings - set(names) == set(form.NOT_ASKED)
-    assert set(names) - settings == {"preset", "keep_copy"}
+    assert set(names) - settings == {"preset", "learn_weights", "keep_copy"}
     assert len(set(names)) == len(names)
 
 
 def test_what_is_left_to_the_preset_says_so() -> None:
     left = [each for each in form.fields() if each.setting.by_preset]
-    assert len(left) == 22
+    assert len(left) == 27
     for each in left:
         assert each.value == each.setting.left
         assert re.search(rf"(^| ){each.value}: ", each.setting.explained), each.name
@@ -356,6 +367,13 @@ def test_the_form_as_it_comes_needs_but_a_word(tmp_path: Path) -> None:
     ours = TrainConfig.from_dict({**settings, "images": ["x"]})
     theirs = TrainConfig(images=("x",), token="<rex>", initializer="dog", cache=settings.get("cache", "auto"))
     assert ours == theirs
+
+
+def test_the_settings_of_weights_are_where_the_table_has_them() -> None:
+    assert [each.name for each in form.in_sight()["preset"]] == ["preset", "learn_weights"]
+    assert [each.name for each in form.groups()[LORA]] == [each.name for each in of_part(LORA)]
+    (word,) = (each for each in form.groups()[IMAGES] if each.name == "class_word")
+    assert (word.kind, word.value) == (TEXT, "")
 
 
 @pytest.mark.parametrize(
@@ -441,6 +459,22 @@ def page(studio: Studio) -> Page:
 def changes(told: list[Any]) -> list[Any]:
     """What a handler tells that is a change of a component."""
     return [each for each in told if each != gr.update()]
+
+
+def test_a_preset_that_learns_weights_turns_their_switch_on(page: Page, studio: Studio) -> None:
+    """For as long as it is chosen: what was chosen for the others is kept."""
+    (preset,) = (each for each in form.fields() if each.name == "preset")
+    place = form.names().index("learn_weights")
+
+    def switch(chosen: str) -> tuple[bool, bool]:
+        told = page._keeper(preset)(chosen)
+        assert page._values()[place] == told
+        page._given([*form.filled({**studio.draft.values(), "learn_weights": told["value"]}), False])  # as at a start
+        return told["value"], told["interactive"]
+
+    assert [switch(chosen) for chosen in ("two-stage", "fast")] == [(True, False), (False, True)]
+    studio.draft.keep({"learn_weights": True})
+    assert [switch(chosen) for chosen in ("two-stage", "fast")] == [(True, False), (True, True)]
 
 
 def test_a_look_tells_only_what_has_changed(page: Page) -> None:
@@ -563,6 +597,25 @@ def test_a_token_s_file_is_offered_within_its_folder(page: Page, studio: Studio,
 
 def test_a_token_s_file_that_is_gone_is_not_offered(page: Page, tmp_path: Path) -> None:
     assert page._runs._download(run(embedding=tmp_path / "gone.safetensors")) is None
+
+
+def test_a_lora_s_file_is_offered_beside_its_token_s(page: Page, tmp_path: Path) -> None:
+    token, lora = tmp_path / "step-00000009.safetensors", tmp_path / "loras" / "step-00000009.safetensors"
+    token.write_bytes(b"token")
+    lora.write_bytes(b"weights")
+    learned = run(embedding=token, lora=lora)
+    offered = [Path(page._runs._download(learned, lora=which) or "") for which in (False, True)]
+    assert [path.name for path in offered] == ["rex.safetensors", "rex-lora.safetensors"]
+    assert [path.read_bytes() for path in offered] == [b"token", b"weights"]
+    assert page._runs._download(run(embedding=token), lora=True) is None
+
+
+def test_what_was_learned_is_put_into_a_prompt_once(tmp_path: Path) -> None:
+    token, lora = tmp_path / "rex.safetensors", tmp_path / "rex-lora.safetensors"
+    assert Published(token, None, left=False).words_beside("a photo") == "rex"
+    both = Published(token, lora, left=False)
+    assert both.words_beside("a photo") == both.words_beside("<lora:t-rex-lora:1>") == "rex <lora:rex-lora:1>"
+    assert both.words_beside("a photo, rex <lora:rex-lora:0.5>") == "rex"
 
 
 # ---------------------------------------------------------------- the page alone

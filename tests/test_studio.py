@@ -5,6 +5,7 @@ Where no model matters, the workers are scripts which bring a run that was train
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import sys
 import threading
@@ -22,6 +23,7 @@ from zoodip_core.base.errors import (
     ConfigError,
     EmbeddingFileError,
     ImagesError,
+    LoraFileError,
     RunFolderError,
     StorageError,
     TokenError,
@@ -33,6 +35,7 @@ from zoodip_core.jobs.job_folder import task_of
 from zoodip_core.jobs.protocol import FAILED, FINISHED, RUNNING, STOPPED, UNFINISHED, WAITING
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.page import form as page_form
+from zoodip_core.page.shelf import Shelf
 from zoodip_core.page.studio import TINY_LABEL, Studio
 from zoodip_core.tiny import concepts
 
@@ -45,6 +48,8 @@ SHORT: dict[str, Any] = {"steps": 3, "n": 2, "batch": 1, "tau": 3, "lr_schedule"
 BRINGS = """
 import shutil
 
+finished = {weighted!r} if job.get("learn_weights") else {finished!r}
+
 send("message", text="at work", warning=False)
 told = command()
 if job["kind"] == "show":
@@ -55,7 +60,7 @@ if told == "stop":
     progress(2, steps=3)
     send("ended", state="stopped", step=2)
     sys.exit(1)
-shutil.copytree({finished!r}, folder / "run", dirs_exist_ok=True)
+shutil.copytree(finished, folder / "run", dirs_exist_ok=True)
 progress(3, steps=3)
 send("ended", state="finished", step=3)
 """
@@ -78,6 +83,9 @@ class Made:
                 commands.stop()
 
         train_token(config, self.stopped, model=model, on_event=on_event, commands=commands)
+        self.weighted = folder / "weighted"
+        train_token(dataclasses.replace(config, lora_rank=1), self.weighted, model=model)
+        self.weights = (self.weighted / "pip-lora.safetensors").read_bytes()
         self.token = (self.finished / "pip.safetensors").read_bytes()
 
 
@@ -92,7 +100,7 @@ class Desk:
     def __init__(self, root: Path, python: Path | str) -> None:
         self.host = FakePageHost(root, python)
         self.studio = Studio(self.host)
-        self.home, self.embeddings = root / "home", root / "embeddings"
+        self.home, self.embeddings, self.loras = root / "home", root / "embeddings", root / "loras"
         self.studio.draft.add_concept("pip")
         self._later: list[Desk] = []
 
@@ -148,7 +156,7 @@ def desk(made: Made, tmp_path: Path) -> Iterator[Desk]:
     """With workers that bring a run."""
     if sys.platform == "win32":
         pytest.skip("the workers are shell scripts")
-    does = BRINGS.format(finished=str(made.finished), stopped=str(made.stopped))
+    does = BRINGS.format(**{name: str(getattr(made, name)) for name in ("finished", "stopped", "weighted")})
     place = Desk(tmp_path, fake_worker(tmp_path, does))
     yield place
     place.close()
@@ -208,6 +216,33 @@ def test_a_quantised_copy_is_kept_unless_that_is_refused(idle: Desk) -> None:
 
 
 @pytest.mark.parametrize(
+    ("form", "learns"),
+    [
+        ({}, False),
+        ({"lora_rank": -1}, False),
+        ({"learn_weights": True}, True),
+        ({"learn_weights": True, "lora_rank": -1}, True),
+        ({"preset": "two-stage"}, True),
+        ({"preset": "two-stage", "lora_rank": 0}, False),
+        ({"lora_rank": 2}, True),
+    ],
+)
+def test_a_form_that_learns_weights(form: dict[str, Any], learns: bool, idle: Desk) -> None:
+    asked = {**FORM, **form}
+    assert idle.studio.learns_weights(asked) is learns
+    assert "learn_weights" not in idle.studio.settings(asked)
+    file = idle.loras / "pip-lora.safetensors"  # is in nobody's way who learns none
+    file.write_bytes(b"somebody's")
+    assert idle.studio.replaceable("<pip>", idle.studio.learns_weights(asked)) is learns
+
+
+def test_a_class_word_that_is_left_empty_is_none(idle: Desk) -> None:
+    assert "class_word" not in idle.studio.settings({**FORM, "class_word": ""})
+    named = idle.studio.settings({**FORM, "class_word": " dog ", "template": "adjective"})
+    assert (named["class_word"], named["template"]) == ("dog", "adjective")
+
+
+@pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
         ({"stepz": 3}, ConfigError, "did you mean steps?"),
@@ -216,6 +251,8 @@ def test_a_quantised_copy_is_kept_unless_that_is_refused(idle: Desk) -> None:
         ({"resolution": 77}, ConfigError, "resolution = 77"),
         ({"lr": float("nan")}, ConfigError, "lr"),
         ({"sample_prompt": "no place"}, ConfigError, "sample_prompt"),
+        ({"template": "adjective", "class_word": " "}, ConfigError, "give class_word"),
+        ({"learn_weights": True, "lora_rank": 0}, ConfigError, "learn_weights is on"),
         ({"initializer": "  "}, TokenError, "initializer is empty"),
         ({"initializer": None}, TokenError, "initializer is empty"),
         ({"token": None}, TokenError, "is empty"),
@@ -467,7 +504,7 @@ def test_a_token_that_finds_no_room_leaves_the_old_file_whole(desk: Desk, monkey
     assert path.read_bytes() == b"old"
     assert desk.published() == ["pip.safetensors"]
     monkeypatch.undo()
-    assert desk.studio.publish("pip", replace=True) == path
+    assert desk.studio.publish("pip", replace=True).token == path
 
 
 def test_a_program_that_does_not_look_again_is_told_of(desk: Desk) -> None:
@@ -657,17 +694,17 @@ def test_drawing_a_run_changes_nothing_about_it(desk: Desk) -> None:
 def test_a_token_is_published_by_hand(desk: Desk, made: Made) -> None:
     desk.stop(desk.studio.start(FORM))
     path = desk.embeddings / "pip.safetensors"
-    assert desk.studio.publish("pip") == path
+    assert desk.studio.publish("pip").token == path
     run = desk.studio.run("pip")
     assert run.embedding is not None
     assert path.read_bytes() == run.embedding.read_bytes() != made.token
-    assert desk.studio.publish("pip") == path  # the same again
+    assert desk.studio.publish("pip").token == path  # the same again
     path.write_bytes(b"another")
     with pytest.raises(EmbeddingFileError, match=r"pip\.safetensors is in the embeddings folder already"):
         desk.studio.publish("pip")
     assert path.read_bytes() == b"another"
-    assert desk.studio.publish("pip", another_name=True) == desk.embeddings / "pip-2.safetensors"
-    assert desk.studio.publish("pip", replace=True) == path
+    assert desk.studio.publish("pip", another_name=True).token == desk.embeddings / "pip-2.safetensors"
+    assert desk.studio.publish("pip", replace=True).token == path
     assert path.read_bytes() == run.embedding.read_bytes()
 
 
@@ -687,6 +724,104 @@ def test_a_run_without_a_token_is_not_published(desk: Desk) -> None:
         file.unlink()
     with pytest.raises(EmbeddingFileError, match="no token yet"):
         desk.studio.publish("pip")
+
+
+# ---------------------------------------------------------------- weights beside the token
+
+
+def of_loras(desk: Desk) -> list[str]:
+    """What lies in the folder of LoRAs."""
+    return sorted(path.name for path in desk.loras.iterdir())
+
+
+def test_learned_weights_come_with_their_token(desk: Desk, made: Made) -> None:
+    job = desk.train(learn_weights=True)
+    token, lora = desk.embeddings / "pip.safetensors", desk.loras / "pip-lora.safetensors"
+    assert (
+        job.message == f"finished after 3 steps. saved as {token} and {lora}: write pip <lora:pip-lora:1> in a prompt"
+    )
+    assert lora.read_bytes() == made.weights
+    assert token.read_bytes() == (made.weighted / "pip.safetensors").read_bytes()
+    assert desk.host.calls[-2:] == ["loras changed", "embeddings changed"]
+    assert desk.studio.run("pip").lora == desk.home / "pip" / "run" / "pip-lora.safetensors"
+    task = task_of(desk.home / "pip")
+    assert (task["learn_weights"], "learn_weights" in task["settings"]) == (True, False)
+
+
+def test_a_token_without_weights_says_nothing_of_them(desk: Desk) -> None:
+    job = desk.train()
+    assert job.message.endswith("pip.safetensors: write pip in a prompt")
+    assert (of_loras(desk), task_of(desk.home / "pip")["learn_weights"]) == ([], False)
+    assert "loras changed" not in desk.host.calls
+
+
+def test_weights_for_which_there_is_no_folder_can_be_downloaded(desk: Desk) -> None:
+    desk.host.loras = None
+    told = desk.train(learn_weights=True).message
+    assert told.endswith(
+        "write pip in a prompt; its LoRA, to be drawn with beside it, can be downloaded on the tab Runs"
+    )
+    assert desk.published() == ["pip.safetensors"]
+    assert of_loras(desk) == []
+
+
+@pytest.mark.parametrize("name", ["pip-lora.safetensors", "PIP-lora.pt", "sub/pip-Lora.ckpt"])
+def test_a_name_in_the_folder_of_loras_is_asked_about(name: str, idle: Desk) -> None:
+    file = idle.loras / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"somebody's")
+    before = contents(idle.host.root)
+    ours = (idle.loras / "pip-lora.safetensors").exists()
+    told = "is in the Lora folder already. Tick" if ours else "the LoRA's name pip-lora as well"
+    for form in ({"learn_weights": True}, {"preset": "two-stage"}, {"lora_rank": 2, "overwrite": not ours}):
+        for use in (idle.studio.check, idle.studio.start):
+            with pytest.raises(TokenError, match=told):
+                use({**FORM, **form})
+    assert contents(idle.host.root) == before
+    assert idle.studio.replaceable("<pip>", with_lora=True) is ours
+    assert not idle.studio.replaceable("<pip>", with_lora=False)
+    assert not idle.studio.replaceable("<../pip>", with_lora=True)
+
+
+@pytest.mark.parametrize("name", ["embeddings/pip.pt", "loras/pip-lora.safetensors", "loras/x/PIP-LORA.ckpt"])
+def test_weights_and_token_keep_to_one_name(name: str, desk: Desk, made: Made) -> None:
+    """Where one of the two was taken meanwhile, both have another."""
+    job = desk.studio.start({**FORM, "learn_weights": True})
+    desk.at_work(job)
+    for file in (desk.host.root / name, desk.loras / "pip-2-lora.pt"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"somebody's")
+    assert desk.finish(job).message.endswith("write pip-3 <lora:pip-3-lora:1> in a prompt")
+    assert (desk.loras / "pip-3-lora.safetensors").read_bytes() == made.weights
+    assert (desk.embeddings / "pip-3.safetensors").is_file()
+    assert (desk.host.root / name).read_bytes() == b"somebody's"
+
+
+def test_weights_are_replaced_only_if_that_is_asked(desk: Desk, made: Made) -> None:
+    lora, token = desk.loras / "pip-lora.safetensors", desk.embeddings / "pip.safetensors"
+    lora.write_bytes(b"old")
+    desk.train(learn_weights=True, overwrite=True)
+    assert lora.read_bytes() == made.weights
+    lora.write_bytes(b"another")
+    token.unlink()
+    with pytest.raises(LoraFileError, match=r"pip-lora\.safetensors is in the Lora folder already; allow"):
+        desk.studio.publish("pip")
+    assert (lora.read_bytes(), desk.published()) == (b"another", [])
+    published = desk.studio.publish("pip", replace=True)
+    assert (published.token, published.lora, lora.read_bytes()) == (token, lora, made.weights)
+
+
+def test_a_training_of_weights_that_never_had_its_turn_is_begun_after_a_restart(desk: Desk, made: Made) -> None:
+    desk.host.idle.clear()
+    desk.studio.start({**FORM, "learn_weights": True})
+    again = desk.restarted()
+    assert again.finish(again.studio.resume("pip")).state == FINISHED
+    assert (desk.loras / "pip-lora.safetensors").read_bytes() == made.weights
+
+
+def test_a_lora_has_a_name_that_prompts_can_say(idle: Desk) -> None:
+    shelves = [Shelf(idle.embeddings), Shelf(idle.loras, of_loras=True)]
+    assert [shelf.target("<a=b.v2>").name for shelf in shelves] == ["a=b.v2.safetensors", "a-b.v2-lora.safetensors"]
 
 
 # ---------------------------------------------------------------- with real workers

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -312,6 +313,60 @@ def test_embeddings_that_can_not_be_read_are_told_of(a1111: FakeWebui) -> None:
     assert a1111.lock.free
 
 
+# ---------------------------------------------------------------- LoRAs
+
+
+def test_loras_go_where_the_webui_looks_for_them(fake: FakeWebui) -> None:
+    assert Webui().loras_folder() == fake.folder / "lora"
+    del fake.flags.lora_dir  # its extension for them is turned off
+    assert Webui().loras_folder() is None
+
+
+def test_a1111_lists_loras_anew_and_puts_a_replaced_one_into_its_model(a1111: FakeWebui) -> None:
+    """It knows what is in a layer by names and strengths alone; another name there has it made anew."""
+    model = Model("one")
+    before = ("pip-lora", 1.0, 1.0, None)
+    model.layers.append(SimpleNamespace(network_current_names=(before,)))
+    a1111.load(model)
+    Webui().loras_changed()
+    assert (a1111.calls, a1111.reports, a1111.lock.free) == (["loras"], [], True)
+    bare, without, having = model.layers
+    assert not vars(bare)
+    assert without.network_current_names == ()
+    assert before not in having.network_current_names
+    assert having.network_current_names != ()
+
+
+def test_forge_lists_loras_anew_and_reads_a_replaced_one(forge: FakeWebui) -> None:
+    model = forge.engine("")
+    model.current_lora_hash = "[['/lora/pip-lora.safetensors', 1.0, 1.0, False]]"
+    Webui().loras_changed()
+    assert (forge.calls, forge.reports, forge.lock.free) == (["loras", "files of loras"], [], True)
+    assert model.current_lora_hash is None
+    forge.load(SimpleNamespace())  # type: ignore[arg-type] # its FakeInitialModel
+    Webui().loras_changed()
+    assert (forge.calls[2:], forge.reports) == (["loras", "files of loras"], [])
+
+
+@pytest.mark.parametrize("there", [None, SimpleNamespace()])
+def test_without_the_webui_s_extension_for_loras(fake: FakeWebui, there: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one may have a module of that name."""
+    monkeypatch.setitem(sys.modules, "networks", there)
+    Webui().loras_changed()
+    assert (fake.calls, fake.reports, fake.lock.free) == ([], [], True)
+
+
+def test_loras_wait_for_a_generation_and_failures_are_told_of(fake: FakeWebui) -> None:
+    fake.fails["loras"] = PermissionError("not yours")
+    fake.lock.acquire()
+    Webui().loras_changed()  # returns at once
+    until(lambda: fake.lock.awaited)
+    assert fake.calls == []
+    fake.lock.release()
+    until(lambda: fake.lock.free and fake.calls)
+    assert fake.reports == ["ZOODiP: the LoRAs could not be read anew"]
+
+
 # ---------------------------------------------------------------- files and settings
 
 
@@ -516,6 +571,29 @@ def test_a_job_is_started_listed_and_stopped(site: Site) -> None:
     until(lambda: site.client.get("/zoodip/v1/jobs/1").json()["state"] == "stopped")
 
 
+def test_weights_are_learned_as_well_if_that_is_asked(site: Site) -> None:
+    asked = job_request(learn_weights=True, template="adjective", class_word="dog", lora_share=0.5)
+    answer = site.client.post("/zoodip/v1/jobs", json=asked)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["lora"] is None
+    task = json.loads((site.host.home() / "rex" / "task.json").read_text())
+    assert task["learn_weights"] is True
+    given = {"template": "adjective", "class_word": "dog", "lora_share": 0.5}
+    assert {name: task["settings"].get(name) for name in given} == given
+    (run,) = site.client.get("/zoodip/v1/runs").json()
+    assert (run["embedding"], run["lora"]) == (None, None)
+
+
+def test_the_file_of_learned_weights_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"embedding": Path("/runs/rex/run/rex.safetensors"), "lora": Path("/runs/rex/run/rex-lora.safetensors")}
+    job = Job(1, "train", Path("/runs/rex"), "<rex>", Path("/runs/rex/task.json"))
+    job.embedding, job.lora = files["embedding"], files["lora"]
+    with monkeypatch.context() as patch:
+        patch.setattr(site.studio.jobs, "all", lambda: [job])
+        (told,) = site.client.get("/zoodip/v1/jobs").json()
+    assert {name: told[name] for name in files} == {name: str(file) for name, file in files.items()}
+
+
 def test_data_urls_are_pictures_too(site: Site) -> None:
     asked = job_request(pictures=[{"name": "a.png", "data": f"data:image/png;base64,{picture()}"}])
     assert site.client.post("/zoodip/v1/jobs", json=asked).status_code == 200
@@ -536,6 +614,9 @@ def test_data_urls_are_pictures_too(site: Site) -> None:
         ({"weights": "int3"}, "weights = 'int3': not a value of this setting, such as 'int8'"),
         ({"flip": "no"}, "flip = 'no'"),
         ({"overwrite": "no"}, "overwrite = 'no': true or false"),
+        ({"learn_weights": "yes"}, "learn_weights = 'yes': not a value of this setting, such as False"),
+        ({"learn_weights": True, "lora_rank": 0}, "lora_rank = 0 learns no weights"),
+        ({"template": "adjective"}, "give class_word"),
         ({"pictures": None}, "pictures: give a list"),
         ({"pictures": []}, "pictures: give a list"),
         ({"pictures": [{"name": "a.png", "data": "AAAA"}] * 101}, "pictures: give a list of 1 to 100"),

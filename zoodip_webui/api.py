@@ -33,7 +33,7 @@ MAX_REQUEST = 200_000_000
 """Bytes of a request with all its pictures; base64 has four for each three of theirs."""
 _MAX_SMALL = 10_000
 """Bytes of a request without pictures."""
-_OF_RUN = ("name", "token", "model", "state", "message", "step", "steps", "can_resume", "folder", "embedding")
+_OF_RUN = ("name", "token", "model", "state", "message", "step", "steps", "can_resume", "folder", "embedding", "lora")
 
 
 def add(app: Any, studio: Studio) -> None:

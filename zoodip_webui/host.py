@@ -1,4 +1,4 @@
-"""The one seam to the webui's modules: models, embeddings, queue, memory, progress, interrupts.
+"""The one seam to the webui's modules: models, embeddings, LoRAs, queue, memory, progress, interrupts.
 
 Those modules are imported when they are needed: the webui may make them anew, and some import this extension's scripts.
 """
@@ -6,6 +6,7 @@ Those modules are imported when they are needed: the webui may make them anew, a
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ _CACHES = {
     "StableDiffusionProcessingTxt2Img": ("cached_hr_c", "cached_hr_uc"),
 }
 """Where the webui keeps what the last prompts meant."""
+_REPLACED = "replaced"
+"""In place of the LoRAs that a layer of A1111 has in it: no prompt names it so, and the layer is made anew."""
 
 
 class Webui:
@@ -56,12 +59,18 @@ class Webui:
 
     def embeddings_changed(self) -> None:
         """Have the next generation find the files: now, or while one runs, in the turn after it."""
-        from modules.call_queue import queue_lock
+        _between_generations(_read_embeddings)
 
-        if queue_lock.acquire(blocking=False):
-            _read_embeddings()
-        else:
-            threading.Thread(target=_read_embeddings_in_turn, name="zoodip-embeddings", daemon=True).start()
+    def loras_folder(self) -> Path | None:
+        """Where the webui's own extension looks for them; none where that extension is turned off."""
+        from modules import shared
+
+        folder = getattr(shared.cmd_opts, "lora_dir", None)
+        return Path(folder).absolute() if folder else None
+
+    def loras_changed(self) -> None:
+        """As :meth:`embeddings_changed`."""
+        _between_generations(_read_loras)
 
     def python(self) -> str:
         return str(value("python", "") or "")
@@ -208,26 +217,33 @@ def _attempt(failure: str, work: Callable[..., Any], *arguments: Any) -> None:
         errors.report(f"ZOODiP: {failure}", exc_info=True)
 
 
-# ---------------------------------------------------------------- the webui's embeddings
+# ---------------------------------------------------------------- the webui's embeddings and LoRAs
 
 
-def _read_embeddings_in_turn() -> None:
+def _between_generations(work: Callable[[], None]) -> None:
+    """Do something while no generation runs: now, or in a turn of its own, for which nobody waits."""
     from modules.call_queue import queue_lock
 
-    queue_lock.acquire()
-    _read_embeddings()
+    def in_turn(taken: bool) -> None:
+        if not taken:
+            queue_lock.acquire()
+        try:
+            work()
+        finally:
+            queue_lock.release()
+
+    if queue_lock.acquire(blocking=False):
+        in_turn(True)
+    else:
+        threading.Thread(target=in_turn, args=(False,), name="zoodip-changed", daemon=True).start()
 
 
 def _read_embeddings() -> None:
-    """Have the lists made anew that prompts are read with, while no generation reads them; gives the queue free."""
+    """Have the lists made anew that prompts are read with."""
     from modules import sd_models
-    from modules.call_queue import queue_lock
 
-    try:
-        _attempt("the embeddings could not be read anew", _reload, sd_models.model_data.sd_model)
-        _attempt("a prompt that was used before may not know the new token", _forget_prompts)
-    finally:
-        queue_lock.release()
+    _attempt("the embeddings could not be read anew", _reload, sd_models.model_data.sd_model)
+    _attempt("a prompt that was used before may not know the new token", _forget_prompts)
 
 
 def _reload(model: Any) -> None:
@@ -252,3 +268,25 @@ def _forget_prompts() -> None:
         for name in caches:
             if hasattr(getattr(processing, kind, None), name):
                 setattr(getattr(processing, kind), name, [None, None])
+
+
+def _read_loras() -> None:
+    """Have the list made anew in which prompts find LoRAs."""
+    from modules import sd_models
+
+    networks = sys.modules.get("networks")  # of the webui's own extension, as its scripts import it
+    if networks is None or not hasattr(networks, "list_available_networks"):
+        return
+    _attempt("the LoRAs could not be read anew", networks.list_available_networks)
+    _attempt("a LoRA that was replaced is drawn with as it was", _forget_loras, networks, sd_models.model_data.sd_model)
+
+
+def _forget_loras(networks: Any, model: Any) -> None:
+    """The webui knows the LoRAs that are in its model by their names alone; a file that was replaced keeps its name."""
+    if hasattr(networks, "load_lora_state_dict"):  # Forge, which keeps the files' content as well
+        networks.load_lora_state_dict.cache_clear()
+    if hasattr(model, "current_lora_hash"):
+        model.current_lora_hash = None
+    for layer in model.modules() if hasattr(model, "modules") else ():  # A1111
+        if getattr(layer, "network_current_names", None):
+            layer.network_current_names = (_REPLACED,)

@@ -14,6 +14,7 @@ from ..train.settings import (
     ALL,
     AUTO,
     CHOICE,
+    LORA,
     MODEL,
     NUMBER,
     PARTS,
@@ -30,7 +31,11 @@ _MOST = 2**53
 _LONGEST = 4000
 NOT_ASKED = ("images", "captions", "clip", "vae", "cache")
 """Of the table: they follow from the draft, and from whether a quantised copy is kept."""
-_IN_SIGHT = {"model": ("model", "weights"), "token": ("token", "initializer", "num_vectors"), "preset": ("preset",)}
+_IN_SIGHT = {
+    "model": ("model", "weights"),
+    "token": ("token", "initializer", "num_vectors"),
+    "preset": ("preset", "learn_weights"),
+}
 KEEP_COPY = Setting(
     "keep_copy",
     SWITCH,
@@ -40,6 +45,17 @@ KEEP_COPY = Setting(
     True,
     "",
 )
+LEARN_WEIGHTS = Setting(
+    "learn_weights",
+    SWITCH,
+    LORA,
+    "Also learn weights",
+    "Likeness beyond what a word can hold: after the token, a few hundred numbers in the model's weights, kept as a "
+    "LoRA to draw with beside it.",
+    False,
+    "",
+)
+"""What it means is the preset's that does so, see :data:`~..jobs.job_folder.WITH_WEIGHTS`."""
 _SAMPLES = Setting(
     "sample_every",
     WHOLE,
@@ -54,7 +70,7 @@ _SAMPLES = Setting(
 """In place of the table's: whoever looks at a page wants to see something."""
 _BEGINNINGS = {"model": "", "token": "<rex>"}
 """Values that a page begins with; of model the first one that the host offers."""
-OWN = {each.name: each for each in (PRESET, KEEP_COPY, _SAMPLES)}
+OWN = {each.name: each for each in (PRESET, LEARN_WEIGHTS, KEEP_COPY, _SAMPLES)}
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from ..base.origins import OnlyOwnPages
 from ..data.images import MAX_FILE_BYTES
 from ..jobs.installer import Installer
 from ..jobs.job import Job, Run
+from ..jobs.job_folder import WITH_WEIGHTS
 from ..jobs.protocol import RUNNING, STOPPING, WAITING
 from ..train.settings import CHOICE, SWITCH, TEXT, WHOLE
 from . import form, views
 from .form import Field
 from .gradios import UNSEEN, attempt, edited, fitting, html, listen, picture_box, pictured, shown
 from .pictures_tab import Pictures
-from .runs_tab import Runs, replaceable
+from .runs_tab import REPLACE, Runs
 from .studio import Studio
 
 _LOOK = """() => {
@@ -99,7 +100,8 @@ class Page:
         html(views.heading(3, "Token and preset"))
         with gr.Row():
             self._add_fields("token")
-        self._add_fields("preset")
+        with gr.Row():
+            self._add_fields("preset")
         self._add_fields("device")
         with gr.Accordion("Every setting", open=False, elem_id="zoodip_settings"):
             for title, fields in form.groups().items():
@@ -123,9 +125,9 @@ class Page:
         elif each.kind == CHOICE and len(each.choices) == 3:
             made = gr.Radio(list(each.choices), **common)
         elif each.kind == CHOICE:
-            made = gr.Dropdown(list(each.choices), **common)
+            made = gr.Dropdown(list(each.choices), **common, min_width=240)
         elif each.kind == SWITCH:
-            made = gr.Checkbox(**common)
+            made = gr.Checkbox(**common, elem_classes=["zoodip-switch"])
         elif each.offered:
             made = gr.Dropdown(list(each.offered), **common, allow_custom_value=True)
         elif each.kind == TEXT:
@@ -148,7 +150,7 @@ class Page:
             self._drop_waiting = gr.Button("Drop what waits", visible=False, elem_id="zoodip_drop_waiting", **small)
         self._notice = html(elem_id="zoodip_notice")
         self._overwrite = gr.Checkbox(
-            label="Replace the file of this name that is in the embeddings folder",
+            label=REPLACE,
             value=False,
             visible=False,
             elem_id="zoodip_overwrite",
@@ -161,27 +163,42 @@ class Page:
     # ------------------------------------------------------------ the form
 
     def _wire_form(self) -> None:
+        follows = dict.fromkeys(("crop", "background"), self._pictures.gallery)
+        follows["preset"] = self._fields["learn_weights"]
         for each in form.fields():
-            component = self._fields[each.name]
-            outputs = [self._pictures.gallery] if each.name in ("crop", "background") else None
+            component, follower = self._fields[each.name], follows.get(each.name)
+            outputs = [follower] if follower else None
             listen(edited(component), self._keeper(each), [component], outputs, last=True)
         listen(self._refresh_models.click, self._models, None, [self._fields["model"]])
 
     def _keeper(self, each: Field) -> Callable[[Any], Any]:
         def keep(value: Any) -> Any:
             self.studio.draft.keep({each.name: form.sound(each, value)})
+            if each.name == "preset":
+                return self._switch(form.read_named(self._kept()))
             return gr.update(value=self._pictures.tiles()) if each.name in ("crop", "background") else None
 
         return keep
+
+    def _kept(self) -> dict[str, Any]:
+        return {**self.studio.host.defaults(), **self.studio.draft.values()}
+
+    @staticmethod
+    def _switch(values: Mapping[str, Any]) -> Any:
+        """The switch of learning weights, which a preset turns on as well."""
+        decided = values["preset"] == WITH_WEIGHTS
+        return gr.update(value=decided or values["learn_weights"], interactive=not decided)
 
     def _models(self) -> Any:
         return gr.update(choices=self.studio.models())
 
     def _values(self) -> list[Any]:
-        kept = form.filled({**self.studio.host.defaults(), **self.studio.draft.values()})
-        place, models = form.names().index("model"), self.studio.models()
-        kept[place] = gr.update(choices=models, value=kept[place] or models[0])
-        return kept
+        kept, models = form.read_named(self._kept()), self.studio.models()
+        shown = {
+            "model": gr.update(choices=models, value=kept["model"] or models[0]),
+            "learn_weights": self._switch(kept),
+        }
+        return list({**kept, **shown}.values())
 
     # ------------------------------------------------------------ the work
 
@@ -201,7 +218,8 @@ class Page:
         """The form as it is now, which is kept."""
         *fields, overwrite = values
         given = form.read(fields)
-        self.studio.draft.keep(given)
+        decided = {"learn_weights"} if given["preset"] == WITH_WEIGHTS else set()
+        self.studio.draft.keep({name: value for name, value in given.items() if name not in decided})
         return {**given, "overwrite": bool(overwrite)}
 
     def _started(self, *values: Any) -> tuple[Any, Any]:
@@ -225,8 +243,8 @@ class Page:
 
     def _asked_to_replace(self, values: Sequence[Any], done: bool) -> Any:
         """The box that allows to replace a token's file: there while it is in question."""
-        token = str(values[form.names().index("token")] or "").strip()
-        in_question = replaceable(self.studio, token)
+        given = form.read(values[:-1])
+        in_question = self.studio.replaceable(str(given["token"]).strip(), self.studio.learns_weights(given))
         return gr.update(visible=in_question) if not done else gr.update(visible=in_question and bool(values[-1]))
 
     def _stopped(self) -> Any:

@@ -17,9 +17,12 @@ from ..base.names import check_name, file_stem
 from ..jobs.history import losses_of
 from ..jobs.job import Run
 from ..jobs.protocol import FAILED
+from ..train.run_folder import lora_beside
 from . import views
 from .gradios import attempt, html, listen, picture_box, pictured, shown
 from .studio import Studio
+
+REPLACE = "Replace the file of this name that is there already"
 
 
 class Runs:
@@ -52,9 +55,15 @@ class Runs:
                     self._before_after = picture_box(label="Before and after", elem_id="zoodip_before_after")
                     self._add_buttons()
                     self._chart = html(elem_id="zoodip_run_chart")
-                    self._file = gr.File(label="The token's file", interactive=False, elem_id="zoodip_file")
+                    with gr.Row():
+                        self._file = self._offered("The token's file", "file")
+                        self._lora_file = self._offered("The LoRA's file, to be drawn with at a strength of 1", "lora")
                     self._add_more()
                     self._settings = html()
+
+    @staticmethod
+    def _offered(label: str, name: str) -> Any:
+        return gr.File(label=label, interactive=False, visible=False, elem_id=f"zoodip_{name}", min_width=240)
 
     def _add_buttons(self) -> None:
         publish = "Use in prompt" if self._prompt is not None else "Put into the embeddings folder"
@@ -65,7 +74,7 @@ class Runs:
             self._show = gr.Button("Draw before and after", size="sm", visible=False, elem_id="zoodip_show")
             self._delete = gr.Button("Delete", variant="stop", size="sm", elem_id="zoodip_delete")
         self._replace = gr.Checkbox(
-            label="Replace the file of this name that is in the embeddings folder",
+            label=REPLACE,
             value=False,
             visible=False,
             elem_id="zoodip_replace",
@@ -131,7 +140,7 @@ class Runs:
     @property
     def _details(self) -> list[Any]:
         box = [self._hint, self._box, self._head, self._before_after, self._use, self._resume, self._show]
-        return [*box, self._replace, self._really, self._chart, self._file, self._settings]
+        return [*box, self._replace, self._really, self._chart, self._file, self._lora_file, self._settings]
 
     def _choose(self, name: str | None) -> list[Any]:
         return [name or "", shown("") if name else gr.update(), *self._describe(name or "")]
@@ -155,21 +164,24 @@ class Runs:
             gr.update(visible=False),
             shown(views.framed(views.chart(losses)) if losses else ""),
             gr.update(value=self._download(run), visible=has_token),
+            gr.update(value=self._download(run, lora=True), visible=run.lora is not None),
             shown(views.run_details(run)),
         ]
 
-    def _download(self, run: Run) -> str | None:
-        """A copy of the run's token under its own name, where gradio may serve it from."""
-        if run.embedding is None:
+    def _download(self, run: Run, *, lora: bool = False) -> str | None:
+        """A copy of the run's token, or of its LoRA, under the token's name, where gradio may serve it from."""
+        file = run.lora if lora else run.embedding
+        if file is None:
             return None
         try:
             check_name(run.token)  # it is what a file says
             stem = file_stem(run.token)
         except TokenError:
             stem = "token"
-        path = self._downloads / run.name / f"{stem}.safetensors"
+        token = self._downloads / run.name / f"{stem}.safetensors"
+        path = lora_beside(token) if lora else token
         try:
-            write_atomically(path, run.embedding.read_bytes())
+            write_atomically(path, file.read_bytes())
         except OSError:  # it vanished, or there is no room
             return None
         return str(path)
@@ -198,30 +210,23 @@ class Runs:
         return shown(attempt(delete)), self.look(name), gr.update(visible=False)
 
     def _used(self, name: str, replace: bool, prompt: str | None = None) -> Any:
+        before = (prompt or "").rstrip(" ,")
         words: list[str] = []
 
         def use() -> str:
-            path = self._studio.publish(name, replace=bool(replace))
-            words.append(path.stem)
-            return f"saved as {path}: write {path.stem} in a prompt"
+            published = self._studio.publish(name, replace=bool(replace))
+            words.append(published.words_beside(before))
+            return str(published)
 
         told = attempt(use)
         asked = gr.update(visible=not words and self._is_replaceable(name), value=False)
         if self._prompt is None:
             return shown(told), asked
-        before = (prompt or "").rstrip(" ,")
         return shown(told), asked, ", ".join(filter(None, (before, *words))) if words else gr.update()
 
     def _is_replaceable(self, name: str) -> bool:
         try:
-            return replaceable(self._studio, self._studio.run(name).token)
+            run = self._studio.run(name)
         except ValueError:
             return False
-
-
-def replaceable(studio: Studio, token: str) -> bool:
-    """Whether a file of ours could be replaced that prompts find under the token's name."""
-    try:
-        return studio.shelf is not None and studio.shelf.replaceable(token)
-    except TokenError:
-        return False
+        return self._studio.replaceable(run.token, run.lora is not None)

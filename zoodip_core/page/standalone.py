@@ -62,6 +62,12 @@ class Alone:
     def embeddings_changed(self) -> None:
         pass
 
+    def loras_folder(self) -> Path | None:
+        return None
+
+    def loras_changed(self) -> None:
+        pass
+
     def python(self) -> str:
         return ""
 

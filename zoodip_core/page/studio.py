@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..base.errors import EmbeddingFileError, PathError, RunFolderError, TokenError
+from ..base.errors import ConfigError, EmbeddingFileError, PathError, RunFolderError, TokenError
 from ..base.names import check_name
 from ..base.paths import typed
 from ..jobs.environment import Trainer, find_trainer
 from ..jobs.history import delete_run, find_run, list_runs, new_folder
 from ..jobs.job import Job, Run
-from ..jobs.job_folder import RUN, preset_in, task_of, write_outcome
+from ..jobs.job_folder import RUN, WITH_WEIGHTS, preset_in, task_of, write_outcome
 from ..jobs.process import ask, python_of
 from ..jobs.protocol import FAILED, FINISHED
 from ..jobs.queue import JobHost, Jobs
@@ -24,12 +25,13 @@ from ..model.kinds import TINY
 from ..train.config import TrainConfig
 from ..train.presets import PRESET
 from ..train.run_folder import CONFIG, RunFolder
-from ..train.settings import AUTO, given
+from ..train.settings import AUTO, SETTINGS, given
 from .draft import Draft
 from .form import KEEP_COPY, OWN
-from .shelf import Shelf
+from .shelf import Shelf, put_together
 
 TINY_LABEL = "the embedded tiny model"
+_FORM_S_OWN = ("preset", "overwrite", "keep_copy", "learn_weights")
 
 
 class PageHost(JobHost, Protocol):
@@ -54,6 +56,14 @@ class PageHost(JobHost, Protocol):
         """Have the program see the files in that folder anew."""
         ...
 
+    def loras_folder(self) -> Path | None:
+        """Where LoRAs go to be used, if there is such a place."""
+        ...
+
+    def loras_changed(self) -> None:
+        """Have the program see the files in that folder anew."""
+        ...
+
     def python(self) -> str:
         """A Python that the user chose for the trainer, or nothing."""
         ...
@@ -65,6 +75,31 @@ class PageHost(JobHost, Protocol):
     def for_its_user(self) -> bool:
         """Whether only this computer's user can reach the page, who may name any path of it."""
         ...
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was brought to its user.
+
+    Args:
+        token: the token's file.
+        lora: that of the weights that were learned with it, where they have such a place.
+        left: whether some were learned that have no such place.
+    """
+
+    token: Path
+    lora: Path | None
+    left: bool
+
+    def words_beside(self, prompt: str = "") -> str:
+        """What to write in a prompt for both of them; a LoRA that is in it already would count twice."""
+        lora = f"<lora:{self.lora.stem}:" if self.lora else ""
+        return self.token.stem if not lora or lora in prompt else f"{self.token.stem} {lora}1>"
+
+    def __str__(self) -> str:
+        files = " and ".join(str(path) for path in (self.token, self.lora) if path)
+        left = "; its LoRA, to be drawn with beside it, can be downloaded on the tab Runs" if self.left else ""
+        return f"saved as {files}: write {self.words_beside()} in a prompt{left}"
 
 
 class Studio:
@@ -98,12 +133,12 @@ class Studio:
 
         Args:
             form: by the names of :class:`TrainConfig`, with the model as :meth:`models` names it. ``preset``,
-                ``overwrite`` and ``keep_copy`` are the form's own.
+                ``overwrite``, ``keep_copy`` and ``learn_weights`` are the form's own.
 
         Raises:
             ZoodipError: of the kind that tells what is wrong.
         """
-        named = {key: value for key, value in form.items() if key not in ("preset", "overwrite", "keep_copy")}
+        named = {key: value for key, value in form.items() if key not in _FORM_S_OWN and not _is_empty(key, value)}
         named = given(named, OWN)
         PRESET.check(form.get("preset", "default"))
         label = str(named.get("model") or TINY_LABEL).strip()
@@ -112,11 +147,23 @@ class Studio:
             named["cache"] = self._cache if form.get("keep_copy", KEEP_COPY.default) else None
         for name in ("token", "initializer"):
             named[name] = str(named.get(name, "")).strip()
+        if isinstance(named.get("class_word"), str):
+            named["class_word"] = named["class_word"].strip() or None
         check_name(named["token"])
         if not named["initializer"]:
             raise TokenError("initializer is empty; give the word that comes nearest to the subject, like dog")
+        if form.get("learn_weights") and named.get("lora_rank") == 0:
+            raise ConfigError("lora_rank = 0 learns no weights, and learn_weights is on: leave one of them as it was")
         TrainConfig.from_dict({**named, "images": ["images"]})
         return named
+
+    @staticmethod
+    def learns_weights(form: Mapping[str, Any]) -> bool:
+        """Whether a training of this form learns weights as well, which are kept as a LoRA."""
+        rank = given({"lora_rank": form.get("lora_rank")}).get("lora_rank")
+        if rank is not None:
+            return bool(rank)
+        return bool(form.get("learn_weights")) or form.get("preset") == WITH_WEIGHTS
 
     def _model_path(self, label: str) -> Path:
         """Of a name that the host offers, or a path as typed; the worker runs in another folder."""
@@ -146,6 +193,29 @@ class Studio:
         folder = self.host.embeddings_folder()
         return Shelf(folder) if folder else None
 
+    def shelves(self, with_lora: bool) -> list[Shelf]:
+        """Where what was learned goes to be used: the token, and the LoRA where there is one and it has a place."""
+        loras = self.host.loras_folder() if with_lora else None
+        tokens = self.shelf
+        return [tokens, *([Shelf(loras, of_loras=True)] if loras else [])] if tokens else []
+
+    def replaceable(self, token: str, with_lora: bool) -> bool:
+        """Whether files are in the way of what was learned, and all of them could be replaced by it."""
+        try:
+            taken = [shelf for shelf in self.shelves(with_lora) if shelf.taken(token)]
+            return bool(taken) and all(shelf.replaceable(token) for shelf in taken)
+        except TokenError:
+            return False
+
+    def _check_free(self, token: str, form: Mapping[str, Any]) -> None:
+        for shelf in self.shelves(self.learns_weights(form)):
+            shelf.check_free(token, bool(form.get("overwrite")))
+
+    @staticmethod
+    def _asked(form: Mapping[str, Any]) -> dict[str, Any]:
+        """What a job file says beside the settings."""
+        return {"preset": form.get("preset", "default"), "learn_weights": bool(form.get("learn_weights"))}
+
     def check(self, form: Mapping[str, Any], draft: Draft | None = None) -> dict[str, Any]:
         """What a run of this form would be: see :func:`tasks.check`. Takes some seconds.
 
@@ -153,10 +223,9 @@ class Studio:
             ZoodipError: of the kind that tells what is wrong.
         """
         python, settings = python_of(self.trainer()), self.settings(form)
-        if self.shelf:
-            self.shelf.check_free(settings["token"], bool(form.get("overwrite")))
+        self._check_free(settings["token"], form)
         references = (draft or self.draft).references()
-        return ask(python, "check", settings={**settings, **references}, preset=form.get("preset", "default"))
+        return ask(python, "check", settings={**settings, **references}, **self._asked(form))
 
     # ------------------------------------------------------------ jobs
 
@@ -169,15 +238,12 @@ class Studio:
         python_of(self.trainer())
         settings, draft = self.settings(form), draft or self.draft
         token, replace = settings["token"], bool(form.get("overwrite"))
-        if self.shelf:
-            self.shelf.check_free(token, replace)
+        self._check_free(token, form)
         draft.references()  # there are pictures
         folder = new_folder(self.host.home(), token)
         try:
             settings |= draft.write_references(folder)
-            return self.jobs.submit(
-                "train", folder, token, settings=settings, preset=form.get("preset", "default"), replace=replace
-            )
+            return self.jobs.submit("train", folder, token, settings=settings, replace=replace, **self._asked(form))
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -202,8 +268,9 @@ class Studio:
         if run.settings.get("cache") not in (None, AUTO, self._cache):  # a run's files do not say what else is written
             changes["cache"] = None
         if not (run.run / CONFIG).is_file():  # it had to wait, and the program ended before it had begun
-            settings, preset = {**task.get("settings", {}), **changes}, preset_in(task)
-            return self.jobs.submit("train", run.folder, run.token, settings=settings, preset=preset, replace=replace)
+            settings = {**task.get("settings", {}), **changes}
+            asked = self._asked({**task, "preset": preset_in(task)})
+            return self.jobs.submit("train", run.folder, run.token, settings=settings, replace=replace, **asked)
         RunFolder.open(run.run, changes)  # what it cannot do is said now
         return self.jobs.submit("resume", run.folder, run.token, changes=changes, replace=replace)
 
@@ -218,7 +285,7 @@ class Studio:
         return self.jobs.submit("show", run.folder, run.token)
 
     def _done(self, job: Job) -> str:
-        """After a job: remember how it ended, and bring a finished token to its user."""
+        """After a job: remember how it ended, and bring what was learned to its user."""
         if job.kind == "train" and not (job.folder / RUN).exists():  # nothing came of it
             shutil.rmtree(job.folder, ignore_errors=True)
             return ""
@@ -229,10 +296,9 @@ class Studio:
             return ""
         try:
             replace = bool(task_of(job.folder).get("replace"))
-            path = self.publish(job.folder.name, replace=replace, another_name=True)
+            return str(self.publish(job.folder.name, replace=replace, another_name=True))
         except (EmbeddingFileError, TokenError) as error:
             return str(error)
-        return f"saved as {path}: write {path.stem} in a prompt"
 
     # ------------------------------------------------------------ the runs so far
 
@@ -249,7 +315,7 @@ class Studio:
         return find_run(self.host.home(), name)
 
     def delete(self, name: str) -> None:
-        """Delete a run's folder; the token in the embeddings folder stays.
+        """Delete a run's folder; what was put into the folders of embeddings and LoRAs stays.
 
         Raises:
             RunFolderError: no such run, or it is at work.
@@ -259,29 +325,42 @@ class Studio:
             raise RunFolderError(f"{name} is being worked on; stop it first")
         delete_run(self.host.home(), name)
 
-    def publish(self, name: str, *, replace: bool = False, another_name: bool = False) -> Path:
-        """Put a run's token, finished or not, into the embeddings folder.
+    def publish(self, name: str, *, replace: bool = False, another_name: bool = False) -> Published:
+        """Put a run's token, finished or not, into the embeddings folder, and its LoRA into the one for those.
 
         Args:
             name: of the run.
-            replace: whether a file of the token's name may be replaced.
-            another_name: take the next free name where it may not.
+            replace: whether files of the token's name may be replaced.
+            another_name: take the next name that is free for both where they may not.
 
         Raises:
             EmbeddingFileError: there is no token yet, no such folder, or the name is taken.
+            LoraFileError: the LoRA's name is taken.
             TokenError: the run's files give it a name that is none.
             StorageError: it cannot be written.
         """
-        run, shelf = self._with_token(name), self.shelf
-        if shelf is None:
+        run = self._with_token(name)
+        shelves = self.shelves(run.lora is not None)
+        if not shelves:
             raise EmbeddingFileError("there is no embeddings folder here; download the file instead")
         assert run.embedding
-        path = shelf.put(run.token, run.embedding.read_bytes(), replace=replace, another_name=another_name)
+        learned = zip(shelves, [run.embedding, run.lora], strict=False)
+        contents = [(shelf, file.read_bytes()) for shelf, file in learned if file]
+        # The token last: where it is, nothing is missing.
+        files = put_together(contents[::-1], run.token, replace=replace, another_name=another_name)[::-1]
+        token, lora = files[0], files[1] if len(files) > 1 else None
+        if lora:
+            self.host.loras_changed()
         self.host.embeddings_changed()
-        return path
+        return Published(token, lora, left=run.lora is not None and lora is None)
 
     def _with_token(self, name: str) -> Run:
         run = self.run(name)
         if run.embedding is None:
             raise EmbeddingFileError(f"{name} has no token yet; resume the run first")
         return run
+
+
+def _is_empty(name: str, value: Any) -> bool:
+    """Whether a form's text is empty where a setting has none."""
+    return value == "" and name in SETTINGS and SETTINGS[name].default is None

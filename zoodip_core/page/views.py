@@ -49,6 +49,7 @@ STYLE = """<style>
 .zoodip-box summary{cursor:pointer}
 .zoodip-settings{grid-template-columns:repeat(auto-fill,minmax(9em,1fr));margin-top:8px}
 .zoodip-settings b{font-size:1.05em;white-space:normal}
+.zoodip-switch{min-width:min(200px,100%)!important}
 .zoodip-unseen{display:none!important}
 #zoodip_run_list{max-height:75vh;overflow:auto}
 #zoodip_run_list .wrap{flex-direction:column;align-items:stretch}
@@ -163,6 +164,10 @@ def checked(found: Mapping[str, Any]) -> str:
         f"<p>{found['images']} pictures, {found['captions']} captions; {steps:,} steps of {forwards} forward passes. "
         f"lr {settings['lr']:g}, mu {settings['mu']:g}, timesteps {settings['t_lower']}-{settings['t_upper']}.</p>",
     ]
+    if settings.get("lora_rank"):
+        lines.append(
+            f"<p>Of the steps, {settings['lora_share']:.0%} learn weights: a LoRA of rank {settings['lora_rank']}.</p>"
+        )
     lines += [f"<p>Mind: {escape(text)}</p>" for text in found["warnings"]]
     kind = "warning" if found["warnings"] else "good"
     return f'<div class="zoodip-box zoodip-{kind}" role="status">{"".join(lines)}</div>'
@@ -175,6 +180,8 @@ def run_head(run: Run) -> str:
     parts = [f'<p class="zoodip-said"><b>{escape(run.token)}</b><span>{escape(said)}</span></p>']
     if run.message:
         parts.append(f"<p>{_lines(run.message)}</p>")
+    if run.lora:
+        parts.append("<p>Weights were learned with it: draw with both, the token and its LoRA at a strength of 1.</p>")
     return f'<div class="zoodip-box zoodip-{kind}" data-run="{escape(run.name)}">{"".join(parts)}</div>'
 
 
