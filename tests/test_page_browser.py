@@ -15,6 +15,7 @@ from tests.browser import open_browser
 from tests.page_server import PHOTOGRAPHS, PageServer, Visitor, visit
 from zoodip_core import load_embedding
 from zoodip_core.jobs.history import find_run
+from zoodip_core.model.lora import load_lora
 
 STEPS, EVERY = 60, 20
 
@@ -59,6 +60,7 @@ def fill_in(visitor: Visitor, token: str, **settings: int) -> None:
 
 def test_a_subject_is_learned_on_the_page(server: PageServer, visitor: Visitor, tmp_path: Path) -> None:
     fill_in(visitor, "<rex>")
+    look_at_the_switch_of_weights(visitor)
     assert len(visitor.captions) == len(PHOTOGRAPHS)
     assert visitor.captions[0] == "0001-dog-00.jpg"
     wide = visitor.page.locator("#zoodip_pictures img").nth(1)  # of a photograph that is not square
@@ -67,8 +69,21 @@ def test_a_subject_is_learned_on_the_page(server: PageServer, visitor: Visitor, 
     look_while_it_trains(server, visitor)
     visitor.until_step(STEPS)
     visitor.until_state("finished")
-    assert "write rex in a prompt" in visitor.status.inner_text()
+    assert "write rex in a prompt; its LoRA" in visitor.status.inner_text()
     look_at_the_run(server, visitor, tmp_path)
+
+
+def look_at_the_switch_of_weights(visitor: Visitor) -> None:
+    """A preset that learns them has it on; whoever chooses another one has it as it was, and turns it on here."""
+    switch = visitor.field("learn_weights")
+    assert not switch.is_checked()
+    visitor.choose("preset", "two-stage")
+    visitor.until("() => document.querySelector('#zoodip_learn_weights input').disabled")
+    assert switch.is_checked()
+    visitor.choose("preset", "default")
+    visitor.until("() => !document.querySelector('#zoodip_learn_weights input').disabled")
+    assert not switch.is_checked()
+    switch.check()
 
 
 def look_while_it_trains(server: PageServer, visitor: Visitor) -> None:
@@ -137,19 +152,21 @@ def come_back(visitor: Visitor) -> None:
 
 
 def look_at_the_run(server: PageServer, visitor: Visitor, folder: Path) -> None:
-    """Before and after, the token's file, and the end of a run."""
+    """Before and after, the files of the token and its weights, and the end of a run."""
     visitor.tab("Runs")
     visitor.choose_run("rex")
     drawn = visitor.page.locator("#zoodip_before_after img")
     drawn.wait_for()
     size = Image.open(find_run(server.runs, "rex").before_after or "").size
     assert tuple(drawn.evaluate("img => [img.naturalWidth, img.naturalHeight]")) == size
-    with visitor.page.expect_download() as download:
-        visitor.page.locator("#zoodip_file a").first.click()
-    assert download.value.suggested_filename == "rex.safetensors"
-    download.value.save_as(folder / "rex.safetensors")
+    for box, name in (("file", "rex.safetensors"), ("lora", "rex-lora.safetensors")):
+        with visitor.page.expect_download() as download:
+            visitor.page.locator(f"#zoodip_{box} a").first.click()
+        assert download.value.suggested_filename == name
+        download.value.save_as(folder / name)
     learned = load_embedding(folder / "rex.safetensors")
     assert learned.token == "<rex>"
+    assert load_lora(folder / "rex-lora.safetensors").rank == 4
     assert (folder / "rex.safetensors").read_bytes() == (server.embeddings / "rex.safetensors").read_bytes()
 
     visitor.press("delete")

@@ -157,6 +157,37 @@ def test_a_token_for_the_webui_s_model_is_used_at_once(webui: Webui) -> None:
     assert "kitt.safetensors is in the embeddings folder already" in str(refused.value.body)
 
 
+def test_weights_that_were_learned_are_drawn_with_at_once(webui: Webui) -> None:
+    """At the strength that a prompt gives them; and others in their place as well, which the webui would not see."""
+    strong = on_sd15(steps=4, learn_weights=True, lora_mu=1, lora_lr=1)
+    job = webui.wait_for(webui.start(token="<wave>", **strong), "finished")
+    token, lora = (
+        webui.data / "embeddings" / "wave.safetensors",
+        webui.data / "models" / "Lora" / "wave-lora.safetensors",
+    )
+    assert job["message"].endswith(f"saved as {token} and {lora}: write wave <lora:wave-lora:1> in a prompt")
+    assert lora.read_bytes() == Path(job["lora"]).read_bytes()
+    assert {each["name"]: each["path"] for each in webui.get("/sdapi/v1/loras")} == {"wave-lora": str(lora)}
+    (run,) = (each for each in webui.get("/zoodip/v1/runs") if each["name"] == "wave")
+    assert (run["embedding"], run["lora"]) == (job["embedding"], job["lora"])
+
+    without, _ = webui.draw("a photo of a dog")
+    drawn, text = webui.draw("a photo of a dog <lora:wave-lora:1>")
+    assert not same(drawn, without)
+    assert re.search(r'Lora hashes: "?wave-lora', text), text
+    assert same(webui.draw("a photo of a dog <lora:wave-lora:0>")[0], without)
+    assert same(webui.draw("a photo of a dog <lora:wave-lora:1>")[0], drawn)
+
+    with pytest.raises(RefusedError) as refused:
+        webui.start(token="<wave>", **strong)
+    assert "wave.safetensors is in the embeddings folder already" in str(refused.value.body)
+    webui.wait_for(webui.start(token="<wave>", overwrite=True, seed=1, **strong), "finished")
+    other, _ = webui.draw("a photo of a dog <lora:wave-lora:1>")
+    assert not same(other, drawn)
+    assert not same(other, without)
+    assert same(webui.draw("a photo of a dog")[0], without)
+
+
 # ---------------------------------------------------------------- one at a time
 
 

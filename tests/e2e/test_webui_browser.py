@@ -89,20 +89,24 @@ def test_a_bundled_subject_is_learned_and_used(webui: Webui, page: Page) -> None
     assert page.locator("#zoodip_token").get_by_role("textbox").input_value() == "<pip>"
     set_number(page, "steps", 4)
     set_number(page, "sample_every", LONG)
+    page.locator("#zoodip_learn_weights input").check()
     page.locator("#zoodip_start").click()
     told = wait_for_state(page, "finished")
-    file = webui.data / "embeddings" / "pip.safetensors"
-    assert f"saved as {file}" in told
+    file, lora = webui.data / "embeddings" / "pip.safetensors", webui.data / "models" / "Lora" / "pip-lora.safetensors"
+    assert f"saved as {file} and {lora}" in told
     assert file.is_file()
+    assert lora.is_file()
     screenshot(page, webui, "finished")
     look = webui.look()
     assert "pip" in look["loaded"] + look["skipped"], "the webui does not see the file"
 
     page.get_by_role("tab", name="Runs", exact=True).or_(page.get_by_role("button", name="Runs", exact=True)).click()
     page.locator("#zoodip_run_list label", has_text="pip").first.click()
+    page.locator("#zoodip_use").wait_for()
+    screenshot(page, webui, "run")
     page.locator("#zoodip_use").click()
     page.wait_for_function("get_uiCurrentTabContent()?.id === 'tab_txt2img'")
-    assert page.locator(PROMPT).input_value() == "a photo, pip"
+    assert page.locator(PROMPT).input_value() == "a photo, pip <lora:pip-lora:1>"
     screenshot(page, webui, "prompt")
 
 
