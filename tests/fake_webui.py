@@ -262,6 +262,7 @@ class FakeWebui:
             return SimpleNamespace(embeddings=SimpleNamespace(load_textual_inversion_embeddings=load))
 
         engines = {f"text_processing_engine{name}": encoder(name) for name in which}
-        model = SimpleNamespace(**engines, current_lora_hash="[]")
+        unet = SimpleNamespace(lora_loader=SimpleNamespace(loaded_hash="[]"))
+        model = SimpleNamespace(**engines, current_lora_hash="[]", forge_objects=SimpleNamespace(unet=unet))
         self.data.sd_model = model
         return model

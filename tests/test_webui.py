@@ -339,10 +339,11 @@ def test_a1111_lists_loras_anew_and_puts_a_replaced_one_into_its_model(a1111: Fa
 
 def test_forge_lists_loras_anew_and_reads_a_replaced_one(forge: FakeWebui) -> None:
     model = forge.engine("")
-    model.current_lora_hash = "[['/lora/pip-lora.safetensors', 1.0, 1.0, False]]"
+    loader = model.forge_objects.unet.lora_loader
+    model.current_lora_hash = loader.loaded_hash = "[['/lora/pip-lora.safetensors', 1.0, 1.0, False]]"
     Webui().loras_changed()
     assert (forge.calls, forge.reports, forge.lock.free) == (["loras", "files of loras"], [], True)
-    assert model.current_lora_hash is None
+    assert model.current_lora_hash is loader.loaded_hash is None
     forge.load(SimpleNamespace())  # type: ignore[arg-type] # its FakeInitialModel
     Webui().loras_changed()
     assert (forge.calls[2:], forge.reports) == (["loras", "files of loras"], [])

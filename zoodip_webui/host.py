@@ -285,8 +285,8 @@ def _forget_loras(networks: Any, model: Any) -> None:
     """The webui knows the LoRAs that are in its model by their names alone; a file that was replaced keeps its name."""
     if hasattr(networks, "load_lora_state_dict"):  # Forge, which keeps the files' content as well
         networks.load_lora_state_dict.cache_clear()
-    if hasattr(model, "current_lora_hash"):
-        model.current_lora_hash = None
+    if hasattr(model, "forge_objects"):
+        model.current_lora_hash = model.forge_objects.unet.lora_loader.loaded_hash = None
     for layer in model.modules() if hasattr(model, "modules") else ():  # A1111
         if getattr(layer, "network_current_names", None):
             layer.network_current_names = (_REPLACED,)

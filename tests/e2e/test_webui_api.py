@@ -15,6 +15,7 @@ from PIL import Image
 from tests.e2e.comfyui import ROOT, RefusedError
 from tests.e2e.conftest import Before
 from tests.e2e.webui import A1111, FORGE, LIMIT, LONG, MODEL, Webui, request
+from zoodip_core.model.lora import load_lora
 
 pytestmark = pytest.mark.e2e
 
@@ -175,6 +176,8 @@ def test_weights_that_were_learned_are_drawn_with_at_once(webui: Webui) -> None:
     drawn, text = webui.draw("a photo of a dog <lora:wave-lora:1>")
     assert not same(drawn, without)
     assert re.search(r'Lora hashes: "?wave-lora', text), text
+    added = sorted(float((up @ down).norm()) for up, down in load_lora(lora).layers.values())
+    assert webui.get("/spy/changed") == pytest.approx(added, rel=1e-3)
     assert same(webui.draw("a photo of a dog <lora:wave-lora:0>")[0], without)
     assert same(webui.draw("a photo of a dog <lora:wave-lora:1>")[0], drawn)
 

@@ -81,6 +81,22 @@ def test_the_settings(webui: Webui, page: Page) -> None:
     screenshot(page, webui, "settings")
 
 
+def learn_weights(page: Page) -> None:
+    """Turn the switch on, after a preset that has it on and one that leaves it as it was."""
+    switch = page.locator("#zoodip_learn_weights input")
+    for preset, on in (("two-stage", True), ("fast", False)):
+        page.locator("#zoodip_preset input").click()
+        page.locator("#zoodip_preset ul.options li", has_text=preset).click()
+        page.wait_for_function(
+            """on => {
+              const switched = gradioApp().querySelector('#zoodip_learn_weights input')
+              return switched.disabled === on && switched.checked === on
+            }""",
+            arg=on,
+        )
+    switch.check()
+
+
 def test_a_bundled_subject_is_learned_and_used(webui: Webui, page: Page) -> None:
     webui.draw("a dog")  # loads the webui's model
     page.locator(PROMPT).fill("a photo")
@@ -89,7 +105,7 @@ def test_a_bundled_subject_is_learned_and_used(webui: Webui, page: Page) -> None
     assert page.locator("#zoodip_token").get_by_role("textbox").input_value() == "<pip>"
     set_number(page, "steps", 4)
     set_number(page, "sample_every", LONG)
-    page.locator("#zoodip_learn_weights input").check()
+    learn_weights(page)
     page.locator("#zoodip_start").click()
     told = wait_for_state(page, "finished")
     file, lora = webui.data / "embeddings" / "pip.safetensors", webui.data / "models" / "Lora" / "pip-lora.safetensors"

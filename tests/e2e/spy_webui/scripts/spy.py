@@ -54,8 +54,24 @@ def look() -> dict[str, Any]:
     }
 
 
+def changed() -> list[float]:
+    """How far each of the model's weights is from what it was before LoRAs were put into it, where it is."""
+    model = sd_models.model_data.sd_model
+    if hasattr(model, "forge_objects"):
+        from backend.utils import get_attr  # type: ignore[import-not-found]
+
+        loader = model.forge_objects.unet.lora_loader
+        pairs = [(get_attr(loader.model, name), before) for name, before in loader.backup.items()]
+    else:
+        kept = [(layer, getattr(layer, "network_weights_backup", None)) for layer in model.modules()]
+        pairs = [(layer.weight, before) for layer, before in kept if hasattr(before, "shape")]
+    far = [float((now.float() - before.float()).norm()) for now, before in pairs]
+    return sorted(each for each in far if each)
+
+
 def add(_page: Any, app: Any) -> None:
     app.add_api_route("/spy/look", look, methods=["GET"])
+    app.add_api_route("/spy/changed", changed, methods=["GET"])
     app.add_api_route("/spy/hold", lambda: call_queue.queue_lock.acquire(False), methods=["POST"])
     app.add_api_route("/spy/let-go", call_queue.queue_lock.release, methods=["POST"])
     app.add_api_route("/spy/reload", shared.state.request_restart, methods=["POST"])
