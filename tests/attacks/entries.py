@@ -46,6 +46,7 @@ from zoodip_core.jobs.queue import Jobs
 from zoodip_core.model import generation
 from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
 from zoodip_core.model.kinds import TINY
+from zoodip_core.model.lora import Lora, save_lora
 from zoodip_core.page import form
 from zoodip_core.page.page import Page
 from zoodip_core.page.studio import TINY_LABEL, Studio
@@ -262,7 +263,7 @@ def _learned(folder: RunFolder) -> Any:
     embedding = Embedding(folder.config.token, VECTOR)
     folder.save_snapshot(embedding, 1)
     save_embedding(embedding, folder.embedding_path)
-    return SimpleNamespace(finished=True, step=1, path=folder.embedding_path, embedding=embedding)
+    return SimpleNamespace(finished=True, step=1, path=folder.embedding_path, embedding=embedding, lora_path=None)
 
 
 # ---------------------------------------------------------------- the nodes
@@ -444,7 +445,9 @@ def _run(home: Path, name: str, token: str, snapshot: bool = True) -> Path:
     """A run that was cut off before its settings were written, so that its task file alone gives the token."""
     folder = home / name
     if snapshot:
-        save_embedding(Embedding("<x>", VECTOR), folder / "run" / "snapshots" / "step-00000001.safetensors")
+        step = "step-00000001.safetensors"
+        save_embedding(Embedding("<x>", VECTOR), folder / "run" / "snapshots" / step)
+        save_lora(Lora({"layer": (torch.ones(2, 1), torch.ones(1, 2))}), folder / "run" / "loras" / step)
     settings = {"images": ["x"], "token": token, "initializer": "dog"}
     write_task(folder, "train", folder, settings=settings)
     return folder
@@ -452,7 +455,7 @@ def _run(home: Path, name: str, token: str, snapshot: bool = True) -> Path:
 
 def _page(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
     patch.setattr(Jobs, "submit", _fake_submit)
-    for name in ("home", "models", "embeddings"):
+    for name in ("home", "models", "embeddings", "loras"):
         canary.folder("page", name)
     host = FakePageHost(canary.root / "page", fake_worker(canary.temp))
     page = _built(host)
@@ -582,7 +585,7 @@ def _runs(canary: Canary, host: FakePageHost, page: Page, both: tuple[Path, ...]
             publish,
             blank=True,
             link=".safetensors",
-            allowed=(home, page._runs._downloads),
+            allowed=(home, host.root / "loras", page._runs._downloads),
         ),
         Entry("page: cache of a stranger's run, to resume", home, unfinished, NONE, allowed=both),
     ]
