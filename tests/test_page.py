@@ -477,6 +477,14 @@ def test_a_preset_that_learns_weights_turns_their_switch_on(page: Page, studio: 
     assert [switch(chosen) for chosen in ("two-stage", "fast")] == [(True, False), (True, True)]
 
 
+def test_leave_to_replace_is_asked_for_what_would_be_made(page: Page, studio: Studio, tmp_path: Path) -> None:
+    """A LoRA of the name is in the way of those alone who learn weights."""
+    (tmp_path / "loras" / "rex-lora.safetensors").touch()
+    for form_of, in_question in (({}, False), ({"learn_weights": True}, True), ({"preset": "two-stage"}, True)):
+        values = [*form.filled({"token": "<rex>", **form_of}), False]
+        assert page._asked_to_replace(values, done=False)["visible"] is in_question
+
+
 def test_a_look_tells_only_what_has_changed(page: Page) -> None:
     seen: dict[str, Any] = {}
     first = page._look(seen, "")
