@@ -148,10 +148,10 @@ class Ran:
 @pytest.fixture
 def one_preview(monkeypatch: pytest.MonkeyPatch) -> None:
     """For time's sake, where previews are not looked at: one, of few denoising steps."""
-    generation = importlib.import_module("zoodip_pack.zoodip_core.model.generation")
-    few = functools.partial(generation.generate, num_inference_steps=FEW)
+    drawing = importlib.import_module("zoodip_pack.zoodip_core.model.stable_diffusion")
+    few = functools.partial(drawing.generate, num_inference_steps=FEW)
     monkeypatch.setattr("zoodip_pack.nodes.train._SAMPLES", 1)
-    monkeypatch.setattr(generation, "generate", few)
+    monkeypatch.setattr(drawing, "generate", few)
 
 
 @pytest.fixture(scope="module")
