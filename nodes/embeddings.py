@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from .host import host
 from .placing import replaced, with_token
+from .saving import Written, free, holds, name_in, target
 from .tokenizer import encoder_names, missing_encoders, text_widths
 
 if TYPE_CHECKING:
     from ..zoodip_core.model.embedding import Embedding
 
-_saved: dict[str, tuple[Path, bytes]] = {}
-"""What each Save Embedding node has written: its file and the file's content."""
-_lost: dict[str, int] = {}
-"""How often each of these nodes has found its file gone."""
+_written = Written()
 
 
 class ApplyEmbedding:
@@ -127,12 +125,7 @@ class SaveEmbedding:
 
     @classmethod
     def IS_CHANGED(cls, unique_id: str = "", **_inputs: Any) -> str:  # noqa: N802
-        # ComfyUI does not run a node again whose inputs are the same, even if its file is gone.
-        node = str(unique_id)
-        if node in _saved and not _holds(*_saved[node]):
-            del _saved[node]
-            _lost[node] = _lost.get(node, 0) + 1
-        return str(_lost.get(node, 0))
+        return _written.state(unique_id)
 
     def save(
         self, embedding: Embedding, filename: str, overwrite: bool, prompt: str, unique_id: str = ""
@@ -142,11 +135,11 @@ class SaveEmbedding:
 
         path, content = _target(filename, embedding.token), serialize(embedding)
         if not overwrite:
-            path = _free(path, content)
-        if not _holds(path, content):
+            path = free(path, content)
+        if not holds(path, content):
             save_embedding(embedding, path)
-        _saved[str(unique_id)] = path, content
-        name = path.relative_to(Path(host().embeddings_folder()).resolve()).with_suffix("").as_posix()
+        _written.add(unique_id, path, content)
+        name = name_in(host().embeddings_folder(), path)
         places = f"{token_pattern(embedding.token)}|{re.escape(SLOT)}"
         text = replaced(prompt, places, lambda _: f"embedding:{name}")
         return {"ui": {"text": [f"embedding:{name}"]}, "result": (text, f"{name}.safetensors")}
@@ -213,37 +206,5 @@ def _known(file: str) -> Path:
 
 
 def _target(filename: str, token: str) -> Path:
-    """The file in the embeddings folder that a name stands for.
-
-    Raises:
-        EmbeddingFileError: it would lie elsewhere.
-        TokenError: it is not a name of a file.
-    """
-    from ..zoodip_core.base.errors import EmbeddingFileError, PathError, TokenError
-    from ..zoodip_core.base.names import check_name, file_stem
-    from ..zoodip_core.base.paths import inside
-
-    given = filename.strip().removesuffix(".safetensors").replace("\\", "/") or token
-    parts = [file_stem(part) for part in given.split("/")]
-    try:
-        path = inside(host().embeddings_folder(), "/".join(parts) + ".safetensors", "the embeddings folder")
-        for part in parts:
-            check_name(part)
-    except PathError as error:
-        raise EmbeddingFileError(f"filename: {error}") from None
-    except TokenError as error:
-        raise TokenError(f"filename: {str(error).removeprefix('token ')}") from None
-    return path
-
-
-def _free(path: Path, content: bytes) -> Path:
-    """The path, or one with the next number at which no other token stands."""
-    found, count = path, 1
-    while found.exists() and not _holds(found, content):
-        count += 1
-        found = path.with_name(f"{path.stem}-{count}.safetensors")
-    return found
-
-
-def _holds(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == content
+    """The file in the embeddings folder that a name stands for; see :func:`.saving.target`."""
+    return target(filename, token, host().embeddings_folder(), "the embeddings folder")
