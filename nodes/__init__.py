@@ -11,6 +11,7 @@ from .embeddings import ApplyEmbedding, LoadEmbedding, SaveEmbedding
 from .evaluate import EvaluateEmbedding
 from .from_comfyui import ModelFromComfyUI
 from .generate import GeneratePreview
+from .loras import ApplyLora, SaveLora
 from .models import LoadQuantizedSD
 from .pictures import LoadReferenceImages
 from .search import PUTSSampler, SubspaceGradient
@@ -26,6 +27,8 @@ NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "ZoodipApplyEmbedding": ApplyEmbedding,
     "ZoodipSaveEmbedding": SaveEmbedding,
     "ZoodipLoadEmbedding": LoadEmbedding,
+    "ZoodipApplyLora": ApplyLora,
+    "ZoodipSaveLora": SaveLora,
     "ZoodipGeneratePreview": GeneratePreview,
     "ZoodipEvaluateEmbedding": EvaluateEmbedding,
 }
@@ -39,6 +42,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "ZoodipApplyEmbedding": "Apply Embedding",
     "ZoodipSaveEmbedding": "Save Embedding",
     "ZoodipLoadEmbedding": "Load Embedding",
+    "ZoodipApplyLora": "Apply LoRA",
+    "ZoodipSaveLora": "Save LoRA",
     "ZoodipGeneratePreview": "Generate Preview",
     "ZoodipEvaluateEmbedding": "Evaluate Embedding",
 }

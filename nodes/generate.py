@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .host import host, on_the_device
+from .loras import drawn_with
 from .pictures import thumbnails, to_image
 
 if TYPE_CHECKING:
     from ..zoodip_core.model.embedding import Embedding
+    from ..zoodip_core.model.lora import Lora
     from ..zoodip_core.model.token_model import TokenModel
 
 _SEED_LIMIT = 2**53 - 1
@@ -21,7 +23,7 @@ def seed_input(tooltip: str) -> tuple[str, dict[str, Any]]:
 
 
 class GeneratePreview:
-    """Images from the quantised model, with or without a learned token."""
+    """Images from the quantised model, with or without a learned token, and weights that were learned with it."""
 
     CATEGORY = "ZOODiP"
     DESCRIPTION = "Draws with the quantised model itself, with or without a learned token. One image for each prompt."
@@ -74,6 +76,10 @@ class GeneratePreview:
                     "STRING",
                     {"default": "", "multiline": True, "tooltip": "What to stay away from."},
                 ),
+                "lora": (
+                    "ZOODIP_LORA",
+                    {"tooltip": "Weights that were learned with the token. For the model of Load Quantized SD."},
+                ),
             },
         }
 
@@ -87,6 +93,7 @@ class GeneratePreview:
         resolution: int,
         embedding: Embedding | None = None,
         negative_prompt: str = "",
+        lora: Lora | None = None,
     ) -> dict[str, Any]:
         texts = [line.strip() for line in prompts.splitlines() if line.strip()]
         images = draw(
@@ -94,21 +101,29 @@ class GeneratePreview:
             texts,
             [seed + i for i in range(len(texts))],
             embedding,
+            lora,
             negative_prompt=negative_prompt,
             num_inference_steps=steps,
             guidance_scale=guidance or None,
             resolution=resolution,
         )
-        return {"ui": thumbnails(images), "result": (to_image(images),)}
+        notes = [line.removeprefix("note: ") for line in lora.notes_on(model)] if lora else []  # type: ignore[arg-type]
+        return {"ui": {**thumbnails(images), "text": notes}, "result": (to_image(images),)}
 
 
 def draw(
-    model: TokenModel, texts: list[str], seeds: list[int], embedding: Embedding | None, **settings: Any
+    model: TokenModel,
+    texts: list[str],
+    seeds: list[int],
+    embedding: Embedding | None,
+    lora: Lora | None,
+    **settings: Any,
 ) -> list[Any]:
     """Images of some texts, with the node's bar; the model leaves the device afterwards.
 
     Raises:
         ConfigError: no prompt, or a token's place without a token.
+        LoraFileError: the learned weights are not for this model.
     """
     from ..zoodip_core.base.errors import ConfigError
     from ..zoodip_core.data.prompts import SLOT
@@ -118,5 +133,5 @@ def draw(
     if embedding is None and any(SLOT in text for text in texts):
         raise ConfigError("prompts: {} stands for a learned token; connect embedding, or write a word in its place")
     bar = host().bar()
-    with on_the_device(model):
+    with on_the_device(model), drawn_with(model, lora):
         return model.generate(texts, seeds, embedding=embedding, on_step=bar.update, **settings)

@@ -1,4 +1,4 @@
-"""The one seam to ComfyUI: files, progress, interrupts, memory. Nothing else imports its modules."""
+"""The one seam to ComfyUI: files, LoRAs, progress, interrupts, memory. Nothing else imports its modules."""
 
 from __future__ import annotations
 
@@ -61,6 +61,18 @@ class Host(Protocol):
 
     def embeddings_folder(self) -> Path:
         """Where new embedding files go."""
+        ...
+
+    def loras_folder(self) -> Path:
+        """Where new LoRA files go."""
+        ...
+
+    def weights_by_lora(self, model: Any) -> dict[str, Any]:
+        """The names of a MODEL's weights, by the names that LoRA files have for them."""
+        ...
+
+    def with_lora(self, model: Any, tensors: dict[str, Any], strength: float) -> Any:
+        """A copy of a MODEL with what a LoRA's file holds laid on its weights, as far as it knows them."""
         ...
 
     def bar(self) -> Bar:
@@ -137,6 +149,21 @@ class ComfyUI:
         import folder_paths
 
         return Path(folder_paths.get_folder_paths("embeddings")[0])
+
+    def loras_folder(self) -> Path:
+        import folder_paths
+
+        return Path(folder_paths.get_folder_paths("loras")[0])
+
+    def weights_by_lora(self, model: Any) -> dict[str, Any]:
+        import comfy.lora
+
+        return comfy.lora.model_lora_keys_unet(model.model, {})
+
+    def with_lora(self, model: Any, tensors: dict[str, Any], strength: float) -> Any:
+        import comfy.sd
+
+        return comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)[0]
 
     def bar(self) -> Bar:
         return _ComfyBar()

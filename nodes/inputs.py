@@ -34,6 +34,8 @@ def input_of(setting: Setting, *, default: Any = None, advanced: bool = True) ->
         return list(choices), about
     if setting.kind in (WHOLE, NUMBER):
         return _number(setting, about, left)
+    if setting.kind == TEXT:
+        about["default"] = about["default"] or ""
     return {CHOICE: "COMBO", SWITCH: "BOOLEAN", TEXT: "STRING"}[setting.kind], about
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .host import check_packages, host, on_the_device
 from .inputs import input_of, inputs_of, settings_in
 from .live import Live
+from .loras import drawn_with
 from .models import COPIES
 from .pictures import thumbnails, to_image, to_pictures, write_references
 
@@ -41,12 +42,13 @@ class ZOTrainToken:
         "Learns a new word from a few images, with forward passes only. Cancel saves the state; queue again to resume. "
         "Everything is kept in output/zoodip."
     )
-    RETURN_TYPES = ("ZOODIP_EMBEDDING", "IMAGE", "IMAGE")
-    RETURN_NAMES = ("embedding", "previews", "loss_curve")
+    RETURN_TYPES = ("ZOODIP_EMBEDDING", "IMAGE", "IMAGE", "ZOODIP_LORA")
+    RETURN_NAMES = ("embedding", "previews", "loss_curve", "lora")
     OUTPUT_TOOLTIPS = (
         "The learned token, for Apply, Save and Evaluate Embedding, and Generate Preview.",
         "Images of the preview prompt with the finished token.",
         "The loss of every step, raw and smoothed.",
+        "Weights that were learned with it, for Apply LoRA, Save LoRA and Generate Preview; none without lora_rank.",
     )
     FUNCTION = "train"
     INPUT_IS_LIST = True
@@ -95,9 +97,10 @@ class ZOTrainToken:
                 raise Stopped(f"stopped at step {trained.step}; {again} to resume")
             previews = _previews(config, model, trained)
         chart = live.end("finished", f"{config.token} learned in {trained.step} steps, kept in {FOLDER}/{folder.name}")
+        curve = to_image([_loss_curve(folder / "run" / "loss.png")])
         return {
             "ui": {**thumbnails(previews), "zoodip": [chart]},
-            "result": (trained.embedding, to_image(previews), to_image([_loss_curve(folder / "run" / "loss.png")])),
+            "result": (trained.embedding, to_image(previews), curve, trained.lora),
         }
 
 
@@ -107,7 +110,7 @@ _IN_SIGHT = ("token", "initializer", "steps", "seed", "sample_prompt", "sample_e
 """Beside model, images and preset: what most people set. The page shows the others when it is asked to."""
 _NOT_ASKED = ("images", "captions", "background", "device", "clip", "vae", "cache")
 """They follow from the node's other inputs and from the model."""
-_LATEST = ("radius", "eps")
+_LATEST = ("radius", "eps", "class_word", "lora_rank", "lora_share", "lora_mu", "lora_lr", "lora_with_token")
 """Inputs that came later are the last ones: saved workflows know an input's value by its place."""
 
 
@@ -130,9 +133,9 @@ def _needed() -> dict[str, Any]:
 
 
 def _optional() -> dict[str, Any]:
-    from ..zoodip_core.train.settings import IMAGES, RUN, SEARCH, SUBJECT
+    from ..zoodip_core.train.settings import IMAGES, LORA, RUN, SEARCH, SUBJECT
 
-    rest = inputs_of(SUBJECT, IMAGES, SEARCH, RUN, without=(*_NOT_ASKED, *_IN_SIGHT))
+    rest = inputs_of(SUBJECT, IMAGES, SEARCH, LORA, RUN, without=(*_NOT_ASKED, *_IN_SIGHT))
     latest = {name: rest.pop(name) for name in _LATEST}
     return {
         "captions": (
@@ -221,7 +224,8 @@ def _settings(model: TokenModel, inputs: dict[str, Any]) -> dict[str, Any]:
     subspace = inputs.pop("subspace_gradient", None) or {"subspace_gradient": False}
     own = model.settings()
     by_model = preset_for(model.info.family, own["weights"], own["dtype"], inputs.pop("preset", "default"))
-    named = {**given(settings_in(inputs)), **sampler, **subspace}
+    word = str(inputs.pop("class_word", None) or "").strip()
+    named = {**given({**settings_in(inputs), "class_word": word or None}), **sampler, **subspace}
     check_given({**by_model, **named}, by_model, named)
     return {**by_model, **named, **own}
 
@@ -322,13 +326,14 @@ def _ranks(
 
 def _previews(config: TrainConfig, model: TokenModel, trained: TrainResult) -> list[Image]:
     bar = host().bar()
-    return model.generate(
-        [config.sample_prompt] * _SAMPLES,
-        list(range(_SAMPLES)),
-        embedding=trained.embedding,
-        resolution=config.resolution,
-        on_step=bar.update,
-    )
+    with drawn_with(model, trained.lora):
+        return model.generate(
+            [config.sample_prompt] * _SAMPLES,
+            list(range(_SAMPLES)),
+            embedding=trained.embedding,
+            resolution=config.resolution,
+            on_step=bar.update,
+        )
 
 
 def _loss_curve(path: Path) -> Image:

@@ -24,7 +24,7 @@ class FakeHost:
     """Implements ``nodes.host.Host`` on folders below ``root``.
 
     Args:
-        root: gets ``input``, ``output``, ``temp``, ``models`` and ``embeddings``.
+        root: gets ``input``, ``output``, ``temp``, ``models``, ``embeddings`` and ``loras``.
     """
 
     def __init__(self, root: Path) -> None:
@@ -37,7 +37,7 @@ class FakeHost:
         """``make_room`` and ``return_memory``, in order."""
         self.asked: Callable[[], bool] = lambda: False
         """Whether a stop was asked for."""
-        for name in ("input", "output", "temp", "models", "embeddings"):
+        for name in ("input", "output", "temp", "models", "embeddings", "loras"):
             (root / name).mkdir(parents=True, exist_ok=True)
 
     def device(self) -> str:
@@ -67,6 +67,17 @@ class FakeHost:
 
     def embeddings_folder(self) -> Path:
         return self.root / "embeddings"
+
+    def loras_folder(self) -> Path:
+        return self.root / "loras"
+
+    def weights_by_lora(self, model: Any) -> dict[str, Any]:
+        return {f"lora_unet_{name.replace('.', '_')}": name for name in model.shapes}
+
+    def with_lora(self, model: Any, tensors: dict[str, Any], strength: float) -> Any:
+        copy = model.clone()
+        copy.lay_on(tensors, strength)
+        return copy
 
     def bar(self) -> FakeHost:
         return self

@@ -167,7 +167,8 @@ def ran(pack: Any, model: Any, tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 def test_the_outputs_are_an_embedding_and_images(ran: Ran) -> None:
-    embedding, previews, chart = ran.out["result"]
+    embedding, previews, chart, lora = ran.out["result"]
+    assert lora is None  # no weights were asked for: see test_node_loras.py
     assert embedding.token == "<pip>"
     assert [(tensor.shape, tensor.dtype) for tensor in embedding.tensors] == [((1, 128), torch.float32)]
     assert previews.shape == (4, 48, 48, 3)

@@ -33,6 +33,8 @@ NODES = (
     "ZoodipApplyEmbedding",
     "ZoodipSaveEmbedding",
     "ZoodipLoadEmbedding",
+    "ZoodipApplyLora",
+    "ZoodipSaveLora",
     "ZoodipGeneratePreview",
     "ZoodipEvaluateEmbedding",
 )

@@ -264,6 +264,8 @@ def embedded() -> list[list[Node]]:
 Output = tuple[Node, int]
 """A node and the index of one of its outputs."""
 PROMPT = "a photo of <my-subject> on the beach"
+_LORA = 3
+"""The trainer's output of weights."""
 
 
 def standard(
@@ -329,6 +331,48 @@ def full_size(title: str, checkpoint: str, side: int, t_lower: int, memory: str,
         [training],
         [curve, saved],
         [loader, *first],
+        *others,
+    ]
+
+
+def token_and_lora() -> list[list[Node]]:
+    """A token and weights beside it on Stable Diffusion 1.5, both drawn with in a standard graph."""
+    checkpoint = "v1-5-pruned-emaonly-fp16.safetensors"
+    model = Node("ZoodipLoadQuantizedSD", {"checkpoint": checkpoint, "weights": "int8"})
+    images = Node("ZoodipLoadReferenceImages", {"folder": "bundled: boo"}, size=(300, 300))
+    _, sampler = search_parts()
+    training = trainer(
+        model,
+        images,
+        None,
+        sampler,
+        token="<my-subject>",
+        initializer="toy",
+        preset="two-stage",
+        preview_every=300,
+    )
+    curve = Node("PreviewImage", {}, {"images": (training, 2)}, title="Loss curve", size=(340, 300))
+    saved = Node("ZoodipSaveEmbedding", {}, {"embedding": (training, 0)}, size=(340, 260))
+    saved_lora = Node("ZoodipSaveLora", {}, {"lora": (training, _LORA)}, size=(340, 150))
+    text = (
+        "### A token, and a LoRA beside it\n\n"
+        f"1. Choose your checkpoint of Stable Diffusion 1.5 in **both** loaders ({checkpoint}).\n"
+        "2. **Load Reference Images**: upload three to ten pictures of your subject.\n"
+        "3. **ZO Train Token**: name the token, and the plain word for what it is (*dog*, *toy*, *backpack*). The "
+        "preset **two-stage** learns the token first, and then 512 numbers in the weights that read the text.\n"
+        "4. Run. Cancel whenever you like: queue again to resume.\n\n"
+        "Token and weights belong together: **Apply Embedding** teaches the CLIP the one, **Apply LoRA** lays the "
+        "other on the MODEL. Once both are saved, **embedding:my-subject** and ComfyUI's own **Load LoRA** do the same."
+    )
+    loader = Node("CheckpointLoaderSimple", {"ckpt_name": checkpoint})
+    weights = Node("ZoodipApplyLora", {}, {"model": (loader, 0), "lora": (training, _LORA)})
+    first, *others = standard((weights, 0), (loader, 1), (loader, 2), training, Node("EmptyLatentImage"))
+    return [
+        [note(text, 400), model, images],
+        [sampler],
+        [training],
+        [curve, saved, saved_lora],
+        [loader, weights, *first],
         *others,
     ]
 
@@ -485,6 +529,7 @@ def examples() -> dict[str, list[list[Node]]]:
             "Stable Diffusion 1.5, int8 weights", "v1-5-pruned-emaonly-fp16.safetensors", 512, 500, "1.5 GB"
         ),
         "sdxl_int8": full_size("Stable Diffusion XL, int8 weights", "sd_xl_base_1.0.safetensors", 1024, 700, "4 GB"),
+        "token_and_lora": token_and_lora(),
         "ablation_subspace_gradient_puts": ablation(),
         "flux1_dev_fp8": flux(),
         "z_image": z_image(),

@@ -1,5 +1,5 @@
 // ZOODiP's nodes on ComfyUI's page: the loss chart of ZO Train Token, the upload and the notes of
-// Load Reference Images.
+// Load Reference Images, the notes of Generate Preview.
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
@@ -10,6 +10,7 @@ import { addUpload } from "./upload.js"
 const OURS = "Zoodip" // what our nodes' names begin with
 const TRAINER = "ZoodipTrainToken"
 const LOADER = "ZoodipLoadReferenceImages"
+const PREVIEW = "ZoodipGeneratePreview"
 const EVENT = "zoodip.step"
 const EDGE = 10 // pixels around the chart
 const NO_SIZE = [0, -4] // of a widget: the page adds 4 pixels
@@ -29,7 +30,8 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (node.comfyClass === TRAINER) addChart(node)
-    if (node.comfyClass === LOADER) addLoader(node)
+    if (node.comfyClass === LOADER) addUpload(node)
+    if (node.comfyClass === LOADER || node.comfyClass === PREVIEW) addNotes(node)
     if (node.comfyClass?.startsWith(OURS)) foldAdvanced(node)
   },
 
@@ -81,8 +83,7 @@ function addChart(node) {
   after(node, "onRemoved", () => chart.remove())
 }
 
-function addLoader(node) {
-  addUpload(node)
+function addNotes(node) {
   after(node, "onExecuted", (message) => showNotes(node, (message?.text ?? []).map(String)))
 }
 

@@ -270,7 +270,7 @@ def _learned(folder: RunFolder) -> Any:
 
 
 def _nodes(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
-    for name in ("input", "output", "embeddings", "models"):
+    for name in ("input", "output", "embeddings", "loras", "models"):
         canary.folder("comfyui", name)
     host = FakeHost(canary.root / "comfyui")
     nodes = _Nodes(host)
@@ -279,12 +279,17 @@ def _nodes(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
     patch.setattr(nodes.evaluation, "evaluate", _scoring(f"{node_pack.NAME}.zoodip_core", patch))
     patch.setattr(nodes.evaluation, "key_of", lambda *_given: "0")
     patch.setattr(f"{node_pack.NAME}.nodes.train._train", _train_in_node)
-    embeddings, read, output, models = (host.root / name for name in ("embeddings", "input", "output", "models"))
+    embeddings, loras, read, output, models = (
+        host.root / name for name in ("embeddings", "loras", "input", "output", "models")
+    )
     temp, token = (host.root / "temp",), functools.partial(nodes.save, "")
+    weights = functools.partial(nodes.save_lora, "")
     return [
         Entry("nodes: file of Load Embedding", embeddings, nodes.load, ALL, allowed=temp),
         Entry("nodes: file name of Save Embedding", embeddings, nodes.save, blank=True, allowed=temp),
         Entry("nodes: token in Save Embedding", embeddings, token, allowed=temp),
+        Entry("nodes: file name of Save LoRA", loras, nodes.save_lora, blank=True, allowed=temp),
+        Entry("nodes: token in Save LoRA", loras, weights, allowed=temp),
         Entry("nodes: folder of Load Reference Images", read, nodes.pictures, ALL, link=".png", allowed=temp),
         Entry("nodes: checkpoint of Load Quantized SD", models, nodes.model, ALL, link=None, allowed=temp),
         Entry("nodes: token of ZO Train Token", output, nodes.train, allowed=temp),
@@ -298,9 +303,9 @@ class _Nodes:
 
     def __init__(self, host: FakeHost) -> None:
         self.classes = node_pack.import_pack().NODE_CLASS_MAPPINGS
-        self.embedding, self.errors, self.evaluation = (
+        self.embedding, self.lora, self.errors, self.evaluation = (
             importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}")
-            for name in ("model.embedding", "base.errors", "evaluate.evaluation")
+            for name in ("model.embedding", "model.lora", "base.errors", "evaluate.evaluation")
         )
         self.models, self.scoring = (
             importlib.import_module(f"{node_pack.NAME}.nodes.{name}") for name in ("models", "evaluate")
@@ -329,6 +334,13 @@ class _Nodes:
             return kind().save(self._embedding(token), filename, True, "a {}")
 
         return self.ask("ZoodipSaveEmbedding", {"filename": filename}, work)
+
+    def save_lora(self, filename: str, token: str = "<rex>") -> str:
+        def work(kind: Any) -> Any:
+            layers = {"mid": (VECTOR[0].T.clone(), VECTOR[0])}
+            return kind().save(self.lora.Lora(layers, {"token": token}), filename, True)
+
+        return self.ask("ZoodipSaveLora", {"filename": filename}, work)
 
     def load(self, file: str) -> str:
         return self.ask("ZoodipLoadEmbedding", {"file": file}, lambda kind: (kind.IS_CHANGED(file), kind().load(file)))

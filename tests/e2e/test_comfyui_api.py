@@ -42,6 +42,8 @@ NODES = {
     "ZoodipApplyEmbedding": "Apply Embedding",
     "ZoodipSaveEmbedding": "Save Embedding",
     "ZoodipLoadEmbedding": "Load Embedding",
+    "ZoodipApplyLora": "Apply LoRA",
+    "ZoodipSaveLora": "Save LoRA",
     "ZoodipGeneratePreview": "Generate Preview",
     "ZoodipEvaluateEmbedding": "Evaluate Embedding",
 }
