@@ -222,6 +222,22 @@ def test_a_trainer_in_a_subgraph_has_its_chart(server: ComfyUI, page: Page) -> N
     page.wait_for_function(f"{inner}.properties.zoodip_chart?.state === 'finished'")
 
 
+def test_a_note_stands_on_the_preview_that_it_is_about(server: ComfyUI, page: Page) -> None:
+    """Of weights that were learned on others than the model has that draws with them."""
+    about = workflow(server, "<note>", steps=2, preview_every=0, preset="paper", lora_rank=1)
+    about["nodes"] += [
+        node(server, 6, "ZoodipLoadQuantizedSD", (800, 0), {}, weights="int4"),
+        node(server, 7, "ZoodipGeneratePreview", (800, 300), {"model": 5, "lora": 6}, prompts="a monster", steps=1),
+    ]
+    about["links"] += [[5, 6, 0, 7, 0, "ZOODIP_MODEL"], [6, 5, 3, 7, 2, "ZOODIP_LORA"]]
+    about["nodes"][5]["outputs"][0]["links"] = [5]
+    about["nodes"][4]["outputs"][3]["links"] = [6]
+    load(page, about | {"last_node_id": 7, "last_link_id": 6})
+    run(page)
+    told = "document.querySelector('.zoodip-notes')?.textContent ?? ''"
+    page.wait_for_function(f"{told}.includes('learned on int8 weights, this model has int4')", timeout=LEARNING_LIMIT)
+
+
 def test_cancel_stops_and_the_next_run_resumes(server: ComfyUI, page: Page) -> None:
     learn(page, workflow(server, "<stopped>"))
     page.get_by_role("button", name="Cancel current run").click()
