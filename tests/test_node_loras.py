@@ -18,6 +18,7 @@ import zoodip_core.model.lora
 from tests.fake_host import FakeHost
 from tests.test_node_training import STEPS, runs, states, stopped, told, train
 from tests.test_nodes import settings_of
+from tests.test_token_model import train_in_node
 
 LEARNED = {"lora_rank": 2, "lora_share": 0.5, "lora_mu": 0.5, "lora_lr": 0.5}
 """Inputs of a short training in two stages."""
@@ -368,21 +369,11 @@ def test_a_stop_in_either_stage_ends_as_if_never_stopped(pack: Any, host: FakeHo
 
 @pytest.mark.parametrize("left", [{"lora_rank": 2}, {"preset": "two-stage"}])
 def test_weights_of_a_model_of_comfyuis_are_refused_before_the_long_part(
-    left: dict[str, Any], pack: Any, host: FakeHost, model: Any, monkeypatch: pytest.MonkeyPatch
+    left: dict[str, Any], pack: Any, host: FakeHost
 ) -> None:
-    class Other:
-        """A model that is none of ours; it can be asked what it is."""
-
-        own_memory, portable, device = False, False, model.device
-        info, fingerprint, schedule = model.info, model.fingerprint, model.schedule
-
-        def settings(self) -> dict[str, Any]:
-            return {"model": "ComfyUI: some", "weights": "none", "dtype": "float32", "device": "cpu"}
-
-    given: dict[str, Any] = {"lr": 0, "mu": 0, "n": 0, "estimator": "auto", "optimizer": "auto", "lr_schedule": "auto"}
-    given = given | {"subspace_gradient": None} if "preset" in left else {}
     with pytest.raises(ValueError, match=r"^lora_rank = .* use Load Quantized SD, or set lora_rank to 0"):
-        train(pack, Other(), **{**given, **left})
+        train_in_node(pack, **left)
+    assert not any("encoding" in text for text in told(host, "text"))
     assert runs(host) == []
 
 
