@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from tests.e2e.comfyui import ROOT, ComfyUI, NodeError, Prompt
 from tests.e2e.launch_comfyui import declare_torchvision
 from tests.e2e.slim_sd15 import write_gguf, write_parts, write_sd15
+from tests.e2e.test_comfyui_api import example, of_kind
 from zoodip_core.model import generation
+from zoodip_core.model.embedding import load_embedding
 from zoodip_core.model.frames import read_text
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.lora import load_lora
@@ -283,6 +285,29 @@ def test_weights_are_not_saved_elsewhere(comfy: ComfyUI, filename: str) -> None:
 
 
 # ---------------------------------------------------------------- other trainings
+
+
+def test_the_example_learns_draws_and_saves_both(comfy: ComfyUI) -> None:
+    prompt = example(comfy, ROOT / "example_workflows" / "token_and_lora.json")
+    (train,) = of_kind(prompt, "ZoodipTrainToken").values()
+    assert train["preset"] == "two-stage"
+    train |= {"resolution": 64, "steps": 4, "n": 2, "preview_every": 0}
+    changes: dict[str, dict[str, Any]] = {
+        "ZoodipLoadQuantizedSD": {"checkpoint": SD15},
+        "CheckpointLoaderSimple": {"ckpt_name": SD15},
+        "EmptyLatentImage": {"width": 64, "height": 64},
+        "KSampler": {"steps": 1},
+    }
+    for kind, values in changes.items():
+        (inputs,) = of_kind(prompt, kind).values()
+        inputs |= values
+    ((shown, _),) = of_kind(prompt, "SaveImage").items()
+    assert len(comfy.images(comfy.run(prompt), shown)) == 1
+    models = comfy.base / "models"
+    token = load_embedding(models / "embeddings" / "my-subject.safetensors")
+    lora = load_lora(models / "loras" / "my-subject-lora.safetensors")
+    assert (lora.rank, len(lora.layers)) == (4, 32)
+    assert token.metadata["steps"] == lora.metadata["steps"] == "4"
 
 
 def test_weights_learned_on_int8_are_laid_on_others(comfy: ComfyUI, plain: torch.Tensor) -> None:
