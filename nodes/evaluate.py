@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .generate import seed_input
 from .host import host, on_the_device
+from .loras import check_draws_with
 from .pictures import thumbnails, to_image, to_pictures
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..zoodip_core.evaluate.evaluation import Evaluation, EvaluationPlan, Judges
     from ..zoodip_core.model.embedding import Embedding
+    from ..zoodip_core.model.lora import Lora
     from ..zoodip_core.model.token_model import TokenModel
 
 FOLDER = "zoodip/evaluations"
@@ -64,8 +66,8 @@ class EvaluateEmbedding:
         embedding: Embedding = _one(inputs.pop("embedding"))
         pictures = to_pictures(inputs.pop("images"), "images")
         given = {name: _one(value) for name, value in inputs.items()}
-        judges = _judges(given["clip"], given["dino"])
-        found, folder = _evaluate(model, embedding, pictures, _plan(model, embedding, given), judges)
+        judges, lora = _judges(given["clip"], given["dino"]), given.get("lora")
+        found, folder = _evaluate(model, embedding, pictures, _plan(model, embedding, given), judges, lora)
         return _shown(found, pictures, folder)
 
 
@@ -136,6 +138,13 @@ def _optional() -> dict[str, Any]:
                 "tooltip": "Prompts of your own in place of the set, one a line, with {} for the subject.",
             },
         ),
+        "lora": (
+            "ZOODIP_LORA",
+            {
+                "tooltip": "Weights that were learned with the token, for the images with it. For the model of Load "
+                "Quantized SD."
+            },
+        ),
     }
 
 
@@ -198,16 +207,22 @@ def _place(name: str, usual: str, called: str) -> Path | None:
 
 
 def _evaluate(
-    model: TokenModel, embedding: Embedding, pictures: list[Image], plan: EvaluationPlan, judges: Judges
+    model: TokenModel,
+    embedding: Embedding,
+    pictures: list[Image],
+    plan: EvaluationPlan,
+    judges: Judges,
+    lora: Lora | None,
 ) -> tuple[Evaluation, Path]:
     """The scores, and the folder that keeps the images; the models leave the device afterwards."""
     from ..zoodip_core.evaluate.evaluation import evaluate, folder_for, key_of
 
-    folder = folder_for(host().output_folder() / FOLDER, embedding, key_of(model, embedding, plan))
+    check_draws_with(model, lora)
+    folder = folder_for(host().output_folder() / FOLDER, embedding, key_of(model, embedding, plan, lora))
     bar = host().bar()
     with on_the_device(model):
         told = lambda _stage, done, total: bar.update(done, total)  # noqa: E731
-        return evaluate(model, embedding, pictures, plan, judges, folder, told), folder
+        return evaluate(model, embedding, pictures, plan, judges, folder, told, lora), folder
 
 
 def _shown(found: Evaluation, pictures: list[Image], folder: Path) -> dict[str, Any]:

@@ -150,16 +150,27 @@ def drawn_with(model: TokenModel, lora: Lora | None) -> Iterator[None]:
     from ..zoodip_core.base.errors import LoraFileError
     from ..zoodip_core.model.generation import with_lora
 
-    if lora is not None and not model.own_memory:
-        raise LoraFileError(
-            "lora: a model of ComfyUI's draws with what is applied to its MODEL; put Apply LoRA before Model from "
-            "ComfyUI, and leave this input unconnected"
-        )
+    check_draws_with(model, lora)
     try:
         with with_lora(model, lora):
             yield
     except LoraFileError as error:
         raise LoraFileError(f"lora: {error}") from None
+
+
+def check_draws_with(model: TokenModel, lora: Lora | None) -> None:
+    """Refuse weights on a model that has a way of its own for them.
+
+    Raises:
+        LoraFileError: it has one.
+    """
+    from ..zoodip_core.base.errors import LoraFileError
+
+    if lora is not None and not model.own_memory:
+        raise LoraFileError(
+            "lora: a model of ComfyUI's draws with what is applied to its MODEL; put Apply LoRA before Model from "
+            "ComfyUI, and leave this input unconnected"
+        )
 
 
 def _learned(lora: Lora | None) -> Lora:

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,24 @@ def test_the_device_is_its_own_and_a_stop_keeps_what_is_drawn(
     assert host.shown[0][:2] == (2 * len(kept), 16)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(list(host.root.glob("output/zoodip/evaluations/*/*/*.png"))) == 8
+
+
+def test_weights_draw_the_images_with_the_token(pack: Any, host: FakeHost, model: Any, models: Path) -> None:
+    frames = core("model.frames").frames_of(model.unet, 4)
+    lora = core("model.lora").lora_of(frames, torch.ones(frames.numbers), {})
+    one = {"seeds": 1, "prompts": "a {} in the snow"}
+    run(pack, model, **one)
+    run(pack, model, **one, lora=lora)
+    folders = sorted((host.root / "output" / "zoodip" / "evaluations").iterdir())
+    assert len(folders) == 2
+    drawn = {
+        when: [(folder / when / "prompt001-seed0.png").read_bytes() for folder in folders]
+        for when in ("before", "after")
+    }
+    assert drawn["before"][0] == drawn["before"][1]
+    assert drawn["after"][0] != drawn["after"][1]
+    with pytest.raises(ValueError, match="put Apply LoRA before Model from ComfyUI"):
+        run(pack, SimpleNamespace(own_memory=False, info=model.info), **one, lora=lora)
 
 
 @pytest.mark.slow
