@@ -190,11 +190,12 @@ def _weights(model: Any, lora: Lora) -> list[str]:
     Raises:
         LoraFileError: it has not all of them, or of other shapes.
     """
-    known, found = host().weights_by_lora(model), []
+    known = host().weights_by_lora(model)
+    found: list[str] = []
     for stem, (up, down) in lora.layers.items():
         name = known.get(_PREFIX + stem)
         shape = tuple(model.get_model_object(name).shape) if name else ()
-        if shape != (len(up), down.shape[1]):
+        if name is None or shape != (len(up), down.shape[1]):
             raise _misfit(model, lora, f"whose layer {stem} is {f'shaped {list(shape)}' if name else 'missing'}")
         found.append(name)
     return found
