@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from .model.embedding import load_embedding as load_embedding
     from .model.embedding import save_embedding as save_embedding
     from .model.generation import generate as generate
+    from .model.generation import with_lora as with_lora
     from .model.load import load_quantized as load_quantized
+    from .model.lora import load_lora as load_lora
+    from .model.lora import save_lora as save_lora
     from .search.estimators import RGE as RGE
     from .search.estimators import SPSA as SPSA
     from .search.estimators import LeaveOneOut as LeaveOneOut
@@ -42,8 +45,9 @@ _HOMES = {
     "base.errors": ("ZoodipError",),
     "search.estimators": ("RGE", "SPSA", "OnePoint", "LeaveOneOut"),
     "base.events": ("Commands",),
-    "model.generation": ("generate",),
+    "model.generation": ("generate", "with_lora"),
     "model.load": ("load_quantized",),
+    "model.lora": ("load_lora", "save_lora"),
     "search.optimizers": ("ZOAdam", "ZOSGD"),
     "train.replay": ("rewind",),
     "search.zeroth_order": ("ZerothOrderSearch",),
