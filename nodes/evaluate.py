@@ -212,7 +212,7 @@ def _evaluate(
     pictures: list[Image],
     plan: EvaluationPlan,
     judges: Judges,
-    lora: Lora | None,
+    lora: Lora | None = None,
 ) -> tuple[Evaluation, Path]:
     """The scores, and the folder that keeps the images; the models leave the device afterwards."""
     from ..zoodip_core.evaluate.evaluation import evaluate, folder_for, key_of
