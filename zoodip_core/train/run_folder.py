@@ -7,10 +7,10 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -28,6 +28,7 @@ from ..search.preconditioner import Spread
 from . import journal
 from .config import TrainConfig
 
+T = TypeVar("T")
 CONFIG, JOURNAL, STATE = "config.json", "steps.jsonl", "state.safetensors"
 DIRECTIONS, FRAMES, LORAS = "directions.safetensors", "frames.safetensors", "loras"
 STATE_VERSION = 2
@@ -265,17 +266,26 @@ class RunFolder:
         """
         if self.config.directions == "normal":
             return None
+        known = ("basis", "reach", "rest", "scale")
+        return self._kept(
+            self.spread_path,
+            lambda tensors: Spread.of_tensors({name: tensors[name] for name in known if name in tensors}),
+        )
+
+    def _kept(self, path: Path, of_tensors: Callable[[dict[str, torch.Tensor]], T]) -> T:
+        """What a file that could be worked out anew holds.
+
+        Raises:
+            RunFolderError: it is missing or damaged.
+        """
         try:
-            with open_safetensors(self.spread_path) as stored:
-                known = ("basis", "reach", "rest", "scale")
-                tensors = {name: stored.get_tensor(name).clone() for name in stored.keys() if name in known}  # noqa: SIM118
-            spread = Spread.of_tensors(tensors)
+            with open_safetensors(path) as stored:
+                return of_tensors({name: stored.get_tensor(name).clone() for name in stored.keys()})  # noqa: SIM118
         except Exception as error:  # a damaged file may raise anything
             raise RunFolderError(
-                f"{self.spread_path} is missing or damaged ({error}); put back a copy of it. Resuming the run "
-                "writes it again, as long as there are steps left"
+                f"{path} is missing or damaged ({error}); put back a copy of it. Resuming the run writes it again, as "
+                "long as there are steps left"
             ) from error
-        return spread
 
     @property
     def frames_path(self) -> Path:
@@ -292,18 +302,12 @@ class RunFolder:
         Raises:
             RunFolderError: the file is missing or damaged.
         """
-        if not self.config.lora_rank:
-            return None
-        try:
-            with open_safetensors(self.frames_path) as stored:
-                frames = Frames.of_tensors({name: stored.get_tensor(name).clone() for name in stored.keys()})  # noqa: SIM118
-            if frames.rank != self.config.lora_rank:
-                raise ValueError(f"its rank is {frames.rank}")
-        except Exception as error:  # a damaged file may raise anything
-            raise RunFolderError(
-                f"{self.frames_path} is missing or damaged ({error}); put back a copy of it. Resuming the run "
-                "writes it again, as long as there are steps left"
-            ) from error
+        return self._kept(self.frames_path, self._checked_frames) if self.config.lora_rank else None
+
+    def _checked_frames(self, tensors: dict[str, torch.Tensor]) -> Frames:
+        frames = Frames.of_tensors(tensors)
+        if frames.rank != self.config.lora_rank:
+            raise ValueError(f"its rank is {frames.rank}")
         return frames
 
     def lora_snapshot_path(self, step: int) -> Path:
