@@ -27,6 +27,7 @@ from zoodip_core.model.frames import Frames, frames_of, read_text, with_cores
 from zoodip_core.model.generation import with_lora
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.lora import Lora, load_lora, lora_of, save_lora, serialize
+from zoodip_core.model.quantize import QuantizedLayer
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_model import View
 from zoodip_core.search.estimators import RGE, SPSA, LeaveOneOut
@@ -403,6 +404,17 @@ def test_strength_scales_what_is_added(models: Callable[..., StableDiffusion]) -
     for strength in (0.0, 0.5, -1.0):
         with with_lora(model, lora.scaled(strength)):
             torch.testing.assert_close(layer(x) - plain, strength * (once - plain), atol=1e-5, rtol=1e-4)
+
+
+def test_no_weight_is_made_anew_to_see_whether_a_lora_fits(
+    models: Callable[..., StableDiffusion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That would cost as much as a forward pass, for each picture that is drawn."""
+    model = models("tiny", "int8")
+    _, _, lora = made(model, family="tiny")
+    monkeypatch.setattr(QuantizedLayer, "weight", property(lambda _layer: pytest.fail("a weight was made")))
+    with with_lora(model, lora):
+        pass
 
 
 def test_files_that_are_not_such_a_lora_are_refused_by_what_they_are(

@@ -15,6 +15,7 @@ from ..base.safetensors_files import bytes_of, open_safetensors
 from .embedding import settings_in
 from .frames import Frames, Layers
 from .kinds import FAMILIES
+from .quantize import QuantizedLayer
 from .quantized import QuantizedModel
 
 FORMAT_VERSION = 1
@@ -64,16 +65,23 @@ class Lora:
         Raises:
             LoraFileError: it is for another one.
         """
-        known = {name.replace(".", "_"): name for name, module in unet.named_modules() if hasattr(module, "weight")}
-        modules = dict(unet.named_modules())
+        known = _linear_layers(unet)
         found = {}
         for stem, (up, down) in self.layers.items():
-            name = known.get(stem)
-            shape = tuple(modules[name].weight.shape) if name else ()
-            if name is None or shape != (len(up), down.shape[1]):
+            name, shape = known.get(stem, ("", ()))
+            if shape != (len(up), down.shape[1]):
                 raise LoraFileError(_misfit(self.metadata, stem, shape))
             found[name] = (up.to(device, dtype), down.to(device, dtype))
         return found
+
+
+def _linear_layers(unet: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Their names and shapes, by their names with ``_`` for each dot. No weight is made from its parts for that."""
+    return {
+        name.replace(".", "_"): (name, (layer.out_features, layer.in_features))
+        for name, layer in unet.named_modules()
+        if isinstance(layer, nn.Linear) or (isinstance(layer, QuantizedLayer) and layer.conv is None)
+    }
 
 
 def _misfit(metadata: Mapping[str, str], stem: str, shape: tuple[int, ...]) -> str:
