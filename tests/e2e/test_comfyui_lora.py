@@ -169,7 +169,7 @@ def test_comfyui_draws_what_our_own_engine_draws(
     model.scheduler = DDIMScheduler.from_config(model.scheduler.config, set_alpha_to_one=True)  # ComfyUI ends there
     first = 1 + 1000 // STEPS * (STEPS - 1)
     signal = float(model.alphas_cumprod[first])
-    noise = torch.randn(1, 4, 8, 8, generator=torch.manual_seed(SEED))  # as ComfyUI draws it
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(SEED))  # as ComfyUI draws it
     drawn: list[torch.Tensor] = []
     # ComfyUI begins with noise alone, as large as it is at the first timestep.
     monkeypatch.setattr(generation, "_noise", lambda *_given: noise * (1 - signal) ** 0.5)

@@ -52,8 +52,8 @@ class TrainConfig(Settings):
     def make_subspace(self) -> SubspaceGradient | None:
         return SubspaceGradient(tau=self.tau, nu=self.nu) if self.subspace_gradient else None
 
-    def make_optimizer(self, lr: float = 0.0) -> Optimizer:
-        lr = lr or self.lr
+    def make_optimizer(self, lr: float | None = None) -> Optimizer:
+        lr = self.lr if lr is None else lr
         return ZOAdam(lr, eps=self.eps) if self.optimizer == "zoadam" else OPTIMIZERS[self.optimizer](lr=lr)
 
     def make_search(self, theta0: Tensor, spread: Spread | None = None, numbers: int = 0) -> Search:

@@ -68,6 +68,27 @@ def least_mu(mu: float, noise: float, signal: Callable[[float], float]) -> tuple
     return mu, found
 
 
+def _differing(losses: torch.Tensor, mu: float) -> float:
+    """By how much losses ``[draws, 1 + N]`` differ from the first of each draw, on the root mean square.
+
+    Raises:
+        NonFiniteLossError: they are not all finite.
+    """
+    size = float((losses[:, 1:] - losses[:, :1]).square().mean().sqrt())
+    if not math.isfinite(size):
+        raise NonFiniteLossError(
+            f"the losses of candidates at mu = {mu:g} are not all finite: set dtype to float32, or a smaller mu"
+        )
+    return size
+
+
+def _with_weights(theta0: torch.Tensor, mu: float, seed: int, numbers: int) -> torch.Tensor:
+    """Flat candidates of one token, the first with weights as they are, the others with them perturbed."""
+    directions = rng.normal(seed, 0, "noise of cores", (_LINES, numbers))
+    cores = mu * torch.cat([torch.zeros(1, numbers), directions])
+    return torch.cat([theta0.flatten().expand(len(cores), -1), cores], dim=1)
+
+
 def adapted(
     config: TrainConfig,
     objective: Objective,
@@ -101,22 +122,10 @@ def adapted(
         return torch.stack([objective.losses(candidates, draw) for draw in draws])
 
     def signal(mu: float) -> float:
-        return differing(torch.cat([theta0[None], (theta0 + mu * directions).float()]), mu)
+        return _differing(losses(torch.cat([theta0[None], (theta0 + mu * directions).float()])), mu)
 
     def signal_of_weights(mu: float) -> float:
-        cores = mu * torch.cat(
-            [torch.zeros(1, numbers), rng.normal(config.seed, 0, "noise of cores", (_LINES, numbers))]
-        )
-        return differing(torch.cat([theta0.flatten().expand(len(cores), -1), cores], dim=1), mu)
-
-    def differing(candidates: torch.Tensor, mu: float) -> float:
-        found = losses(candidates)
-        size = float((found[:, 1:] - found[:, :1]).square().mean().sqrt())
-        if not math.isfinite(size):
-            raise NonFiniteLossError(
-                f"the losses of candidates at mu = {mu:g} are not all finite: set dtype to float32, or a smaller mu"
-            )
-        return size
+        return _differing(losses(_with_weights(theta0, mu, config.seed, numbers)), mu)
 
     noise = noise_of(losses(line(theta0, directions)))
     if not math.isfinite(noise):
