@@ -337,9 +337,9 @@ class Counted:
     def draw(self, seed: int, step: int) -> Draw:
         return self.objective.draw(seed, step)
 
-    def losses(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
+    def losses(self, candidates: torch.Tensor, draw: Draw, at: torch.Tensor | None = None) -> torch.Tensor:
         self.forwards += len(candidates)
-        return self.objective.losses(candidates, draw)
+        return self.objective.losses(candidates, draw, at)
 
 
 def our_method(plan: Plan, budget: int, fine: bool = False, **changes: Any) -> Method:

@@ -110,7 +110,10 @@ _IN_SIGHT = ("token", "initializer", "steps", "seed", "sample_prompt", "sample_e
 """Beside model, images and preset: what most people set. The page shows the others when it is asked to."""
 _NOT_ASKED = ("images", "captions", "background", "device", "clip", "vae", "cache")
 """They follow from the node's other inputs and from the model."""
-_LATEST = ("radius", "eps", "class_word", "lora_rank", "lora_share", "lora_mu", "lora_lr", "lora_with_token")
+_LATEST = (
+    *("radius", "eps", "class_word", "lora_rank", "lora_share", "lora_mu", "lora_lr", "lora_with_token"),
+    *("target_prompt", "alignment", "alignment_alpha", "alignment_beta"),
+)
 """Inputs that came later are the last ones: saved workflows know an input's value by its place."""
 
 
@@ -133,9 +136,9 @@ def _needed() -> dict[str, Any]:
 
 
 def _optional() -> dict[str, Any]:
-    from ..zoodip_core.train.settings import IMAGES, LORA, RUN, SEARCH, SUBJECT
+    from ..zoodip_core.train.settings import ALIGNMENT, IMAGES, LORA, RUN, SEARCH, SUBJECT
 
-    rest = inputs_of(SUBJECT, IMAGES, SEARCH, LORA, RUN, without=(*_NOT_ASKED, *_IN_SIGHT))
+    rest = inputs_of(SUBJECT, IMAGES, ALIGNMENT, SEARCH, LORA, RUN, without=(*_NOT_ASKED, *_IN_SIGHT))
     latest = {name: rest.pop(name) for name in _LATEST}
     return {
         "captions": (
@@ -224,8 +227,7 @@ def _settings(model: TokenModel, inputs: dict[str, Any]) -> dict[str, Any]:
     subspace = inputs.pop("subspace_gradient", None) or {"subspace_gradient": False}
     own = model.settings()
     by_model = preset_for(model.info.family, own["weights"], own["dtype"], inputs.pop("preset", "default"))
-    word = str(inputs.pop("class_word", None) or "").strip()
-    named = {**given({**settings_in(inputs), "class_word": word or None}), **sampler, **subspace}
+    named = {**given(settings_in(inputs)), **sampler, **subspace}
     check_given({**by_model, **named}, by_model, named)
     return {**by_model, **named, **own}
 

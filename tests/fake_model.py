@@ -27,7 +27,7 @@ from zoodip_core.model.kinds import COMFYUI
 from zoodip_core.model.memory_use import MemoryPlan, MemoryUse
 from zoodip_core.model.noise import share_of_noise
 from zoodip_core.model.posteriors import CachedPosteriors
-from zoodip_core.model.token_model import LossesOf, View
+from zoodip_core.model.token_model import LossesOf, Row, View
 
 WORDS = ("a", "photo", "of", "dog", "toy", "the", "snow", "in", "on", "sunset")
 NAME, FAMILY, WIDTH, SIDE = "flux1-small", "flux", 6, 16
@@ -109,9 +109,24 @@ class FakeModel:
         def losses(candidates: torch.Tensor) -> torch.Tensor:
             pictures = self._drawn(candidates)[:, :, None, None].double()
             velocity = (noisy - pictures) / share
-            return (velocity - (view.noise - view.latents).double()).square().mean((1, 2, 3))
+            target = (view.noise - view.latents).double()
+            return (velocity - (target if view.shift is None else target - view.shift)).square().mean((1, 2, 3))
 
         return losses
+
+    def outputs(self, view: View, rows: Sequence[Row]) -> torch.Tensor:
+        share = share_of_noise(view.timestep)
+        noisy = share * view.noise + (1 - share) * view.latents
+        drawn = [self._drawn(self._words(prompt.text)[None] if at is None else at) for prompt, at in rows]
+        return (noisy - torch.cat(drawn)[:, :, None, None]) / share
+
+    def picture(self, view: View, output: torch.Tensor) -> torch.Tensor:
+        share = share_of_noise(view.timestep)
+        return share * view.noise + (1 - share) * view.latents - share * output
+
+    def _words(self, text: str) -> torch.Tensor:
+        known = [self._table[WORDS.index(word)] for word in text.split() if self.knows(word)]
+        return torch.stack(known) if known else torch.zeros(1, WIDTH)
 
     def _drawn(self, vectors: torch.Tensor) -> torch.Tensor:
         """The colours ``[K, 3]`` of prompts' vectors ``[K, N, WIDTH]``."""
@@ -137,8 +152,7 @@ class FakeModel:
         pictures = []
         for call, _seed in zip(calls_in(prompts, given), seeds, strict=True):
             check_stop()
-            known = [self._table[WORDS.index(word)] for word in call.text.split() if self.knows(word)]
-            vectors = torch.stack(known)[None] if call.vectors is None else call.vectors
+            vectors = self._words(call.text)[None] if call.vectors is None else call.vectors
             colour = ((self._drawn(vectors)[0].clamp(-1, 1) + 1) * 127.5).round().int().tolist()
             pictures.append(Image.new("RGB", (resolution or SIDE,) * 2, tuple(colour)))
             if on_step:

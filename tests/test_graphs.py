@@ -115,6 +115,7 @@ def steps(
 @torch.no_grad()
 def plain(model: StableDiffusion, inputs: Inputs) -> torch.Tensor:
     """The losses without any buffer, worked out on the CPU in float64."""
+    assert inputs.target is not None
     condition = model.encode(inputs.prompt, inputs.candidates)
     predicted = model.predict(inputs.noisy, inputs.timestep, condition, inputs.time_ids)
     return (predicted.double() - inputs.target.double()).square().mean(dim=(1, 2, 3))

@@ -693,7 +693,7 @@ def test_a_run_whose_loss_is_lost_goes_back(tiny_model: StableDiffusion, monkeyp
     while not training.config.checked(training.search.step) or training.search.guard.point is None:
         training.step()
     best = training.search.guard.point.clone()
-    monkeypatch.setattr("zoodip_core.train.prepared.mean_losses", lambda *_given: torch.tensor(math.nan))
+    monkeypatch.setattr("zoodip_core.train.prepared.mean_over", lambda *_given: torch.tensor(math.nan))
     record = training.step()
     assert record.check_loss == sys.float_info.max
     assert training.search.guard.scale == 0.5

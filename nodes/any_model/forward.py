@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ def losses(
     latents: torch.Tensor,
     noise: torch.Tensor,
     sigma: float,
+    shift: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The model's own loss for each conditioning, float64 ``[K]`` on the CPU, all in one forward pass.
 
@@ -65,25 +67,67 @@ def losses(
         latents: ``[1, channels, ...]``, as the VAE gives them.
         noise: of the same shape.
         sigma: of the model's.
+        shift: ``[1, channels, ...]``, taken from what the model should give, of the kind of :func:`outputs`.
 
     Raises:
         OutOfMemoryError: ComfyUI would not take so many at once.
     """
 
     def work(inner: Any, options: dict[str, Any], x0: torch.Tensor) -> torch.Tensor:
-        at = torch.tensor([sigma], dtype=torch.float32, device=x0.device)
-        own_noise = noise.to(x0)
-        sampling = inner.model_sampling
-        noisy = sampling.noise_scaling(at, own_noise.clone(), x0, False)
-        conds = [_model_conds(inner, each, own_noise, x0) for each in conditionings]
-        forwards: list[int] = []
-        predicted = comfy.samplers.calc_cond_batch(inner, conds, noisy, at, _counting(options, forwards))
-        if len(forwards) > 1:  # rounded otherwise than the same candidates in one: not without saying so
-            raise torch.OutOfMemoryError(f"ComfyUI has no room for {len(conds)} candidates in one forward pass")
-        errors = [(each.double() - x0.double()).square().mean() for each in _on_exact(predicted)]
-        return loss_weight(sampling, sigma) * torch.stack(errors).cpu()
+        weight = loss_weight(inner.model_sampling, sigma)
+        predicted = _on_exact(_predicted(inner, options, x0, conditionings, noise, sigma))
+        target = x0.double() if shift is None else x0.double() - shift.to(x0.device).double() / math.sqrt(weight)
+        errors = [(each.double() - target.to(each.device)).square().mean() for each in predicted]
+        return weight * torch.stack(errors).cpu()
 
     return run(model, conditionings, latents, work)
+
+
+def outputs(
+    model: Any, conditionings: Sequence[Conditioning], latents: torch.Tensor, noise: torch.Tensor, sigma: float
+) -> torch.Tensor:
+    """The pictures that the model predicts, ``[K, channels, ...]``, float32 on the CPU, all in one forward pass.
+
+    They are latents as the model takes them, scaled so that their squared errors are the losses of :func:`losses`.
+
+    Raises:
+        OutOfMemoryError: ComfyUI would not take so many at once.
+    """
+
+    def work(inner: Any, options: dict[str, Any], x0: torch.Tensor) -> torch.Tensor:
+        predicted = _predicted(inner, options, x0, conditionings, noise, sigma)
+        return math.sqrt(loss_weight(inner.model_sampling, sigma)) * torch.cat(predicted).float().cpu()
+
+    return run(model, conditionings, latents, work)
+
+
+def picture(model: Any, output: torch.Tensor, sigma: float) -> torch.Tensor:
+    """The latents of one of :func:`outputs`, ``[1, channels, ...]``, as the VAE gives them."""
+    predicted = output / math.sqrt(loss_weight(model.get_model_object("model_sampling"), sigma))
+    latents: torch.Tensor = model.model.process_latent_out(predicted)
+    return latents
+
+
+def _predicted(
+    inner: Any,
+    options: dict[str, Any],
+    x0: torch.Tensor,
+    conditionings: Sequence[Conditioning],
+    noise: torch.Tensor,
+    sigma: float,
+) -> list[torch.Tensor]:
+    """The picture that the model predicts with each conditioning, all in one forward pass."""
+    at = torch.tensor([sigma], dtype=torch.float32, device=x0.device)
+    own_noise = noise.to(x0)
+    noisy = inner.model_sampling.noise_scaling(at, own_noise.clone(), x0, False)
+    conds = [_model_conds(inner, each, own_noise, x0) for each in conditionings]
+    forwards: list[int] = []
+    predicted: list[torch.Tensor] = comfy.samplers.calc_cond_batch(
+        inner, conds, noisy, at, _counting(options, forwards)
+    )
+    if len(forwards) > 1:  # rounded otherwise than the same candidates in one: not without saying so
+        raise torch.OutOfMemoryError(f"ComfyUI has no room for {len(conds)} candidates in one forward pass")
+    return predicted
 
 
 def run(model: Any, conditionings: Sequence[Conditioning], latents: torch.Tensor, work: Inner) -> torch.Tensor:

@@ -23,7 +23,7 @@ from ...zoodip_core.model.embedding import Embedding
 from ...zoodip_core.model.kinds import COMFYUI
 from ...zoodip_core.model.memory_use import MemoryPlan, MemoryUse
 from ...zoodip_core.model.posteriors import CachedPosteriors
-from ...zoodip_core.model.token_model import LossesOf, View
+from ...zoodip_core.model.token_model import LossesOf, Row, View
 from ..tokenizer import encoder_names
 from . import drawing, forward, kinds
 from .fingerprint import fingerprint
@@ -61,6 +61,7 @@ class ComfyUIModel:
         name = kinds.name_of(self.model)
         self.model = forward.without_caches(self.model)
         self._own_clip, self._seen_with = self.clip, None
+        self._encoded: dict[tuple[bytes, tuple[float, ...]], list[list[Any]]] = {}
         self.texts = Texts(self.clip, self.folder)
         if not self.texts.encoders:
             raise ModelError("clip: this kind reads no embeddings; connect the CLIP that belongs to the model")
@@ -196,6 +197,7 @@ class ComfyUIModel:
 
     def _texts_of(self, clip: Any) -> None:
         if clip is not self.clip:
+            self._encoded.clear()
             self.clip, self.texts = clip, Texts(clip, self.folder, self.texts.word)
 
     # ------------------------------------------------------------ pictures and losses
@@ -230,7 +232,31 @@ class ComfyUIModel:
             conditionings.append(self._conditioning(view.prompt, each, view.time_ids))
         check_stop()
         sigma = sigma_at(self._sampling, view.timestep)
-        return self._tried(lambda: forward.losses(self.model, conditionings, view.latents, view.noise, sigma))
+        given = (self.model, conditionings, view.latents, view.noise, sigma, view.shift)
+        return self._tried(lambda: forward.losses(*given))
+
+    @torch.no_grad()
+    def outputs(self, view: View, rows: Sequence[Row]) -> torch.Tensor:
+        conditionings = []
+        for prompt, at in rows:
+            check_stop()
+            conditionings.append(self._conditioning_of(prompt, at, view.time_ids))
+        check_stop()
+        sigma = sigma_at(self._sampling, view.timestep)
+        given = (self.model, conditionings, view.latents, view.noise, sigma)
+        return self._tried(lambda: forward.outputs(*given))
+
+    def picture(self, view: View, output: torch.Tensor) -> torch.Tensor:
+        return forward.picture(self.model, output, sigma_at(self._sampling, view.timestep))
+
+    def _conditioning_of(self, prompt: ComfyPrompt, at: torch.Tensor | None, time_ids: torch.Tensor) -> list[list[Any]]:
+        """That of a text without a token is worked out once."""
+        if at is not None:
+            return self._conditioning(prompt, at[0], time_ids)
+        key = (prompt.identity(), tuple(time_ids.tolist()))
+        if key not in self._encoded:
+            self._encoded[key] = self._conditioning(prompt, None, time_ids)
+        return self._encoded[key]
 
     def _conditioning(
         self, prompt: ComfyPrompt, vectors: torch.Tensor | None, time_ids: torch.Tensor | None
@@ -315,6 +341,7 @@ class ComfyUIModel:
     def unload(self) -> None:
         """Have all of ComfyUI's models leave the device; text encoders go back to where ComfyUI has them."""
         comfy.model_management.unload_all_models()
+        self._encoded.clear()
         self._texts_of(self._own_clip)
 
 

@@ -113,7 +113,7 @@ def captions_for(
         without += [(where, text) for text in slotted if SLOT not in text]
         result.append(slotted)
         if class_word:
-            classless += [(where, text) for text in slotted if not _says(text, class_word)]
+            classless += [(where, text) for text in slotted if not says(text, class_word)]
     if without:
         raise _no_place(without, token)
     if classless:
@@ -131,7 +131,8 @@ def of_template(template: str, class_word: str | None = None) -> list[str]:
     return [text.replace(_CLASS, class_word or "") for text in TEMPLATES[template]]
 
 
-def _says(text: str, word: str) -> bool:
+def says(text: str, word: str) -> bool:
+    """Whether a text has a word, in capitals or not."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 

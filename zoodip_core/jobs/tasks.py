@@ -24,7 +24,15 @@ from ..model.stable_diffusion import StableDiffusion
 from ..train.before_after import before_after
 from ..train.config import TrainConfig, preset_of
 from ..train.loop import TrainResult, resume_training, train_token
-from ..train.prepared import load_model, load_references, name_warning, noise_warning, tokenised
+from ..train.prepared import (
+    aligned,
+    load_model,
+    load_references,
+    name_warning,
+    noise_warning,
+    same_as_captions,
+    tokenised,
+)
 from ..train.ranks import joined, place_in
 from ..train.run_folder import RunFolder
 from ..train.settings import ALL
@@ -74,6 +82,7 @@ def check(config: TrainConfig) -> dict[str, Any]:
     nowhere = "meta" if on_card else "cpu"  # nothing is computed, and no card is touched
     model = load_model(dataclasses.replace(config, dtype=dtype, device=nowhere, cache=None))
     prompts = tokenised(config, model, images)
+    aligned(config, model)
     candidates = config.make_estimator().num_candidates
     batches = (min(config.batch or candidates, candidates), 1)
     resolution = config.resolution or info.resolution
@@ -88,13 +97,14 @@ def check(config: TrainConfig) -> dict[str, Any]:
         "device": device.type,
         "images": len(images),
         "captions": sum(len(each) for each in prompts),
-        "forwards": candidates,
+        "forwards": candidates + config.forwards_for_target,
         "memory": memory,
         "memory_in_turn": in_turn,
         "warnings": skipped
         + list(model.blueprint.notes)
         + noise_warning(config, model.dtype)
-        + name_warning(config, model),
+        + name_warning(config, model)
+        + same_as_captions(config, model, prompts),
     }
 
 

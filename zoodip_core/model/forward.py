@@ -1,4 +1,4 @@
-"""A step's losses, computed from inputs in buffers that stay where they are, so that the work can be captured once.
+"""A step's losses and predictions, from inputs in buffers that stay where they are: the work can be captured once.
 
 A forward is some two thousand kernels. A graphics card is done with them sooner than Python has launched them; captured
 in a CUDA graph they are launched as one. The same code runs without capture elsewhere.
@@ -24,36 +24,39 @@ from .tokens import filled
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the losses of some candidates on one draw depend on.
+    """What the losses, or the model's outputs, of some candidates on one draw depend on.
 
     Args:
         candidates: float32 ``[K, num_vectors, sum of dims]`` on the CPU; one for all where only weights differ.
         prompt: with the token's places.
         noisy: latents ``[1, channels, height, width]``, float32 on the CPU.
-        target: what the model should predict of them, of the same shape.
+        target: what the model should predict of them, of the same shape; None where its outputs are wanted.
         timestep: of the latents.
         time_ids: ``[6]``, SDXL's sizes; not used by others.
-        cores: numbers in the weights, float32 ``[K, numbers]`` on the CPU; None where weights stay as they are.
+        cores: numbers in the weights, float32 ``[rows, numbers]`` on the CPU; None where weights stay as they are.
+        beside: texts that are encoded already, in rows below the candidates'.
     """
 
     candidates: torch.Tensor
     prompt: Prompt
     noisy: torch.Tensor
-    target: torch.Tensor
+    target: torch.Tensor | None
     timestep: int
     time_ids: torch.Tensor
     cores: torch.Tensor | None = None
+    beside: Conditioning | None = None
 
     @property
     def shapes(self) -> tuple[Any, ...]:
         """What buffers for these inputs are made for."""
         places = tuple(len(encoded.positions) for encoded in self.prompt)
         cores = None if self.cores is None else tuple(self.cores.shape)
-        return (tuple(self.candidates.shape), places, tuple(self.noisy.shape), cores)
+        beside = 0 if self.beside is None else len(self.beside)
+        return (tuple(self.candidates.shape), places, tuple(self.noisy.shape), cores, self.target is None, beside)
 
 
 class Forward:
-    """Losses of inputs of certain shapes.
+    """Losses, or outputs, of inputs of certain shapes.
 
     Args:
         model: text encoders and UNet.
@@ -71,7 +74,8 @@ class Forward:
         self._candidates = [torch.empty(part.shape, dtype=torch.float32, device=text) for part in parts]
         self._cores = None if like.cores is None else torch.empty(like.cores.shape, dtype=model.dtype, device=device)
         self._noisy = torch.empty(like.noisy.shape, dtype=model.dtype, device=device)
-        self._target = torch.empty(like.target.shape, dtype=torch.float64, device=at)
+        self._target = None if like.target is None else torch.empty(like.target.shape, dtype=torch.float64, device=at)
+        self._beside = None if like.beside is None else like.beside.copied()
         self._timestep = torch.empty(1, dtype=torch.long, device=device)
         self._time_ids = torch.empty(6, dtype=torch.float32, device=device)
         self._condition: Conditioning | None = None
@@ -100,19 +104,17 @@ class Forward:
         if self._cores is not None and inputs.cores is not None:
             self._cores.copy_(inputs.cores)
         self._noisy.copy_(inputs.noisy)
-        self._target.copy_(inputs.target)
+        if self._target is not None and inputs.target is not None:
+            self._target.copy_(inputs.target)
+        if self._beside is not None and inputs.beside is not None:
+            self._beside.fill(inputs.beside)
         self._timestep.fill_(inputs.timestep)
         self._time_ids.copy_(inputs.time_ids)
-        if self._model.text_device != self._model.device:
-            self._keep(self._encoded())
-
-    def _keep(self, condition: Conditioning) -> None:
-        if self._condition is None:
-            self._condition = condition
-            return
-        self._condition.hidden.copy_(condition.hidden)
-        if condition.pooled is not None and self._condition.pooled is not None:
-            self._condition.pooled.copy_(condition.pooled)
+        if self._model.text_device != self._model.device and len(inputs.candidates):
+            if self._condition is None:
+                self._condition = self._encoded()
+            else:
+                self._condition.fill(self._encoded())
 
     def _encoded(self) -> Conditioning:
         widths = self._model.info.dims
@@ -126,16 +128,25 @@ class Forward:
     def compute(self) -> torch.Tensor:
         """The losses ``[K]`` of what is in the buffers, float64: their small differences steer the search.
 
-        Nothing here reads from the host, or waits for the device.
+        Without a target the outputs, float32 ``[rows, ...]``. Nothing here reads from the host, or waits for it.
         """
-        condition = self._condition or self._encoded()
+        condition = self._texts()
         with self._weights():
             if self._cores is not None:
                 condition = condition.repeated(len(self._cores))
             predicted = self._model.predict(self._noisy, self._timestep, condition, self._time_ids)
         assert not predicted.requires_grad, "forward passes only: no autograd graph may be built"
+        if self._target is None:
+            return predicted.float()
         error = predicted.float().to(self._target.device).double() - self._target
         return error.square().mean(dim=(1, 2, 3))
+
+    def _texts(self) -> Conditioning:
+        if self._beside is None:
+            return self._condition or self._encoded()
+        if not len(self._candidates[0]):
+            return self._beside
+        return (self._condition or self._encoded()).joined(self._beside)
 
     def _weights(self) -> contextlib.AbstractContextManager[None]:
         if self._cores is None or self._frames is None:
@@ -165,7 +176,7 @@ class Forward:
 
 
 class Forwards:
-    """Losses of inputs of any shapes: for each shape a :class:`Forward`.
+    """Losses, or outputs, of inputs of any shapes: for each shape a :class:`Forward`.
 
     Args:
         model: text encoders and UNet.
@@ -193,7 +204,7 @@ class Forwards:
         self._known: dict[tuple[Any, ...], Forward] = {}
 
     def losses(self, inputs: Inputs) -> torch.Tensor:
-        """The losses ``[K]`` of the inputs, float64 on the CPU.
+        """The losses ``[K]`` of the inputs, float64 on the CPU; :meth:`Forward.compute`'s outputs without a target.
 
         Raises:
             OutOfMemoryError: there is no room, and nothing captured that could make some.

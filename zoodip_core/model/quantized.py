@@ -42,6 +42,21 @@ class Conditioning:
     def __len__(self) -> int:
         return len(self.hidden)
 
+    def copied(self) -> Conditioning:
+        """Another one in memory of its own."""
+        return Conditioning(self.hidden.clone(), None if self.pooled is None else self.pooled.clone())
+
+    def fill(self, other: Conditioning) -> None:
+        """Take over the numbers of another one of the same shape."""
+        self.hidden.copy_(other.hidden)
+        if self.pooled is not None and other.pooled is not None:
+            self.pooled.copy_(other.pooled)
+
+    def joined(self, other: Conditioning) -> Conditioning:
+        """Its rows, and those of another one below them."""
+        pooled = None if self.pooled is None or other.pooled is None else torch.cat([self.pooled, other.pooled])
+        return Conditioning(torch.cat([self.hidden, other.hidden]), pooled)
+
     def repeated(self, count: int) -> Conditioning:
         """One row for so many candidates; as many rows as they are."""
         pooled = None if self.pooled is None else self.pooled.expand(count, -1)

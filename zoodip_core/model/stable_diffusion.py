@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +20,8 @@ from .latents import encode_images
 from .memory import free_memory, plan
 from .memory_use import MemoryPlan
 from .posteriors import CachedPosteriors
-from .quantized import Prompt, QuantizedModel
-from .token_model import LossesOf, View
+from .quantized import Conditioning, Prompt, QuantizedModel
+from .token_model import LossesOf, Row, View
 from .tokens import check_initializer, check_new, initial_vectors
 from .words import word_rows
 
@@ -130,9 +131,12 @@ class StableDiffusion(QuantizedModel):
 class _Denoiser:
     def __init__(self, model: StableDiffusion, forwards: Forwards, numbers: int = 0) -> None:
         self._model, self._forwards, self._numbers = model, forwards, numbers
+        self._encoded: dict[bytes, Conditioning] = {}
+        """Of texts without a token, which stay as they are."""
 
     def losses_on(self, view: View) -> LossesOf:
         noisy, target = self._model.noised(view)
+        target = target if view.shift is None else target - view.shift
 
         def losses(candidates: torch.Tensor) -> torch.Tensor:
             tokens, cores = self._parted(candidates)
@@ -140,6 +144,35 @@ class _Denoiser:
             return self._forwards.losses(inputs)
 
         return losses
+
+    def outputs(self, view: View, rows: Sequence[Row]) -> torch.Tensor:
+        noisy, _ = self._model.noised(view)
+        prompt, at = rows[0]
+        placed = at is not None and any(encoded.positions for encoded in prompt)
+        tokens = self._parted(at)[0] if at is not None and placed else torch.zeros(0, 0, sum(self._model.info.dims))
+        texts = [self._encoding(text) for text, _ in (rows[1:] if placed else rows)]
+        beside = functools.reduce(Conditioning.joined, texts) if texts else None
+        weights = any(at is not None and at.ndim == 2 for _, at in rows)
+        cores = torch.cat([self._cores(at) for _, at in rows]) if weights else None
+        return self._forwards.losses(Inputs(tokens, prompt, noisy, None, view.timestep, view.time_ids, cores, beside))
+
+    def picture(self, view: View, output: torch.Tensor) -> torch.Tensor:
+        noisy, _ = self._model.noised(view)
+        alpha = self._model.alphas_cumprod[view.timestep]
+        if self._model.prediction_type == "epsilon":
+            return (noisy - (1 - alpha).sqrt() * output) / alpha.sqrt()
+        return alpha.sqrt() * noisy - (1 - alpha).sqrt() * output
+
+    def _encoding(self, prompt: Prompt) -> Conditioning:
+        key = self._model.prompt_bytes(prompt)
+        if key not in self._encoded:
+            self._encoded[key] = self._model.encode(prompt)
+        return self._encoded[key]
+
+    def _cores(self, at: torch.Tensor | None) -> torch.Tensor:
+        """A candidate's numbers in the weights, ``[1, numbers]``; none, where it is none or a token alone."""
+        cores = None if at is None else self._parted(at)[1]
+        return torch.zeros(1, self._numbers) if cores is None else cores
 
     def _parted(self, candidates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Tokens, and cores where candidates have them; one token where all have the same, which is encoded once."""

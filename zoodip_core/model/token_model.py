@@ -24,6 +24,8 @@ Prompt = Any
 """A text as a model reads it; only the model that made it looks inside."""
 NUM_TIMESTEPS = 1000
 """Timesteps are Stable Diffusion's, from 0 for hardly any noise to 999; see :class:`View`."""
+Row = tuple[Prompt, torch.Tensor | None]
+"""A text, and the candidate ``[1, ...]`` that its prediction is made with; None: no token, and the model as it is."""
 LossesOf = Callable[[torch.Tensor], torch.Tensor]
 """The losses ``[K]``, float64 on the CPU, of candidates ``[K, num_vectors, sum of dims]``, float32 on the CPU."""
 
@@ -39,6 +41,7 @@ class View:
         timestep: how much noise, on Stable Diffusion's scale of :data:`NUM_TIMESTEPS`. A model of another kind takes
             the same share of noise, sigma / (1 + sigma): 0.62 at 500 and 0.89 at 900.
         time_ids: ``[6]``: original size, crop and target size of the picture, as SDXL is told them.
+        shift: ``[1, ...]``, taken from what the model should give, in the space of :meth:`Denoiser.outputs`; None: 0.
     """
 
     prompt: Prompt
@@ -46,6 +49,7 @@ class View:
     noise: torch.Tensor
     timestep: int
     time_ids: torch.Tensor
+    shift: torch.Tensor | None = None
 
 
 class Denoiser(Protocol):
@@ -56,6 +60,24 @@ class Denoiser(Protocol):
 
         The function raises ``torch.OutOfMemoryError`` where the device has no room for so many candidates at once.
         """
+        ...
+
+    def outputs(self, view: View, rows: Sequence[Row]) -> torch.Tensor:
+        """What the model gives for texts over a view's noisy latents, ``[R, ...]``, float32 on the CPU.
+
+        On the scale on which the mean squared errors of :meth:`losses_on` are taken.
+
+        Args:
+            view: its prompt is not looked at.
+            rows: of which the first alone may have places for the token.
+
+        Raises:
+            OutOfMemoryError: the device has no room for so many at once.
+        """
+        ...
+
+    def picture(self, view: View, output: torch.Tensor) -> torch.Tensor:
+        """The latents ``[1, ...]`` that a view shows if an output ``[1, ...]`` is right, of the kind of the view's."""
         ...
 
 

@@ -34,6 +34,7 @@ NOT_ASKED = ("images", "captions", "clip", "vae", "cache")
 _IN_SIGHT = {
     "model": ("model", "weights"),
     "token": ("token", "initializer", "num_vectors"),
+    "target": ("target_prompt",),
     "preset": ("preset", "learn_weights"),
 }
 KEEP_COPY = Setting(

@@ -100,6 +100,7 @@ class Page:
         html(views.heading(3, "Token and preset"))
         with gr.Row():
             self._add_fields("token")
+        self._add_fields("target")
         with gr.Row():
             self._add_fields("preset")
         self._add_fields("device")

@@ -147,8 +147,6 @@ class Studio:
             named["cache"] = self._cache if form.get("keep_copy", KEEP_COPY.default) else None
         for name in ("token", "initializer"):
             named[name] = str(named.get(name, "")).strip()
-        if isinstance(named.get("class_word"), str):
-            named["class_word"] = named["class_word"].strip() or None
         check_name(named["token"])
         if not named["initializer"]:
             raise TokenError("initializer is empty; give the word that comes nearest to the subject, like dog")

@@ -164,6 +164,11 @@ def checked(found: Mapping[str, Any]) -> str:
         f"<p>{found['images']} pictures, {found['captions']} captions; {steps:,} steps of {forwards} forward passes. "
         f"lr {settings['lr']:g}, mu {settings['mu']:g}, timesteps {settings['t_lower']}-{settings['t_upper']}.</p>",
     ]
+    if settings.get("target_prompt") and settings["alignment"]:
+        lines.append(
+            f"<p>It learns to leave the rest of {escape(settings['target_prompt'])} to the model, with an alignment of "
+            f"{settings['alignment']:g}.</p>"
+        )
     if settings.get("lora_rank"):
         lines.append(
             f"<p>Of the steps, {settings['lora_share']:.0%} learn weights: a LoRA of rank {settings['lora_rank']}.</p>"

@@ -86,6 +86,13 @@ class StagedSearch:
         return _beside(self.token.candidate, self.cores.candidate)
 
     @property
+    def around(self) -> torch.Tensor:
+        """What :meth:`ask` takes candidates around, as one of them."""
+        if not self._second:
+            return self.token.around
+        return _beside(self.token.around if self._moves_token else self.token.candidate, self.cores.around)
+
+    @property
     def converged(self) -> bool:
         return self._second and self.cores.converged
 

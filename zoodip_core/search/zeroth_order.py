@@ -109,6 +109,11 @@ class ZerothOrderSearch:
         return self.theta[None]
 
     @property
+    def around(self) -> torch.Tensor:
+        """What :meth:`ask` takes candidates around, as one of them, ``[1, num_vectors, dim]``."""
+        return self._searched.float()[None]
+
+    @property
     def checksum(self) -> str:
         """Of the token that is searched from and the mean, in full precision: what a replay must come to as well."""
         check = zlib.crc32(self._searched.numpy().tobytes())

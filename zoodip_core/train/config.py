@@ -24,6 +24,7 @@ from ..search.preconditioner import Spread
 from ..search.staged import PURPOSE, StagedSearch
 from ..search.subspace import SubspaceGradient
 from ..search.zeroth_order import ZerothOrderSearch
+from .alignment import forwards_beside
 from .draws import Draw, spread_draws
 from .presets import PAPER_PRESETS, check_given, preset_for
 from .settings import SETTINGS, Settings, paths_of
@@ -41,6 +42,8 @@ class TrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.target_prompts and self.sample_prompt == SETTINGS["sample_prompt"].default:
+            object.__setattr__(self, "sample_prompt", self.target_prompts[0])
         if self.template == ADJECTIVE and self.sample_prompt == SETTINGS["sample_prompt"].default:
             object.__setattr__(self, "sample_prompt", of_template(ADJECTIVE, self.class_word)[0])
         # To check what concerns several settings, in use or not.
@@ -80,6 +83,12 @@ class TrainConfig(Settings):
             purpose=PURPOSE,
         )
         return StagedSearch(token, cores, self.token_steps, self.lora_with_token)
+
+    @property
+    def forwards_for_target(self) -> int:
+        """Forward passes of a step beside its candidates', 0 without a target prompt."""
+        guidance = self.alignment_alpha, self.alignment_beta
+        return forwards_beside(*guidance, own_weights=self.lora_rank > 0) if self.aligned else 0
 
     @property
     def token_steps(self) -> int:
@@ -126,7 +135,8 @@ class TrainConfig(Settings):
         """
         if not self.checks:
             return False
-        least = CHECK_DRAWS / (CHECK_SHARE * self.make_estimator().num_candidates)
+        more = self.forwards_for_target
+        least = CHECK_DRAWS * (1 + more) / (CHECK_SHARE * (self.make_estimator().num_candidates + more))
         return (step - began) % math.ceil(max(self.steps / self.checks, least)) == 0
 
     def lr_scale(self, step: int, began: int = 0) -> float:

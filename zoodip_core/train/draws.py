@@ -30,8 +30,15 @@ class Objective(Protocol):
         """The draw of a training step."""
         ...
 
-    def losses(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Losses ``[K]``, float64 on the CPU, of candidates ``[K, num_vectors, dim]`` on one draw."""
+    def losses(self, candidates: torch.Tensor, draw: Draw, at: torch.Tensor | None = None) -> torch.Tensor:
+        """Losses ``[K]``, float64 on the CPU, of candidates ``[K, num_vectors, dim]`` on one draw.
+
+        Args:
+            candidates: what to judge.
+            draw: what all are judged on.
+            at: what they are taken around, ``[1, num_vectors, dim]``, which a run with a target prompt needs; None to
+                judge them by the pictures alone.
+        """
         ...
 
 
@@ -69,4 +76,9 @@ def mean_losses(
     objective: Objective, candidates: torch.Tensor, draws: Sequence[Draw], share: Share = _in_turn
 ) -> torch.Tensor:
     """Mean loss ``[K]`` of each candidate over the same draws (common random numbers)."""
-    return torch.stack(list(share(draws, lambda draw: objective.losses(candidates, draw)))).mean(dim=0)
+    return mean_over(draws, lambda draw: objective.losses(candidates, draw), share)
+
+
+def mean_over(draws: Sequence[Draw], losses: Callable[[Draw], torch.Tensor], share: Share = _in_turn) -> torch.Tensor:
+    """The mean ``[K]`` of what some draws give."""
+    return torch.stack(list(share(draws, losses))).mean(dim=0)

@@ -242,11 +242,13 @@ def _run(training: Training, folder: RunFolder, on_event: Callable[[Event], None
     config, search = training.config, training.search
     for warning in training.warnings:
         on_event(Message(warning, warning=True))
+    candidates, more = training.forwards
+    of_target = f", {more} of them for the target prompt" if more else ""
     on_event(
         Message(
             f"{len(training.images)} images on {training.model.info.name} ({training.model.info.family}), weights "
-            f"{training.model.weights}, {search.estimator.num_candidates} forward passes a step, "
-            f"{training.plan.batch} at once"
+            f"{training.model.weights}, {candidates + more} forward passes a step{of_target}, {training.plan.batch} at "
+            "once"
         )
     )
 

@@ -34,8 +34,9 @@ from ..model.stable_diffusion import StableDiffusion
 from ..model.token_model import Denoiser, Prompt, TokenModel
 from ..search.preconditioner import Spread, spread_of
 from ..search.staged import StagedSearch
+from .alignment import Alignment
 from .config import TrainConfig
-from .draws import Objective, mean_losses
+from .draws import Objective, mean_over
 from .journal import Record
 from .objective import DiffusionObjective
 from .ranks import Ranks
@@ -119,6 +120,8 @@ class Training:
             + name_warning(config, self.model)
         )
         prompts = tokenised(config, self.model, self.images)
+        self.alignment = aligned(config, self.model)
+        self.warnings += same_as_captions(config, self.model, prompts)
         self.fingerprint = self.model.fingerprint
         self.inputs = _inputs(self.model, self.images, prompts)
         self._agree()
@@ -194,7 +197,8 @@ class Training:
             lambda batch: self.on_event(
                 Message(f"the device ran out of memory: {batch} candidates in one forward from now on", warning=True)
             ),
-            self._denoiser(prompts),
+            self._denoiser(prompts, self.alignment.prompts if self.alignment else []),
+            self.alignment,
         )
         shared = self.ranks.size > 1
         self.objective: Objective = SharedObjective(self._own, self.ranks) if shared else self._own
@@ -225,9 +229,9 @@ class Training:
             frames = Frames.of_tensors(self.ranks.handed(frames.tensors() if frames else None))
         return frames
 
-    def _denoiser(self, prompts: list[list[Prompt]]) -> Denoiser:
+    def _denoiser(self, prompts: list[list[Prompt]], more: Sequence[Prompt]) -> Denoiser:
         """What judges candidates."""
-        every = [prompt for each in prompts for prompt in each]
+        every = [*(prompt for each in prompts for prompt in each), *more]
         capture = capture_on(self.model.device) if self.plan.graphs else None
 
         def on_plain(line: str) -> None:
@@ -237,6 +241,11 @@ class Training:
             return self.model.denoiser(every, capture, on_plain)
         assert isinstance(self.model, StableDiffusion)
         return self.model.weights_denoiser(every, self.frames, capture, on_plain)
+
+    @property
+    def forwards(self) -> tuple[int, int]:
+        """Forward passes of a step: the candidates', and those for the target prompt."""
+        return self.search.estimator.num_candidates, self.config.forwards_for_target
 
     @property
     def batch(self) -> int:
@@ -258,7 +267,7 @@ class Training:
         draw, scale = self.objective.draw(self.config.seed, step), guard.scale
         check_loss = self._check_loss() if self.config.checked(step, began) else None
         lr_scale, mu_scale = self.config.lr_scale(step, began), self.config.mu_scale(step, began)
-        losses = self.objective.losses(self.search.ask(mu_scale), draw)
+        losses = self.objective.losses(self.search.ask(mu_scale), draw, self.search.around)
         try:
             self.search.tell(losses, lr_scale, check_loss=check_loss, mu_scale=mu_scale)
         except NonFiniteLossError as error:
@@ -298,7 +307,8 @@ class Training:
     def _check_loss(self) -> float:
         """The token's loss on draws that stay the same."""
         draws = self.config.check_draws(len(self.images))
-        loss = float(mean_losses(self._own, self.search.candidate, draws, self.ranks.share))
+        candidate = self.search.candidate
+        loss = float(mean_over(draws, lambda draw: self._own.check(candidate, draw), self.ranks.share))
         if math.isfinite(loss):
             return loss
         if self.search.guard.point is None:
@@ -389,12 +399,43 @@ def tokenised(config: TrainConfig, model: TokenModel, images: Sequence[Reference
     )
     model.check_token(config.token)
     model.check_initializer(config.initializer, config.num_vectors, config.initializer_mode)
+    for text in config.target_prompts:
+        model.prompt(text, config.num_vectors, "target_prompt: the prompt")
     sample_text = with_slots(config.sample_prompt, config.token)
     model.prompt(sample_text, config.num_vectors, "sample_prompt: the prompt")
     return [
         [model.prompt(text, config.num_vectors, f"{image.path}: the caption") for text in each]
         for image, each in zip(images, texts, strict=True)
     ]
+
+
+def same_as_captions(config: TrainConfig, model: TokenModel, prompts: Sequence[Sequence[Prompt]]) -> list[str]:
+    """A line for the user on target prompts that pictures are captioned with: those pull the token both ways."""
+    captions = {model.prompt_bytes(prompt) for each in prompts for prompt in each}
+    targets = config.target_prompts if config.aligned else []
+    return [
+        f"target_prompt: {text!r} is a caption too: a target says what the pictures do not show, such as another place"
+        for text in targets
+        if model.prompt_bytes(model.prompt(text, config.num_vectors)) in captions
+    ]
+
+
+def aligned(config: TrainConfig, model: TokenModel) -> Alignment | None:
+    """What aligns a run with its target prompts; None if nothing does.
+
+    Raises:
+        CaptionError: one is longer than the model reads.
+    """
+    if not config.aligned:
+        return None
+    return Alignment(
+        [model.prompt(text, 0, "target_prompt: the prompt") for text in config.clean_prompts],
+        model.prompt(""),
+        config.alignment,
+        config.alignment_alpha,
+        config.alignment_beta,
+        config.lora_rank > 0,
+    )
 
 
 def name_warning(config: TrainConfig, model: TokenModel) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from ..base.errors import ConfigError
 from .settings import CHOICE, SEARCH, SETTINGS, Setting
 
+_ALIGNED = ("alignment", "alignment_alpha", "alignment_beta")
 _LORA = ("lora_share", "lora_mu", "lora_lr", "lora_with_token")
 _COARSE_MU = 1e-2
 """Supplement S3.2, for int4; and what bfloat16 needs as well."""
@@ -152,6 +153,7 @@ def check_given(settings: Mapping[str, Any], preset: Mapping[str, Any], given: M
         (("t_lower", "t_upper"), puts, "PUTS, which is not in use: set timesteps to puts"),
         (("eps",), settings["optimizer"] == "zoadam", "zoadam, which is not in use: set optimizer to zoadam"),
         (("patience",), checks, "the checks, of which there are none: set checks"),
+        (_ALIGNED, settings.get("target_prompt"), "alignment, which has no target prompt: give target_prompt"),
         (_LORA, settings["lora_rank"], "weights, of which none are learned: set lora_rank to 4"),
         (("radius",), settings["directions"] == "vocabulary", "vocabulary directions: set directions to vocabulary"),
     )

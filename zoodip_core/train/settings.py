@@ -17,7 +17,7 @@ from typing import Any
 from ..base.errors import ConfigError, TokenError
 from ..base.names import check_name, file_stem
 from ..data.images import CROPS, check_resolution
-from ..data.prompts import ADJECTIVE, SLOT, TEMPLATES, with_slots
+from ..data.prompts import ADJECTIVE, SLOT, TEMPLATES, says, with_slots
 from ..model.kinds import DTYPES, PREDICTION_TYPES, TINY
 from ..model.quantize import WEIGHTS
 from ..search.estimators import ESTIMATORS, MOST_DIRECTIONS, MOST_MU
@@ -35,10 +35,11 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "tuple[str, ...]": (tuple,),
 }
-SUBJECT, MODEL, IMAGES, SEARCH, LORA, SUBSPACE, TIMESTEPS, RUN = (
+SUBJECT, MODEL, IMAGES, ALIGNMENT, SEARCH, LORA, SUBSPACE, TIMESTEPS, RUN = (
     "What to learn",
     "Model",
     "Pictures and captions",
+    "The prompt you will use",
     "Search",
     "Weights as a LoRA",
     "Subspace Gradient",
@@ -46,7 +47,7 @@ SUBJECT, MODEL, IMAGES, SEARCH, LORA, SUBSPACE, TIMESTEPS, RUN = (
     "While it runs",
 )
 """The parts that settings belong to, by their titles."""
-PARTS = (SUBJECT, MODEL, IMAGES, SEARCH, LORA, SUBSPACE, TIMESTEPS, RUN)
+PARTS = (SUBJECT, MODEL, IMAGES, ALIGNMENT, SEARCH, LORA, SUBSPACE, TIMESTEPS, RUN)
 DIRECTIONS = ("normal", "vocabulary")
 LR_SCHEDULES = ("constant", "cosine")
 AUTO, ON, OFF = "auto", "on", "off"
@@ -54,6 +55,9 @@ ALL = "all"
 """The device that stands for all cards of a computer, each in a process of its own."""
 _MANY = 10_000_000
 MOST_RANK = 64
+MOST_ALIGNMENT, MOST_GUIDANCE = 100, 100
+SEPARATOR = ";"
+"""Between target prompts."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +288,45 @@ class Settings:
     background: str = _setting("white", IMAGES, "Background", "Colour behind transparent pictures.", metavar="COLOUR")
     flip: bool = _setting(
         False, IMAGES, "Mirror", "Train on mirror images too; not for subjects with a left and a right."
+    )
+    target_prompt: str | None = _setting(
+        None,
+        ALIGNMENT,
+        "Target prompt",
+        "Where you will use the token, like a sketch of {} in Paris: it learns to leave the rest of that prompt to the "
+        "model, with three more forward passes a step. Several, separated by ;, are drawn in turn.",
+        metavar="TEXT",
+    )
+    alignment: float = _setting(
+        1.0,
+        ALIGNMENT,
+        "Alignment",
+        "How much the target prompt counts (PALP's lambda). More: the prompt is obeyed better, the subject is less "
+        "like. 0: not at all.",
+        metavar="LAMBDA",
+        range=(0, MOST_ALIGNMENT),
+        left=-1,
+    )
+    alignment_alpha: float = _setting(
+        1.0,
+        ALIGNMENT,
+        "Guidance of the target (alpha)",
+        "Of the target prompt's prediction with the class word. Where alpha and beta differ, a step takes one more "
+        "forward pass.",
+        metavar="SCALE",
+        range=(0, MOST_GUIDANCE),
+        above=True,
+        left=0,
+    )
+    alignment_beta: float = _setting(
+        1.0,
+        ALIGNMENT,
+        "Guidance of the token (beta)",
+        "Of the caption's prediction with the token.",
+        metavar="SCALE",
+        range=(0, MOST_GUIDANCE),
+        above=True,
+        left=0,
     )
     steps: int = _setting(
         30_000,
@@ -590,11 +633,41 @@ class Settings:
             raise ConfigError(
                 f"template = {ADJECTIVE}: give class_word, the word that the token stands before, like dog"
             )
+        self._check_target()
         if file_stem(self.token).lower() == "state":
             raise TokenError(f"token {self.token!r} names a file of every run; choose a name of letters, like <my-cat>")
         for name, value in self.to_dict().items():
             if re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
                 raise ConfigError(f"{name} = {value!r}: holds half a character, which no file can keep; write it anew")
+
+    def _check_target(self) -> None:
+        if self.target_prompt is not None and not self.target_prompts:
+            raise ConfigError("target_prompt is empty: write the prompt that you will use, or leave it out")
+        for text in self.target_prompts:
+            if SLOT not in text:
+                raise ConfigError(f"target_prompt: {text!r} has no placeholder; write {{}} where the token will stand")
+            if self.class_word and not says(text, self.class_word):
+                raise ConfigError(
+                    f"target_prompt: {text!r} does not say {self.class_word}, the class word: write {SLOT} "
+                    f"{self.class_word} where the subject stands, or leave class_word out"
+                )
+
+    @property
+    def target_prompts(self) -> list[str]:
+        """The prompts that the token will be used in, with ``{}`` for it."""
+        texts = (self.target_prompt or "").split(SEPARATOR)
+        return [with_slots(text.strip(), self.token) for text in texts if text.strip()]
+
+    @property
+    def clean_prompts(self) -> list[str]:
+        """The same with what kind of thing it is in the token's place: the class word, or else the initializer."""
+        word = "" if self.class_word else self.initializer
+        return [" ".join(text.replace(SLOT, word).split()) for text in self.target_prompts]
+
+    @property
+    def aligned(self) -> bool:
+        """Whether a target prompt counts."""
+        return bool(self.target_prompts) and self.alignment > 0
 
     def to_dict(self) -> dict[str, Any]:
         """By name, as JSON has them."""
@@ -635,6 +708,10 @@ def given(values: Mapping[str, Any], own: Mapping[str, Setting] | None = None) -
         setting = (own or {}).get(name) or SETTINGS.get(name)
         if value is None or (setting and setting.by_preset and value == setting.left):
             continue
+        if setting and setting.kind == TEXT and setting.default is None and isinstance(value, str):
+            value = value.strip()
+            if not value:
+                continue
         switched = setting is not None and setting.kind == SWITCH and value in (ON, OFF)
         found[name] = value == ON if switched else value
     return found

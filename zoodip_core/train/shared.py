@@ -17,6 +17,10 @@ class Batched(Objective, Protocol):
     batch: int
     on_smaller_batch: Callable[[int], None]
 
+    def judge(self, draw: Draw, at: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What gives candidates' losses on one draw."""
+        ...
+
 
 class SharedObjective:
     """The losses of candidates of which each rank looks at a part.
@@ -35,9 +39,9 @@ class SharedObjective:
     def draw(self, seed: int, step: int) -> Draw:
         return self._objective.draw(seed, step)
 
-    def losses(self, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
+    def losses(self, candidates: torch.Tensor, draw: Draw, at: torch.Tensor | None = None) -> torch.Tensor:
         own, before = self._objective, self._objective.batch
-        found = self._ranks.part(candidates.split(before), lambda some: own.losses(some, draw))
+        found = self._ranks.part(candidates.split(before), own.judge(draw, at))
         told = self._ranks.exchange([own.batch, *torch.cat([torch.zeros(0).double(), *found]).tolist()])
         batch = min(each[0] for each in told)
         if batch < own.batch:  # another rank's memory ran out
