@@ -112,7 +112,7 @@ _NOT_ASKED = ("images", "captions", "background", "device", "clip", "vae", "cach
 """They follow from the node's other inputs and from the model."""
 _LATEST = (
     *("radius", "eps", "class_word", "lora_rank", "lora_share", "lora_mu", "lora_lr", "lora_with_token"),
-    *("target_prompt", "alignment", "alignment_alpha", "alignment_beta"),
+    *("target_prompt", "alignment", "alignment_alpha", "alignment_beta", "random_crops"),
 )
 """Inputs that came later are the last ones: saved workflows know an input's value by its place."""
 

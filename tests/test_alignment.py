@@ -18,7 +18,7 @@ from tests.test_ranks import together
 from zoodip_core.base import rng
 from zoodip_core.base.errors import CaptionError, ConfigError
 from zoodip_core.base.events import Commands, Event, Message, Progress
-from zoodip_core.data.images import load_images
+from zoodip_core.data.images import load_images, random_cuts
 from zoodip_core.model.embedding import load_embedding
 from zoodip_core.model.kinds import TINY_PATH
 from zoodip_core.model.latents import encode_images
@@ -33,7 +33,8 @@ from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.draws import Draw
 from zoodip_core.train.loop import TrainResult, resume_training, train_token
 from zoodip_core.train.objective import DiffusionObjective
-from zoodip_core.train.prepared import Training, aligned
+from zoodip_core.train.prepared import Training, aligned, load_references
+from zoodip_core.train.presets import preset_for
 from zoodip_core.train.timesteps import PUTS
 
 PIP = concepts.load("pip")
@@ -392,7 +393,6 @@ def test_the_user_is_told_of_what_a_step_takes(tiny_model: StableDiffusion, tmp_
 
 def test_it_trains_on_any_model(tmp_path: Path) -> None:
     """On one that is nothing but the protocol: the token comes nearer to the word that the target is made with."""
-    from zoodip_core.train.presets import preset_for
 
     found = {}
     for strength in (0.0, 3.0):
@@ -460,3 +460,43 @@ def test_nothing_aligns_without_a_target(tiny_model: StableDiffusion) -> None:
 def test_what_was_learned_says_its_target(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     path = train(config_of(steps=1), tmp_path / "run", tiny_model).path
     assert json.loads(load_embedding(path).metadata["config"])["target_prompt"] == TARGET
+
+
+# ---------------------------------------------------------------- a single picture
+
+
+def test_cuts_are_pieces_of_the_larger_picture() -> None:
+    pictures, _ = load_images([PIP.images], 60)
+    cuts = random_cuts(pictures, 48, 5, seed=7)
+    assert len(cuts) == 5 * len(pictures)
+    assert [cut.path for cut in cuts[:6]] == [pictures[0].path] * 5 + [pictures[1].path]
+    places = []
+    for number, cut in enumerate(cuts):
+        whole = pictures[number // 5]
+        top, left = (cut.crop_top_left[i] - whole.crop_top_left[i] for i in (0, 1))
+        expected = np.asarray(whole.picture)[top : top + 48, left : left + 48]
+        assert np.array_equal(np.asarray(cut.picture), expected)
+        places.append((top, left))
+    assert len(set(places)) > 10
+    assert {0 <= place <= 12 for pair in places for place in pair} == {True}
+    again = random_cuts(pictures, 48, 5, seed=7)
+    assert [cut.crop_top_left for cut in again] == [cut.crop_top_left for cut in cuts]
+    assert [cut.crop_top_left for cut in random_cuts(pictures, 48, 5, seed=8)] != [cut.crop_top_left for cut in cuts]
+
+
+def test_the_preset_for_one_picture(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    default, own = preset_for("sd1"), preset_for("sd1", preset="aligned")
+    assert own == {**default, "random_crops": 8, "steps": 3750}
+    assert own["steps"] * (own["n"] + 3) == default["steps"] * default["n"]
+    picture = sorted(PIP.images.glob("*.png"))[0]
+    config = TrainConfig.with_preset(
+        "aligned",
+        {"images": (str(picture),), "token": "<pip>", "initializer": "monster", "target_prompt": TARGET, "steps": 4},
+    )
+    whole = train(config, tmp_path / "whole", tiny_model)
+    drawn = {json.loads(line)["image"] for line in (tmp_path / "whole" / "steps.jsonl").read_text().splitlines()}
+    assert drawn <= set(range(9))
+    train(config, tmp_path / "stopped", tiny_model, stop_after=2)
+    assert train(config, tmp_path / "stopped", tiny_model).path.read_bytes() == whole.path.read_bytes()
+    flipped, _ = load_references(replace(config, flip=True), tiny_model.info)
+    assert len(flipped) == 18

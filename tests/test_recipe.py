@@ -649,7 +649,7 @@ def test_a_preset_lies_over_any_settings(tmp_path: Path) -> None:
         ("default", {"directions": "normal", "mu": 0.1}, "give both mu and lr"),
         ("paper", {"directions": "vocabulary", "lr": 0.1}, "give both mu and lr"),
         ("default", {"weights": 4}, "weights = 4: expected a text"),
-        ("swift", {}, "choose one of fast, default, careful, two-stage, coarse, paper, paper-released"),
+        ("swift", {}, "choose one of fast, default, careful, two-stage, aligned, coarse, paper, paper-released"),
     ],
 )
 def test_what_would_do_nothing_is_refused(preset: str, given: dict[str, Any], says: str) -> None:

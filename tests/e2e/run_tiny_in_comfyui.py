@@ -20,6 +20,7 @@ from tests.e2e.launch_comfyui import declare_torchvision
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTION = "a {} in the snow"
+CLEAN = "a monster in neon style"
 """In which candidates are computed."""
 
 
@@ -36,7 +37,7 @@ if __name__ == "__main__":
     declared = declare_torchvision()  # kept while it is used
     tiny = tiny_in_comfyui()
     if command == "compute":
-        made = tiny.compute(CAPTION, load_file(source), Path(target).parent)
+        made = tiny.compute(CAPTION, CLEAN, load_file(source), Path(target).parent)
         save_file({name: each.contiguous() for name, each in made.items()}, target)
     else:
         tiny.learn(json.loads(Path(source).read_text(encoding="utf-8")), Path(target))

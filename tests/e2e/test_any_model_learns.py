@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.gains import gain
 from tests.e2e import run_tiny_in_comfyui
-from tests.e2e.run_tiny_in_comfyui import CAPTION, ROOT
+from tests.e2e.run_tiny_in_comfyui import CAPTION, CLEAN, ROOT
 from zoodip_core.base import rng
 from zoodip_core.cli.demo import demo_config
 from zoodip_core.data.images import load_images, to_tensor
@@ -30,6 +30,8 @@ from zoodip_core.model.quantized import Conditioning
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_model import View
 from zoodip_core.tiny import concepts
+from zoodip_core.train.alignment import Alignment
+from zoodip_core.train.draws import Draw
 from zoodip_core.train.heldout import heldout_losses
 from zoodip_core.train.loop import train_token
 
@@ -154,6 +156,21 @@ def test_losses_of_candidates_are_ours(model: StableDiffusion, computed: Compute
         ours = model.denoiser([prompt], None, print).losses_on(view)(given["candidates"])
     assert ours.max() - ours.min() > 100 * CLOSE * ours.mean()  # else it says nothing of candidates
     torch.testing.assert_close(computed.theirs["losses"], ours, rtol=CLOSE, atol=0)
+
+
+def test_a_target_prompt_shifts_them_as_ours(model: StableDiffusion, computed: Computed) -> None:
+    prompt, given = model.prompt(CAPTION, 2), computed.given
+    view = View(prompt, given["latents"], given["noise"], TIMESTEP, torch.zeros(6))
+    draw = Draw(0, 0, 0, 0, TIMESTEP)
+    for name, alpha in (("plainly", 1.0), ("guided", 3.0)):
+        alignment = Alignment([model.prompt(CLEAN)], model.prompt(""), 0.5, alpha)
+        denoiser = model.denoiser([prompt, *alignment.prompts], None, print)
+        with torch.no_grad():
+            view_of_target = alignment.shifted(denoiser, view, draw, given["candidates"][:1])
+            ours = denoiser.losses_on(view_of_target)(given["candidates"])
+            left = alignment.rest(denoiser, view, draw, given["candidates"][:1])
+        torch.testing.assert_close(computed.theirs[f"aligned {name}"], ours, rtol=CLOSE, atol=0)
+        assert float(computed.theirs[f"aligned left {name}"]) == pytest.approx(left, rel=1e-3)
 
 
 # ---------------------------------------------------------------- learning

@@ -208,11 +208,12 @@ def wrapped(folder: Path) -> Any:
     return pack.ComfyUIModel(tiny_model(), tiny_clip(folder), tiny_vae(), folder)
 
 
-def compute(caption: str, given: Tensors, folder: Path) -> Tensors:
+def compute(caption: str, clean: str, given: Tensors, folder: Path) -> Tensors:
     """What ComfyUI and our model of its parts make of the same inputs.
 
     Args:
         caption: with a place for the candidates.
+        clean: a target prompt without one.
         given: ``candidates`` ``[K, 2, width]``, ``latents`` and ``noise`` ``[1, 4, H, W]``, ``timestep`` ``[1]``,
             ``pixels`` ``[1, H, W, 3]`` from 0 to 1.
     """
@@ -234,10 +235,24 @@ def compute(caption: str, given: Tensors, folder: Path) -> Tensors:
         "encoded": encoded,
         "decoded": model.vae.decode(encoded),
         "losses": model.denoiser([prompt], None, print).losses_on(view)(given["candidates"]),
+        **{f"aligned {kind}": each for kind, each in _aligned(model, view, clean, given["candidates"]).items()},
         "initial": model.initial_vectors("monster", 1, "single"),
         "words": torch.cat(list(model.word_rows())),
         "ids": torch.tensor([entry if isinstance(entry, int) else -1 for entry, *_ in prompt.tokens["l"][0]]),
     }
+
+
+def _aligned(model: Any, view: Any, clean: str, candidates: torch.Tensor) -> Tensors:
+    """Losses with a target prompt, and what is left to align, without and with guidance."""
+    train = {name: importlib.import_module(f"zoodip_pack.zoodip_core.train.{name}") for name in ("alignment", "draws")}
+    draw, found = train["draws"].Draw(0, 0, 0, 0, view.timestep), {}
+    for name, alpha in (("plainly", 1.0), ("guided", 3.0)):
+        alignment = train["alignment"].Alignment([model.prompt(clean)], model.prompt(""), 0.5, alpha)
+        denoiser = model.denoiser([view.prompt, *alignment.prompts], None, print)
+        shifted = alignment.shifted(denoiser, view, draw, candidates[:1])
+        found[name] = denoiser.losses_on(shifted)(candidates)
+        found[f"left {name}"] = torch.tensor([alignment.rest(denoiser, view, draw, candidates[:1])])
+    return found
 
 
 def learn(settings: Mapping[str, Any], folder: Path) -> None:

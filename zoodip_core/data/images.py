@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError, features
 
+from ..base import rng
 from ..base.errors import ConfigError, ImagesError
 from .kinds import DAMAGED, HOURS, SUFFIXES, NoPicture, Why, opened, why_not
 
@@ -434,6 +435,29 @@ def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
 def with_flips(images: list[ReferenceImage]) -> list[ReferenceImage]:
     """The images followed by their mirror images, under the same paths."""
     return images + [replace(image, picture=ImageOps.mirror(image.picture)) for image in images]
+
+
+ENLARGED = 1.25
+"""How much larger than a cut the picture is that it is taken from."""
+
+
+def random_cuts(images: Sequence[ReferenceImage], resolution: int, count: int, seed: int) -> list[ReferenceImage]:
+    """Squares at random places of larger pictures, ``count`` of each, under the same paths.
+
+    Args:
+        images: of :data:`ENLARGED` times ``resolution``.
+        resolution: pixels a side of a cut.
+        count: cuts of each picture.
+        seed: of the places.
+    """
+    cuts = []
+    for number, image in enumerate(image for image in images for _ in range(count)):
+        room = image.picture.width - resolution
+        top, left = (rng.integer(seed, number, f"cut, {side}", 0, room + 1) for side in ("top", "left"))
+        picture = image.picture.crop((left, top, left + resolution, top + resolution))
+        corner = (image.crop_top_left[0] + top, image.crop_top_left[1] + left)
+        cuts.append(replace(image, picture=picture, crop_top_left=corner))
+    return cuts
 
 
 def check_resolution(resolution: int) -> None:

@@ -17,7 +17,16 @@ from ..base.errors import ConfigError, NonFiniteLossError, NoRoomError
 from ..base.events import Event, Message
 from ..base.names import file_stem
 from ..base.version import __version__
-from ..data.images import ReferenceImage, blown_up, left_out, load_images, only_first, with_flips
+from ..data.images import (
+    ENLARGED,
+    ReferenceImage,
+    blown_up,
+    left_out,
+    load_images,
+    only_first,
+    random_cuts,
+    with_flips,
+)
 from ..data.prompts import captions_for, unused_captions, with_slots
 from ..model.blueprint import ModelInfo
 from ..model.embedding import Embedding
@@ -373,6 +382,12 @@ def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[Referenc
     resolution = config.resolution or info.resolution
     images, skipped = load_images(config.images, resolution, crop=config.crop, background=config.background)
     captions = Path(config.captions) if config.captions else None
+    cuts: list[ReferenceImage] = []
+    if config.random_crops:
+        larger, _ = load_images(
+            config.images, math.ceil(resolution * ENLARGED), crop=config.crop, background=config.background
+        )
+        cuts = random_cuts(larger, resolution, config.random_crops, config.seed)
     lines = [
         *(f"skipped: {line}" for line in skipped),
         *left_out(config.images),
@@ -380,6 +395,7 @@ def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[Referenc
         *blown_up(images, resolution),
         *unused_captions(captions, [image.path for image in images], config.images),
     ]
+    images += cuts
     return with_flips(images) if config.flip else images, lines
 
 

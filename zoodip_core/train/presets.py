@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from ..base.errors import ConfigError
@@ -51,7 +52,11 @@ TWO_STAGE: dict[str, Any] = {"lora_rank": 4}
 """Beside the recipe: the token, and then weights."""
 _NARROW_RANK = 2
 """SDXL's, of 140 matrices: as many numbers as a rank of 4 has of the 32 of others."""
-PRESETS = ("fast", "default", "careful", "two-stage", "coarse", "paper", "paper-released")
+ALIGNED: dict[str, Any] = {"random_crops": 8}
+"""Beside the recipe, for one picture and a target prompt."""
+_SHARES = {"fast": Fraction(1, 3), "careful": Fraction(3), "coarse": Fraction(1, 6), "aligned": Fraction(5, 8)}
+"""Of the recipe's steps. Those of ``aligned`` have eight forward passes in place of five."""
+PRESETS = ("fast", "default", "careful", "two-stage", "aligned", "coarse", "paper", "paper-released")
 """Presets that fit any model: see :func:`preset_for`."""
 PRESET = Setting(
     "preset",
@@ -60,7 +65,8 @@ PRESET = Setting(
     "Preset",
     f"Decides every setting that is left to it. default takes {RECIPE['steps']} steps (SDXL, Flux and the like "
     f"{_STEPS['sdxl']}, the embedded model {_STEPS['tiny']}), fast a third of them, careful three times as many; "
-    "two-stage learns weights after the token, kept as a LoRA; coarse takes a sixth of the steps, for a token alone "
+    "two-stage learns weights after the token, kept as a LoRA; aligned is for a single picture and a target prompt, in "
+    "as many forward passes; coarse takes a sixth of the steps, for a token alone "
     "that says roughly what it is. paper is the paper's own search, paper-released that of its authors' script.",
     "default",
     "--preset",
@@ -90,10 +96,11 @@ def preset_for(family: str, weights: str = "int8", dtype: str = "auto", preset: 
     Args:
         preset: ``default`` for :data:`RECIPE`, ``fast`` for a third of its steps, ``careful`` for three times as many;
             ``two-stage`` for weights after the token (the two stages of "An Improved Method for Personalizing Diffusion
-            Models"), ``coarse`` for its first stage alone; ``paper`` for the paper's settings; ``paper-released`` for
-            those of the script that its authors released, whose Adam has twice the learning rate, and an eps of 1e-3
-            for gradients divided by sqrt((d + n - 1) / n), d being the token's numbers. (It also mirrors pictures at
-            random and squeezes them into squares.)
+            Models"), ``coarse`` for its first stage alone; ``aligned`` for one picture and a target prompt (PALP's
+            single shot), in as many forward passes as ``default``; ``paper`` for the paper's settings;
+            ``paper-released`` for those of the script that its authors released, whose Adam has twice the learning
+            rate, and an eps of 1e-3 for gradients divided by sqrt((d + n - 1) / n), d being the token's numbers. (It
+            also mirrors pictures at random and squeezes them into squares.)
 
     Raises:
         ConfigError: an unknown preset.
@@ -106,9 +113,9 @@ def preset_for(family: str, weights: str = "int8", dtype: str = "auto", preset: 
         coarse = {"mu": _COARSE_MU} if weights == "int4" or dtype == "bfloat16" else {}
         return {**paper, **coarse, **(_released(paper, _WIDTHS[kind]) if preset == "paper-released" else {})}
     steps: int = _STEPS.get(family, _STEPS["sdxl"])
-    taken = {"fast": steps // 3, "careful": steps * 3, "coarse": steps // 6}.get(preset, steps)
+    taken = int(steps * _SHARES.get(preset, Fraction(1)))
     weights_too = {**TWO_STAGE, **({"lora_rank": _NARROW_RANK} if family == "sdxl" else {})}
-    more = weights_too if preset == "two-stage" else {}
+    more = {"two-stage": weights_too, "aligned": ALIGNED}.get(preset, {})
     return complete({**RECIPE, "t_lower": paper["t_lower"], "t_upper": paper["t_upper"], "steps": taken, **more})
 
 

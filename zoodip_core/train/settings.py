@@ -285,6 +285,15 @@ class Settings:
         "center cuts out the middle square, resize squeezes the picture into one.",
         choices=CROPS,
     )
+    random_crops: int = _setting(
+        0,
+        IMAGES,
+        "Random cuts",
+        "Beside each picture, so many cuts of it at random places, of four fifths of its sides. For one picture alone.",
+        metavar="N",
+        range=(0, 100),
+        left=-1,
+    )
     background: str = _setting("white", IMAGES, "Background", "Colour behind transparent pictures.", metavar="COLOUR")
     flip: bool = _setting(
         False, IMAGES, "Mirror", "Train on mirror images too; not for subjects with a left and a right."
