@@ -377,6 +377,42 @@ def token_and_lora() -> list[list[Node]]:
     ]
 
 
+def one_scene() -> list[list[Node]]:
+    """A token for the prompt that it will be used in, on Stable Diffusion 1.5."""
+    checkpoint, scene = "v1-5-pruned-emaonly-fp16.safetensors", "a sketch of {} in Paris"
+    model = Node("ZoodipLoadQuantizedSD", {"checkpoint": checkpoint, "weights": "int8"})
+    images = Node("ZoodipLoadReferenceImages", {"folder": "bundled: boo"}, size=(300, 300))
+    _, sampler = search_parts()
+    training = trainer(
+        model,
+        images,
+        None,
+        sampler,
+        token="<my-subject>",
+        initializer="toy",
+        preview_every=300,
+        target_prompt=scene,
+    )
+    curve = Node("PreviewImage", {}, {"images": (training, 2)}, title="Loss curve", size=(340, 300))
+    saved = Node("ZoodipSaveEmbedding", {}, {"embedding": (training, 0)}, size=(340, 260))
+    text = (
+        "### Your subject in one scene\n\n"
+        f"1. Choose your checkpoint of Stable Diffusion 1.5 in **both** loaders ({checkpoint}).\n"
+        "2. **Load Reference Images**: upload pictures of your subject. With a single one, choose the "
+        "preset **aligned**.\n"
+        "3. **ZO Train Token**: name the token, and the plain word for what it is (*dog*, *toy*, *backpack*). "
+        "**target_prompt**, among the advanced inputs, is the prompt you will use, with {} for the token. The token "
+        "then learns to leave the rest of that prompt to the model.\n"
+        "4. Run. Cancel whenever you like: queue again to resume.\n\n"
+        "Is the prompt not obeyed? Raise **alignment**. Is it too little like your subject? Lower it."
+    )
+    loader = Node("CheckpointLoaderSimple", {"ckpt_name": checkpoint})
+    prompt = scene.replace("{}", "<my-subject>")
+    latents = Node("EmptyLatentImage")
+    first, *others = standard((loader, 0), (loader, 1), (loader, 2), training, latents, prompt=prompt)
+    return [[note(text, 420), model, images], [sampler], [training], [curve, saved], [loader, *first], *others]
+
+
 def from_comfyui(
     title: str, files: str, end: str, loaders: list[Node], parts: tuple[Output, Output, Output], t_lower: int = 500
 ) -> tuple[list[list[Node]], Node]:
@@ -530,6 +566,7 @@ def examples() -> dict[str, list[list[Node]]]:
         ),
         "sdxl_int8": full_size("Stable Diffusion XL, int8 weights", "sd_xl_base_1.0.safetensors", 1024, 700, "4 GB"),
         "token_and_lora": token_and_lora(),
+        "one_scene": one_scene(),
         "ablation_subspace_gradient_puts": ablation(),
         "flux1_dev_fp8": flux(),
         "z_image": z_image(),
