@@ -7,6 +7,7 @@ between them. What would be frozen into a CUDA graph is frozen there as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -145,6 +146,25 @@ def test_what_is_captured_gives_the_same_losses(
     assert recording.replayed >= 2
 
 
+@pytest.mark.parametrize(("family", "num_vectors"), CASES)
+def test_what_is_captured_gives_the_same_outputs(
+    models: Callable[[str], StableDiffusion], family: str, num_vectors: int
+) -> None:
+    """Of a candidate, and of texts beside it that are encoded already."""
+    model, recording = models(family), Recording()
+    forwards = Forwards(model, capture=recording, on_plain=pytest.fail)
+    for inputs in steps(model, 6, num_vectors, candidates=1):
+        with torch.no_grad():
+            texts = [model.encode(model.prompt(text)) for text in ("a monster in neon style", "")]
+            texts = texts[inputs.timestep // 150 % 2 :]
+            beside = texts[0] if len(texts) == 1 else texts[0].joined(texts[1])
+            all_texts = model.encode(inputs.prompt, inputs.candidates).joined(beside)
+            expected = model.predict(inputs.noisy, inputs.timestep, all_texts, inputs.time_ids)
+        found = of(forwards, replace(inputs, target=None, beside=beside))
+        assert torch.equal(found, expected)
+    assert recording.replayed >= 2
+
+
 @pytest.mark.parametrize("family", ["tiny", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_nothing_that_is_captured_asks_the_host(models: Callable[[str], StableDiffusion], family: str) -> None:
     """A capture fails at a copy to or from the host's memory, or where the device is waited for."""
@@ -159,10 +179,13 @@ def test_nothing_that_is_captured_asks_the_host(models: Callable[[str], StableDi
     model = models(family)
     (inputs,) = steps(model, 1)
     plain(model, inputs)  # has the rows of its words read
-    forward = Forward(model, inputs)
-    forward.fill(inputs)
-    with torch.no_grad(), OnTheDevice():
-        forward.compute()
+    with torch.no_grad():
+        beside = model.encode(model.prompt("a monster"))
+    for each in (inputs, replace(inputs, target=None, candidates=inputs.candidates[:1], beside=beside)):
+        forward = Forward(model, each)
+        forward.fill(each)
+        with torch.no_grad(), OnTheDevice():
+            forward.compute()
 
 
 def test_each_shape_is_captured(models: Callable[[str], StableDiffusion]) -> None:
