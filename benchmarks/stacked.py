@@ -168,9 +168,9 @@ class Stack:
         ids = torch.cat([prompt.ids for prompt in prompts])
         table.keep(ids.unique().tolist())
         places = [
-            (row, place, i % prompt.num_vectors)
+            (row, place, vector)
             for row, prompt in enumerate(prompts)
-            for i, place in enumerate(prompt.positions)
+            for place, vector in zip(prompt.positions, prompt.rows, strict=True)
         ]
         rows, columns, vectors = (torch.tensor(each) for each in zip(*places, strict=True))
 

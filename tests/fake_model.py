@@ -26,6 +26,7 @@ from zoodip_core.model.embedding import Embedding
 from zoodip_core.model.kinds import COMFYUI
 from zoodip_core.model.memory_use import MemoryPlan, MemoryUse
 from zoodip_core.model.noise import share_of_noise
+from zoodip_core.model.places import Rows, rows_of
 from zoodip_core.model.posteriors import CachedPosteriors
 from zoodip_core.model.token_model import LossesOf, Row, View
 
@@ -36,10 +37,10 @@ _COLOURS = 3
 
 @dataclass(frozen=True)
 class Places:
-    """A prompt: how many vectors stand in each of its places."""
+    """A prompt: which rows of what is placed stand in its places."""
 
     text: str
-    counts: tuple[int, ...]
+    rows: tuple[range, ...]
 
 
 class FakeModel:
@@ -69,13 +70,12 @@ class FakeModel:
     def knows(self, word: str) -> bool:
         return word in WORDS
 
-    def check_initializer(self, initializer: str, num_vectors: int, mode: str) -> None:
+    def check_initializer(self, initializer: str, num_vectors: int, mode: str, first: int = 0) -> None:
         if not self.knows(initializer):
             raise TokenError(f"initializer {initializer!r} is unknown to the model's tokenizer; choose a plain word")
 
-    def prompt(self, text: str, num_vectors: int | Sequence[int] = 0, where: str = "the prompt") -> Places:
-        uses = text.count(SLOT)
-        return Places(text, (num_vectors,) * uses if isinstance(num_vectors, int) else tuple(num_vectors))
+    def prompt(self, text: str, num_vectors: Rows = 0, where: str = "the prompt") -> Places:
+        return Places(text, rows_of(num_vectors, text.count(SLOT)))
 
     def prompt_bytes(self, prompt: Places) -> bytes:
         return repr(prompt).encode()
@@ -107,7 +107,8 @@ class FakeModel:
         noisy = (share * view.noise + (1 - share) * view.latents).double()
 
         def losses(candidates: torch.Tensor) -> torch.Tensor:
-            pictures = self._drawn(candidates)[:, :, None, None].double()
+            rows = [row for place in view.prompt.rows for row in place]
+            pictures = self._drawn(candidates[:, rows])[:, :, None, None].double()
             velocity = (noisy - pictures) / share
             target = (view.noise - view.latents).double()
             return (velocity - (target if view.shift is None else target - view.shift)).square().mean((1, 2, 3))

@@ -68,7 +68,7 @@ def test_as_many_text_blocks_are_run_as_were_trained(files: SmallModels, change:
     model = load_quantized(files.write("sd21", change), weights="none", device="cpu")
     ids = torch.randint(0, 98, (1, 77), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours = model.encode((EncodedPrompt(ids, (), 0),)).hidden
+        ours = model.encode((EncodedPrompt(ids, (), ()),)).hidden
         torch.testing.assert_close(ours, encoder(ids)[0], rtol=1e-5, atol=1e-5)
 
 

@@ -46,7 +46,7 @@ def assert_is(model: StableDiffusion, modules: dict[str, Any]) -> None:
     close = functools.partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3)
     ids = torch.randint(0, 98, (1, 77), generator=torch.Generator().manual_seed(0))
     ids[0, -1] = model.blueprint.configs["text_encoder"]["eos_token_id"]  # the largest, by which the modules go
-    condition = model.encode((EncodedPrompt(ids, (), 0),) * len(model.info.dims))
+    condition = model.encode((EncodedPrompt(ids, (), ()),) * len(model.info.dims))
     outputs = [
         modules[part](ids, output_hidden_states=True) for part in ("text_encoder", "text_encoder_2") if part in modules
     ]

@@ -158,7 +158,7 @@ class Lean:
     def prediction(self, model: StableDiffusion) -> Tensor:
         """A model's output for two candidates in a prompt of a few of the words."""
         generator = torch.Generator().manual_seed(5)
-        prompt = EncodedPrompt(torch.tensor([[98, 7, 3, 50, *[99] * 73]]), (2,), 1)
+        prompt = EncodedPrompt(torch.tensor([[98, 7, 3, 50, *[99] * 73]]), (2,), (range(1),))
         candidates = 0.03 * torch.randn(2, 1, sum(DIMS[self.family]), generator=generator)
         condition = model.encode((prompt,) * len(DIMS[self.family]), candidates)
         return model.predict(torch.randn(1, 4, 8, 8, generator=generator), 300, condition, TIME_IDS)

@@ -18,6 +18,7 @@ from ...zoodip_core.model.blueprint import ModelInfo
 from ...zoodip_core.model.calls import calls_in
 from ...zoodip_core.model.embedding import Embedding, check_fits
 from ...zoodip_core.model.generation import check_settings
+from ...zoodip_core.model.places import Rows, rows_of
 from ..placing import plain_word
 from .kinds import is_distilled, is_guided
 from .texts import ComfyPrompt, Texts
@@ -35,7 +36,7 @@ class Source(Protocol):
     info: ModelInfo
     texts: Texts
 
-    def prompt(self, text: str, num_vectors: int | Sequence[int] = 0) -> ComfyPrompt: ...
+    def prompt(self, text: str, num_vectors: Rows = 0) -> ComfyPrompt: ...
 
     def latents_shape(self, resolution: int) -> tuple[int, ...]: ...
 
@@ -63,12 +64,12 @@ def generate(
     listed = [embedding] if isinstance(embedding, Embedding) else list(embedding or ())
     for each in listed:
         check_fits(each, model.info.dims, "generate", model.info.encoders)
-    if listed:
-        model.texts.word = plain_word(listed[0].metadata.get("initializer", ""))
     texts = list(dict.fromkeys([*prompts, negative_prompt]))
     encoded = {}
     for text, call in zip(texts, calls_in(texts, listed), strict=True):
-        vectors = call.vectors
+        vectors, firsts = call.vectors, (place.start for place in rows_of(call.counts, 0))
+        words = (plain_word(each.metadata.get("initializer", "")) for each in call.embeddings)
+        model.texts.words = dict(zip(firsts, words, strict=True))
         prompt = model.prompt(call.text, call.counts)
         encoded[text] = model.texts.conditioning(prompt, None if vectors is None else vectors[0])
     done = _Steps(on_step, num_inference_steps * len(prompts))

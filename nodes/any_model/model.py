@@ -22,6 +22,7 @@ from ...zoodip_core.model.blueprint import ModelInfo
 from ...zoodip_core.model.embedding import Embedding
 from ...zoodip_core.model.kinds import COMFYUI
 from ...zoodip_core.model.memory_use import MemoryPlan, MemoryUse
+from ...zoodip_core.model.places import Rows
 from ...zoodip_core.model.posteriors import CachedPosteriors
 from ...zoodip_core.model.token_model import LossesOf, Row, View
 from ..tokenizer import encoder_names
@@ -147,10 +148,10 @@ class ComfyUIModel:
     def knows(self, word: str) -> bool:
         return self.texts.knows(word)
 
-    def check_initializer(self, initializer: str, num_vectors: int, mode: str) -> None:
-        self.texts.check_initializer(initializer, num_vectors, mode)
+    def check_initializer(self, initializer: str, num_vectors: int, mode: str, first: int = 0) -> None:
+        self.texts.check_initializer(initializer, num_vectors, mode, first)
 
-    def prompt(self, text: str, num_vectors: int | Sequence[int] = 0, where: str = "the prompt") -> ComfyPrompt:
+    def prompt(self, text: str, num_vectors: Rows = 0, where: str = "the prompt") -> ComfyPrompt:
         return self.texts.prompt(text, num_vectors, where)
 
     def prompt_bytes(self, prompt: ComfyPrompt) -> bytes:
@@ -198,7 +199,7 @@ class ComfyUIModel:
     def _texts_of(self, clip: Any) -> None:
         if clip is not self.clip:
             self._encoded.clear()
-            self.clip, self.texts = clip, Texts(clip, self.folder, self.texts.word)
+            self.clip, self.texts = clip, Texts(clip, self.folder, self.texts.words)
 
     # ------------------------------------------------------------ pictures and losses
 

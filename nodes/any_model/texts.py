@@ -21,6 +21,7 @@ from safetensors.torch import save
 from ...zoodip_core.base.errors import CaptionError, ModelError, TokenError
 from ...zoodip_core.base.files import write_atomically
 from ...zoodip_core.data.prompts import SLOT
+from ...zoodip_core.model.places import Rows, rows_of
 from ...zoodip_core.model.words import in_pieces, word_ids
 from ..placing import Known, Way, plain_word, reading, replaced, spaced, way_of
 from ..tokenizer import words_alone
@@ -102,13 +103,15 @@ class Texts:
     Args:
         clip: of ComfyUI.
         folder: for files of ours, which may vanish between two runs.
-        word: what stands in the token's place for tokenizers that read words alone, as Anima's T5: the initializer.
+        words: what stands in places for tokenizers that read words alone, as Anima's T5: the tokens' initializers, by
+            the rows with which they begin.
     """
 
-    def __init__(self, clip: Any, folder: Path, word: str = "") -> None:
+    def __init__(self, clip: Any, folder: Path, words: Mapping[int, str] | None = None) -> None:
         self.clip = clip
-        self.word = word
+        self.words = dict(words or {})
         self._folder = folder
+        self._firsts: dict[str, int] = {}
         self._parts = encoder_parts(clip)
         self.encoders = tuple((part.key, part.width) for part in self._parts)
 
@@ -128,9 +131,9 @@ class Texts:
         return reading(self.clip.tokenizer, [self._folder], words, self._in_words, self._way.wrapped)
 
     def _in_words(self, text: str) -> str:
-        return _MARKED.sub(lambda _: self.word, text)
+        return _MARKED.sub(lambda place: self.words.get(self._firsts[place[0]], ""), text)
 
-    def prompt(self, text: str, num_vectors: int | Sequence[int], where: str) -> ComfyPrompt:
+    def prompt(self, text: str, num_vectors: Rows, where: str) -> ComfyPrompt:
         """A text in which each ``{}`` stands for vectors; see ``TokenModel.prompt``.
 
         Raises:
@@ -139,15 +142,12 @@ class Texts:
         """
         if len(text) > _LONGEST_TEXT:
             raise CaptionError(f"{where} has {len(text)} characters, models read some 300; shorten {text[:40]!r}")
-        uses = text.count(SLOT)
-        counts = [num_vectors] * uses if isinstance(num_vectors, int) else list(num_vectors)
-        # Of one token that is trained all places hold the same rows; of several tokens each has its own.
-        firsts = [0] * uses if isinstance(num_vectors, int) else [sum(counts[:i]) for i in range(uses)]
-        names = iter([self._marked(first, count) for first, count in zip(firsts, counts, strict=True)])
+        places = rows_of(num_vectors, text.count(SLOT))
+        names = iter([self._marked(place.start, len(place)) for place in places])
         named = replaced(text, r"\{\}", lambda _: f"embedding:{next(names)}", self._way.weighs)
         tokens = self._tokenize(spaced(named, _MARKED.pattern, self._way.spaces))
         found = tuple(self._places(tokens))
-        self._check(found, firsts, counts, text, where)
+        self._check(found, places, text, where)
         return ComfyPrompt(tokens, found)
 
     def _tokenize(self, text: str) -> Tokens:
@@ -167,6 +167,7 @@ class Texts:
         path = self._folder / f"{name}.safetensors"
         if not path.is_file():
             write_atomically(path, content)
+        self._firsts[f"embedding:{name}"] = first
         return name
 
     def _places(self, tokens: Tokens) -> Iterator[Place]:
@@ -183,12 +184,10 @@ class Texts:
         ours = row >= 1 and encoder in range(1, len(self.encoders) + 1) and not any(rest)
         return (int(encoder) - 1, int(row) - 1) if ours else None
 
-    def _check(
-        self, places: Sequence[Place], firsts: Sequence[int], counts: Sequence[int], text: str, where: str
-    ) -> None:
-        wanted = sorted(row for first, count in zip(firsts, counts, strict=True) for row in range(first, first + count))
+    def _check(self, found: Sequence[Place], places: Sequence[range], text: str, where: str) -> None:
+        wanted = sorted(row for place in places for row in place)
         for encoder, (key, _) in enumerate(self.encoders):
-            if sorted(place.row for place in places if place.encoder == encoder) != wanted:
+            if sorted(place.row for place in found if place.encoder == encoder) != wanted:
                 raise ModelError(
                     f"clip: its text encoder {key} finds no place for the token in {where} {text[:80]!r}; write {{}} "
                     "as a word of its own"
@@ -217,15 +216,18 @@ class Texts:
         forms |= {form for each in tuple(forms) for form in (each + _MARKS[0], _MARKS[1] + each, _MARKS[2] + each)}
         return any(not forms.isdisjoint(part.tokenizer.get_vocab()) for part in self._parts)
 
-    def check_initializer(self, initializer: str, num_vectors: int, mode: str) -> None:
+    def check_initializer(self, initializer: str, num_vectors: int, mode: str, first: int = 0) -> None:
         """See ``TokenModel.check_initializer``. One text encoder that knows it as one token is enough."""
+        self._check_word(initializer, num_vectors, mode)
+        self.words[first] = plain_word(initializer)
+
+    def _check_word(self, initializer: str, num_vectors: int, mode: str) -> None:
         found = self.words_of(initializer)
         if not all(found):
             raise TokenError(
                 f"initializer {initializer!r} is unknown to the model's tokenizer; choose a plain word for "
                 'the subject\'s kind, like "dog"'
             )
-        self.word = plain_word(initializer)
         counts = [len(ids) for ids in found]
         if mode == "single" and not {1, num_vectors} & set(counts):
             raise TokenError(
@@ -236,7 +238,7 @@ class Texts:
 
     def initial_vectors(self, initializer: str, num_vectors: int, mode: str) -> torch.Tensor:
         """See ``TokenModel.initial_vectors``. An encoder to which a single word is several tokens gives their mean."""
-        self.check_initializer(initializer, num_vectors, mode)
+        self._check_word(initializer, num_vectors, mode)
         columns = []
         for part, ids in zip(self._parts, self.words_of(initializer), strict=True):
             rows = self._rows(part, ids)

@@ -70,7 +70,9 @@ class Forward:
         at = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # others may have no float64
         parts = like.candidates.split(model.info.dims, dim=-1)
         self._ids = [torch.empty_like(encoded.ids, device=text) for encoded in like.prompt]
-        self._places = [torch.empty(len(e.positions), dtype=torch.long, device=text) for e in like.prompt]
+        self._places, self._rows = (
+            [torch.empty(len(e.positions), dtype=torch.long, device=text) for e in like.prompt] for _ in range(2)
+        )
         self._candidates = [torch.empty(part.shape, dtype=torch.float32, device=text) for part in parts]
         self._cores = None if like.cores is None else torch.empty(like.cores.shape, dtype=model.dtype, device=device)
         self._noisy = torch.empty(like.noisy.shape, dtype=model.dtype, device=device)
@@ -100,6 +102,7 @@ class Forward:
         for i, (encoded, part) in enumerate(zip(inputs.prompt, parts, strict=True)):
             self._ids[i].copy_(encoded.ids)
             self._places[i].copy_(torch.tensor(encoded.positions, dtype=torch.long))
+            self._rows[i].copy_(torch.tensor(encoded.rows, dtype=torch.long))
             self._candidates[i].copy_(part)
         if self._cores is not None and inputs.cores is not None:
             self._cores.copy_(inputs.cores)
@@ -119,9 +122,10 @@ class Forward:
     def _encoded(self) -> Conditioning:
         widths = self._model.info.dims
         outputs = []
-        buffers = zip(self._model.text_encoders, self._ids, self._places, self._candidates, strict=True)
-        for encoder, ids, places, candidates in buffers:
-            with filled(encoder, places, candidates):
+        encoders = self._model.text_encoders
+        buffers = zip(encoders, self._ids, self._places, self._rows, self._candidates, strict=True)
+        for encoder, ids, places, rows, candidates in buffers:
+            with filled(encoder, places, rows, candidates):
                 outputs.append(encoder(ids.expand(len(candidates), -1), output_hidden_states=len(widths) > 1))
         return self._model.conditioning(outputs)
 

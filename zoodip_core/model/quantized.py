@@ -16,6 +16,7 @@ from .attention import PiecewiseAttention
 from .blueprint import Blueprint, ModelInfo, _config_useless
 from .building import build, empty_network
 from .libraries import importing
+from .places import Rows
 from .quantize import stored_bytes, weights_of
 from .tokens import EncodedPrompt, encode_prompt, placed
 from .unet import predict
@@ -153,7 +154,7 @@ class QuantizedModel:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def prompt(self, text: str, num_vectors: int | Sequence[int] = 0, where: str = "the prompt") -> Prompt:
+    def prompt(self, text: str, num_vectors: Rows = 0, where: str = "the prompt") -> Prompt:
         """Tokenise a text in which ``{}`` stands for a token; see :func:`tokens.encode_prompt`."""
         return tuple(encode_prompt(tokenizer, text, num_vectors, where) for tokenizer in self.tokenizers)
 

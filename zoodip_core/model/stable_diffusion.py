@@ -22,7 +22,7 @@ from .memory_use import MemoryPlan
 from .posteriors import CachedPosteriors
 from .quantized import Conditioning, Prompt, QuantizedModel
 from .token_model import LossesOf, Row, View
-from .tokens import check_initializer, check_new, initial_vectors
+from .tokens import EncodedPrompt, check_initializer, check_new, initial_vectors
 from .words import word_rows
 
 
@@ -67,11 +67,11 @@ class StableDiffusion(QuantizedModel):
     def knows(self, word: str) -> bool:
         return any(f"{word.lower()}</w>" in tokenizer.get_vocab() for tokenizer in self.tokenizers)
 
-    def check_initializer(self, initializer: str, num_vectors: int, mode: str) -> None:
+    def check_initializer(self, initializer: str, num_vectors: int, mode: str, first: int = 0) -> None:
         check_initializer(self.tokenizers[0], initializer, num_vectors, mode)
 
     def prompt_bytes(self, prompt: Prompt) -> bytes:
-        return b"".join(encoded.ids.numpy().tobytes() + str(encoded.positions).encode() for encoded in prompt)
+        return b"".join(map(_bytes_of, prompt))
 
     def initial_vectors(self, initializer: str, num_vectors: int, mode: str) -> torch.Tensor:
         return initial_vectors(self.tokenizers, self.text_encoders, initializer, num_vectors, mode)
@@ -126,6 +126,12 @@ class StableDiffusion(QuantizedModel):
         **settings: Any,
     ) -> list[Image.Image]:
         return generate(self, prompts, seeds, embedding=embedding, **settings)
+
+
+def _bytes_of(encoded: EncodedPrompt) -> bytes:
+    firsts = [place.start for place in encoded.places]
+    whose = str(firsts) if any(firsts) else ""  # of one token all places begin with its first row
+    return encoded.ids.numpy().tobytes() + f"{encoded.positions}{whose}".encode()
 
 
 class _Denoiser:

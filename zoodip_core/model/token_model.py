@@ -18,6 +18,7 @@ from .blueprint import ModelInfo
 from .embedding import Embedding
 from .graphs import Capture
 from .memory_use import MemoryPlan
+from .places import Rows
 from .posteriors import CachedPosteriors
 
 Prompt = Any
@@ -150,16 +151,22 @@ class TokenModel(Protocol):
         """Whether a word is one token of its vocabulary."""
         ...
 
-    def check_initializer(self, initializer: str, num_vectors: int, mode: str) -> None:
+    def check_initializer(self, initializer: str, num_vectors: int, mode: str, first: int = 0) -> None:
         """Refuse an initializer that :meth:`initial_vectors` could not start from.
+
+        Args:
+            first: the row of candidates with which its token begins: places with that row are this token's.
 
         Raises:
             TokenError: it is unknown, or of several tokens with the mode ``single``.
         """
         ...
 
-    def prompt(self, text: str, num_vectors: int | Sequence[int] = 0, where: str = "the prompt") -> Prompt:
-        """A text in which each ``{}`` stands for ``num_vectors`` of the token that is trained, or as many as listed.
+    def prompt(self, text: str, num_vectors: Rows = 0, where: str = "the prompt") -> Prompt:
+        """A text in which each ``{}`` stands for ``num_vectors`` of the token that is trained, or for those listed.
+
+        Args:
+            num_vectors: one number for all places, or for each its rows of the candidates, or how many come next.
 
         Raises:
             CaptionError: it is longer than the model reads; ``where`` names it.

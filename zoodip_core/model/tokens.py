@@ -17,6 +17,7 @@ from torch import nn
 
 from ..base.errors import CaptionError, ModelError, TokenError
 from ..data.prompts import SLOT
+from .places import Rows, rows_of
 from .token_table import table_of
 
 _LONGEST_TEXT = 100_000
@@ -97,16 +98,19 @@ def _plain_ids(tokenizer: Any, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Token ids ``[1, length]``, the positions at which vectors stand, and how many of these are given at once."""
+    """Token ids ``[1, length]``, the positions at which vectors stand, and which rows stand in each place."""
 
     ids: torch.Tensor
     positions: tuple[int, ...]
-    num_vectors: int
+    places: tuple[range, ...]
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Whose row stands at each of the positions."""
+        return tuple(row for place in self.places for row in place)
 
 
-def encode_prompt(
-    tokenizer: Any, text: str, num_vectors: int | Sequence[int], where: str = "the prompt"
-) -> EncodedPrompt:
+def encode_prompt(tokenizer: Any, text: str, rows: Rows, where: str = "the prompt") -> EncodedPrompt:
     """Tokenise a prompt in which each ``{}`` stands for vectors; padded, never cut.
 
     The places are held by the end-of-text-free id of an ordinary letter, so that a text encoder
@@ -115,8 +119,8 @@ def encode_prompt(
     Args:
         tokenizer: of a text encoder.
         text: the prompt.
-        num_vectors: how many each ``{}`` stands for: one number where all are the token that is trained, which
-            may as well have fewer; else a number for each, all of which are placed, one after the other.
+        rows: what each ``{}`` stands for: one number of vectors where all are the token that is trained, which may as
+            well have fewer; else for each its rows, or how many of those that come next.
         where: names the text in errors.
 
     Raises:
@@ -127,28 +131,28 @@ def encode_prompt(
     ids = [tokenizer.bos_token_id]
     positions: list[int] = []
     first, *parts = text.split(SLOT)
-    counts = [num_vectors] * len(parts) if isinstance(num_vectors, int) else num_vectors
+    places = rows_of(rows, len(parts))
     if first.strip():
         ids += _plain_ids(tokenizer, first)
-    for count, part in zip(counts, parts, strict=True):
-        positions += range(len(ids), len(ids) + count)
-        ids += [holder] * count
+    for place, part in zip(places, parts, strict=True):
+        positions += range(len(ids), len(ids) + len(place))
+        ids += [holder] * len(place)
         if part.strip():
             ids += _plain_ids(tokenizer, part)
     ids.append(tokenizer.eos_token_id)
     if len(ids) > length:
-        raise _too_long(text, len(ids), length, num_vectors, where)
+        raise _too_long(text, len(ids), length, rows, where)
     ids += [tokenizer.pad_token_id] * (length - len(ids))
-    placed_at_once = num_vectors if isinstance(num_vectors, int) else len(positions)
-    return EncodedPrompt(torch.tensor([ids]), tuple(positions), placed_at_once)
+    return EncodedPrompt(torch.tensor([ids]), tuple(positions), places)
 
 
-def _too_long(text: str, has: int, reads: int, num_vectors: int | Sequence[int], where: str) -> CaptionError:
+def _too_long(text: str, has: int, reads: int, rows: Rows, where: str) -> CaptionError:
     shown = text if len(text) <= 80 else text[:77] + "..."
-    trained = isinstance(num_vectors, int)
-    vectors = num_vectors if isinstance(num_vectors, int) else sum(num_vectors)
-    counted = f", with {vectors} for {'the placeholder' if trained else 'its tokens'}" if vectors else ""
-    fewer = " or use fewer vectors" if trained and vectors > 1 else ""
+    one = isinstance(rows, int)
+    sizes = [len(place) for place in rows_of(rows, 1)]
+    trained = one or all(isinstance(each, range) for each in rows)  # type: ignore[union-attr]
+    counted = f", with {sum(sizes)} for {'the placeholder' if one else 'its tokens'}" if sum(sizes) else ""
+    fewer = " or use fewer vectors" if trained and max(sizes, default=0) > 1 else ""
     return CaptionError(f"{where} {shown!r} is {has} tokens long{counted}; the model reads {reads}: shorten it{fewer}")
 
 
@@ -165,25 +169,27 @@ def placed(text_encoder: nn.Module, prompt: EncodedPrompt, candidates: torch.Ten
     table = table_of(text_encoder)
     table.keep(prompt.ids[0].tolist())
     device = table.weight.device
-    places = torch.tensor(prompt.positions, dtype=torch.long, device=device)
-    with filled(text_encoder, places, candidates):
+    places, rows = (torch.tensor(each, dtype=torch.long, device=device) for each in (prompt.positions, prompt.rows))
+    with filled(text_encoder, places, rows, candidates):
         yield prompt.ids.to(device).expand(len(candidates), -1)
 
 
 @contextlib.contextmanager
-def filled(text_encoder: nn.Module, places: torch.Tensor, candidates: torch.Tensor) -> Iterator[None]:
-    """Within this context row k of a forward has candidate k's vectors in the places, over and over.
+def filled(
+    text_encoder: nn.Module, places: torch.Tensor, rows: torch.Tensor, candidates: torch.Tensor
+) -> Iterator[None]:
+    """Within this context row k of a forward has candidate k's vectors in the places.
 
     Args:
         text_encoder: whose table was told to keep the ids.
-        places: int64 ``[P]``, P a multiple of the number of vectors, on the text encoder's device.
-        candidates: float tensor ``[K, num_vectors, dim]``.
+        places: int64 ``[P]``, on the text encoder's device.
+        rows: likewise, which of a candidate's vectors stands in each place.
+        candidates: float tensor ``[K, num_vectors, dim]``, there as well or not.
     """
-    uses = len(places) // max(candidates.shape[1], 1)
 
     def fill(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        rows = candidates.to(output.device, output.dtype).repeat(1, uses, 1)
-        return output.index_copy(1, places, rows)
+        vectors = candidates.to(output.device, output.dtype).index_select(1, rows)
+        return output.index_copy(1, places, vectors)
 
     hook = table_of(text_encoder).register_forward_hook(fill)
     try:
