@@ -261,7 +261,7 @@ def _learned(folder: RunFolder) -> Any:
     with locked(folder.path), Journal(folder.journal_path, 0) as journal:
         journal.append(Record(1, 0, 0, 600, (0.5,)))
     embedding = Embedding(folder.config.token, VECTOR)
-    folder.save_snapshot(embedding, 1)
+    folder.save_snapshots((embedding,), 1)
     save_embedding(embedding, folder.embedding_path)
     return SimpleNamespace(finished=True, step=1, path=folder.embedding_path, embedding=embedding, lora_path=None)
 

@@ -73,12 +73,12 @@ class Board:
             self.write(STEPPING, self.read()[1] or step + 1, step + 1)
             return draw(objective, seed, step)
 
-        def saved(*arguments: object) -> Path:
+        def saved(*arguments: object) -> tuple[Path, ...]:
             before = self.read()
             self.write(SAVING, *before[1:])
-            path = save(*arguments)  # type: ignore[arg-type]
+            paths = save(*arguments)  # type: ignore[arg-type]
             self.write(*before)
-            return path
+            return paths
 
         DiffusionObjective.draw = drawn  # type: ignore[method-assign, assignment]
         loop._save = saved  # type: ignore[assignment]

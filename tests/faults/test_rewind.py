@@ -87,7 +87,7 @@ def train_wide(path: Path) -> Path:
     folder = RunFolder.create(path, config)
     generator = torch.Generator().manual_seed(1)
     start, scale = torch.randn(1, 768, generator=generator), torch.rand(768, generator=generator)
-    folder.save_snapshot(Embedding("<pip>", (start,), {"steps": "0"}), 0)
+    folder.save_snapshots((Embedding("<pip>", (start,), {"steps": "0"}),), 0)
     spread = spread_of([torch.randn(2000, 768, generator=generator) * scale])
     folder.save_spread(spread)
     search = config.make_search(start, spread)
@@ -96,7 +96,7 @@ def train_wide(path: Path) -> Path:
             losses = (search.ask().double().square() * scale).sum(dim=(1, 2))
             search.tell(losses, 1.0)
             journal.append(Record(step, 0, 0, 600, tuple(losses.tolist()), 3, search.checksum))
-    folder.save_snapshot(Embedding("<pip>", (search.theta,), {"steps": "140"}), 140)
+    folder.save_snapshots((Embedding("<pip>", (search.theta,), {"steps": "140"}),), 140)
     return path
 
 

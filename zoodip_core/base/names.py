@@ -81,6 +81,39 @@ def check_name(token: str) -> None:
         raise refuse(why)
 
 
+def listed_in(text: str) -> tuple[str, ...]:
+    """What a text lists with commas between, such as the names of several tokens; none of it is checked."""
+    return tuple(filter(None, map(str.strip, text.split(","))))
+
+
+def check_names(token: str) -> tuple[str, ...]:
+    """The names of one or several placeholder tokens, with commas between; refused as by :func:`check_name`.
+
+    Raises:
+        TokenError: one cannot be a name, or two would have the same file.
+    """
+    parts = token.split(",")
+    names = (token,) if len(parts) == 1 else tuple(map(str.strip, parts))
+    for name in names:
+        check_name(name)
+    stems = [file_stem(name).casefold() for name in names]  # which some systems take for the same
+    for number, name in enumerate(names):
+        if stems[number] in stems[:number]:
+            other = names[stems.index(stems[number])]
+            raise TokenError(f"token {token!r}: {other} and {name} would have the same file; give each its own name")
+    return names
+
+
+def run_name(token: str) -> str:
+    """What a run of one or several tokens is called: like its token, or like all of them with - between.
+
+    Raises:
+        TokenError: as :func:`check_names`.
+    """
+    first, *others = map(file_stem, check_names(token))
+    return plain("-".join([first, *others]), 120) or first if others else first
+
+
 def file_stem(token: str) -> str:
     """The placeholder without its angle brackets, as in the name of its file."""
     return unicodedata.normalize("NFC", token).strip("<>")

@@ -127,7 +127,7 @@ def _demo(args: argparse.Namespace) -> int:
             config = demo_config(concept, seed=args.seed, **settings)
             trained = train_token(config, folder, model=model, on_event=screen, commands=commands)
         if not trained.finished:
-            return closing(trained.finished, trained.step, concept.token, trained.path, folder)
+            return closing(trained.finished, trained.step, {concept.token: trained.path}, folder)
         results.append(show(concept, model, trained, folder))
         _print_demo(results[-1], time.monotonic() - began)
     if len(results) > 1:

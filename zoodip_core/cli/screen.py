@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -135,11 +135,19 @@ class Stages:
             self._bar.close()
 
 
-def closing(finished: bool, step: int, token: str, path: Path, run: Path, lora: Path | None = None) -> int:
-    """Say how a training ended; returns the command's exit code."""
+def closing(finished: bool, step: int, learned: Mapping[str, Path], run: Path, lora: Path | None = None) -> int:
+    """Say how a training ended; returns the command's exit code.
+
+    Args:
+        learned: the files of the tokens, by their names.
+    """
+    one = len(learned) == 1
     if finished:
-        weights = f", and the weights learned with it as a LoRA in {lora}" if lora else ""
-        print(f"done: {step} steps, token {token} in {path}{weights}")
+        weights = f", and the weights learned with {'it' if one else 'them'} as a LoRA in {lora}" if lora else ""
+        said = ", ".join(f"{token} in {path}" for token, path in learned.items())
+        print(f"done: {step} steps, {'token' if one else 'tokens'} {said}{weights}")
         return 0
-    print(f'stopped at step {step}; the token so far is {path}\nresume with:\n  {PROGRAM} train --resume "{run}"')
+    so_far = f"the token so far is {next(iter(learned.values()))}" if one else "the tokens so far are "
+    files = "" if one else ", ".join(map(str, learned.values()))
+    print(f'stopped at step {step}; {so_far}{files}\nresume with:\n  {PROGRAM} train --resume "{run}"')
     return 1

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..base.errors import ConfigError
 from ..base.events import Commands, Event
+from ..base.names import run_name
 from ..model.kinds import TINY
 from ..train.config import TrainConfig, preset_of
 from ..train.loop import TrainResult, resume_training, train_token
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
         result, path = _trained(args, screen, commands, ranks)
     if not ranks.leads:
         return 0 if result.finished else 1
-    return closing(result.finished, result.step, result.embedding.token, result.path, path, result.lora_path)
+    learned = {embedding.token: file for embedding, file in zip(result.embeddings, result.paths, strict=True)}
+    return closing(result.finished, result.step, learned, path, result.lora_path)
 
 
 def _trained(
@@ -83,7 +85,7 @@ def _trained(
                 f"device = {ALL!r} is the page's; here torchrun starts a process for each card: torchrun "
                 "--nproc-per-node 2 -m zoodip_core train ..."
             )
-        path = args.output or free_folder(Path("runs"), config.token)
+        path = args.output or free_folder(Path("runs"), run_name(config.token))
         result = train_token(config, path, on_event=screen, commands=commands, ranks=ranks)
     return result, path
 
@@ -164,6 +166,6 @@ def _rewind(args: argparse.Namespace) -> int:
             "otherwise, or the run's settings were changed by hand",
             file=sys.stderr,
         )
-    for path in filter(None, (rewound.path, rewound.lora)):
+    for path in filter(None, (rewound.path, *rewound.others, rewound.lora)):
         print(path)
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..base.errors import CaptionError, ConfigError
@@ -99,15 +99,9 @@ def captions_for(
         CaptionError: captions without the placeholder or the class word, all of which it names, or an unreadable file.
         ConfigError: an unknown ``template``.
     """
-    if template not in TEMPLATES:
-        raise ConfigError(f"template = {template!r}: choose one of {', '.join(TEMPLATES)}")
-    listed = read_listed(captions_file, [path.name for path in paths]) if captions_file else {}
-    noted = {folder: noted_captions(folder) for folder in {path.parent for path in paths}}
+    check_template(template)
     result, without, classless = [], [], []
-    for path in paths:
-        where, texts = f"{captions_file}, {path.name}", listed.get(path.name, [])
-        if not texts:
-            texts, where = own_captions(path, noted[path.parent], token)
+    for where, texts in written_for(paths, captions_file, [token]):
         texts = texts or ([""] if where else of_template(template, class_word))
         slotted = tuple(text if SLOT in text else with_slots(text, token) for text in texts)
         without += [(where, text) for text in slotted if SLOT not in text]
@@ -126,13 +120,40 @@ def captions_for(
     return result
 
 
+def written_for(
+    paths: Sequence[Path], captions_file: Path | None, tokens: Sequence[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """For each picture where its captions stand, empty where nothing is written for it, and what they are.
+
+    Raises:
+        CaptionError: they cannot be read.
+    """
+    listed = read_listed(captions_file, [path.name for path in paths]) if captions_file else {}
+    noted = {folder: noted_captions(folder) for folder in {path.parent for path in paths}}
+    for path in paths:
+        where, texts = f"{captions_file}, {path.name}", listed.get(path.name, [])
+        if not texts:
+            texts, where = own_captions(path, noted[path.parent], tokens)
+        yield where, texts
+
+
+def check_template(template: str) -> None:
+    """Refuse a name that is none of :data:`TEMPLATES`.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if template not in TEMPLATES:
+        raise ConfigError(f"template = {template!r}: choose one of {', '.join(TEMPLATES)}")
+
+
 def of_template(template: str, class_word: str | None = None) -> list[str]:
     """The captions of one of :data:`TEMPLATES`."""
     return [text.replace(_CLASS, class_word or "") for text in TEMPLATES[template]]
 
 
 def says(text: str, word: str) -> bool:
-    """Whether a text has a word, in capitals or not."""
+    """Whether a text has a word, or several that follow each other, as its own."""
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
@@ -150,13 +171,13 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA = "metadata.jsonl"
 
 
-def own_captions(picture: Path, noted: Mapping[str, str], token: str = "") -> tuple[list[str], str]:
+def own_captions(picture: Path, noted: Mapping[str, str], tokens: Sequence[str] = ()) -> tuple[list[str], str]:
     """The captions that lie beside a picture: its caption file's, else its entry in the notes of its folder.
 
     Args:
         picture: its file.
         noted: the folder's :func:`noted_captions`.
-        token: as in :func:`caption_lines`.
+        tokens: as in :func:`caption_lines`.
 
     Returns:
         The captions, none if the file is empty, and where they stand, empty if nowhere.
@@ -166,21 +187,21 @@ def own_captions(picture: Path, noted: Mapping[str, str], token: str = "") -> tu
     """
     beside = caption_file(picture)
     if beside:
-        return caption_lines(read_text(beside), token), str(beside)
+        return caption_lines(read_text(beside), tokens), str(beside)
     if picture.name in noted:
         return [_one_line(noted[picture.name])], f"{picture.parent / METADATA}, {picture.name}"
     return [], ""
 
 
-def caption_lines(text: str, token: str = "") -> list[str]:
+def caption_lines(text: str, tokens: Sequence[str] = ()) -> list[str]:
     """A caption file's text as captions: a line each if all lines have the token's place, else it is one.
 
     Args:
         text: with any spaces and breaks of lines.
-        token: marks the place as well as ``{}`` does; where it is not known, any ``<word>`` does.
+        tokens: mark the place as well as ``{}`` does; where none is known, any ``<word>`` does.
     """
     lines = list(filter(None, map(_one_line, text.splitlines())))
-    place = re.compile(token_pattern(token) if token else r"<[^<>\s]+>")
+    place = re.compile("|".join(map(token_pattern, tokens)) or r"<[^<>\s]+>")
     each_has = all(SLOT in line or place.search(unicodedata.normalize("NFC", line)) for line in lines)
     return lines if each_has or not lines else [" ".join(lines)]
 

@@ -18,13 +18,13 @@ from typing import Any
 from ..base.errors import RunFolderError, StorageError, for_user
 from ..base.files import is_newer, make_folder, read_object, storage_errors
 from ..base.locks import locked
-from ..base.names import check_name, fault, file_stem
+from ..base.names import fault, run_name
 from ..base.paths import contains, link_out
 from ..base.texts import whole_text
 from ..model.checkpoints import SUFFIXES
 from ..model.kinds import TINY
 from ..train.config import TrainConfig
-from ..train.run_folder import CONFIG, JOURNAL, LORAS, STATE, RunFolder, free_folder, lora_beside
+from ..train.run_folder import CONFIG, JOURNAL, LORAS, SNAPSHOTS, STATE, RunFolder, free_folder, lora_beside
 from .job import Run
 from .job_folder import BEFORE_AFTER, OUTCOME, RUN, TASK, VERSION, task_of
 from .protocol import FAILED, FINISHED, STOPPED, UNFINISHED
@@ -32,7 +32,6 @@ from .protocol import FAILED, FINISHED, STOPPED, UNFINISHED
 NOT_RUNS = ("cache",)
 """Folders of a home that hold something else; so do those whose names begin with a dot."""
 TINY_NAME = "embedded tiny model"
-SNAPSHOTS = "snapshots"
 _DELETED = ".deleted-"
 _MOST_CONFIG = 4_000_000
 _MOST_MESSAGE = 2000
@@ -104,15 +103,14 @@ def new_folder(home: Path, token: str) -> Path:
         TokenError: the token cannot name a folder.
         StorageError: it cannot be made.
     """
-    check_name(token)
+    own = name = run_name(token)
     make_folder(home)
-    name = file_stem(token)
     while True:
         path = free_folder(home, f"{name}-run" if name.lower() in NOT_RUNS else name)
         with storage_errors(path), contextlib.suppress(FileExistsError):
             path.mkdir()
             return path
-        name = f"{file_stem(token)}-{secrets.token_hex(2)}"  # another was faster, or a broken link has that name
+        name = f"{own}-{secrets.token_hex(2)}"  # another was faster, or a broken link has that name
 
 
 def _folders(home: Path) -> list[Path]:

@@ -34,10 +34,10 @@ from ..train.prepared import (
     tokenised,
 )
 from ..train.ranks import joined, place_in
-from ..train.run_folder import RunFolder
+from ..train.run_folder import SNAPSHOTS, RunFolder
 from ..train.settings import ALL
 from .cards import all_cards, check_cards, with_cards
-from .history import SNAPSHOTS, lora_with, newest
+from .history import lora_with, newest
 from .job_folder import BEFORE_AFTER, RUN, WITH_WEIGHTS, Task
 from .pipes import Outbox
 from .protocol import CHECK, FOLLOW, RESUME, SHOW, TRAIN, Exit

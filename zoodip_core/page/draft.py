@@ -20,7 +20,7 @@ from typing import Any
 
 from ..base.errors import CaptionError, ImagesError
 from ..base.files import is_newer, read_object, sha256_of, storage_errors, write_atomically, written_atomically
-from ..base.names import plain
+from ..base.names import listed_in, plain
 from ..base.texts import whole_text
 from ..data.images import (
     MAX_FILE_BYTES,
@@ -229,7 +229,7 @@ class Draft:
             suffix = _split(name)[1]
             try:
                 if suffix in CAPTION_SUFFIXES:
-                    text = _caption_in(path, _shown(name), self._token())
+                    text = _caption_in(path, _shown(name), self._tokens())
                     if texts.setdefault(_key(name), (name, text))[0] != name:
                         lines.append(f"{_shown(name)} was skipped: {_shown(texts[_key(name)][0])} is there as well")
                 elif suffix in (".json", ".jsonl"):
@@ -280,16 +280,16 @@ class Draft:
             caption = listed.get(path.name, "")
             try:
                 if not caption:
-                    caption = _checked("\n".join(own_captions(path, noted, self._token())[0]), path.name)
+                    caption = _checked("\n".join(own_captions(path, noted, self._tokens())[0]), path.name)
             except CaptionError as error:
                 lines.append(str(error).replace(f"{folder}{os.sep}", ""))
             given.append(_Given(path, path.name, caption))
         with _lock:
             return lines + self._take(given)
 
-    def _token(self) -> str:
+    def _tokens(self) -> tuple[str, ...]:
         token = self.values().get("token")
-        return token if isinstance(token, str) else ""
+        return listed_in(token) if isinstance(token, str) else ()
 
     def add_concept(self, name: str) -> list[str]:
         """Take in a bundled subject of the embedded model, with its captions.
@@ -602,7 +602,7 @@ def _opens_still(path: Path) -> bool:
 # ---------------------------------------------------------------- captions
 
 
-def _caption_in(path: Path, shown: str, token: str) -> str:
+def _caption_in(path: Path, shown: str, tokens: Sequence[str]) -> str:
     """A caption file's captions, a line each.
 
     Raises:
@@ -616,7 +616,7 @@ def _caption_in(path: Path, shown: str, token: str) -> str:
         raise CaptionError(f"{shown} cannot be read ({error.strerror}); add it again") from error
     except CaptionError as error:
         raise CaptionError(str(error).replace(str(path), shown)) from None
-    return _checked("\n".join(caption_lines(text, token)), shown)
+    return _checked("\n".join(caption_lines(text, tokens)), shown)
 
 
 def _checked(text: str, where: str) -> str:

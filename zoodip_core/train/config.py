@@ -42,9 +42,13 @@ class TrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.target_prompts and self.sample_prompt == SETTINGS["sample_prompt"].default:
-            object.__setattr__(self, "sample_prompt", self.target_prompts[0])
-        if self.template == ADJECTIVE and self.sample_prompt == SETTINGS["sample_prompt"].default:
+        default = SETTINGS["sample_prompt"].default
+        if self.targets and self.sample_prompt == default:
+            target = self.targets[0]
+            alone = len(self.tokens) == 1
+            object.__setattr__(self, "sample_prompt", target.text if alone else target.with_names(self.tokens))
+        alone = len(self.tokens) == 1  # of several each has a prompt of its own
+        if alone and self.template == ADJECTIVE and self.sample_prompt == default:
             object.__setattr__(self, "sample_prompt", of_template(ADJECTIVE, self.class_word)[0])
         # To check what concerns several settings, in use or not.
         self.make_estimator(), self.make_timesteps(), self.make_optimizer(), SubspaceGradient(self.tau, self.nu)

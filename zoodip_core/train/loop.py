@@ -16,7 +16,7 @@ from ..base.events import Commands, Event, Message, Progress, Sampled, Saved, St
 from ..base.locks import locked
 from ..base.stopping import Stopped, stopped_by
 from ..data.sheets import contact_sheet, loss_curve
-from ..model.embedding import Embedding, save_embedding
+from ..model.embedding import Embedding
 from ..model.frames import Frames
 from ..model.generation import with_lora
 from ..model.lora import Lora, save_lora
@@ -43,6 +43,7 @@ class TrainResult:
         losses: of each step of this session, at the token that it was taken from.
         lora: the weights that were learned with it, None if there are none, or none yet.
         lora_path: their file.
+        others: where several tokens were learned together, those behind the first one, and their files.
     """
 
     embedding: Embedding
@@ -52,6 +53,17 @@ class TrainResult:
     losses: list[float] = field(repr=False)
     lora: Lora | None = None
     lora_path: Path | None = None
+    others: tuple[tuple[Embedding, Path], ...] = ()
+
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """All tokens that were learned together, mostly one."""
+        return (self.embedding, *(embedding for embedding, _ in self.others))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files of all of them."""
+        return (self.path, *(path for _, path in self.others))
 
 
 def train_token(
@@ -141,8 +153,8 @@ def resume_training(
                 f"{folder.path}: {_what_changed(state.inputs, training)} are not those of this run any more; put them "
                 "back, or start a new run"
             )
-        if not folder.snapshot_path(0).exists():  # the first version kept none
-            folder.save_snapshot(training.embedding(), 0)
+        if not all(path.exists() for path in folder.snapshot_paths(0)):  # the first version kept none
+            folder.save_snapshots(training.embeddings(), 0)
         if training.search.spread is not spread and training.search.spread:
             folder.save_spread(training.search.spread)
         if training.frames is not frames and training.frames:
@@ -176,7 +188,7 @@ def _follow(training: Training, path: Path) -> TrainResult:
         while not training.done:
             training.step()
             losses.append(training.search.loss or 0.0)
-    return TrainResult(training.embedding(), path, training.search.step, training.done, losses)
+    return TrainResult(training.embeddings()[0], path, training.search.step, training.done, losses)
 
 
 def _what_changed(before: Inputs, training: Training) -> str:
@@ -273,12 +285,12 @@ def _run(training: Training, folder: RunFolder, on_event: Callable[[Event], None
                 ) from error
             raise
         journal.sync()
-    path, lora, lora_path = _save(training, folder), training.lora(), folder.lora_snapshot_path(search.step)
-    on_event(Saved(search.step, path))
+    paths, lora, lora_path = _save(training, folder), training.lora(), folder.lora_snapshot_path(search.step)
+    on_event(Saved(search.step, paths[0]))
     if training.done:
         if lora:  # first: where the token is, the run is over
             lora_path = save_lora(lora, folder.lora_path)
-        path = save_embedding(training.embedding(), folder.embedding_path)
+        paths = folder.save_embeddings(training.embeddings())
         with contextlib.suppress(Stopped):  # all is kept
             if far := training.far_out():
                 on_event(Message(far, warning=True))
@@ -287,8 +299,9 @@ def _run(training: Training, folder: RunFolder, on_event: Callable[[Event], None
         on_event(Message(f"memory, measured: {megabytes(grown)} (predicted {megabytes(training.plan.use.total)})"))
     if curve:
         loss_curve(curve, folder.loss_path, f"denoising loss while learning {config.token}")
-    learned = (lora, lora_path) if lora else ()
-    return TrainResult(training.embedding(), path, search.step, training.done, curve[first:], *learned)
+    (embedding, path), *others = zip(training.embeddings(), paths, strict=True)
+    weights = lora_path if lora else None
+    return TrainResult(embedding, path, search.step, training.done, curve[first:], lora, weights, tuple(others))
 
 
 def _steps(
@@ -315,7 +328,7 @@ def _steps(
         on_event(Progress(search.step, config.steps, loss, smoothed, rate, eta, training.watch.grown()))
         if search.step % config.save_every == 0 or commands.take_save():
             journal.sync()  # first, so that no state on the disk is ahead of it
-            on_event(Saved(search.step, _save(training, folder)))
+            on_event(Saved(search.step, _save(training, folder)[0]))
         if commands.take_sample() or (config.sample_every and search.step % config.sample_every == 0):
             _sample(training, folder, on_event)
 
@@ -333,12 +346,12 @@ class RunningMean:
         return self._sum / self._weight
 
 
-def _save(training: Training, folder: RunFolder) -> Path:
-    """Write the state and a snapshot of the token; returns the snapshot's file."""
+def _save(training: Training, folder: RunFolder) -> tuple[Path, ...]:
+    """Write the state and a snapshot of each token; returns the snapshots' files."""
     folder.save_state(training.search.state_dict(), training.inputs, training.batch)
     if lora := training.lora():
         save_lora(lora, folder.lora_snapshot_path(training.search.step))
-    return folder.save_snapshot(training.embedding(), training.search.step)
+    return folder.save_snapshots(training.embeddings(), training.search.step)
 
 
 def _sample(training: Training, folder: RunFolder, on_event: Callable[[Event], None]) -> None:
@@ -347,9 +360,9 @@ def _sample(training: Training, folder: RunFolder, on_event: Callable[[Event], N
     try:
         with with_lora(training.model, training.lora()):
             images = training.model.generate(
-                [config.sample_prompt] * len(seeds),
+                [config.sample_prompts[seed % len(config.sample_prompts)] for seed in seeds],
                 seeds,
-                embedding=training.embedding(),
+                embedding=training.embeddings(),
                 resolution=config.resolution,
             )
     except (torch.OutOfMemoryError, ModelError) as error:  # pictures are not a reason to end a run

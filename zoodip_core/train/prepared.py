@@ -27,7 +27,8 @@ from ..data.images import (
     random_cuts,
     with_flips,
 )
-from ..data.prompts import captions_for, unused_captions, with_slots
+from ..data.naming import Naming, captions_of, in_turn, naming
+from ..data.prompts import unused_captions
 from ..model.blueprint import ModelInfo
 from ..model.embedding import Embedding
 from ..model.frames import Frames, frames_of
@@ -38,6 +39,7 @@ from ..model.lora import Lora, lora_of
 from ..model.memory import Watch
 from ..model.memory_use import MemoryPlan
 from ..model.nearest import FAR, distances
+from ..model.places import Rows
 from ..model.recognise import identify
 from ..model.stable_diffusion import StableDiffusion
 from ..model.token_model import Denoiser, Prompt, TokenModel
@@ -45,7 +47,7 @@ from ..search.preconditioner import Spread, spread_of
 from ..search.staged import StagedSearch
 from .alignment import Alignment
 from .config import TrainConfig
-from .draws import Objective, mean_over
+from .draws import Draw, Objective, mean_over
 from .journal import Record
 from .objective import DiffusionObjective
 from .ranks import Ranks
@@ -131,6 +133,7 @@ class Training:
         prompts = tokenised(config, self.model, self.images)
         self.alignment = aligned(config, self.model)
         self.warnings += same_as_captions(config, self.model, prompts)
+        self._in_turn = in_turn(captions_in(config, self.images)) if len(config.tokens) > 1 else None
         self.fingerprint = self.model.fingerprint
         self.inputs = _inputs(self.model, self.images, prompts)
         self._agree()
@@ -195,7 +198,8 @@ class Training:
         self.on_event(Message(f"encoding {len(self.images)} images"))
         posteriors = model.encode_images(self.images)
         self.on_event(Message(f"loading {model.info.name}, {model.weights} weights"))
-        theta0 = model.initial_vectors(config.initializer, config.num_vectors, config.initializer_mode)
+        how = config.num_vectors, config.initializer_mode
+        theta0 = torch.cat([model.initial_vectors(word, *how) for word in config.initializers])
         self.frames = self._framed(frames)
         self._own = DiffusionObjective(
             model,
@@ -315,8 +319,7 @@ class Training:
 
     def _check_loss(self) -> float:
         """The token's loss on draws that stay the same."""
-        draws = self.config.check_draws(len(self.images))
-        candidate = self.search.candidate
+        draws, candidate = self._check_draws(), self.search.candidate
         loss = float(mean_over(draws, lambda draw: self._own.check(candidate, draw), self.ranks.share))
         if math.isfinite(loss):
             return loss
@@ -324,16 +327,23 @@ class Training:
             raise NonFiniteLossError(f"the losses at the starting token are not all finite: {advice(self.model.dtype)}")
         return _WORST
 
+    def _check_draws(self) -> list[Draw]:
+        """Draws that stay the same: of several tokens, pictures of each in turn."""
+        draws, order = self.config.check_draws(len(self.images)), self._in_turn
+        return [dataclasses.replace(draw, image=order[draw.image]) for draw in draws] if order else draws
+
     def far_out(self) -> str | None:
         """A line for the user if the token lies so far from the words that it may be of less use for it."""
         if 0 < self.search.radius <= FAR:
             return None
-        farthest = float(distances(self.search.theta, self.model.word_rows(), self.model.info.dims).max())
+        each = distances(self.search.theta, self.model.word_rows(), self.model.info.dims).amax(dim=1)
+        farthest, row = float(each.max()), int(each.argmax())
         if farthest <= FAR:
             return None
         return (
-            f"{self.config.token} lies {farthest:.0f} times as far from the words' mean as words do; past {FAR:.0f} a "
-            "token may show less of what it has learned. Directions vocabulary with radius 6 keep it nearer"
+            f"{self.config.tokens[row // self.config.num_vectors]} lies {farthest:.0f} times as far from the words' "
+            f"mean as words do; past {FAR:.0f} a token may show less of what it has learned. Directions vocabulary "
+            "with radius 6 keep it nearer"
         )
 
     def lora(self) -> Lora | None:
@@ -342,13 +352,18 @@ class Training:
             return None
         return lora_of(self.frames, self.search.cores.theta[0], {**self._about(), "token": self.config.token})
 
-    def embedding(self) -> Embedding:
-        """The token as it is now."""
-        return Embedding(
-            self.config.token,
-            tuple(part.contiguous() for part in self.search.theta.split(self.model.info.dims, dim=1)),
-            self._about(),
-            encoders=self.model.info.encoders,
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """The tokens as they are now, mostly one."""
+        named = zip(self.config.tokens, self.config.initializers, strict=True)
+        rows = self.search.theta.split(self.config.num_vectors)
+        return tuple(
+            Embedding(
+                token,
+                tuple(part.contiguous() for part in own.split(self.model.info.dims, dim=1)),
+                {**self._about(), "initializer": word},
+                encoders=self.model.info.encoders,
+            )
+            for (token, word), own in zip(named, rows, strict=True)
         )
 
     def _about(self) -> dict[str, str]:
@@ -406,33 +421,29 @@ def tokenised(config: TrainConfig, model: TokenModel, images: Sequence[Reference
         CaptionError: one has no place for the token, or is too long; so for the samples' prompt.
         TokenError: the model knows the token as a word, or no start can be made from the initializer.
     """
-    texts = captions_for(
-        [image.path for image in images],
-        template=config.template,
-        token=config.token,
-        captions_file=Path(config.captions) if config.captions else None,
-        class_word=config.class_word,
-    )
-    model.check_token(config.token)
-    model.check_initializer(config.initializer, config.num_vectors, config.initializer_mode)
-    for text in config.target_prompts:
-        model.prompt(text, config.num_vectors, "target_prompt: the prompt")
-    sample_text = with_slots(config.sample_prompt, config.token)
-    model.prompt(sample_text, config.num_vectors, "sample_prompt: the prompt")
+    captions = captions_in(config, images)
+    for number, (token, word) in enumerate(zip(config.tokens, config.initializers, strict=True)):
+        model.check_token(token)
+        model.check_initializer(word, config.num_vectors, config.initializer_mode, number * config.num_vectors)
+    for target in config.targets:
+        model.prompt(target.text, _rows(config, target), "target_prompt: the prompt")
+    for text in config.sample_prompts:
+        sample = naming(text, config.tokens, own=0)
+        model.prompt(sample.text, _rows(config, sample), "sample_prompt: the prompt")
     return [
-        [model.prompt(text, config.num_vectors, f"{image.path}: the caption") for text in each]
-        for image, each in zip(images, texts, strict=True)
+        [model.prompt(each.text, _rows(config, each), f"{image.path}: the caption") for each in own]
+        for image, own in zip(images, captions, strict=True)
     ]
 
 
 def same_as_captions(config: TrainConfig, model: TokenModel, prompts: Sequence[Sequence[Prompt]]) -> list[str]:
     """A line for the user on target prompts that pictures are captioned with: those pull the token both ways."""
     captions = {model.prompt_bytes(prompt) for each in prompts for prompt in each}
-    targets = config.target_prompts if config.aligned else []
     return [
-        f"target_prompt: {text!r} is a caption too: a target says what the pictures do not show, such as another place"
-        for text in targets
-        if model.prompt_bytes(model.prompt(text, config.num_vectors)) in captions
+        f"target_prompt: {target.text!r} is a caption too: a target says what the pictures do not show, such as "
+        "another place"
+        for target in (config.targets if config.aligned else ())
+        if model.prompt_bytes(model.prompt(target.text, _rows(config, target))) in captions
     ]
 
 
@@ -454,14 +465,33 @@ def aligned(config: TrainConfig, model: TokenModel) -> Alignment | None:
     )
 
 
+def captions_in(config: TrainConfig, images: Sequence[ReferenceImage]) -> list[tuple[Naming, ...]]:
+    """The captions of each image, and the tokens that they name; see :func:`.data.naming.captions_of`."""
+    return captions_of(
+        [image.path for image in images],
+        config.images,
+        tokens=config.tokens,
+        class_words=config.class_words,
+        template=config.template,
+        captions_file=Path(config.captions) if config.captions else None,
+    )
+
+
+def _rows(config: TrainConfig, named: Naming) -> Rows:
+    """The candidates' rows for the places of a text."""
+    size = config.num_vectors
+    if len(config.tokens) == 1:
+        return size
+    return [range(number * size, (number + 1) * size) for number in named.tokens]
+
+
 def name_warning(config: TrainConfig, model: TokenModel) -> list[str]:
     """A line for the user if the token's file takes the place of a word, where prompts name tokens by their files."""
-    stem = file_stem(config.token)
-    if not model.knows(stem):
-        return []
     return [
         f"{stem} is a word of the model's: in A1111 and Forge {stem}.safetensors takes its place in every prompt. "
         f"Give the file another name there, or choose a token like <my-{stem}>"
+        for stem in map(file_stem, config.tokens)
+        if model.knows(stem)
     ]
 
 

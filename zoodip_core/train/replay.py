@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..base.errors import EmbeddingFileError, RunFolderError
+from ..base.names import file_stem
 from ..model.embedding import Embedding, load_embedding, save_embedding
 from ..model.lora import lora_of, save_lora
 from ..search.staged import StagedSearch
@@ -86,11 +87,13 @@ class Rewound:
         path: its file.
         differs: None, or the step from which on it may differ from what it was; see :func:`restore`.
         lora: the file of its LoRA, if weights had been learned by then.
+        others: the files of the tokens that were learned together with it.
     """
 
     path: Path
     differs: int | None
     lora: Path | None = None
+    others: tuple[Path, ...] = ()
 
 
 def rewind(path: str | Path, step: int, output: str | Path | None = None) -> Rewound:
@@ -99,7 +102,8 @@ def rewind(path: str | Path, step: int, output: str | Path | None = None) -> Rew
     Args:
         path: the run's folder.
         step: completed steps; 0 for the token that it started from.
-        output: the file to write; the run's snapshot of that step if None.
+        output: the file to write, those of further tokens with their names behind its own; the run's snapshots of that
+            step if None.
 
     Raises:
         RunFolderError: no run folder, the run has not come to that step, or its files do not lead there.
@@ -107,16 +111,19 @@ def rewind(path: str | Path, step: int, output: str | Path | None = None) -> Rew
     """
     folder = RunFolder.open(Path(path))
     records = folder.past().records
-    written = [Path(output), *([lora_beside(Path(output))] if folder.config.lora_rank else [])] if output else []
-    for file in written:
+    targets = _beside(Path(output), folder.config.tokens) if output else folder.snapshot_paths(step)
+    beside = lora_beside(targets[0]) if output else folder.lora_snapshot_path(step)
+    written = [*targets, *([beside] if folder.config.lora_rank else [])]
+    for file in written if output else ():
         if file.exists():
             raise RunFolderError(f"{file} already exists; choose another file")
     last = max(folder.step(), *records, 0)
     if not 0 <= step <= last:
         raise RunFolderError(f"{folder.path} has no step {step}; choose one from 0 to {last}")
-    first = _first_token(folder)
+    first = _first_tokens(folder)
     frames = folder.frames()
-    search = folder.config.make_search(first.vectors, folder.spread(), frames.numbers if frames else 0)
+    theta0 = torch.cat([each.vectors for each in first])
+    search = folder.config.make_search(theta0, folder.spread(), frames.numbers if frames else 0)
     way = _way(search, records, folder.sound_state(), step)
     if way.reach < step:
         raise RunFolderError(
@@ -125,19 +132,26 @@ def rewind(path: str | Path, step: int, output: str | Path | None = None) -> Rew
         )
     search.load_state_dict(way.base)
     differs = replay(search, folder.config, records, step)
-    tensors = tuple(part.contiguous() for part in search.theta.split([part.shape[1] for part in first.tensors], dim=1))
-    metadata = {**_described(folder, step, first), "steps": str(step)}
-    target = Path(output) if output else folder.snapshot_path(step)
-    path, lora = save_embedding(Embedding(first.token, tensors, metadata), target), None
+    rows = search.theta.split([each.num_vectors for each in first])
+    metadata = {**_described(folder, step, first[0]), "steps": str(step)}
+    for each, own, target in reversed(list(zip(first, rows, targets, strict=True))):
+        tensors = tuple(part.contiguous() for part in own.split(each.dims, dim=1))
+        own_word = {name: text for name, text in each.metadata.items() if name == "initializer"}
+        save_embedding(Embedding(each.token, tensors, {**metadata, **own_word}, encoders=each.encoders), target)
+    lora = None
     if frames and isinstance(search, StagedSearch) and search.in_second:
-        beside = lora_beside(target) if output else folder.lora_snapshot_path(step)
-        lora = save_lora(lora_of(frames, search.cores.theta[0], {**metadata, "token": first.token}), beside)
-    return Rewound(path, differs, lora)
+        lora = save_lora(lora_of(frames, search.cores.theta[0], {**metadata, "token": folder.config.token}), beside)
+    return Rewound(targets[0], differs, lora, targets[1:])
 
 
-def _first_token(folder: RunFolder) -> Embedding:
+def _beside(path: Path, tokens: Sequence[str]) -> tuple[Path, ...]:
+    """A file for each token: the first one's, and beside it those with the other tokens' names behind its own."""
+    return (path, *(path.with_stem(f"{path.stem}-{file_stem(token)}") for token in tokens[1:]))
+
+
+def _first_tokens(folder: RunFolder) -> list[Embedding]:
     try:
-        return load_embedding(folder.snapshot_path(0))
+        return [load_embedding(path) for path in folder.snapshot_paths(0)]
     except EmbeddingFileError as error:
         raise RunFolderError(
             f"{error}; it is the token that the run started from. Resuming the run writes it again, as long as "

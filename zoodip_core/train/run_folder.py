@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from .config import TrainConfig
 T = TypeVar("T")
 CONFIG, JOURNAL, STATE = "config.json", "steps.jsonl", "state.safetensors"
 DIRECTIONS, FRAMES, LORAS = "directions.safetensors", "frames.safetensors", "loras"
+SNAPSHOTS = "snapshots"
 STATE_VERSION = 2
 """Of the saved state; the first had no checksum."""
 CHANGEABLE = (
@@ -145,8 +146,17 @@ class RunFolder:
 
     @property
     def embedding_path(self) -> Path:
-        """Where the finished token goes."""
-        return self.path / f"{file_stem(self.config.token)}.safetensors"
+        """Where the finished token goes, of several the first one: where it is, the run is over."""
+        return self.embedding_paths[0]
+
+    @property
+    def embedding_paths(self) -> tuple[Path, ...]:
+        """Where the finished tokens go."""
+        return tuple(self.path / f"{file_stem(token)}.safetensors" for token in self.config.tokens)
+
+    def save_embeddings(self, embeddings: Sequence[Embedding]) -> tuple[Path, ...]:
+        """Write the finished tokens, the first one last."""
+        return _save_all(embeddings, self.embedding_paths)
 
     @property
     def lora_path(self) -> Path:
@@ -315,16 +325,27 @@ class RunFolder:
         return self.path / LORAS / self.snapshot_path(step).name
 
     def snapshot_path(self, step: int) -> Path:
-        """Where the token of a step goes."""
-        return self.path / "snapshots" / f"step-{step:08d}.safetensors"
+        """Where the token of a step goes, of several the first one."""
+        return self.path / SNAPSHOTS / f"step-{step:08d}.safetensors"
 
-    def save_snapshot(self, embedding: Embedding, step: int) -> Path:
-        """Keep the token as it is at a step."""
-        return save_embedding(embedding, self.snapshot_path(step))
+    def snapshot_paths(self, step: int) -> tuple[Path, ...]:
+        """Where the tokens of a step go: all but the first one in a folder of their name."""
+        first, others = self.snapshot_path(step), self.config.tokens[1:]
+        return (first, *(first.parent / file_stem(token) / first.name for token in others))
+
+    def save_snapshots(self, embeddings: Sequence[Embedding], step: int) -> tuple[Path, ...]:
+        """Keep the tokens as they are at a step, the first one last."""
+        return _save_all(embeddings, self.snapshot_paths(step))
 
     def sample_path(self, step: int) -> Path:
         """Where a step's sample images go."""
         return self.path / "samples" / f"step-{step:08d}.png"
+
+
+def _save_all(embeddings: Sequence[Embedding], paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Write several tokens, the first one last: where it is, nothing is missing."""
+    pairs = list(zip(embeddings, paths, strict=True))
+    return tuple(save_embedding(*pair) for pair in reversed(pairs))[::-1]
 
 
 def lora_beside(embedding: Path) -> Path:

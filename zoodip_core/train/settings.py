@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..base.errors import ConfigError, TokenError
-from ..base.names import check_name, file_stem
+from ..base.names import check_names, file_stem
 from ..data.images import CROPS, check_resolution
-from ..data.prompts import ADJECTIVE, SLOT, TEMPLATES, says, with_slots
+from ..data.naming import Naming, naming
+from ..data.prompts import ADJECTIVE, SLOT, TEMPLATES, of_template, says
 from ..model.kinds import DTYPES, PREDICTION_TYPES, TINY
 from ..model.quantize import WEIGHTS
 from ..search.estimators import ESTIMATORS, MOST_DIRECTIONS, MOST_MU
@@ -168,14 +169,16 @@ class Settings:
         dataclasses.MISSING,
         SUBJECT,
         "Token",
-        "The new word, and the name of its file, like <rex>: letters, digits, - and _.",
+        "The new word, and the name of its file, like <rex>: letters, digits, - and _. Several with commas between are "
+        "learned together.",
         metavar="NAME",
     )
     initializer: str = _setting(
         dataclasses.MISSING,
         SUBJECT,
         "Initializer",
-        "The known word that the token starts from: what kind of thing it is, like dog.",
+        "The known word that the token starts from: what kind of thing it is, like dog. Of several tokens one for "
+        "each, or one for all.",
         flag="--init",
         metavar="WORD",
     )
@@ -266,7 +269,8 @@ class Settings:
         None,
         IMAGES,
         "Class word",
-        "What kind of thing it is, like dog: the word that a token learned as an adjective stands before.",
+        "What kind of thing it is, like dog: the word that a token learned as an adjective stands before. Of several "
+        "tokens one for each, or one for all.",
         metavar="WORD",
     )
     resolution: int = _setting(
@@ -633,8 +637,8 @@ class Settings:
         if not self.images:
             raise ConfigError("images: give a folder of images or image files")
         check_resolution(self.resolution)
-        check_name(self.token)
-        if SLOT not in with_slots(self.sample_prompt, self.token):
+        tokens, _ = check_names(self.token), (self.initializers, self.class_words)
+        if not naming(self.sample_prompt, tokens, own=0).tokens:
             raise ConfigError(
                 f"sample_prompt = {self.sample_prompt!r} has no placeholder; write {{}} where the token should stand"
             )
@@ -643,40 +647,85 @@ class Settings:
                 f"template = {ADJECTIVE}: give class_word, the word that the token stands before, like dog"
             )
         self._check_target()
-        if file_stem(self.token).lower() == "state":
-            raise TokenError(f"token {self.token!r} names a file of every run; choose a name of letters, like <my-cat>")
+        stems = [file_stem(token).lower() for token in tokens]
+        for token, stem in zip(tokens, stems, strict=True):
+            if stem == "state":
+                raise TokenError(f"token {token!r} names a file of every run; choose a name of letters, like <my-cat>")
+            if self.lora_rank and stem.removesuffix("-lora") in stems[:1] and stem != stems[0]:
+                raise TokenError(f"token {token!r} has the name of the LoRA's file; choose another name")
         for name, value in self.to_dict().items():
             if re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
                 raise ConfigError(f"{name} = {value!r}: holds half a character, which no file can keep; write it anew")
 
-    def _check_target(self) -> None:
-        if self.target_prompt is not None and not self.target_prompts:
-            raise ConfigError("target_prompt is empty: write the prompt that you will use, or leave it out")
-        for text in self.target_prompts:
-            if SLOT not in text:
-                raise ConfigError(f"target_prompt: {text!r} has no placeholder; write {{}} where the token will stand")
-            if self.class_word and not says(text, self.class_word):
-                raise ConfigError(
-                    f"target_prompt: {text!r} does not say {self.class_word}, the class word: write {SLOT} "
-                    f"{self.class_word} where the subject stands, or leave class_word out"
-                )
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The names of what is learned, mostly one."""
+        return check_names(self.token)
 
     @property
-    def target_prompts(self) -> list[str]:
-        """The prompts that the token will be used in, with ``{}`` for it."""
-        texts = (self.target_prompt or "").split(SEPARATOR)
-        return [with_slots(text.strip(), self.token) for text in texts if text.strip()]
+    def initializers(self) -> tuple[str, ...]:
+        """The word that each of the tokens starts from."""
+        return self._for_each("initializer", self.initializer)
+
+    @property
+    def class_words(self) -> tuple[str, ...]:
+        """What kind of thing each of the tokens is; none where that is not given."""
+        return self._for_each("class_word", self.class_word) if self.class_word else ()
+
+    def _for_each(self, name: str, listed: str) -> tuple[str, ...]:
+        """A word for each token: as listed, or the one for all."""
+        count = len(self.tokens)
+        words = tuple(map(str.strip, listed.split(","))) if count > 1 else (listed,)
+        if len(words) not in (1, count) or not (count == 1 or all(words)):
+            raise ConfigError(
+                f"{name} = {listed!r}: list one for each of the {count} tokens ({', '.join(self.tokens)}), with commas "
+                "between, or one for all"
+            )
+        return words * (count // len(words))
+
+    @property
+    def sample_prompts(self) -> tuple[str, ...]:
+        """What is drawn while it learns, in turn: of several tokens, each has its own where ``{}`` stands for one."""
+        if len(self.tokens) == 1:
+            return (self.sample_prompt,)
+        default = self.sample_prompt == SETTINGS["sample_prompt"].default
+        of_class = self.template == ADJECTIVE and default
+        texts = [of_template(ADJECTIVE, word)[0] for word in self.class_words] if of_class else [self.sample_prompt]
+        texts *= len(self.tokens) // len(texts)
+        return tuple(dict.fromkeys(text.replace(SLOT, token) for text, token in zip(texts, self.tokens, strict=True)))
+
+    @property
+    def targets(self) -> list[Naming]:
+        """The prompts that the tokens will be used in, and which stand where."""
+        texts = filter(None, map(str.strip, (self.target_prompt or "").split(SEPARATOR)))
+        own = 0 if len(self.tokens) == 1 else None
+        return [naming(text, self.tokens, own) for text in texts]
 
     @property
     def clean_prompts(self) -> list[str]:
-        """The same with what kind of thing it is in the token's place: the class word, or else the initializer."""
-        word = "" if self.class_word else self.initializer
-        return [" ".join(text.replace(SLOT, word).split()) for text in self.target_prompts]
+        """The same with what kind of thing it is in each token's place: the class word, or else the initializer."""
+        words = [""] * len(self.tokens) if self.class_words else self.initializers
+        return [" ".join(target.with_names(words).split()) for target in self.targets]
 
     @property
     def aligned(self) -> bool:
         """Whether a target prompt counts."""
-        return bool(self.target_prompts) and self.alignment > 0
+        return bool(self.targets) and self.alignment > 0
+
+    def _check_target(self) -> None:
+        if self.target_prompt is not None and not self.targets:
+            raise ConfigError("target_prompt is empty: write the prompt that you will use, or leave it out")
+        for target in self.targets:
+            shown = target.with_names(self.tokens)
+            if not target.tokens or (len(self.tokens) > 1 and SLOT in target.text.replace(SLOT, "", len(target.tokens))):
+                where = "{}" if len(self.tokens) == 1 else " or ".join(self.tokens)
+                raise ConfigError(f"target_prompt: {shown!r} has no placeholder; write {where} where the token will stand")
+            for number in target.tokens if self.class_words else ():
+                if not says(target.text, self.class_words[number]):
+                    raise ConfigError(
+                        f"target_prompt: {target.text!r} does not say {self.class_words[number]}, the class word: write "
+                        f"{SLOT} {self.class_words[number]} where the subject stands, or leave class_word out"
+                    )
 
     def to_dict(self) -> dict[str, Any]:
         """By name, as JSON has them."""
