@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .host import host
-from .placing import replaced, with_token
+from .placing import names_in, nfc, replaced, with_token
 from .saving import Written, free, holds, name_in, target
 from .tokenizer import encoder_names, missing_encoders, text_widths
+from .tokens import each_of
 
 if TYPE_CHECKING:
     from ..zoodip_core.model.embedding import Embedding
+    from .tokens import Tokens
 
 _written = Written()
 
@@ -22,12 +23,15 @@ class ApplyEmbedding:
 
     CATEGORY = "ZOODiP"
     DESCRIPTION = (
-        "Teaches a CLIP the learned token, for the standard text encode nodes behind it. Write the token's name in "
-        "their prompts, or wire the text output into them."
+        "Teaches a CLIP the learned token, or several, for the standard text encode nodes behind it. Write the token's "
+        "name in their prompts, or wire the text output into them."
     )
     RETURN_TYPES = ("CLIP", "STRING")
     RETURN_NAMES = ("clip", "token")
-    OUTPUT_TOOLTIPS = ("A CLIP that knows the token.", "The token with its strength, to put into a prompt.")
+    OUTPUT_TOOLTIPS = (
+        "A CLIP that knows the token.",
+        "The token with its strength, to put into a prompt; of several all, with commas between.",
+    )
     FUNCTION = "apply"
 
     @classmethod
@@ -49,14 +53,28 @@ class ApplyEmbedding:
             }
         }
 
-    def apply(self, clip: Any, embedding: Embedding, strength: float) -> tuple[Any, str]:
+    def apply(self, clip: Any, embedding: Tokens, strength: float) -> tuple[Any, str]:
         from ..zoodip_core.base.errors import EmbeddingFileError
-        from ..zoodip_core.model.embedding import check_fits
 
         if clip is None:
             raise EmbeddingFileError("clip: the checkpoint has no text encoder; load one, and connect its CLIP")
         if not text_widths(clip):
             raise EmbeddingFileError("clip: this kind reads no embeddings; connect the CLIP of a Stable Diffusion")
+        texts = []
+        for each in each_of(embedding):
+            self._check(clip, each)
+            clip, text = with_token(clip, each, strength, host().temp_folder() / "zoodip")
+            texts.append(text)
+        return clip, ", ".join(texts)
+
+    def _check(self, clip: Any, embedding: Embedding) -> None:
+        """Refuse a token that is not for the CLIP's text encoders.
+
+        Raises:
+            EmbeddingFileError: it is not.
+        """
+        from ..zoodip_core.base.errors import EmbeddingFileError
+        from ..zoodip_core.model.embedding import check_fits
         from ..zoodip_core.model.kinds import STABLE_DIFFUSION
 
         missing = missing_encoders(clip).intersection(embedding.encoders or STABLE_DIFFUSION.get(embedding.dims, ()))
@@ -66,7 +84,6 @@ class ApplyEmbedding:
                 f"{embedding.token!r} has vectors; load it too, as with DualCLIPLoader or TripleCLIPLoader"
             )
         check_fits(embedding, text_widths(clip), "embedding does not fit clip", encoder_names(clip))
-        return with_token(clip, embedding, strength, host().temp_folder() / "zoodip")
 
 
 class SaveEmbedding:
@@ -74,14 +91,14 @@ class SaveEmbedding:
 
     CATEGORY = "ZOODiP"
     DESCRIPTION = (
-        "Writes the token into ComfyUI's embeddings folder as safetensors. Those for Stable Diffusion work in A1111, "
-        "Forge and diffusers as well. embedding:name works at once."
+        "Writes the token, or several, into ComfyUI's embeddings folder as safetensors. Those for Stable Diffusion "
+        "work in A1111, Forge and diffusers as well. embedding:name works at once."
     )
     RETURN_TYPES = ("STRING", "STRING")
     RETURN_NAMES = ("prompt", "file")
     OUTPUT_TOOLTIPS = (
         "The prompt with embedding:name in the token's place; wired into a text encode node it is used in this run.",
-        "The name of the file.",
+        "The name of the file; of several tokens all, with commas between.",
     )
     FUNCTION = "save"
     OUTPUT_NODE = True
@@ -93,7 +110,11 @@ class SaveEmbedding:
                 "embedding": ("ZOODIP_EMBEDDING", {"tooltip": "From ZO Train Token or Load Embedding."}),
                 "filename": (
                     "STRING",
-                    {"default": "", "tooltip": "Name of the file, perhaps in a subfolder; empty: the token's name."},
+                    {
+                        "default": "",
+                        "tooltip": "Name of the file, perhaps in a subfolder; empty: the token's name. Several "
+                        "tokens have their names behind it.",
+                    },
                 ),
                 "overwrite": (
                     "BOOLEAN",
@@ -107,7 +128,8 @@ class SaveEmbedding:
                     {
                         "default": "a photo of a {}",
                         "multiline": True,
-                        "tooltip": "A prompt for text encode nodes; {} or the token's name becomes embedding:name.",
+                        "tooltip": "A prompt for text encode nodes; {} or the token's name becomes embedding:name. Of "
+                        "several tokens, {} is the first.",
                     },
                 ),
             },
@@ -128,21 +150,27 @@ class SaveEmbedding:
         return _written.state(unique_id)
 
     def save(
-        self, embedding: Embedding, filename: str, overwrite: bool, prompt: str, unique_id: str = ""
+        self, embedding: Tokens, filename: str, overwrite: bool, prompt: str, unique_id: str = ""
     ) -> dict[str, Any]:
-        from ..zoodip_core.data.prompts import SLOT, token_pattern
+        from ..zoodip_core.base.names import file_stem
+        from ..zoodip_core.data.prompts import SLOT
         from ..zoodip_core.model.embedding import save_embedding, serialize
 
-        path, content = _target(filename, embedding.token), serialize(embedding)
-        if not overwrite:
-            path = free(path, content)
-        if not holds(path, content):
-            save_embedding(embedding, path)
-        _written.add(unique_id, path, content)
-        name = name_in(host().embeddings_folder(), path)
-        places = f"{token_pattern(embedding.token)}|{re.escape(SLOT)}"
-        text = replaced(prompt, places, lambda _: f"embedding:{name}")
-        return {"ui": {"text": [f"embedding:{name}"]}, "result": (text, f"{name}.safetensors")}
+        tokens = each_of(embedding)
+        contents: dict[Path, bytes] = {}
+        for each in tokens:
+            own = f"{filename.strip()}-{file_stem(each.token)}" if filename.strip() and len(tokens) > 1 else filename
+            path, content = _target(own, each.token), serialize(each)
+            path = path if overwrite else free(path, content)
+            contents[path] = content
+            if not holds(path, content):
+                save_embedding(each, path)
+        _written.add(unique_id, contents)
+        names = [name_in(host().embeddings_folder(), path) for path in contents]
+        called = [f"embedding:{name}" for name in names]
+        by_token = dict(zip((nfc(each.token) for each in tokens), called, strict=True))
+        text = replaced(prompt, names_in(by_token, SLOT), lambda found: by_token.get(nfc(found), called[0]))
+        return {"ui": {"text": called}, "result": (text, ", ".join(f"{name}.safetensors" for name in names))}
 
 
 class LoadEmbedding:

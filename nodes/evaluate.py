@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .generate import seed_input
 from .host import host, on_the_device
 from .loras import check_draws_with
 from .pictures import thumbnails, to_image, to_pictures
+from .tokens import each_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,11 +65,14 @@ class EvaluateEmbedding:
 
     def evaluate(self, **inputs: Any) -> dict[str, Any]:
         model: TokenModel = _one(inputs.pop("model"))
-        embedding: Embedding = _one(inputs.pop("embedding"))
+        embedding, *others = each_of(_one(inputs.pop("embedding")))
+        further = each_of(_one(inputs.pop("embedding_2", None)))
         pictures = to_pictures(inputs.pop("images"), "images")
         given = {name: _one(value) for name, value in inputs.items()}
         judges, lora = _judges(given["clip"], given["dino"]), given.get("lora")
-        found, folder = _evaluate(model, embedding, pictures, _plan(model, embedding, given), judges, lora)
+        plan = _plan(model, embedding, given)
+        beside = each_of((*_named(others, plan), *further))
+        found, folder = _evaluate(model, embedding, pictures, plan, judges, lora, beside)
         return _shown(found, pictures, folder)
 
 
@@ -82,7 +87,13 @@ def _what() -> dict[str, Any]:
             "ZOODIP_MODEL",
             {"tooltip": "From Load Quantized SD or Model from ComfyUI, of the family that the token was learned on."},
         ),
-        "embedding": ("ZOODIP_EMBEDDING", {"tooltip": "The token, from ZO Train Token or Load Embedding."}),
+        "embedding": (
+            "ZOODIP_EMBEDDING",
+            {
+                "tooltip": "The token, from ZO Train Token or Load Embedding. Of several that were learned together, "
+                "the first one; prompts may name the others."
+            },
+        ),
         "images": ("IMAGE", {"tooltip": "The subject's reference images: a batch, or a list of any sizes."}),
         "prompt_set": (
             [_AUTO, *PROMPT_SETS],
@@ -145,7 +156,20 @@ def _optional() -> dict[str, Any]:
                 "Quantized SD."
             },
         ),
+        "embedding_2": (
+            "ZOODIP_EMBEDDING",
+            {"tooltip": "Another token, which your prompts name beside {}. Before, the word it began as stands there."},
+        ),
     }
+
+
+def _named(others: Sequence[Embedding], plan: EvaluationPlan) -> list[Embedding]:
+    """Those of the others that a prompt names: what was learned together comes together."""
+    from ..zoodip_core.data.naming import naming
+
+    tokens = [each.token for each in others]
+    named = {number for prompt in plan.prompts for number in naming(prompt, tokens).tokens}
+    return [each for number, each in enumerate(others) if number in named]
 
 
 def _one(value: Any) -> Any:
@@ -213,16 +237,17 @@ def _evaluate(
     plan: EvaluationPlan,
     judges: Judges,
     lora: Lora | None = None,
+    beside: Sequence[Embedding] = (),
 ) -> tuple[Evaluation, Path]:
     """The scores, and the folder that keeps the images; the models leave the device afterwards."""
     from ..zoodip_core.evaluate.evaluation import evaluate, folder_for, key_of
 
     check_draws_with(model, lora)
-    folder = folder_for(host().output_folder() / FOLDER, embedding, key_of(model, embedding, plan, lora))
+    folder = folder_for(host().output_folder() / FOLDER, embedding, key_of(model, embedding, plan, lora, beside))
     bar = host().bar()
     with on_the_device(model):
         told = lambda _stage, done, total: bar.update(done, total)  # noqa: E731
-        return evaluate(model, embedding, pictures, plan, judges, folder, told, lora), folder
+        return evaluate(model, embedding, pictures, plan, judges, folder, told, lora, beside), folder
 
 
 def _shown(found: Evaluation, pictures: list[Image], folder: Path) -> dict[str, Any]:

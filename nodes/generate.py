@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .host import host, on_the_device
 from .loras import drawn_with
 from .pictures import thumbnails, to_image
+from .tokens import each_of
 
 if TYPE_CHECKING:
     from ..zoodip_core.model.embedding import Embedding
     from ..zoodip_core.model.lora import Lora
     from ..zoodip_core.model.token_model import TokenModel
+    from .tokens import Tokens
 
 _SEED_LIMIT = 2**53 - 1
 """The largest whole number that JavaScript keeps exactly."""
@@ -71,7 +74,7 @@ class GeneratePreview:
                 ),
             },
             "optional": {
-                "embedding": ("ZOODIP_EMBEDDING", {"tooltip": "A learned token, for the prompts to use."}),
+                "embedding": ("ZOODIP_EMBEDDING", {"tooltip": "A learned token, or several, for the prompts to use."}),
                 "negative_prompt": (
                     "STRING",
                     {"default": "", "multiline": True, "tooltip": "What to stay away from."},
@@ -79,6 +82,10 @@ class GeneratePreview:
                 "lora": (
                     "ZOODIP_LORA",
                     {"tooltip": "Weights that were learned with the token. For the model of Load Quantized SD."},
+                ),
+                "embedding_2": (
+                    "ZOODIP_EMBEDDING",
+                    {"tooltip": "Another token, of another run or file, for the same prompts, which name both."},
                 ),
             },
         }
@@ -91,16 +98,17 @@ class GeneratePreview:
         steps: int,
         guidance: float,
         resolution: int,
-        embedding: Embedding | None = None,
+        embedding: Tokens | None = None,
         negative_prompt: str = "",
         lora: Lora | None = None,
+        embedding_2: Tokens | None = None,
     ) -> dict[str, Any]:
         texts = [line.strip() for line in prompts.splitlines() if line.strip()]
         images = draw(
             model,
             texts,
             [seed + i for i in range(len(texts))],
-            embedding,
+            each_of(embedding, embedding_2),
             lora,
             negative_prompt=negative_prompt,
             num_inference_steps=steps,
@@ -115,7 +123,7 @@ def draw(
     model: TokenModel,
     texts: list[str],
     seeds: list[int],
-    embedding: Embedding | None,
+    embeddings: Sequence[Embedding],
     lora: Lora | None,
     **settings: Any,
 ) -> list[Any]:
@@ -130,8 +138,8 @@ def draw(
 
     if not texts:
         raise ConfigError("prompts: write at least one, a line each")
-    if embedding is None and any(SLOT in text for text in texts):
+    if not embeddings and any(SLOT in text for text in texts):
         raise ConfigError("prompts: {} stands for a learned token; connect embedding, or write a word in its place")
     bar = host().bar()
     with on_the_device(model), drawn_with(model, lora):
-        return model.generate(texts, seeds, embedding=embedding, on_step=bar.update, **settings)
+        return model.generate(texts, seeds, embedding=embeddings or None, on_step=bar.update, **settings)

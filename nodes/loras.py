@@ -135,7 +135,7 @@ class SaveLora:
             path = free(path, content)
         if not holds(path, content):
             save_lora(there, path)
-        _written.add(unique_id, path, content)
+        _written.add(unique_id, {path: content})
         name = f"{name_in(host().loras_folder(), path)}.safetensors"
         return {"ui": {"text": [name]}, "result": (name,)}
 

@@ -227,13 +227,22 @@ def _with_token(tokenizer: Any, token: str, known: Known, words: Collection[str]
 
 def in_prompt(prompt: str, known: Mapping[str, Known], way: Way) -> str:
     """The prompt with the tokens' names replaced, all at once: ``dog`` is not looked for in ``dog-2``."""
-    from ..zoodip_core.data.prompts import token_pattern
-
-    longest_first = sorted(known, key=len, reverse=True)
-    names = "|".join(map(token_pattern, longest_first))
-    text = replaced(prompt, names, lambda token: known[token].text, way.weighs)
+    text = replaced(prompt, names_in(known), lambda token: known[token].text, way.weighs)
     files = "|".join(re.escape(f"embedding:{each.file.stem}") for each in known.values())
     return spaced(text, files, way.spaces)
+
+
+def names_in(tokens: Iterable[str], *others: str) -> str:
+    """A regular expression for tokens' names, of which the longest is meant, and for other texts."""
+    from ..zoodip_core.data.prompts import token_pattern
+
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return "|".join([*map(token_pattern, longest_first), *map(re.escape, others)])
+
+
+def nfc(token: str) -> str:
+    """A token's name with its letters written in one way."""
+    return unicodedata.normalize("NFC", token)
 
 
 def spaced(text: str, pattern: str, spaces: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 _ENDING = ".safetensors"
@@ -14,16 +15,17 @@ class Written:
     """
 
     def __init__(self) -> None:
-        self._files: dict[str, tuple[Path, bytes]] = {}
+        self._files: dict[str, dict[Path, bytes]] = {}
         self._lost: dict[str, int] = {}
 
-    def add(self, node: object, path: Path, content: bytes) -> None:
-        self._files[str(node)] = path, content
+    def add(self, node: object, files: Mapping[Path, bytes]) -> None:
+        """Keep what a node has written now, in place of what it has written before."""
+        self._files[str(node)] = dict(files)
 
     def state(self, node: object) -> str:
         """How often the node's file was found gone: another text than before makes ComfyUI run the node."""
         node = str(node)
-        if node in self._files and not holds(*self._files[node]):
+        if not all(holds(path, content) for path, content in self._files.get(node, {}).items()):
             del self._files[node]
             self._lost[node] = self._lost.get(node, 0) + 1
         return str(self._lost.get(node, 0))

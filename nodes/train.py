@@ -18,6 +18,7 @@ from .live import Live
 from .loras import drawn_with
 from .models import COPIES
 from .pictures import thumbnails, to_image, to_pictures, write_references
+from .tokens import together
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,7 +46,8 @@ class ZOTrainToken:
     RETURN_TYPES = ("ZOODIP_EMBEDDING", "IMAGE", "IMAGE", "ZOODIP_LORA")
     RETURN_NAMES = ("embedding", "previews", "loss_curve", "lora")
     OUTPUT_TOOLTIPS = (
-        "The learned token, for Apply, Save and Evaluate Embedding, and Generate Preview.",
+        "The learned token, for Apply, Save and Evaluate Embedding, and Generate Preview; where several were learned "
+        "together, all of them.",
         "Images of the preview prompt with the finished token.",
         "The loss of every step, raw and smoothed.",
         "Weights that were learned with it, for Apply LoRA, Save LoRA and Generate Preview; none without lora_rank.",
@@ -66,12 +68,12 @@ class ZOTrainToken:
     def VALIDATE_INPUTS(cls, token: Any) -> bool | str:  # noqa: N802
         # One input alone: ComfyUI would show the same message at each of several.
         from ..zoodip_core.base.errors import TokenError
-        from ..zoodip_core.base.names import check_name
+        from ..zoodip_core.base.names import check_names
 
         name = _one(token)
         try:
             if name is not None:  # None: it comes from another node, and is checked when that has run
-                check_name(name)
+                check_names(name)
         except TokenError as error:
             return str(error)
         return True
@@ -100,7 +102,7 @@ class ZOTrainToken:
         curve = to_image([_loss_curve(folder / "run" / "loss.png")])
         return {
             "ui": {**thumbnails(previews), "zoodip": [chart]},
-            "result": (trained.embedding, to_image(previews), curve, trained.lora),
+            "result": (together(trained.embeddings), to_image(previews), curve, trained.lora),
         }
 
 
@@ -146,7 +148,7 @@ def _optional() -> dict[str, Any]:
             {
                 "forceInput": True,
                 "tooltip": "A text for each picture, in their order, with {} for the token. Empty: the template. "
-                "Several lines: one of them is drawn at each step.",
+                "Several lines: one of them is drawn at each step. Of several tokens, each text names those it shows.",
             },
         ),
         "subspace_gradient": (
@@ -189,27 +191,37 @@ def _one(value: Any) -> Any:
 
 def _check_prompt(prompt: str, token: str) -> None:
     from ..zoodip_core.base.errors import ConfigError
-    from ..zoodip_core.data.prompts import SLOT, with_slots
+    from ..zoodip_core.base.names import check_names
+    from ..zoodip_core.data.naming import naming
 
-    if SLOT not in with_slots(prompt, token):
+    if not naming(prompt, check_names(token), own=0).tokens:
         raise ConfigError(f"preview_prompt: {prompt!r} has no place for the token; write {{}} where it should stand")
 
 
 def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list[str]:
     from ..zoodip_core.base.errors import CaptionError
-    from ..zoodip_core.data.prompts import SLOT, with_slots
+    from ..zoodip_core.base.names import check_names
+    from ..zoodip_core.data.naming import naming
+    from ..zoodip_core.data.prompts import SLOT
 
+    tokens = check_names(token)
+    names = " or ".join(tokens)
     texts = list(captions or [""])
     if len(texts) == 1:
         texts *= pictures
     if len(texts) != pictures:
         raise CaptionError(f"captions: {len(texts)} texts for {pictures} images; give one for each, or a single one")
     for i, text in enumerate(texts, 1):
-        for line in filter(str.strip, text.splitlines()):
-            if SLOT not in with_slots(line, token):
+        lines = list(filter(str.strip, text.splitlines()))
+        if len(tokens) > 1 and (not lines or SLOT in text):
+            why = f"holds {SLOT}, which may be any of {len(tokens)} tokens" if lines else "names no token"
+            raise CaptionError(f"captions: text {i}, {text!r}, {why}; write {names} where the subject stands")
+        for line in lines:
+            if not naming(line, tokens, own=0).tokens:
+                rest = ", or leave captions unconnected" if len(tokens) == 1 else ""
                 raise CaptionError(
-                    f"captions: text {i}, {line!r}, has no place for the token; write {{}} or {token} where the "
-                    "subject stands, or leave captions unconnected"
+                    f"captions: text {i}, {line!r}, has no place for the token; write "
+                    f"{f'{{}} or {token}' if len(tokens) == 1 else names} where the subject stands{rest}"
                 )
     return texts
 
@@ -259,9 +271,9 @@ def _key(config: TrainConfig, model: TokenModel, pictures: Sequence[Image], capt
 
 def _folder(parent: Path, config: TrainConfig, key: str, resume: bool) -> Path:
     """The folder of the run to resume, of several the furthest, or a new one."""
-    from ..zoodip_core.base.names import file_stem
+    from ..zoodip_core.base.names import run_name
 
-    name = f"{file_stem(config.token)}-{key}"
+    name = f"{run_name(config.token)}-{key}"
 
     def numbered(count: int) -> Path:
         return parent / (name if count == 1 else f"{name}-{count}")
@@ -330,9 +342,9 @@ def _previews(config: TrainConfig, model: TokenModel, trained: TrainResult) -> l
     bar = host().bar()
     with drawn_with(model, trained.lora):
         return model.generate(
-            [config.sample_prompt] * _SAMPLES,
+            list(itertools.islice(itertools.cycle(config.sample_prompts), _SAMPLES)),
             list(range(_SAMPLES)),
-            embedding=trained.embedding,
+            embedding=trained.embeddings,
             resolution=config.resolution,
             on_step=bar.update,
         )

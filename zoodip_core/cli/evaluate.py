@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..base.names import plain
 from ..base.stopping import Stopped, stopped_by
 from ..data.images import find_images, left_out
 from ..evaluate.encoders import CLIP_ID, DINO_ID
@@ -27,6 +28,14 @@ def add(commands: Any) -> None:
     model_option(parser)
     parser.add_argument("--embedding", type=Path, required=True, metavar="FILE", help="the learned token")
     which_option(parser, "the only one")
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="another learned token, which the prompts name beside {}; may be given several times",
+    )
     lora_options(parser)
     parser.add_argument(
         "--images",
@@ -74,19 +83,20 @@ def _evaluate(args: argparse.Namespace) -> int:
     from ..evaluate.report import as_text, write_report
 
     embedding = load_embedding(args.embedding, args.which)
+    beside = [load_embedding(file) for file in args.beside]
     references = find_images(args.images)
     judges = find_judges(args.clip, args.dino)
     for why in (*left_out(args.images), *judges.left_out):
         print(f"warning: {why}", file=sys.stderr)
     word = class_word_of(embedding, args.class_word)
-    folder = args.output or folder_for(Path("evaluations"), embedding)
+    folder = args.output or folder_for(Path("evaluations"), embedding, "-".join(plain(e.token, 40) for e in beside))
     lora = lora_in(args)
     model = load(args)
     prompts = prompts_of(args.prompts or default_set(model.info.family))
     plan = EvaluationPlan(prompts, word, args.seeds, args.seed, args.steps, args.guidance)
     with session() as (_, commands), stopped_by(lambda: commands.stopping), Stages() as bar:
         try:
-            evaluation = evaluate(model, embedding, references, plan, judges, folder, bar, lora)
+            evaluation = evaluate(model, embedding, references, plan, judges, folder, bar, lora, beside)
         except Stopped:
             bar.close()
             print(f"stopped; what is drawn is kept in {folder}, and the same command resumes it", file=sys.stderr)

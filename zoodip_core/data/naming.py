@@ -35,7 +35,7 @@ def naming(text: str, tokens: Sequence[str], own: int | None = None) -> Naming:
         own: the number of the token that ``{}`` stands for; None where that is not known, and no place is left then.
     """
     longest_first = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
-    names = "|".join(f"({token_pattern(tokens[i])})" for i in longest_first)
+    patterns = [f"({token_pattern(tokens[i])})" for i in longest_first]
     found: list[int] = []
 
     def placed(match: re.Match[str]) -> str:
@@ -46,7 +46,7 @@ def naming(text: str, tokens: Sequence[str], own: int | None = None) -> Naming:
         return SLOT
 
     return Naming(
-        re.sub(f"{names}|{re.escape(SLOT)}", placed, unicodedata.normalize("NFC", text)),
+        re.sub("|".join([*patterns, re.escape(SLOT)]), placed, unicodedata.normalize("NFC", text)),
         tuple(found),
     )
 

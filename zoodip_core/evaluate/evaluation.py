@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ..base.paths import inside, link_out
 from ..data.images import open_picture
 from ..data.prompts import SLOT
 from ..data.sheets import save_png
+from ..model.calls import Call, calls_in
 from ..model.embedding import Embedding, check_fits
 from ..model.generation import check_settings, with_lora
 from ..model.lora import Lora, serialize
@@ -39,6 +40,8 @@ SETTINGS = "settings.json"
 SETTINGS_VERSION = 1
 BEFORE, AFTER = "before", "after"
 _LONGEST_WORD = 200
+_SUBJECT = "<zoodip-subject>"
+"""In the place of the token that is scored, in prompts that name others as well."""
 _AT_ONCE = 4
 """Images that are drawn, and kept, together."""
 
@@ -143,7 +146,71 @@ def class_word_of(embedding: Embedding, given: str = "") -> str:
     return word
 
 
-def check(model: TokenModel, embedding: Embedding, references: Sequence[Picture], plan: EvaluationPlan) -> None:
+@dataclass(frozen=True)
+class Texts:
+    """What is drawn.
+
+    Args:
+        before: each prompt with plain words in the places of tokens.
+        after: each prompt for the tokens.
+        tokens: those that the latter call.
+    """
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    tokens: tuple[Embedding, ...]
+
+    @classmethod
+    def of(cls, embedding: Embedding, plan: EvaluationPlan, beside: Sequence[Embedding] = ()) -> Texts:
+        """The texts of a plan.
+
+        Args:
+            embedding: the token that ``{}`` stands for.
+            beside: those that prompts name.
+
+        Raises:
+            ConfigError: one of these is in no prompt, or its file does not say which word it began as.
+            EmbeddingFileError: two of them have the same name.
+        """
+        # The token's own name, which may be red or in, is a plain word in these prompts; so are the files' names.
+        place = _SUBJECT if beside else SLOT
+        tokens = (replace(embedding, token=place, alias=""), *(replace(each, alias="") for each in beside))
+        after = tuple(prompt.replace(SLOT, place) for prompt in plan.prompts)
+        pairs = list(zip(calls_in(after, tokens), plan.prompts, strict=True))
+        called = {each.token for call, _ in pairs for each in call.embeddings}
+        unused = [each.token for each in beside if each.token not in called]
+        if unused:
+            raise ConfigError(
+                f"no prompt names {', '.join(unused)[:200]}; write it where the other subject should stand"
+            )
+        words = {place: plan.class_word, **{each.token: _word_beside(each) for each in beside}}
+        before = [_filled(call, words) if beside else prompt.replace(SLOT, plan.class_word) for call, prompt in pairs]
+        return cls(tuple(before), after, tokens)
+
+
+def _filled(call: Call, words: Mapping[str, str]) -> str:
+    first, *rest = call.text.split(SLOT)
+    pairs = zip(call.embeddings, rest, strict=True)
+    return first + "".join(words[each.token] + text for each, text in pairs)
+
+
+def _word_beside(embedding: Embedding) -> str:
+    word = " ".join(embedding.metadata.get("initializer", "").split())
+    if not word or SLOT in word:
+        raise ConfigError(
+            f"the file of {embedding.token!r} does not say which word it began as, which would stand in its place "
+            "before; leave this token out"
+        )
+    return word
+
+
+def check(
+    model: TokenModel,
+    embedding: Embedding,
+    references: Sequence[Picture],
+    plan: EvaluationPlan,
+    beside: Sequence[Embedding] = (),
+) -> None:
     """Find what would go wrong, before anything is drawn or loaded.
 
     Raises:
@@ -155,10 +222,12 @@ def check(model: TokenModel, embedding: Embedding, references: Sequence[Picture]
     if not 1 <= plan.seeds <= MAX_SEEDS:
         raise ConfigError(f"seeds = {plan.seeds}: must be from 1 to {MAX_SEEDS}")
     check_settings(plan.prompts, range(len(plan.prompts)), plan.num_inference_steps, plan.guidance_scale)
-    check_fits(embedding, model.info.dims, "evaluate", model.info.encoders)
-    for prompt in plan.prompts:
-        model.prompt(prompt.replace(SLOT, plan.class_word))
-        model.prompt(prompt, [embedding.num_vectors] * prompt.count(SLOT))
+    for each in (embedding, *beside):
+        check_fits(each, model.info.dims, "evaluate", model.info.encoders)
+    texts = Texts.of(embedding, plan, beside)
+    for before, call in zip(texts.before, calls_in(texts.after, texts.tokens), strict=True):
+        model.prompt(before)
+        model.prompt(call.text, call.counts)
     if not references:
         raise ImagesError("images: there are no reference images; give 3 to 10 pictures of the subject")
     for reference in references:
@@ -181,6 +250,7 @@ def evaluate(
     folder: Path,
     on_progress: OnProgress | None = None,
     lora: Lora | None = None,
+    beside: Sequence[Embedding] = (),
 ) -> Evaluation:
     """Draw what is not drawn yet into ``folder``, and score it.
 
@@ -190,6 +260,7 @@ def evaluate(
         folder: a new or empty one, or that of an evaluation of the same settings, which is resumed; only
             :attr:`EvaluationPlan.seeds` may differ.
         lora: weights that were learned with the token, for the images after.
+        beside: further tokens, which prompts name; before, and for CLIP-T, the words they began as stand there.
 
     Raises:
         ZoodipError: as :func:`check`; and
@@ -199,18 +270,19 @@ def evaluate(
         StorageError: an image cannot be written.
         Stopped: a stop was asked for; what is drawn is kept.
     """
-    check(model, embedding, references, plan)
+    check(model, embedding, references, plan, beside)
     check_judges(judges)
     with with_lora(model, lora):
         pass  # it fits
-    settings = _settings(model, embedding, plan, lora)
+    settings = _settings(model, embedding, plan, lora, beside)
     _check_folder(folder, settings)  # before anything is written there
     with locked(folder):
         _check_folder(folder, settings)
         write_atomically(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
-        _draw(model, embedding, plan, folder, on_progress, lora)
+        texts = Texts.of(embedding, plan, beside)
+        _draw(model, texts, plan, folder, on_progress, lora)
         model.unload()
-        return _score(model, embedding, references, plan, judges, folder, on_progress)
+        return _score(model, embedding, texts, references, plan, judges, folder, on_progress)
 
 
 def check_judges(judges: Judges) -> None:
@@ -246,11 +318,19 @@ def image_path(folder: Path, when: str, prompt: int, seed: int) -> Path:
 # ---------------------------------------------------------------- the folder
 
 
+def _digest(embedding: Embedding) -> str:
+    return hashlib.sha256(embedding.vectors.float().contiguous().numpy().tobytes()).hexdigest()
+
+
 def _settings(
-    model: TokenModel, embedding: Embedding, plan: EvaluationPlan, lora: Lora | None = None
+    model: TokenModel,
+    embedding: Embedding,
+    plan: EvaluationPlan,
+    lora: Lora | None = None,
+    beside: Sequence[Embedding] = (),
 ) -> dict[str, Any]:
     """What decides the images, as the folder keeps it."""
-    digest = hashlib.sha256(embedding.vectors.float().contiguous().numpy().tobytes()).hexdigest()
+    others = {"beside": {each.token[:_LONGEST_WORD]: _digest(each) for each in beside}} if beside else {}
     weights = {"lora": hashlib.sha256(serialize(Lora(lora.layers))).hexdigest()} if lora else {}
     return {
         "evaluation_version": SETTINGS_VERSION,
@@ -259,19 +339,26 @@ def _settings(
         "dtype": str(model.dtype).removeprefix("torch."),
         "prediction_type": model.info.prediction_type,
         "token": embedding.token[:_LONGEST_WORD],
-        "embedding": digest,
+        "embedding": _digest(embedding),
         "class_word": plan.class_word,
         "prompts": list(plan.prompts),
         "first_seed": plan.first_seed,
         "steps": plan.num_inference_steps,
         "guidance": plan.guidance_scale,
         **weights,
+        **others,
     }
 
 
-def key_of(model: TokenModel, embedding: Embedding, plan: EvaluationPlan, lora: Lora | None = None) -> str:
+def key_of(
+    model: TokenModel,
+    embedding: Embedding,
+    plan: EvaluationPlan,
+    lora: Lora | None = None,
+    beside: Sequence[Embedding] = (),
+) -> str:
     """Ten letters by which evaluations of different settings can be told apart."""
-    settings = json.dumps(_settings(model, embedding, plan, lora), sort_keys=True)
+    settings = json.dumps(_settings(model, embedding, plan, lora, beside), sort_keys=True)
     return hashlib.sha256(settings.encode()).hexdigest()[:10]
 
 
@@ -302,16 +389,13 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 def _draw(
     model: TokenModel,
-    embedding: Embedding,
+    texts: Texts,
     plan: EvaluationPlan,
     folder: Path,
     on_progress: OnProgress | None,
     lora: Lora | None,
 ) -> None:
     """Draw each group of images of which one is missing. Always in the same groups: a batch decides the last bits."""
-    nameless = replace(
-        embedding, token=SLOT, alias=""
-    )  # its name, which may be red or in, is a plain word in these prompts
     groups = list(_groups(plan))
     missing = [group for group in groups if not all(map(_is_whole, _paths(folder, *group)))]
     total, left = (sum(len(seeds) for _, _, seeds in each) * plan.num_inference_steps for each in (groups, missing))
@@ -323,12 +407,12 @@ def _draw(
     told(total - left)
     for when, prompt, seeds in missing:
         steps, done = len(seeds) * plan.num_inference_steps, total - left
-        text = plan.prompts[prompt]
+        text = (texts.after if when == AFTER else texts.before)[prompt]
         with with_lora(model, lora if when == AFTER else None):
             images = model.generate(
-                [text if when == AFTER else text.replace(SLOT, plan.class_word)] * len(seeds),
+                [text] * len(seeds),
                 seeds,
-                embedding=nameless if when == AFTER else None,
+                embedding=texts.tokens if when == AFTER else None,
                 num_inference_steps=plan.num_inference_steps,
                 guidance_scale=plan.guidance_scale,
                 on_step=lambda part, of, done=done, steps=steps: told(done + steps * part // of),  # type: ignore[misc]
@@ -366,6 +450,7 @@ def _is_whole(path: Path) -> bool:
 def _score(
     model: TokenModel,
     embedding: Embedding,
+    texts: Texts,
     references: Sequence[Picture],
     plan: EvaluationPlan,
     judges: Judges,
@@ -377,7 +462,7 @@ def _score(
     }
     clip = dino = None
     if judges.clip:
-        clip = _clip_seen(ClipFeatures(judges.clip, model.device), references, pictures, plan, on_progress)
+        clip = _clip_seen(ClipFeatures(judges.clip, model.device), references, pictures, texts.before, on_progress)
     _free(model.device)
     if judges.dino:
         dino = _seen(DinoFeatures(judges.dino, model.device), "DINO", references, pictures, on_progress)
@@ -404,11 +489,10 @@ def _clip_seen(
     clip: ClipFeatures,
     references: Sequence[Picture],
     pictures: dict[str, list[Path]],
-    plan: EvaluationPlan,
+    texts: Sequence[str],
     on_progress: OnProgress | None,
 ) -> dict[str, torch.Tensor]:
-    texts = clip.of_texts([prompt.replace(SLOT, plan.class_word) for prompt in plan.prompts])
-    return {**_seen(clip, "CLIP", references, pictures, on_progress), "texts": texts}
+    return {**_seen(clip, "CLIP", references, pictures, on_progress), "texts": clip.of_texts(list(texts))}
 
 
 def _seen(

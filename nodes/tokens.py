@@ -1,0 +1,26 @@
+"""What a ZOODIP_EMBEDDING is: a learned token, or several that were learned together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..zoodip_core.model.embedding import Embedding
+
+    Tokens = Embedding | tuple[Embedding, ...]
+
+
+def each_of(*tokens: Tokens | None) -> tuple[Embedding, ...]:
+    """The tokens in some ZOODIP_EMBEDDINGs, of which some may not be connected; each once."""
+    found: list[Embedding] = []
+    for some in tokens:
+        listed = some if isinstance(some, tuple) else () if some is None else (some,)
+        found += [each for each in listed if all(each is not other for other in found)]
+    return tuple(found)
+
+
+def together(tokens: Iterable[Embedding]) -> Tokens:
+    """A ZOODIP_EMBEDDING of one token or several."""
+    found = tuple(tokens)
+    return found[0] if len(found) == 1 else found
