@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from tests.fake_page_host import FakePageHost
 from zoodip_core import Commands, TrainConfig, load_embedding, resume_training, train_token
 from zoodip_core.base.errors import CaptionError, ConfigError, TokenError, ZoodipError
 from zoodip_core.base.events import Event, Progress
@@ -18,7 +21,9 @@ from zoodip_core.cli.main import main
 from zoodip_core.data.naming import Naming, captions_of, in_turn, naming, owner_of
 from zoodip_core.model.embedding import save_embedding
 from zoodip_core.model.stable_diffusion import StableDiffusion
+from zoodip_core.page.studio import Studio
 from zoodip_core.train import run_folder
+from zoodip_core.train.before_after import before_after
 from zoodip_core.train.loop import TrainResult
 from zoodip_core.train.replay import rewind
 
@@ -287,3 +292,59 @@ def test_words_of_the_model_are_refused_as_any_of_the_tokens(tiny_model: StableD
     with pytest.raises(TokenError, match="initializer 'qq'"):
         train_token(config_of(initializer="ghost, qq", num_vectors=1, initializer_mode="single"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- the page
+
+
+@pytest.fixture
+def studio(whole: TrainResult, tmp_path: Path) -> Studio:
+    """With a run of two tokens."""
+    shutil.copytree(whole.path.parent, tmp_path / "home" / "boo-pip")
+    return Studio(FakePageHost(tmp_path, sys.executable))
+
+
+def test_a_run_of_the_page_has_all_files(studio: Studio, tmp_path: Path) -> None:
+    run = studio.run("boo-pip")
+    folder = tmp_path / "home" / "boo-pip"
+    assert run.learned == {"<boo>": folder / "boo.safetensors", "<pip>": folder / "pip.safetensors"}
+    (folder / "boo.safetensors").unlink()  # as before the last of the two files
+    snapshots = folder / "snapshots"
+    name = "step-00000012.safetensors"
+    assert studio.run("boo-pip").learned == {"<boo>": snapshots / name, "<pip>": snapshots / "pip" / name}
+    assert run.embeddings == [folder / "boo.safetensors", folder / "pip.safetensors"]
+
+
+def test_all_are_published_or_none(studio: Studio, tmp_path: Path) -> None:
+    (tmp_path / "embeddings").mkdir(exist_ok=True)
+    (tmp_path / "embeddings" / "pip.safetensors").write_bytes(b"another")
+    with pytest.raises(ZoodipError, match=r"pip\.safetensors is in the embeddings folder already"):
+        studio.publish("boo-pip")
+    assert not (tmp_path / "embeddings" / "boo.safetensors").exists()
+    assert studio.replaceable("<boo>, <pip>", False)
+    with pytest.raises(TokenError, match=r"pip\.safetensors is in the embeddings folder already"):
+        studio._check_free("<boo>, <pip>", {})
+    published = studio.publish("boo-pip", replace=True)
+    files = [published.token, *published.others]
+    assert [path.name for path in files] == ["boo.safetensors", "pip.safetensors"]
+    assert [path.read_bytes() for path in files] == [path.read_bytes() for path in studio.run("boo-pip").embeddings]
+    assert published.words_beside() == "boo, pip"
+    assert str(published) == f"saved as {files[0]} and {files[1]}: write boo, pip in a prompt"
+
+
+def test_before_and_after_show_all(whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    asked: list[tuple[Sequence[str], Any]] = []
+
+    class Model:
+        info = tiny_model.info
+
+        def generate(self, prompts: Sequence[str], seeds: Sequence[int], *, embedding: Any, resolution: int) -> Any:
+            asked.append((prompts, embedding))
+            return [Image.new("RGB", (8, 8))] * len(seeds)
+
+    before_after(Model(), config_of(), whole.embeddings, tmp_path / "sheet.png")  # type: ignore[arg-type]
+    assert asked == [
+        (["a photo of a ghost", "a photo of a monster"] * 2, None),
+        (["a photo of a <boo>", "a photo of a <pip>"] * 2, whole.embeddings),
+    ]
+    assert (tmp_path / "sheet.png").is_file()

@@ -691,7 +691,7 @@ def test_the_newest_token_of_an_unfinished_run_is_drawn(
     drawn: list[Any] = []
     monkeypatch.setattr(tasks, "before_after", lambda *arguments: drawn.append(arguments))
     code, events = done(job_in(tmp_path, "show"), monkeypatch, tiny_model)
-    ((model, config, embedding, path, lora),) = drawn
+    ((model, config, (embedding,), path, lora),) = drawn
     assert (code, model, config.steps, path, lora) == (0, tiny_model, 5, tmp_path / "before_after.png", None)
     assert embedding.metadata["steps"] == "2"
     assert events[-2:] == [{"event": "shown", "path": str(path)}, {"event": "ended", "state": "finished"}]

@@ -33,7 +33,10 @@ MAX_REQUEST = 200_000_000
 """Bytes of a request with all its pictures; base64 has four for each three of theirs."""
 _MAX_SMALL = 10_000
 """Bytes of a request without pictures."""
-_OF_RUN = ("name", "token", "model", "state", "message", "step", "steps", "can_resume", "folder", "embedding", "lora")
+_OF_RUN = (
+    *("name", "token", "model", "state", "message", "step", "steps", "can_resume"),
+    *("folder", "embedding", "lora", "embeddings"),
+)
 
 
 def add(app: Any, studio: Studio) -> None:
@@ -236,6 +239,8 @@ def _plain(value: Any) -> Any:
     """In JSON, which has neither paths nor numbers that are not finite, and in UTF-8."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, list) and all(isinstance(each, Path) for each in value):
+        return [whole_text(str(each)) for each in value]
     if isinstance(value, dict | list):  # what a check found, with paths in it
         return json.loads(whole_text(json.dumps(value, ensure_ascii=False)))
     return whole_text(str(value)) if isinstance(value, str | Path) else value

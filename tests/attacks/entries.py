@@ -52,6 +52,7 @@ from zoodip_core.page.page import Page
 from zoodip_core.page.studio import TINY_LABEL, Studio
 from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.journal import Journal, Record
+from zoodip_core.train.loop import TrainResult
 from zoodip_core.train.run_folder import RunFolder
 from zoodip_webui import api
 
@@ -263,7 +264,7 @@ def _learned(folder: RunFolder) -> Any:
     embedding = Embedding(folder.config.token, VECTOR)
     folder.save_snapshots((embedding,), 1)
     save_embedding(embedding, folder.embedding_path)
-    return SimpleNamespace(finished=True, step=1, path=folder.embedding_path, embedding=embedding, lora_path=None)
+    return TrainResult(embedding, folder.embedding_path, 1, True, [])
 
 
 # ---------------------------------------------------------------- the nodes

@@ -25,6 +25,15 @@ class Naming:
     text: str
     tokens: tuple[int, ...]
 
+    def with_names(self, names: Sequence[str]) -> str:
+        """The text with names, or words, in the places of the tokens.
+
+        Args:
+            names: of all tokens.
+        """
+        first, *rest = self.text.split(SLOT)
+        return first + "".join(names[token] + text for token, text in zip(self.tokens, rest, strict=True))
+
 
 def naming(text: str, tokens: Sequence[str], own: int | None = None) -> Naming:
     """What a text names. Of names that begin at the same place the longest is meant.

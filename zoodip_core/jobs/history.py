@@ -170,7 +170,14 @@ def _run_of(folder: Path) -> Run | None:
         settings=settings,
         can_resume=not damage and state != FINISHED and (config is not None or asked.get("kind") == "train"),
         lora=lora_with(embedding) if embedding else None,
+        others=_others(RunFolder(run, config), embedding) if config and embedding else (),
     )
+
+
+def _others(folder: RunFolder, first: Path) -> tuple[tuple[str, Path], ...]:
+    """The tokens that were learned together with the first one, and their files."""
+    files = zip(folder.config.tokens, folder.beside(first), strict=True)
+    return tuple((token, path) for token, path in files if path != first and path.is_file())
 
 
 def _with_link(folder: Path, link: Path) -> Run | None:

@@ -155,6 +155,7 @@ class Run:
         settings: by the names of :class:`TrainConfig`.
         can_resume: whether something is left to do for ``resume_training`` without more steps.
         lora: the weights that were learned with that token, None if none were by then.
+        others: of several tokens, those behind the first one and their files, from the same step.
     """
 
     name: str
@@ -174,3 +175,17 @@ class Run:
     settings: Mapping[str, Any]
     can_resume: bool
     lora: Path | None = None
+    others: tuple[tuple[str, Path], ...] = ()
+
+    @property
+    def learned(self) -> dict[str, Path]:
+        """The files of its tokens by their names, mostly one; empty if there is none yet."""
+        if self.embedding is None:
+            return {}
+        first = self.token.split(",")[0].strip() if self.others else self.token
+        return {first: self.embedding, **dict(self.others)}
+
+    @property
+    def embeddings(self) -> list[Path]:
+        """The files of all its tokens."""
+        return list(self.learned.values())

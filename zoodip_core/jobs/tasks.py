@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ def _close(
 ) -> int:
     if result.finished:
         try:
-            _draw(job, config, model, result.path, result.lora, out, commands)
+            _draw(job, config, model, result.paths, result.lora, out, commands)
         except Stopped:
             pass
         except Exception as error:  # a token that was learned does not hang on its pictures
@@ -208,7 +208,7 @@ def _show(job: Task, out: Outbox, commands: Commands) -> int:
     with stopped_by(lambda: commands.stopping):
         model = load_model(folder.config, telling(out))
     lora = lora_with(token)
-    _draw(job, folder.config, model, token, load_lora(lora) if lora else None, out, commands)
+    _draw(job, folder.config, model, folder.beside(token), load_lora(lora) if lora else None, out, commands)
     out.send("ended", state="finished")
     return Exit.FINISHED
 
@@ -217,15 +217,15 @@ def _draw(
     job: Task,
     config: TrainConfig,
     model: StableDiffusion,
-    token: Path,
+    tokens: Sequence[Path],
     lora: Lora | None,
     out: Outbox,
     commands: Commands,
 ) -> None:
-    """Draw with the word and with the token."""
+    """Draw with the words and with the tokens."""
     out.send("message", text="drawing the pictures before and after", warning=False)
     with stopped_by(lambda: commands.stopping):
-        before_after(model, config, load_embedding(token), job.folder / BEFORE_AFTER, lora)
+        before_after(model, config, [load_embedding(token) for token in tokens], job.folder / BEFORE_AFTER, lora)
     out.send("shown", path=str(job.folder / BEFORE_AFTER))
 
 

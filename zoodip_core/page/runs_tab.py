@@ -163,23 +163,30 @@ class Runs:
             gr.update(visible=False, value=False),
             gr.update(visible=False),
             shown(views.framed(views.chart(losses)) if losses else ""),
-            gr.update(value=self._download(run), visible=has_token),
+            gr.update(value=self._downloads_of(run), visible=has_token),
             gr.update(value=self._download(run, lora=True), visible=run.lora is not None),
             shown(views.run_details(run)),
         ]
 
-    def _download(self, run: Run, *, lora: bool = False) -> str | None:
-        """A copy of the run's token, or of its LoRA, under the token's name, where gradio may serve it from."""
-        file = run.lora if lora else run.embedding
+    def _downloads_of(self, run: Run) -> str | list[str] | None:
+        """Copies of the run's tokens, of one alone its own."""
+        copies = [self._download(run, token) for token in run.learned]
+        found = [copy for copy in copies if copy]
+        return found if len(found) > 1 else next(iter(found), None)
+
+    def _download(self, run: Run, token: str | None = None, *, lora: bool = False) -> str | None:
+        """A copy of a token, the first one if None, or of the LoRA, under its name, where gradio may serve it from."""
+        name = next(iter(run.learned), "") if token is None else token
+        file = run.lora if lora else run.learned.get(name)
         if file is None:
             return None
         try:
-            check_name(run.token)  # it is what a file says
-            stem = file_stem(run.token)
+            check_name(name)  # it is what a file says
+            stem = file_stem(name)
         except TokenError:
             stem = "token"
-        token = self._downloads / run.name / f"{stem}.safetensors"
-        path = lora_beside(token) if lora else token
+        own = self._downloads / run.name / f"{stem}.safetensors"
+        path = lora_beside(own) if lora else own
         try:
             write_atomically(path, file.read_bytes())
         except OSError:  # it vanished, or there is no room

@@ -128,7 +128,7 @@ def put_together(
         StorageError: a file cannot be written.
     """
     targets = [shelf.target(token) for shelf, _ in contents]
-    refused = next(filter(None, (shelf._refuse(token, content, replace) for shelf, content in contents)), None)
+    refused = _refused(contents, token, replace)
     if refused and not another_name:
         raise refused
     if refused:
@@ -136,6 +136,26 @@ def put_together(
     for target, (_, content) in zip(targets, contents, strict=True):
         write_atomically(target, content)
     return targets
+
+
+def check_room(contents: Sequence[tuple[Shelf, bytes]], token: str, replace: bool) -> None:
+    """Refuse what :func:`put_together` would refuse.
+
+    Raises:
+        TokenError, EmbeddingFileError, LoraFileError: as there.
+    """
+    refused = _refused(contents, token, replace)
+    if refused:
+        raise refused
+
+
+def _refused(
+    contents: Sequence[tuple[Shelf, bytes]], token: str, replace: bool
+) -> EmbeddingFileError | LoraFileError | None:
+    for shelf, content in contents:
+        if refused := shelf._refuse(token, content, replace):
+            return refused
+    return None
 
 
 def _next_free(shelves: Sequence[Shelf], stem: str) -> list[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..base.errors import ConfigError, EmbeddingFileError, PathError, RunFolderError, TokenError
-from ..base.names import check_name
+from ..base.names import check_names
 from ..base.paths import typed
 from ..jobs.environment import Trainer, find_trainer
 from ..jobs.history import delete_run, find_run, list_runs, new_folder
@@ -28,7 +28,7 @@ from ..train.run_folder import CONFIG, RunFolder
 from ..train.settings import AUTO, SETTINGS, given
 from .draft import Draft
 from .form import KEEP_COPY, OWN
-from .shelf import Shelf, put_together
+from .shelf import Shelf, check_room, put_together
 
 TINY_LABEL = "the embedded tiny model"
 _FORM_S_OWN = ("preset", "overwrite", "keep_copy", "learn_weights")
@@ -85,19 +85,22 @@ class Published:
         token: the token's file.
         lora: that of the weights that were learned with it, where they have such a place.
         left: whether some were learned that have no such place.
+        others: the files of tokens that were learned together with it.
     """
 
     token: Path
     lora: Path | None
     left: bool
+    others: tuple[Path, ...] = ()
 
     def words_beside(self, prompt: str = "") -> str:
         """What to write in a prompt for both of them; a LoRA that is in it already would count twice."""
         lora = f"<lora:{self.lora.stem}:" if self.lora else ""
-        return self.token.stem if not lora or lora in prompt else f"{self.token.stem} {lora}1>"
+        names = ", ".join(path.stem for path in (self.token, *self.others))
+        return names if not lora or lora in prompt else f"{names} {lora}1>"
 
     def __str__(self) -> str:
-        files = " and ".join(str(path) for path in (self.token, self.lora) if path)
+        files = " and ".join(str(path) for path in (self.token, *self.others, self.lora) if path)
         left = "; its LoRA, to be drawn with beside it, can be downloaded on the tab Runs" if self.left else ""
         return f"saved as {files}: write {self.words_beside()} in a prompt{left}"
 
@@ -147,7 +150,7 @@ class Studio:
             named["cache"] = self._cache if form.get("keep_copy", KEEP_COPY.default) else None
         for name in ("token", "initializer"):
             named[name] = str(named.get(name, "")).strip()
-        check_name(named["token"])
+        check_names(named["token"])
         if not named["initializer"]:
             raise TokenError("initializer is empty; give the word that comes nearest to the subject, like dog")
         if form.get("learn_weights") and named.get("lora_rank") == 0:
@@ -200,14 +203,23 @@ class Studio:
     def replaceable(self, token: str, with_lora: bool) -> bool:
         """Whether files are in the way of what was learned, and all of them could be replaced by it."""
         try:
-            taken = [shelf for shelf in self.shelves(with_lora) if shelf.taken(token)]
-            return bool(taken) and all(shelf.replaceable(token) for shelf in taken)
+            taken = [(shelf, name) for shelf, name in self._places(token, with_lora) if shelf.taken(name)]
+            return bool(taken) and all(shelf.replaceable(name) for shelf, name in taken)
         except TokenError:
             return False
 
     def _check_free(self, token: str, form: Mapping[str, Any]) -> None:
-        for shelf in self.shelves(self.learns_weights(form)):
-            shelf.check_free(token, bool(form.get("overwrite")))
+        for shelf, name in self._places(token, self.learns_weights(form)):
+            shelf.check_free(name, bool(form.get("overwrite")))
+
+    def _places(self, token: str, with_lora: bool) -> list[tuple[Shelf, str]]:
+        """Where each of the tokens goes, and the LoRA, which is called like the first one.
+
+        Raises:
+            TokenError: one of them cannot be a name.
+        """
+        names, (tokens, loras) = check_names(token), (self.shelves(with_lora)[:1], self.shelves(with_lora)[1:])
+        return [(shelf, name) for shelf in tokens for name in names] + [(shelf, names[0]) for shelf in loras]
 
     @staticmethod
     def _asked(form: Mapping[str, Any]) -> dict[str, Any]:
@@ -341,16 +353,21 @@ class Studio:
         shelves = self.shelves(run.lora is not None)
         if not shelves:
             raise EmbeddingFileError("there is no embeddings folder here; download the file instead")
-        assert run.embedding
-        learned = zip(shelves, [run.embedding, run.lora], strict=False)
+        (name, first), *others = run.learned.items()
+        learned = zip(shelves, [first, run.lora], strict=False)
         contents = [(shelf, file.read_bytes()) for shelf, file in learned if file]
+        beside = [(other, [(shelves[0], file.read_bytes())]) for other, file in others]
+        for other, content in () if another_name else (*beside, (name, contents)):
+            check_room(content, other, replace)
+        how = {"replace": replace, "another_name": another_name}
+        further = tuple(put_together(content, other, **how)[0] for other, content in beside)
         # The token last: where it is, nothing is missing.
-        files = put_together(contents[::-1], run.token, replace=replace, another_name=another_name)[::-1]
+        files = put_together(contents[::-1], name, **how)[::-1]
         token, lora = files[0], files[1] if len(files) > 1 else None
         if lora:
             self.host.loras_changed()
         self.host.embeddings_changed()
-        return Published(token, lora, left=run.lora is not None and lora is None)
+        return Published(token, lora, left=run.lora is not None and lora is None, others=further)
 
     def _with_token(self, name: str) -> Run:
         run = self.run(name)

@@ -1,47 +1,55 @@
-"""Before and after: what the model draws for the word that a token started from, and for the token."""
+"""Before and after: what the model draws for the word that a token started from, and for the token; or for several."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL.Image import Image
 
 from ..data.images import load_images
-from ..data.prompts import SLOT, with_slots
+from ..data.naming import in_turn, naming
 from ..data.sheets import contact_sheet
 from ..model.embedding import Embedding
 from ..model.generation import with_lora
 from ..model.lora import Lora
 from ..model.token_model import TokenModel
 from .config import TrainConfig
+from .prepared import captions_in
 
 _COLUMNS = 4
 
 
 def before_after(
-    model: TokenModel, config: TrainConfig, embedding: Embedding, path: Path, lora: Lora | None = None
+    model: TokenModel, config: TrainConfig, embeddings: Sequence[Embedding], path: Path, lora: Lora | None = None
 ) -> None:
-    """Write reference images above the samples' prompt drawn with the word and with the token, from the same seeds.
+    """Write reference images above the samples' prompts drawn with the words and with the tokens, from the same seeds.
 
     Args:
-        lora: the weights that were learned with the token.
+        embeddings: the tokens of the run, mostly one.
+        lora: the weights that were learned with them.
 
     Raises:
         Stopped: a stop was asked for; nothing is written.
     """
     side = config.resolution or model.info.resolution
     images, _ = load_images(config.images, side, crop=config.crop, background=config.background)
-    prompt, seeds = with_slots(config.sample_prompt, config.token), list(range(_COLUMNS))
+    if len(config.tokens) > 1:
+        images = [images[i] for i in in_turn(captions_in(config, images))]
+    prompts = itertools.islice(itertools.cycle(config.sample_prompts), _COLUMNS)
+    named, seeds = [naming(text, config.tokens, own=0) for text in prompts], list(range(_COLUMNS))
 
-    def drawn(name: str, learned: Embedding | None) -> list[Image]:
-        texts = [prompt.replace(SLOT, name)] * _COLUMNS
+    def drawn(names: Sequence[str], learned: Sequence[Embedding] | None) -> list[Image]:
+        texts = [each.with_names(names) for each in named]
         return model.generate(texts, seeds, embedding=learned, resolution=config.resolution)
 
+    many = "s" if len(config.tokens) > 1 else ""
     rows = [
         ("reference\nimages", [image.picture for image in images[:_COLUMNS]]),
-        (f'before: the word\n"{config.initializer}"', drawn(config.initializer, None)),
+        (f'before: the word{many}\n"{config.initializer}"', drawn(config.initializers, None)),
     ]
-    with with_lora(model, lora):
-        what = "the token\nand weights" if lora else "the token"  # there is room for a picture's name, no more
-        rows.append((f"after: {what}\n{config.token}", drawn(config.token, embedding)))
+    with with_lora(model, lora):  # there is room for a picture's name, no more
+        what = f"the token{many}\nand weights" if lora else f"the token{many}"
+        rows.append((f"after: {what}\n{config.token}", drawn(config.tokens, embeddings)))
     contact_sheet(rows, path)

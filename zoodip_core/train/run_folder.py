@@ -154,6 +154,13 @@ class RunFolder:
         """Where the finished tokens go."""
         return tuple(self.path / f"{file_stem(token)}.safetensors" for token in self.config.tokens)
 
+    def beside(self, first: Path) -> tuple[Path, ...]:
+        """The files of all tokens that belong to one of the first one's, finished or a snapshot."""
+        folder, others = first.parent, self.config.tokens[1:]
+        if folder.name == SNAPSHOTS:
+            return (first, *(folder / file_stem(token) / first.name for token in others))
+        return (first, *self.embedding_paths[1:])
+
     def save_embeddings(self, embeddings: Sequence[Embedding]) -> tuple[Path, ...]:
         """Write the finished tokens, the first one last."""
         return _save_all(embeddings, self.embedding_paths)
@@ -330,8 +337,7 @@ class RunFolder:
 
     def snapshot_paths(self, step: int) -> tuple[Path, ...]:
         """Where the tokens of a step go: all but the first one in a folder of their name."""
-        first, others = self.snapshot_path(step), self.config.tokens[1:]
-        return (first, *(first.parent / file_stem(token) / first.name for token in others))
+        return self.beside(self.snapshot_path(step))
 
     def save_snapshots(self, embeddings: Sequence[Embedding], step: int) -> tuple[Path, ...]:
         """Keep the tokens as they are at a step, the first one last."""
