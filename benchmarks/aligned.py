@@ -132,7 +132,7 @@ def learn(config: TrainConfig, model: StableDiffusion, row: str) -> torch.Tensor
     assert isinstance(objective, DiffusionObjective)
     kinds = [ABLATIONS[word] for word in row.split() if word in ABLATIONS]
     if kinds and objective.alignment:
-        prompted = [model.prompt(text, 1) for text in config.target_prompts]
+        prompted = [model.prompt(each.text, 1) for each in config.targets]
         objective.alignment = kinds[0].of(objective.alignment, model=model, prompted=prompted)
     while not training.done:
         training.step()

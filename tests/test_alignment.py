@@ -37,7 +37,7 @@ from zoodip_core.train.prepared import Training, aligned, load_references
 from zoodip_core.train.presets import preset_for
 from zoodip_core.train.timesteps import PUTS
 
-PIP = concepts.load("pip")
+PIP, BOO = concepts.load("pip"), concepts.load("boo")
 CAPTION, TARGET, CLEAN = "a photo of a {}", "a {} in neon style", "a monster in neon style"
 T = 640
 DRAW = Draw(seed=3, step=5, image=2, caption=0, timestep=T)
@@ -345,6 +345,31 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
     assert {len(line["losses"]) for line in lines} == {config.make_estimator().num_candidates}
 
 
+def test_two_subjects_are_aligned_with_one_scene(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """The clean prompt has both class words; a caption's prediction has the rows of its own token alone."""
+    config = config_of(
+        token="<pip>, <boo>",
+        initializer="monster, creature",
+        images=(str(PIP.images), str(BOO.images)),
+        target_prompt="a <pip> and a <boo> in neon style",
+    )
+    training = Training(config, tiny_model)
+    objective, theta = training.objective, training.search.theta
+    assert isinstance(objective, DiffusionObjective)
+    assert objective.alignment is not None
+    expected = tiny_model.prompt("a monster and a creature in neon style")
+    assert tiny_model.prompt_bytes(objective.alignment.clean[0]) == tiny_model.prompt_bytes(expected)
+    draw = next(draw for draw in (objective.draw(0, step) for step in range(50)) if draw.image < 6)
+    other = theta.clone()
+    other[1] += 1  # boo's, which a picture of pip does not show
+    alone = [objective.losses(each[None], draw, each[None]) for each in (theta, other)]
+    assert torch.equal(*alone)
+    whole = train(config, tmp_path / "whole", tiny_model)
+    train(config, tmp_path / "stopped", tiny_model, stop_after=5)
+    resumed = train(config, tmp_path / "stopped", tiny_model)
+    assert [path.read_bytes() for path in resumed.paths] == [path.read_bytes() for path in whole.paths]
+
+
 def test_two_ranks_learn_the_bytes_of_one(tmp_path: Path) -> None:
     config = config_of(batch=1)
     train_token(config, tmp_path / "one", model=load_quantized("tiny"))
@@ -414,9 +439,18 @@ def test_it_trains_on_any_model(tmp_path: Path) -> None:
 
 def test_the_class_word_makes_the_clean_prompt() -> None:
     many = config_of(target_prompt=" a sketch of <pip> in Paris;a {} as a king ")
-    assert many.target_prompts == ["a sketch of {} in Paris", "a {} as a king"]
+    assert [each.text for each in many.targets] == ["a sketch of {} in Paris", "a {} as a king"]
     assert many.clean_prompts == ["a sketch of monster in Paris", "a monster as a king"]
     assert many.sample_prompt == "a sketch of {} in Paris"
+    two = config_of(
+        token="<pip>, <tom>",
+        initializer="monster, creature",
+        images=(str(PIP.images), str(BOO.images)),
+        target_prompt="<pip> and <tom> in Paris",
+    )
+    assert [(each.text, each.tokens) for each in two.targets] == [("{} and {} in Paris", (0, 1))]
+    assert two.clean_prompts == ["monster and creature in Paris"]
+    assert two.sample_prompts == ("<pip> and <tom> in Paris",)
     adjective = config_of(template="adjective", class_word="creature", target_prompt="a {} creature in the snow")
     assert adjective.clean_prompts == ["a creature in the snow"]
     assert adjective.sample_prompt == "a {} creature in the snow"
@@ -430,6 +464,10 @@ def test_the_class_word_makes_the_clean_prompt() -> None:
         ({"target_prompt": "a {} ; in Paris"}, "target_prompt: 'in Paris' has no placeholder"),
         ({"target_prompt": " ; "}, "target_prompt is empty"),
         ({"target_prompt": "a {}", "class_word": "dog"}, "target_prompt: 'a {}' does not say dog, the class word"),
+        (
+            {"token": "<pip>, <tom>", "target_prompt": "a {} in Paris"},
+            "target_prompt: 'a {} in Paris' has no placeholder; write <pip> or <tom>",
+        ),
         ({"alignment": -0.1}, "alignment = -0.1: must be from 0"),
         ({"alignment": 101.0}, "alignment = 101.0: must be from 0"),
         ({"alignment": float("nan")}, "alignment = nan: must be"),
