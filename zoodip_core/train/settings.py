@@ -716,15 +716,17 @@ class Settings:
         if self.target_prompt is not None and not self.targets:
             raise ConfigError("target_prompt is empty: write the prompt that you will use, or leave it out")
         for target in self.targets:
-            shown = target.with_names(self.tokens)
-            if not target.tokens or (len(self.tokens) > 1 and SLOT in target.text.replace(SLOT, "", len(target.tokens))):
-                where = "{}" if len(self.tokens) == 1 else " or ".join(self.tokens)
-                raise ConfigError(f"target_prompt: {shown!r} has no placeholder; write {where} where the token will stand")
+            if not target.tokens or target.text.count(SLOT) > len(target.tokens):
+                name = SLOT if len(self.tokens) == 1 else " or ".join(self.tokens)
+                raise ConfigError(
+                    f"target_prompt: {target.text!r} has no placeholder; write {name} where the token will stand"
+                )
             for number in target.tokens if self.class_words else ():
-                if not says(target.text, self.class_words[number]):
+                word = self.class_words[number]
+                if not says(target.text, word):
                     raise ConfigError(
-                        f"target_prompt: {target.text!r} does not say {self.class_words[number]}, the class word: write "
-                        f"{SLOT} {self.class_words[number]} where the subject stands, or leave class_word out"
+                        f"target_prompt: {target.text!r} does not say {word}, the class word: write {SLOT} {word} "
+                        "where the subject stands, or leave class_word out"
                     )
 
     def to_dict(self) -> dict[str, Any]:
