@@ -14,17 +14,20 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.fake_page_host import FakePageHost
+from tests.test_ranks import together
 from zoodip_core import Commands, TrainConfig, load_embedding, resume_training, train_token
 from zoodip_core.base.errors import CaptionError, ConfigError, TokenError, ZoodipError
 from zoodip_core.base.events import Event, Progress
 from zoodip_core.cli.main import main
 from zoodip_core.data.naming import Naming, captions_of, in_turn, naming, owner_of
 from zoodip_core.model.embedding import save_embedding
+from zoodip_core.model.load import load_quantized
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.page.studio import Studio
 from zoodip_core.train import run_folder
 from zoodip_core.train.before_after import before_after
 from zoodip_core.train.loop import TrainResult
+from zoodip_core.train.ranks import Ranks
 from zoodip_core.train.replay import rewind
 
 CONCEPTS = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts"
@@ -348,3 +351,17 @@ def test_before_and_after_show_all(whole: TrainResult, tiny_model: StableDiffusi
         (["a photo of a <boo>", "a photo of a <pip>"] * 2, whole.embeddings),
     ]
     assert (tmp_path / "sheet.png").is_file()
+
+
+def test_several_ranks_learn_the_same(tmp_path: Path) -> None:
+    own = {"steps": 3, "batch": 1}
+    train_token(config_of(**own), tmp_path / "one", model=load_quantized("tiny"))
+
+    def work(ranks: Ranks) -> TrainResult:
+        return train_token(config_of(**own), tmp_path / "two", model=load_quantized("tiny"), ranks=ranks)
+
+    leader, follower = together(2, work)
+    for name in ("boo.safetensors", "pip.safetensors", "state.safetensors", "steps.jsonl"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+    assert [each.token for each in leader.embeddings] == list(TOKENS)
+    assert torch.equal(follower.embedding.vectors, leader.embedding.vectors)

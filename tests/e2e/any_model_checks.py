@@ -323,6 +323,28 @@ def others_tokens(case: Case) -> Any:
     return {"places": len(prompt.places), "kept": kept, "left": len(left) == len(wanted), "drawn": len(pictures)}
 
 
+def several(case: Case) -> Any:
+    """Two tokens' rows: each place has its own token's, and those of a token that is not named do not count."""
+    model, (first, second) = case.model, (range(1), range(1, 2))
+    vectors = case.candidates.flatten(0, 1)[:2]
+    other = torch.cat([vectors[:1] + 1, vectors[1:]])
+
+    def encoded(text: str, rows: Any, given: torch.Tensor) -> torch.Tensor:
+        conditioning: torch.Tensor = model.texts.conditioning(model.prompt(text, rows), given)[0][0]
+        return conditioning.cpu()
+
+    one, both = "a photo of a {} dog", "a {} and a {} dog"
+    seen, swapped = encoded(one, [second], vectors), encoded(both, [second, first], vectors)
+    return {
+        "unnamed": torch.equal(seen, encoded(one, [second], other)),
+        "as alone": torch.equal(seen, encoded(one, 1, vectors[1:])),
+        "named": not torch.equal(seen, encoded(one, [first], vectors)),
+        "in their places": torch.equal(swapped, encoded(both, [1, 1], vectors.flip(0))),
+        "not swapped": not torch.equal(swapped, encoded(both, [first, second], vectors)),
+        "told apart": model.prompt_bytes(model.prompt(one, [first])) != model.prompt_bytes(model.prompt(one, [second])),
+    }
+
+
 def words(case: Case) -> Any:
     """Refusals of texts and words, as the user reads them."""
     model = case.model
@@ -396,7 +418,9 @@ def _loaded(case: Case, parts: Parts) -> None:
 
 # ---------------------------------------------------------------- the process
 
-CHECKS: Sequence[Callable[[Case], Any]] = (*(losses, shares, words, patches, schedules, interrupts, caches, training),)
+CHECKS: Sequence[Callable[[Case], Any]] = (
+    *(losses, shares, words, several, patches, schedules, interrupts, caches, training),
+)
 ONCE: Sequence[Callable[[Case], Any]] = (others_tokens, refusals)
 
 

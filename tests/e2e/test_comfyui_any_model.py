@@ -123,6 +123,11 @@ def test_the_users_own_embeddings_stay_what_they_are(found: Found) -> None:
 
 
 @each_kind
+def test_each_place_has_its_own_token(found: Found, kind: str) -> None:
+    assert [name for name, holds in found(kind, "several").items() if not holds] == []
+
+
+@each_kind
 def test_caches_change_no_loss(found: Found, kind: str) -> None:
     assert found(kind, "caches") == {"EasyCacheNode": True, "LazyCacheNode": True}
 
