@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -145,6 +146,20 @@ def test_rewind_gives_all_tokens(whole: TrainResult, tmp_path: Path) -> None:
         rewind(folder, 10, tmp_path / "early.safetensors")
 
 
+def test_weights_learned_with_several_are_called_like_the_first(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    weights = {"lora_rank": 1, "lora_share": 0.5, "steps": 4, "save_every": 4, "checks": 0}
+    result = train_token(config_of(**weights), tmp_path / "run", model=tiny_model)
+    assert result.lora is not None
+    assert result.lora.metadata["token"] == "<boo>"
+    assert result.lora_path == tmp_path / "run" / "boo-lora.safetensors"
+    rewound = rewind(tmp_path / "run", 4, tmp_path / "early.safetensors")
+    assert [load_embedding(path).token for path in (rewound.path, *rewound.others)] == list(TOKENS)
+    assert rewound.lora == tmp_path / "early-lora.safetensors"
+    ours, theirs = load_file(rewound.lora), load_file(result.lora_path)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_samples_show_the_tokens_in_turn(tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: Any) -> None:
     asked: list[Sequence[str]] = []
     generate = type(tiny_model).generate
@@ -255,6 +270,16 @@ def test_captions_that_leave_it_open_are_refused(tmp_path: Path, texts: dict[str
     paths = texts_in(tmp_path / "a", texts)
     with pytest.raises(CaptionError, match=said):
         named(paths, [tmp_path / "a"])
+
+
+def test_one_caption_for_pictures_of_two_tokens_is_refused(tmp_path: Path) -> None:
+    paths = texts_in(tmp_path / "a", {"1.png": "", "2.png": ""}) + texts_in(tmp_path / "b", {"1.png": ""})
+    folders, file = [tmp_path / "a", tmp_path / "b"], tmp_path / "captions.json"
+    file.write_text(json.dumps({"2.png": "a {} at sea"}))
+    assert named(paths, folders, captions_file=file)[1] == (Naming("a {} at sea", (0,)),)
+    file.write_text(json.dumps({"1.png": "a {} at sea"}))
+    with pytest.raises(CaptionError, match=r"captions\.json, 1\.png: pictures of several folders have this name"):
+        named(paths, folders, captions_file=file)
 
 
 # ---------------------------------------------------------------- settings

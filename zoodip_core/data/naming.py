@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.errors import CaptionError
-from .prompts import SLOT, captions_for, check_template, of_template, says, token_pattern, written_for
+from .prompts import SLOT, captions_for, check_template, of_template, read_listed, says, token_pattern, written_for
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def captions_of(
         )
         return [tuple(Naming(text, (0,) * text.count(SLOT)) for text in each) for each in own_texts]
     check_template(template)
+    _check_same_names(paths, captions_file)
     found: list[tuple[Naming, ...]] = []
     for path, (where, written) in zip(paths, written_for(paths, captions_file, tokens), strict=True):
         own = owner_of(path, sources, len(tokens))
@@ -127,6 +129,22 @@ def captions_of(
             "token"
         )
     return found
+
+
+def _check_same_names(paths: Sequence[Path], captions_file: Path | None) -> None:
+    """Refuse a caption that would be that of two pictures, which may show different subjects.
+
+    Raises:
+        CaptionError: pictures of two folders have the same name, and a file of captions names it.
+    """
+    counts = Counter(path.name for path in dict.fromkeys(paths))
+    listed = read_listed(captions_file, list(counts)) if captions_file else {}
+    twice = [name for name in listed if counts[name] > 1]
+    if twice:
+        raise CaptionError(
+            f"{captions_file}, {twice[0]}: pictures of several folders have this name, and one caption cannot say "
+            "whose each is; write a .txt file beside each picture, or give the pictures other names"
+        )
 
 
 def _checked(text: str, where: str, tokens: Sequence[str], class_words: Sequence[str], own: int | None) -> Naming:

@@ -350,7 +350,7 @@ class Training:
         """The weights that are learned as they are now, None while there are none."""
         if not self.frames or not isinstance(self.search, StagedSearch) or not self.search.in_second:
             return None
-        return lora_of(self.frames, self.search.cores.theta[0], {**self._about(), "token": self.config.token})
+        return lora_of(self.frames, self.search.cores.theta[0], {**self._about(), "token": self.config.tokens[0]})
 
     def embeddings(self) -> tuple[Embedding, ...]:
         """The tokens as they are now, mostly one."""

@@ -140,7 +140,7 @@ def rewind(path: str | Path, step: int, output: str | Path | None = None) -> Rew
         save_embedding(Embedding(each.token, tensors, {**metadata, **own_word}, encoders=each.encoders), target)
     lora = None
     if frames and isinstance(search, StagedSearch) and search.in_second:
-        lora = save_lora(lora_of(frames, search.cores.theta[0], {**metadata, "token": folder.config.token}), beside)
+        lora = save_lora(lora_of(frames, search.cores.theta[0], {**metadata, "token": first[0].token}), beside)
     return Rewound(targets[0], differs, lora, targets[1:])
 
 
