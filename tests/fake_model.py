@@ -29,6 +29,7 @@ from zoodip_core.model.noise import share_of_noise
 from zoodip_core.model.places import Rows, rows_of
 from zoodip_core.model.posteriors import CachedPosteriors
 from zoodip_core.model.token_model import LossesOf, Row, View
+from zoodip_core.model.words import Vocabulary
 
 WORDS = ("a", "photo", "of", "dog", "toy", "the", "snow", "in", "on", "sunset")
 NAME, FAMILY, WIDTH, SIDE = "flux1-small", "flux", 6, 16
@@ -85,6 +86,9 @@ class FakeModel:
 
     def word_rows(self) -> Iterator[torch.Tensor]:
         yield from self._table.split(4)
+
+    def vocabularies(self) -> list[Vocabulary]:
+        return [Vocabulary("words", dict(enumerate(WORDS)), lambda ids: self._table[list(ids)])]
 
     # pictures and losses
 

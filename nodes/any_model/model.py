@@ -25,6 +25,7 @@ from ...zoodip_core.model.memory_use import MemoryPlan, MemoryUse
 from ...zoodip_core.model.places import Rows
 from ...zoodip_core.model.posteriors import CachedPosteriors
 from ...zoodip_core.model.token_model import LossesOf, Row, View
+from ...zoodip_core.model.words import Vocabulary
 from ..tokenizer import encoder_names
 from . import drawing, forward, kinds
 from .fingerprint import fingerprint
@@ -162,6 +163,9 @@ class ComfyUIModel:
 
     def word_rows(self) -> Iterator[torch.Tensor]:
         return self.texts.word_rows()
+
+    def vocabularies(self) -> Sequence[Vocabulary]:
+        return self.texts.vocabularies()
 
     # ------------------------------------------------------------ memory
 

@@ -6,6 +6,7 @@ is named in the text, and in what the tokenizer gives the file's vectors stand w
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -22,7 +23,7 @@ from ...zoodip_core.base.errors import CaptionError, ModelError, TokenError
 from ...zoodip_core.base.files import write_atomically
 from ...zoodip_core.data.prompts import SLOT
 from ...zoodip_core.model.places import Rows, rows_of
-from ...zoodip_core.model.words import in_pieces, word_ids
+from ...zoodip_core.model.words import Vocabulary, in_pieces, names_of_words
 from ..placing import Known, Way, plain_word, reading, replaced, spaced, way_of
 from ..tokenizer import words_alone
 from .encoders import encoder_parts
@@ -255,8 +256,15 @@ class Texts:
             pairs = zip(self._parts, ids, strict=True)
             yield torch.cat([self._rows(part, [own[i] for i in some]) for part, own in pairs], dim=1)
 
+    def vocabularies(self) -> list[Vocabulary]:
+        """The words of each text encoder."""
+        return [
+            Vocabulary(part.key, names_of_words(part.tokenizer), functools.partial(self._rows, part))
+            for part in self._parts
+        ]
+
     def _common_words(self) -> list[list[int]]:
-        vocabularies = [_words(part.tokenizer) for part in self._parts]
+        vocabularies = [{word: i for i, word in names_of_words(part.tokenizer).items()} for part in self._parts]
         common = sorted(set(vocabularies[0]).intersection(*vocabularies[1:]))
         if len(common) >= _FEWEST_COMMON or len(vocabularies) == 1:
             return [[vocabulary[word] for word in common] for vocabulary in vocabularies]
@@ -270,16 +278,6 @@ class Texts:
         with torch.no_grad():
             rows = part.network.get_input_embeddings()(torch.tensor([list(ids)], device=at), out_dtype=torch.float32)
         return rows[0].float().cpu().clone()
-
-
-def _words(tokenizer: Any) -> dict[str, int]:
-    """Words of a vocabulary as people write them, with their ids."""
-    of_id = {i: text for text, i in tokenizer.get_vocab().items()}
-    return {_bare(of_id[i]): i for i in word_ids(tokenizer)}
-
-
-def _bare(text: str) -> str:
-    return text.removesuffix(_MARKS[0]).removeprefix(_MARKS[1]).removeprefix(_MARKS[2])
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

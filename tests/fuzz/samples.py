@@ -48,6 +48,7 @@ EMBEDDINGS = (
         {"<pip>": ("F32", (2, 8))}, {"token": "<pip>", "format_version": "1", "config": '{"steps": 5, "lr": 0.1}'}
     ),
     Safetensors({"emb_params": ("BF16", (1, 768))}, {"sshs_model_hash": "x"}),
+    Safetensors({"emp_params": ("F64", (2, 768))}),
     Safetensors({"clip_g": ("F16", (1, 1280)), "clip_l": ("F16", (1, 768))}, {"token": "<pip>", "steps": "30"}),
     Safetensors({"clip_l": ("F16", (1, 768)), "t5": ("F16", (1, 4096))}),
     Safetensors({"new": ("F32", (1, 8)), "newer": ("F32", (1, 9))}, {"token": "<pip>", "encoders": "new+newer"}),

@@ -50,6 +50,20 @@ def tensors_in(content: Any, path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def bytes_of_plain(content: Any) -> bytes:
+    """The bytes of a pickled file of tensors, texts and numbers; the same content gives the same bytes.
+
+    It is as PyTorch wrote it before 2.1: A1111 refuses a file with the entries that later versions add.
+    """
+    written, kept = io.BytesIO(), io.BytesIO()
+    torch.save(content, written)
+    with zipfile.ZipFile(written) as whole, zipfile.ZipFile(kept, "w") as file:
+        for entry in whole.infolist():
+            if "/." not in entry.filename:
+                file.writestr(zipfile.ZipInfo(entry.filename), whole.read(entry))  # of 1980, not of now
+    return kept.getvalue()
+
+
 # ---------------------------------------------------------------- before it is unpickled
 
 _PICKLES = 5

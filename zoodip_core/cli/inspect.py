@@ -77,21 +77,22 @@ def _describe(file: str, which: str | None, words_of: str | None, parts: Mapping
 def _among_words(found: Sequence[Embedding], path: str, parts: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
     """Where each embedding's vectors lie among a model's words, as (label, text) lines."""
     from ..model.load import load_quantized
-    from ..model.nearest import FAR, places
+    from ..model.nearest import FAR, places_of
 
     model = load_quantized(path, device="cpu", keep=False, clip=parts["clip"], vae=parts["vae"])
     lines = []
     for embedding in found:
         check_fits(embedding, model.info.dims, f"--model {path}")
-        own = []
-        for tensor, tokenizer, encoder in zip(embedding.tensors, model.tokenizers, model.text_encoders, strict=True):
-            own += places(tensor, tokenizer, encoder)
+        own = [place for places in places_of(embedding, model.vocabularies()) for place in places]
         far = any(place.distance > FAR for place in own)
         lines.append(
             [
                 ("distance", ", ".join(f"{place.distance:.1f}" for place in own) + f" ({_DISTANCE})"),
                 *([("note", _TOO_FAR)] if far else []),
-                *(("nearest words", ", ".join(f"{word} {near:.2f}" for word, near in place.words)) for place in own),
+                *(
+                    ("nearest words", ", ".join(f"{near.word} {near.cosine:.2f}" for near in place.words))
+                    for place in own
+                ),
             ]
         )
     return lines

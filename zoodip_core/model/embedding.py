@@ -187,6 +187,8 @@ def _all_of(path: Path, tokens: Tokens, metadata: dict[str, str]) -> list[Embedd
 
 def _embedding(path: Path, token: str, parts: Parts, metadata: dict[str, str], alias: str) -> Embedding:
     rows = {part: rows_of(path, tensor) for part, tensor in parts.items()}
+    if any(_is_rounded(tensor, rows[part]) for part, tensor in parts.items()):
+        metadata = {**metadata, "rounded": "float64 to float32"}
     if T5 in rows:
         rows[RENAMED] = rows.pop(T5)
         metadata = {**metadata, "renamed": f"{T5} to {RENAMED}"}
@@ -198,6 +200,11 @@ def _embedding(path: Path, token: str, parts: Parts, metadata: dict[str, str], a
         )
     stable_diffusion = "" in rows or tuple(part for part, _ in ordered) in (SDXL_KEYS[:1], SDXL_KEYS)
     return Embedding(token, clean, metadata, alias, () if stable_diffusion else names_of(ordered))
+
+
+def _is_rounded(tensor: torch.Tensor, rows: torch.Tensor) -> bool:
+    """Whether a tensor of a file has numbers that its float32 rows have not; other types of numbers are all held."""
+    return tensor.dtype == torch.float64 and not torch.equal(tensor.view_as(rows), rows.double())
 
 
 def _chosen(path: Path, tokens: Sequence[str], which: str) -> str:
@@ -264,11 +271,14 @@ def describe(embedding: Embedding) -> list[tuple[str, str]]:
         "base_model": "base model",
         "base_model_hash": "base model hash",
         "steps": "steps",
+        "made_of": "made of",
         "zoodip_version": "made by ZOODiP",
     }
     lines += [(label, embedding.metadata[key]) for key, label in labels.items() if key in embedding.metadata]
     if embedding.metadata.get("renamed") == f"{T5} to {RENAMED}":
         lines.append(("note", f"{RENAMED} was called {T5}, which ComfyUI does not read; saved again by ZOODiP it does"))
+    if "rounded" in embedding.metadata:
+        lines.append(("note", "its numbers were float64; they are rounded to float32, which all programs compute with"))
     config = settings_in(embedding.metadata)
     if config:
         lines.append(("settings", ", ".join(f"{key} {value}" for key, value in config.items())))

@@ -26,12 +26,14 @@ MAX_BYTES = 64_000_000
 MOST_TOKENS = 1000
 MOST_VECTORS = 75
 """What a prompt of CLIP's 77 holds besides its start and end."""
-_NAMELESS = ("emb_params", "*")
+ONETRAINERS = "emp_params"
+"""What OneTrainer calls the tensor of a token for Stable Diffusion 1.x and 2.x."""
+_NAMELESS = ("emb_params", ONETRAINERS, "*")
 T5, RENAMED = "t5", "t5xxl"
 """What OneTrainer and diffusers call T5 XXL's tensor, and what ComfyUI does, which reads no other name."""
 _NAMED = "|".join([*ENCODERS, T5])
 _PART = re.compile(rf"(?:bundle_emb\.)?(.+)\.({_NAMED}|emb_params|string_to_param\.\*)", re.DOTALL)
-_OUTPUT = re.compile(rf"(?:.*\.)?(?:{_NAMED}|gemma)_out", re.DOTALL)
+_OUTPUT = re.compile(rf"(?:.*\.)?(?:{_NAMED}|gemma|{ONETRAINERS})_out", re.DOTALL)
 """OneTrainer's vectors for what comes out of a text encoder."""
 _WORDS = {T5, "llama"}
 """Names of text encoders that may well be tokens."""

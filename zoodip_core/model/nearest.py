@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+from .embedding import Embedding
 from .token_table import table_of
-from .words import in_pieces, word_ids
+from .words import Vocabulary, in_pieces, word_ids
 
 FAR = 20.0
 """Times the words' own distance from their mean. A token keeps all it has learned up to 10, and at 30 has lost some of
 it (``benchmarks/RESULTS.md``, What a token's length does)."""
+
+
+class Near(NamedTuple):
+    """A word near a vector.
+
+    Args:
+        word: as people write it.
+        cosine: between its direction and the vector's, both from the words' mean.
+        distance: of the two, in the root mean square of the words' distances from their mean.
+    """
+
+    word: str
+    cosine: float
+    distance: float
 
 
 @dataclass(frozen=True)
@@ -24,14 +39,26 @@ class Place:
 
     Args:
         distance: from the words' mean, in the root mean square of the words' own distances.
-        words: the words whose directions from that mean are nearest to the vector's, and the cosines, nearest first.
+        words: those whose directions from that mean are nearest to the vector's, nearest first.
+        length: of the vector, in the root mean square of the words' lengths.
     """
 
     distance: float
-    words: tuple[tuple[str, float], ...]
+    words: tuple[Near, ...]
+    length: float
 
 
-def places(vectors: torch.Tensor, tokenizer: Any, text_encoder: nn.Module, count: int = 5) -> list[Place]:
+def places_of(embedding: Embedding, vocabularies: Sequence[Vocabulary], count: int = 5) -> list[list[Place]]:
+    """For each text encoder the :func:`places` of an embedding's vectors, which fit the vocabularies.
+
+    Raises:
+        Stopped: a stop was asked for.
+    """
+    pairs = zip(embedding.tensors, vocabularies, strict=True)
+    return [places(rows, vocabulary, count) for rows, vocabulary in pairs]
+
+
+def places(vectors: torch.Tensor, vocabulary: Vocabulary, count: int = 5) -> list[Place]:
     """For each vector ``[num_vectors, dim]`` its place.
 
     Args:
@@ -40,18 +67,47 @@ def places(vectors: torch.Tensor, tokenizer: Any, text_encoder: nn.Module, count
     Raises:
         Stopped: a stop was asked for.
     """
-    table, ids = table_of(text_encoder), word_ids(tokenizer)
-    mean, size = words_middle(tokenizer, text_encoder)
+    ids = list(vocabulary.names)
+    mean, variances = _moments(vocabulary.rows(some) for some in in_pieces(ids))
+    size, longest = float(variances.sum()) ** 0.5, float((variances + mean.square()).sum()) ** 0.5
     apart = vectors.double() - mean
     own, cosines = normalize(apart, dim=1), []
     for some in in_pieces(ids):
-        cosines.append(own @ normalize(table.rows(some).double() - mean, dim=1).T)
+        cosines.append(own @ normalize(vocabulary.rows(some).double() - mean, dim=1).T)
     near = torch.cat(cosines, dim=1).topk(min(count, len(ids)), dim=1)
-    distances = apart.norm(dim=1).tolist()
     return [
-        Place(distance / size, tuple(zip(_names(tokenizer, [ids[i] for i in at]), values, strict=True)))
-        for distance, at, values in zip(distances, near.indices.tolist(), near.values.tolist(), strict=True)
+        Place(
+            float(vector.sub(mean).norm()) / size,
+            tuple(_near(vector, [ids[i] for i in at], values, vocabulary, size)),
+            float(vector.norm()) / longest,
+        )
+        for vector, at, values in zip(vectors.double(), near.indices.tolist(), near.values.tolist(), strict=True)
     ]
+
+
+def told(found: Sequence[Sequence[Place]], vocabularies: Sequence[Vocabulary]) -> list[str]:
+    """The :func:`places_of` an embedding as lines for people."""
+    lines = []
+    for number, own in enumerate(zip(*found, strict=True), start=1):
+        for place, vocabulary in zip(own, vocabularies, strict=True):
+            encoder = f", {vocabulary.encoder}" if len(vocabularies) > 1 else ""
+            lines.append(
+                f"vector {number}{encoder}: {place.length:.2f} times as long as words, {place.distance:.2f} times as "
+                "far from their mean"
+            )
+            width = max((len(near.word) for near in place.words), default=0)
+            lines += [
+                f"  {near.word:<{width}}  cosine {near.cosine:.3f}  distance {near.distance:.2f}"
+                for near in place.words
+            ]
+    return lines
+
+
+def _near(
+    vector: torch.Tensor, ids: Sequence[int], cosines: Sequence[float], vocabulary: Vocabulary, size: float
+) -> list[Near]:
+    far = (vocabulary.rows(ids).double() - vector).norm(dim=1) / size
+    return [Near(vocabulary.names[i], *each) for i, *each in zip(ids, cosines, far.tolist(), strict=True)]
 
 
 def words_middle(tokenizer: Any, text_encoder: nn.Module) -> tuple[torch.Tensor, float]:
@@ -89,7 +145,3 @@ def _moments(pieces: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor
         count, total, square = count + len(rows), total + rows.sum(dim=0), square + rows.square().sum(dim=0)
     mean = total / count
     return mean, (square / count - mean.square()).clamp(min=0)
-
-
-def _names(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    return [str(name).removesuffix("</w>") for name in tokenizer.convert_ids_to_tokens(list(ids))]

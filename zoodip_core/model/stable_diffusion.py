@@ -23,7 +23,7 @@ from .posteriors import CachedPosteriors
 from .quantized import Conditioning, Prompt, QuantizedModel
 from .token_model import LossesOf, Row, View
 from .tokens import EncodedPrompt, check_initializer, check_new, initial_vectors
-from .words import word_rows
+from .words import Vocabulary, vocabularies, word_rows
 
 
 class StableDiffusion(QuantizedModel):
@@ -78,6 +78,9 @@ class StableDiffusion(QuantizedModel):
 
     def word_rows(self) -> Iterator[torch.Tensor]:
         return word_rows(self.tokenizers, self.text_encoders)
+
+    def vocabularies(self) -> Sequence[Vocabulary]:
+        return vocabularies(self.tokenizers, self.text_encoders)
 
     def plan(self, resolution: int, candidates: int, batch: int, graphs: bool) -> MemoryPlan:
         return plan(

@@ -20,6 +20,7 @@ from .graphs import Capture
 from .memory_use import MemoryPlan
 from .places import Rows
 from .posteriors import CachedPosteriors
+from .words import Vocabulary
 
 Prompt = Any
 """A text as a model reads it; only the model that made it looks inside."""
@@ -187,6 +188,10 @@ class TokenModel(Protocol):
         Raises:
             Stopped: a stop was asked for.
         """
+        ...
+
+    def vocabularies(self) -> Sequence[Vocabulary]:
+        """The words of each of its text encoders, in the order of an embedding's tensors."""
         ...
 
     # pictures and losses
