@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from .convert import ConvertEmbedding
 from .embeddings import ApplyEmbedding, LoadEmbedding, SaveEmbedding
 from .evaluate import EvaluateEmbedding
 from .from_comfyui import ModelFromComfyUI
 from .generate import GeneratePreview
 from .loras import ApplyLora, SaveLora
+from .merge import MergeEmbeddings
 from .models import LoadQuantizedSD
+from .nearest import NearestWords
 from .pictures import LoadReferenceImages
 from .search import PUTSSampler, SubspaceGradient
 from .train import ZOTrainToken
@@ -27,6 +30,9 @@ NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "ZoodipApplyEmbedding": ApplyEmbedding,
     "ZoodipSaveEmbedding": SaveEmbedding,
     "ZoodipLoadEmbedding": LoadEmbedding,
+    "ZoodipConvertEmbedding": ConvertEmbedding,
+    "ZoodipMergeEmbeddings": MergeEmbeddings,
+    "ZoodipNearestWords": NearestWords,
     "ZoodipApplyLora": ApplyLora,
     "ZoodipSaveLora": SaveLora,
     "ZoodipGeneratePreview": GeneratePreview,
@@ -42,6 +48,9 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "ZoodipApplyEmbedding": "Apply Embedding",
     "ZoodipSaveEmbedding": "Save Embedding",
     "ZoodipLoadEmbedding": "Load Embedding",
+    "ZoodipConvertEmbedding": "Convert Embedding",
+    "ZoodipMergeEmbeddings": "Merge Embeddings",
+    "ZoodipNearestWords": "Nearest Words",
     "ZoodipApplyLora": "Apply LoRA",
     "ZoodipSaveLora": "Save LoRA",
     "ZoodipGeneratePreview": "Generate Preview",

@@ -23,7 +23,7 @@ class Written:
         self._files[str(node)] = dict(files)
 
     def state(self, node: object) -> str:
-        """How often the node's file was found gone: another text than before makes ComfyUI run the node."""
+        """How often a file of the node's was found gone: another text than before makes ComfyUI run the node."""
         node = str(node)
         if not all(holds(path, content) for path, content in self._files.get(node, {}).items()):
             del self._files[node]
@@ -31,7 +31,7 @@ class Written:
         return str(self._lost.get(node, 0))
 
 
-def target(filename: str, otherwise: str, folder: Path, called: str) -> Path:
+def target(filename: str, otherwise: str, folder: Path, called: str, ending: str = _ENDING) -> Path:
     """The file in a folder of ComfyUI's that the input ``filename`` stands for.
 
     Args:
@@ -46,10 +46,10 @@ def target(filename: str, otherwise: str, folder: Path, called: str) -> Path:
     from ..zoodip_core.base.names import check_name, file_stem
     from ..zoodip_core.base.paths import inside
 
-    given = filename.strip().removesuffix(_ENDING).replace("\\", "/") or otherwise
+    given = filename.strip().removesuffix(ending).replace("\\", "/") or otherwise
     parts = [file_stem(part) for part in given.split("/")]
     try:
-        path = inside(folder, "/".join(parts) + _ENDING, called)
+        path = inside(folder, "/".join(parts) + ending, called)
         for part in parts:
             check_name(part)
     except PathError as error:

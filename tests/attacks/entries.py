@@ -141,6 +141,9 @@ def _command_line(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
         Entry("command line: the token of generate --embedding", drawn, program.generate, NONE),
         Entry("command line: the token of evaluate --embedding", scored, program.evaluate, NONE),
         Entry("command line: the token of inspect", drawn, program.inspect, NONE),
+        Entry("command line: the token of convert", program.given, program.convert, NONE),
+        Entry("command line: convert --as", program.given, program.convert_as),
+        Entry("command line: merge --as", program.given, program.merge),
         Entry("command line: the token of train --resume", attempt=lambda name: resumed(token=name), **written),
         Entry("command line: the cache of train --resume", runs, lambda name: resumed(cache=name), NONE),
     ]
@@ -207,6 +210,15 @@ class _Program:
 
     def inspect(self, token: str) -> str:
         return self.run("inspect", self._embedding(token))
+
+    def convert(self, token: str) -> str:
+        return self.run("convert", self._embedding(token), "--to", "diffusers-bin", "--overwrite")
+
+    def convert_as(self, token: str) -> str:
+        return self.run("convert", self._embedding("<rex>"), "--to", "diffusers-bin", f"--as={token}", "--overwrite")
+
+    def merge(self, token: str) -> str:
+        return self.run("merge", *[self._embedding("<rex>")] * 2, f"--as={token}", "--overwrite")
 
     def _embedding(self, token: str) -> str:
         file = self.given / "learned.pt"
@@ -284,11 +296,14 @@ def _nodes(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
         host.root / name for name in ("embeddings", "loras", "input", "output", "models")
     )
     temp, token = (host.root / "temp",), functools.partial(nodes.save, "")
-    weights = functools.partial(nodes.save_lora, "")
+    weights, converted = (functools.partial(each, "") for each in (nodes.save_lora, nodes.convert))
     return [
         Entry("nodes: file of Load Embedding", embeddings, nodes.load, ALL, allowed=temp),
         Entry("nodes: file name of Save Embedding", embeddings, nodes.save, blank=True, allowed=temp),
         Entry("nodes: token in Save Embedding", embeddings, token, allowed=temp),
+        Entry("nodes: file name of Convert Embedding", output, nodes.convert, blank=True, allowed=temp),
+        Entry("nodes: token in Convert Embedding", output, converted, allowed=temp),
+        Entry("nodes: token of Merge Embeddings", output, nodes.merge, allowed=temp),
         Entry("nodes: file name of Save LoRA", loras, nodes.save_lora, blank=True, allowed=temp),
         Entry("nodes: token in Save LoRA", loras, weights, allowed=temp),
         Entry("nodes: folder of Load Reference Images", read, nodes.pictures, ALL, link=".png", allowed=temp),
@@ -335,6 +350,18 @@ class _Nodes:
             return kind().save(self._embedding(token), filename, True, "a {}")
 
         return self.ask("ZoodipSaveEmbedding", {"filename": filename}, work)
+
+    def convert(self, filename: str, token: str = "<rex>") -> str:
+        def work(kind: Any) -> Any:
+            return kind().convert(self._embedding(token), "diffusers-bin", filename, True)
+
+        return self.ask("ZoodipConvertEmbedding", {"filename": filename}, work)
+
+    def merge(self, token: str) -> str:
+        def work(kind: Any) -> Any:
+            return kind().merge(*[self._embedding("<rex>")] * 2, "weighted mean", 1.0, 1.0, token)[1]
+
+        return self.ask("ZoodipMergeEmbeddings", {"token": token}, work)
 
     def save_lora(self, filename: str, token: str = "<rex>") -> str:
         def work(kind: Any) -> Any:
