@@ -443,7 +443,7 @@ class _TrainedError(Exception):
 
 
 def _train_in_node(
-    settings: dict[str, Any], _model: Any, pictures: Sequence[Any], captions: Any, folder: Path, _live: Any
+    settings: dict[str, Any], _model: Any, pictures: Sequence[Any], captions: Any, folder: Path, _live: Any, _cards: str
 ) -> Any:
     core = importlib.import_module(f"{node_pack.NAME}.zoodip_core.train.config")
     runs = importlib.import_module(f"{node_pack.NAME}.zoodip_core.train.run_folder")
