@@ -32,8 +32,11 @@ def add_convert(commands: Any) -> None:
         metavar="FILE",
         help="an embedding (.safetensors, .pt, .bin); both files of a token that diffusers keeps in two, as for SDXL",
     )
-    about = "; ".join(f"{name}: {each.about}" for name, each in FORMATS.items())
-    parser.add_argument("--to", action=Once, required=True, choices=tuple(FORMATS), help=about)
+    about = "".join(f"\n  {name:<21}  {each.about}" for name, each in FORMATS.items())
+    parser.epilog = f"formats:{about}\n\n{parser.epilog}"
+    parser.add_argument(
+        "--to", action=Once, required=True, choices=tuple(FORMATS), metavar="FORMAT", help="one of the formats below"
+    )
     which_option(parser, "the only one")
     parser.add_argument("--as", dest="token", action=Once, metavar="NEW", help="another name for the token")
     _output_options(

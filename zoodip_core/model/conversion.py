@@ -211,9 +211,9 @@ def _refused(embedding: Embedding, to: str, why: str) -> EmbeddingFileError:
 
 
 FORMATS = {
-    "safetensors": Format("ComfyUI, A1111, Forge; diffusers for SD 1.x and 2.x", ".safetensors", _safetensors),
+    "safetensors": Format("ComfyUI, A1111, Forge, and for SD 1.x and 2.x diffusers", ".safetensors", _safetensors),
     "a1111-pt": Format("A1111, Forge, ComfyUI", ".pt", _a1111),
-    "diffusers-bin": Format("diffusers' load_textual_inversion; for SDXL two files", ".bin", _diffusers_bin),
+    "diffusers-bin": Format("diffusers' load_textual_inversion, two files for SDXL", ".bin", _diffusers_bin),
     "diffusers-safetensors": Format("as diffusers-bin, in safetensors", ".safetensors", _diffusers),
     "onetrainer": Format("OneTrainer, to train it further", ".safetensors", _onetrainer),
 }

@@ -69,7 +69,7 @@ def places(vectors: torch.Tensor, vocabulary: Vocabulary, count: int = 5) -> lis
     """
     ids = list(vocabulary.names)
     mean, variances = _moments(vocabulary.rows(some) for some in in_pieces(ids))
-    size, longest = float(variances.sum()) ** 0.5, float((variances + mean.square()).sum()) ** 0.5
+    size, usual = float(variances.sum()) ** 0.5, float((variances + mean.square()).sum()) ** 0.5
     apart = vectors.double() - mean
     own, cosines = normalize(apart, dim=1), []
     for some in in_pieces(ids):
@@ -79,7 +79,7 @@ def places(vectors: torch.Tensor, vocabulary: Vocabulary, count: int = 5) -> lis
         Place(
             float(vector.sub(mean).norm()) / size,
             tuple(_near(vector, [ids[i] for i in at], values, vocabulary, size)),
-            float(vector.norm()) / longest,
+            float(vector.norm()) / usual,
         )
         for vector, at, values in zip(vectors.double(), near.indices.tolist(), near.values.tolist(), strict=True)
     ]
