@@ -295,14 +295,15 @@ def _nodes(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
     embeddings, loras, read, output, models = (
         host.root / name for name in ("embeddings", "loras", "input", "output", "models")
     )
+    written = canary.folder("comfyui", "output/embeddings")
     temp, token = (host.root / "temp",), functools.partial(nodes.save, "")
     weights, converted = (functools.partial(each, "") for each in (nodes.save_lora, nodes.convert))
     return [
         Entry("nodes: file of Load Embedding", embeddings, nodes.load, ALL, allowed=temp),
         Entry("nodes: file name of Save Embedding", embeddings, nodes.save, blank=True, allowed=temp),
         Entry("nodes: token in Save Embedding", embeddings, token, allowed=temp),
-        Entry("nodes: file name of Convert Embedding", output, nodes.convert, blank=True, allowed=temp),
-        Entry("nodes: token in Convert Embedding", output, converted, allowed=temp),
+        Entry("nodes: file name of Convert Embedding", written, nodes.convert, blank=True, allowed=temp),
+        Entry("nodes: token in Convert Embedding", written, converted, allowed=temp),
         Entry("nodes: token of Merge Embeddings", output, nodes.merge, allowed=temp),
         Entry("nodes: file name of Save LoRA", loras, nodes.save_lora, blank=True, allowed=temp),
         Entry("nodes: token in Save LoRA", loras, weights, allowed=temp),
