@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from .host import host
 from .saving import Written, holds, target
+from .tokens import one_of
 
 if TYPE_CHECKING:
     from ..zoodip_core.model.conversion import Conversion
     from ..zoodip_core.model.embedding import Embedding
+    from .tokens import Tokens
 
 FORMATS = ("a1111-pt", "diffusers-bin", "diffusers-safetensors", "onetrainer", "safetensors")
 """Those of ``zoodip_core.model.conversion``, which takes torch to import; Save Embedding's is the last."""
@@ -85,17 +87,19 @@ class ConvertEmbedding:
 
     def convert(
         self,
-        embedding: Embedding,
+        embedding: Tokens,
         format: str,
         filename: str,
         overwrite: bool,
-        second_half: Embedding | None = None,
+        second_half: Tokens | None = None,
         unique_id: str = "",
     ) -> dict[str, Any]:
         from ..zoodip_core.base.texts import printable
         from ..zoodip_core.model.conversion import joined, save_together
 
-        whole = joined([embedding, second_half]) if second_half else embedding
+        whole = one_of(embedding, "embedding")
+        if second_half:
+            whole = joined([whole, one_of(second_half, "second_half")])
         made, files = _free(whole, format, filename, overwrite)
         if not all(holds(*each) for each in files.items()):
             save_together(files)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .tokens import one_of
+
 if TYPE_CHECKING:
     from ..zoodip_core.model.embedding import Embedding
+    from .tokens import Tokens
 
 MEAN, CONCATENATION = "weighted mean", "one after the other"
 
@@ -59,8 +62,8 @@ class MergeEmbeddings:
 
     def merge(
         self,
-        embedding_1: Embedding,
-        embedding_2: Embedding,
+        embedding_1: Tokens,
+        embedding_2: Tokens,
         method: str,
         weight_1: float,
         weight_2: float,
@@ -71,7 +74,7 @@ class MergeEmbeddings:
         from ..zoodip_core.model.merging import concatenation, notes_on, weighted_mean
 
         check_name(token.strip())
-        both = [embedding_1, embedding_2]
+        both = [one_of(embedding_1, "embedding_1"), one_of(embedding_2, "embedding_2")]
         if method == CONCATENATION:
             made = concatenation(both, token.strip())
         else:

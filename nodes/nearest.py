@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .host import on_the_device
+from .tokens import one_of
 
 if TYPE_CHECKING:
-    from ..zoodip_core.model.embedding import Embedding
     from ..zoodip_core.model.token_model import TokenModel
+    from .tokens import Tokens
 
 
 class NearestWords:
@@ -38,14 +39,15 @@ class NearestWords:
             },
         }
 
-    def find(self, embedding: Embedding, model: TokenModel, words: int) -> dict[str, Any]:
+    def find(self, embedding: Tokens, model: TokenModel, words: int) -> dict[str, Any]:
         from ..zoodip_core.base.texts import printable
         from ..zoodip_core.model.embedding import check_fits
         from ..zoodip_core.model.nearest import places_of, told
 
-        check_fits(embedding, model.info.dims, "embedding does not fit model", model.info.encoders)
+        token = one_of(embedding, "embedding")
+        check_fits(token, model.info.dims, "embedding does not fit model", model.info.encoders)
         with on_the_device(model):
             vocabularies = model.vocabularies()
-            found = places_of(embedding, vocabularies, words)
+            found = places_of(token, vocabularies, words)
         report = "\n".join(map(printable, told(found, vocabularies)))
         return {"ui": {"text": [report]}, "result": (report,)}

@@ -20,6 +20,27 @@ def each_of(*tokens: Tokens | None) -> tuple[Embedding, ...]:
     return tuple(found)
 
 
+def one_of(tokens: Tokens, name: str) -> Embedding:
+    """The token in a ZOODIP_EMBEDDING, for a node that takes no more.
+
+    Args:
+        tokens: of the input.
+        name: the input's.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    from ..zoodip_core.base.errors import ConfigError
+
+    found = each_of(tokens)
+    if len(found) > 1:
+        raise ConfigError(
+            f"{name}: holds {len(found)} tokens ({', '.join(each.token for each in found)}), and this node takes one; "
+            "write them with Save Embedding, and connect Load Embedding with the one you want"
+        )
+    return found[0]
+
+
 def together(tokens: Iterable[Embedding]) -> Tokens:
     """A ZOODIP_EMBEDDING of one token or several."""
     found = tuple(tokens)

@@ -127,6 +127,20 @@ def test_what_cannot_be_merged_is_refused(pack: Any) -> None:
     assert kind.VALIDATE_INPUTS("<new>") is kind.VALIDATE_INPUTS(None) is True
 
 
+def test_of_several_tokens_none_is_taken_without_a_word(pack: Any, host: FakeHost) -> None:
+    several, one = (learned("<a>", 1), learned("<b>", 2)), learned("<c>", 3)
+    message = r"^{}: holds 2 tokens \(<a>, <b>\), and this node takes one; .* Load Embedding"
+    with pytest.raises(ValueError, match=message.format("embedding")):
+        convert(pack, several, "a1111-pt")
+    with pytest.raises(ValueError, match=message.format("second_half")):
+        convert(pack, one, "a1111-pt", second_half=several)
+    with pytest.raises(ValueError, match=message.format("embedding_2")):
+        merge(pack, one, several, "weighted mean")
+    with pytest.raises(ValueError, match=message.format("embedding")):
+        node(pack, "NearestWords").find(several, FakeModel(), 3)
+    assert not list(host.output_folder().rglob("*.pt"))
+
+
 # ---------------------------------------------------------------- Nearest Words
 
 
