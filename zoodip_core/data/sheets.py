@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +17,9 @@ from .curves import smooth
 _TILE = 144
 _LABEL = 150
 _GAP = 6
+_LINE = 18
+_LONGEST = 400
+"""Characters of a text, beyond which none fits beside or above pictures."""
 
 
 def contact_sheet(
@@ -21,22 +27,76 @@ def contact_sheet(
     path: Path,
     columns: Sequence[str] = (),
 ) -> None:
-    """Write rows of images as one PNG, with the rows' labels on the left and the columns' on top."""
-    top = 26 if columns else 0
-    width = _LABEL + max(len(images) for _, images in rows) * (_TILE + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, top + len(rows) * (_TILE + _GAP) + _GAP), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    """Write :func:`sheet_of` rows of images as one PNG."""
+    save_png(sheet_of(rows, columns), path)
+
+
+def sheet_of(
+    rows: Sequence[tuple[str, Sequence[Image.Image]]],
+    columns: Sequence[str] = (),
+    title: str = "",
+    tile: int = _TILE,
+) -> Image.Image:
+    """Rows of images as one, with the rows' labels on the left, the columns' on top, and a title above.
+
+    Args:
+        rows: labels and images. A label that is too wide is wrapped, one that is too high is cut.
+        columns: labels, each of which has to fit.
+        title: wrapped, and cut after two lines.
+        tile: pixels a side of each image on the sheet.
+    """
+    font = _font()
+    width = _LABEL + max(len(images) for _, images in rows) * (tile + _GAP) + _GAP
+    above = wrapped(title, width - 2 * (_GAP + 4), 2) if title else []
+    head = _LINE * len(above) + _GAP if above else 0
+    top = head + (26 if columns else 0)
+    sheet = Image.new("RGB", (width, top + len(rows) * (tile + _GAP) + _GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, line in enumerate(above):
+        pen.text((_GAP + 4, _GAP + _LINE * number + _LINE // 2), line, "black", font, anchor="lm")
     for column, label in enumerate(columns):
-        middle = _LABEL + column * (_TILE + _GAP) + _TILE // 2
-        pen.text((middle, top // 2 + 2), label, "black", font, anchor="mm")
+        middle = _LABEL + column * (tile + _GAP) + tile // 2
+        pen.text((middle, head + 15), label, "black", font, anchor="mm")
     for row, (label, images) in enumerate(rows):
-        y = top + _GAP + row * (_TILE + _GAP)
-        pen.multiline_text((_GAP + 4, y + _TILE // 2), label, "black", font, anchor="lm", spacing=5)
+        y = top + _GAP + row * (tile + _GAP)
+        lines = "\n".join(wrapped(label, _LABEL - 2 * _GAP - 4, tile // _LINE))
+        pen.multiline_text((_GAP + 4, y + tile // 2), lines, "black", font, anchor="lm", spacing=5)
         for column, image in enumerate(images):
             small = image.width < _TILE  # the tiny model's pictures: show their pixels
-            tile = image.resize((_TILE, _TILE), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
-            sheet.paste(tile, (_LABEL + column * (_TILE + _GAP), y))
-    save_png(sheet, path)
+            shown = image.resize((tile, tile), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
+            sheet.paste(shown, (_LABEL + column * (tile + _GAP), y))
+    return sheet
+
+
+def wrapped(text: str, width: int, most: int) -> list[str]:
+    """The lines of a text on a sheet, each at most ``width`` pixels wide; more than ``most`` are cut."""
+    lines: list[str] = []
+    for line in text[:_LONGEST].splitlines():
+        rest = line
+        while rest and len(lines) <= most:
+            fits = max(1, _fitting(rest, width))
+            end = len(rest) if fits == len(rest) else rest.rfind(" ", 1, fits + 1)
+            end = end if end > 0 else fits  # a word that is too long alone
+            lines.append(rest[:end])
+            rest = rest[end:].lstrip()
+    if len(lines) > most:
+        mark = " ..."
+        last = lines[most - 1]
+        while last and _font().getlength(last + mark) > width:
+            last = last[:-1]
+        lines = [*lines[: most - 1], last + mark]
+    return lines
+
+
+def _fitting(text: str, width: int) -> int:
+    """How many of a text's first characters are at most so wide."""
+    counts = range(1, len(text) + 1)
+    return bisect.bisect_right(counts, width, key=lambda count: math.ceil(_font().getlength(text[:count])))
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(13)
 
 
 def save_png(image: Image.Image, path: Path) -> None:
