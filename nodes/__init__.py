@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .compare import CompareEmbeddings
 from .convert import ConvertEmbedding
 from .embeddings import ApplyEmbedding, LoadEmbedding, SaveEmbedding
 from .evaluate import EvaluateEmbedding
@@ -36,6 +37,7 @@ NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "ZoodipApplyLora": ApplyLora,
     "ZoodipSaveLora": SaveLora,
     "ZoodipGeneratePreview": GeneratePreview,
+    "ZoodipCompareEmbeddings": CompareEmbeddings,
     "ZoodipEvaluateEmbedding": EvaluateEmbedding,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -54,5 +56,6 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "ZoodipApplyLora": "Apply LoRA",
     "ZoodipSaveLora": "Save LoRA",
     "ZoodipGeneratePreview": "Generate Preview",
+    "ZoodipCompareEmbeddings": "Compare Embeddings",
     "ZoodipEvaluateEmbedding": "Evaluate Embedding",
 }

@@ -213,7 +213,7 @@ def test_what_can_not_be_drawn_is_said(tiny_model: StableDiffusion, comparison: 
 def test_all_is_looked_at_before_the_first_row_is_drawn(tiny_model: StableDiffusion) -> None:
     told: list[Any] = []
     last = Compared(token(width=768), "other")
-    with pytest.raises(EmbeddingFileError, match=r"compare other: .*'<rex>' has width 768"):
+    with pytest.raises(EmbeddingFileError, match=r"token 2 \(other\): .*'<rex>' has width 768"):
         draw(tiny_model, Comparison([Compared(token()), last], [0]), lambda *done: told.append(done))
     with pytest.raises(ValueError, match="the model reads 24"):
         draw(tiny_model, compared(token(), prompt="{} " + "very " * 30), lambda *done: told.append(done))

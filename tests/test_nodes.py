@@ -39,6 +39,7 @@ NODES = (
     "ZoodipApplyLora",
     "ZoodipSaveLora",
     "ZoodipGeneratePreview",
+    "ZoodipCompareEmbeddings",
     "ZoodipEvaluateEmbedding",
 )
 TINY = "tiny (embedded)"

@@ -48,6 +48,7 @@ NODES = {
     "ZoodipApplyLora": "Apply LoRA",
     "ZoodipSaveLora": "Save LoRA",
     "ZoodipGeneratePreview": "Generate Preview",
+    "ZoodipCompareEmbeddings": "Compare Embeddings",
     "ZoodipEvaluateEmbedding": "Evaluate Embedding",
 }
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -196,11 +197,15 @@ def test_story_on_the_embedded_model(comfy: ComfyUI) -> None:
     prompt["drawn"] = comfy.node(
         "ZoodipGeneratePreview", model=["model", 0], embedding=["train", 0], prompts="a {} in the snow\na monster"
     )
+    prompt["compared"] = comfy.node(
+        "ZoodipCompareEmbeddings", model=["model", 0], embedding_1=["train", 0], embedding_4=["train", 0], steps=2
+    )
     prompt["curve"] = comfy.node("PreviewImage", images=["train", 2])
     with comfy.events() as events:
         entry = comfy.run(prompt)
         told = charts(events)
-    assert [len(comfy.images(entry, node)) for node in ("pictures", "train", "drawn", "curve")] == [6, 4, 2, 1]
+    shown = ("pictures", "train", "drawn", "compared", "curve")
+    assert [len(comfy.images(entry, node)) for node in shown] == [6, 4, 2, 1, 1]
     one, other = comfy.images(entry, "drawn")
     assert not same(one, other)
 

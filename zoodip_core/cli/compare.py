@@ -62,8 +62,8 @@ def add(commands: Any) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from ..data.sheets import save_png
-    from ..train.comparison import MOST_COLUMNS, Compared, Comparison, comparison_sheet
+    from ..data.sheets import MOST_COLUMNS, save_png
+    from ..train.comparison import Compared, Comparison, comparison_sheet
 
     if not 1 <= args.count <= MOST_COLUMNS:
         raise ConfigError(f"--count {args.count}: must be from 1 to {MOST_COLUMNS}")

@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ..base.files import write_atomically
 from .curves import smooth
 
+MOST_ROWS, MOST_COLUMNS = 32, 16
+"""Of a sheet that people ask for."""
 _TILE = 144
 _LABEL = 150
 _GAP = 6

@@ -15,7 +15,7 @@ from ..base.errors import ConfigError
 from ..base.names import file_stem
 from ..base.texts import printable
 from ..data.prompts import SLOT, with_slots
-from ..data.sheets import sheet_of
+from ..data.sheets import MOST_COLUMNS, MOST_ROWS, sheet_of
 from ..model.embedding import Embedding, check_fits, settings_in
 from ..model.generation import check_settings, with_lora
 from ..model.lora import Lora
@@ -23,7 +23,6 @@ from ..model.token_model import TokenModel
 from .settings import SEPARATOR
 
 PROMPT = "a photo of a {}"
-MOST_ROWS, MOST_COLUMNS = 32, 16
 _LONGEST_WORD = 200
 _TILE = 240
 """Pixels a side of a picture on the sheet: large enough to choose by, and whole pixels of the embedded model's."""
@@ -79,7 +78,9 @@ class Comparison:
         for token in tokens if SLOT not in text else ():
             text = with_slots(text, token)
         if SLOT not in text:
-            raise ConfigError(f"prompt: {text[:80]!r} has no place for the tokens; write {SLOT} where they shall stand")
+            raise ConfigError(
+                f"prompt: {text[:80]!r} has no place for the tokens; write {SLOT} where each should stand"
+            )
         return text
 
     def _targets(self) -> Iterator[str]:
@@ -135,9 +136,9 @@ def check(model: TokenModel, comparison: Comparison) -> None:
         raise ConfigError(f"word {word[:60]!r}: give a plain word for the subject's kind, like dog")
     text = comparison.text
     check_settings([text] * len(seeds), seeds, comparison.num_inference_steps, comparison.guidance_scale)
-    for each in compared:
-        embedding = each.embedding
-        check_fits(embedding, model.info.dims, f"compare {each.name}".rstrip(), model.info.encoders)
+    for row, each in enumerate(compared, 1):
+        embedding, named = each.embedding, f" ({each.name})" if each.name else ""
+        check_fits(embedding, model.info.dims, f"token {row}{named}", model.info.encoders)
         model.prompt(text, [embedding.num_vectors] * text.count(SLOT))
     if word:
         model.prompt(text.replace(SLOT, word))
