@@ -377,6 +377,7 @@ def test_what_fails_after_a_job_is_told(page: Page) -> None:
         ("show", 'send("ended", state="finished")', FINISHED, "finished"),
         ("train", 'send("ended", state="stopped")', STOPPED, "stopped before the first step"),
         ("show", 'send("ended", state="stopped")', STOPPED, "stopped"),
+        ("compare", 'send("ended", state="finished")', FINISHED, "finished"),
         ("train", 'send("failed", error="no such image", fault=False)\nsys.exit(2)', FAILED, "no such image"),
         ("train", 'send("ended", state="finished")\nos.abort()', FINISHED, "finished after 0 steps"),
     ],

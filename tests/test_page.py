@@ -618,6 +618,34 @@ def test_a_lora_s_file_is_offered_beside_its_token_s(page: Page, tmp_path: Path)
     assert page._runs._download(run(embedding=token), lora=True) is None
 
 
+def test_runs_with_a_token_can_be_compared(page: Page, studio: Studio, tmp_path: Path) -> None:
+    """What was chosen stays chosen, as long as it is there."""
+    learned = [run(name=name, embedding=tmp_path / "token.safetensors") for name in ("rex", "rex-2")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studio, "runs", lambda: [*learned, run(name="begun")])
+        told = page._comparison.look("rex-2\ngone\nbegun")
+        assert [name for _, name in told["choices"]] == ["rex", "rex-2"]
+        assert told["value"] == ["rex-2"]
+        assert "value" not in page._comparison.look()  # left as it is on each page
+    told = page._comparison._compared("", "")
+    assert "at least two runs" in told["value"]
+    assert "zoodip-error" in told["value"]
+
+
+def test_the_newest_comparison_is_shown_and_why_there_is_none(page: Page, studio: Studio) -> None:
+    notice, _, picture = page._comparison.follow()
+    assert (notice, picture["visible"]) == (gr.update(), False)
+    studio.comparison.parent.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "red").save(studio.comparison)
+    for kind, state, told in (("compare", FAILED, "why"), ("compare", FINISHED, ""), ("train", FAILED, None)):
+        ended = dataclasses.replace(job(message="why"), kind=kind, state=state)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(studio.jobs, "newest", lambda ended=ended: ended)
+            notice, _, picture = page._comparison.follow()
+        assert picture["value"].size == (64, 64)
+        assert (notice == gr.update()) if told is None else (told in notice["value"])
+
+
 def test_what_was_learned_is_put_into_a_prompt_once(tmp_path: Path) -> None:
     token, lora = tmp_path / "rex.safetensors", tmp_path / "rex-lora.safetensors"
     assert Published(token, None, left=False).words_beside("a photo") == "rex"

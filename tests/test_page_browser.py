@@ -275,7 +275,10 @@ def test_a_narrow_page_has_all_its_buttons_and_nothing_beside_it(visitor: Visito
     narrow = visitor
     for width in (480, 900):
         narrow.page.set_viewport_size({"width": width, "height": 800})
-        for tab, names in (("Train", ("start", "stop", "check", "drop", "clear", "token")), ("Runs", ("run_list",))):
+        for tab, names in (
+            ("Train", ("start", "stop", "check", "drop", "clear", "token")),
+            ("Runs", ("run_list", "comparison")),
+        ):
             narrow.tab(tab)
             for name in names:
                 narrow.page.wait_for_selector(f"#zoodip_{name}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -52,7 +53,7 @@ finished = {weighted!r} if job.get("learn_weights") else {finished!r}
 
 send("message", text="at work", warning=False)
 told = command()
-if job["kind"] == "show":
+if job["kind"] in ("show", "compare"):
     send("ended", state="finished")
     sys.exit(0)
 if told == "stop":
@@ -689,6 +690,46 @@ def test_drawing_a_run_changes_nothing_about_it(desk: Desk) -> None:
     assert (told.state, told.message) == (FINISHED, "finished")
     assert desk.studio.run("pip").state == before.state == STOPPED
     assert desk.published() == []
+
+
+def test_runs_are_compared_in_a_folder_of_their_own(desk: Desk) -> None:
+    """It changes nothing about them, is not a run, and the job file says what is asked."""
+    desk.train()
+    desk.stop(desk.studio.start({**FORM, "overwrite": True}))
+    before = contents(desk.home / "pip")
+    job = desk.studio.compare(["pip-2", "pip"], " a {} in the snow ")
+    assert (job.kind, job.token, job.folder) == ("compare", "pip-2, pip", desk.home / ".comparison")
+    task = json.loads(job.file.read_text())
+    assert task["runs"] == [str(desk.home / "pip-2"), str(desk.home / "pip")]
+    assert task["prompt"] == "a {} in the snow"
+    with pytest.raises(RunFolderError, match="is being worked on already"):
+        desk.studio.compare(["pip-2", "pip"])
+    told = desk.finish(job)
+    assert (told.state, told.message) == (FINISHED, "finished")
+    assert contents(desk.home / "pip") == before
+    assert [run.name for run in desk.studio.runs()] == ["pip-2", "pip"]
+    assert desk.studio.run("pip").state == FINISHED
+    assert desk.studio.comparison == desk.home / ".comparison" / "comparison.png"
+
+
+def test_what_can_not_be_compared_is_refused(desk: Desk) -> None:
+    desk.train()
+    second = desk.train(overwrite=True)
+    config = second.folder / "run" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model": "/models/sd15.safetensors"}))
+    desk.host.idle.clear()
+    third = desk.studio.start({**FORM, "overwrite": True}).folder.name
+    refusals: list[tuple[list[str], str]] = [
+        ([], "at least two runs"),
+        (["pip"], "at least two runs"),
+        (["pip", "pip-2"], "pip on embedded tiny model and pip-2 on sd15 were learned on different models"),
+        (["pip", third], "has no token yet"),
+        (["pip", ".."], "there is no run"),
+    ]
+    for names, told in refusals:
+        with pytest.raises(ZoodipError, match=told):
+            desk.studio.compare(names)
+    assert not (desk.home / ".comparison").exists()
 
 
 def test_a_token_is_published_by_hand(desk: Desk, made: Made) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -38,6 +39,7 @@ from zoodip_core.model.lora import load_lora
 from zoodip_core.model.memory import CUDA_CONTEXT
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
+from zoodip_core.train.comparison import Comparison, write_comparison
 from zoodip_core.train.run_folder import RunFolder
 
 PIP = concepts.load("pip")
@@ -783,6 +785,87 @@ def test_drawing_is_stopped_as_well(
     monkeypatch.setattr(tasks, "before_after", drawing)
     code, events = done(job_in(tmp_path, "show"), monkeypatch, tiny_model, commands)
     assert (code, events[-1]) == (1, {"event": "ended", "state": "stopped"})
+
+
+# ---------------------------------------------------------------- runs side by side
+
+
+def comparison_of(folder: Path, *runs: Path, prompt: str = "") -> Path:
+    """The file of a job that compares runs."""
+    place = folder / ".comparison"
+    place.mkdir(exist_ok=True)
+    return write_task(place, "compare", place, runs=[str(run) for run in runs], prompt=prompt)
+
+
+def aligned_runs(folder: Path, model: StableDiffusion, *strengths: float, **more: Any) -> list[Path]:
+    """Finished runs of one token, of which the second is a page's."""
+    runs = []
+    for number, strength in enumerate(strengths):
+        run = folder / f"pip-{number}"
+        settings = settings_of(steps=1, target_prompt="a {} in the snow", alignment=strength, **more)
+        train_token(TrainConfig.from_preset("tiny", **settings), run / "run" if number == 1 else run, model=model)
+        runs.append(run)
+    return runs
+
+
+def test_runs_are_drawn_side_by_side(
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The less aligned first, below the word that they began as; under the names of the runs."""
+    runs = aligned_runs(tmp_path, tiny_model, 1.0, 0.0)
+    stopped_after(2, tmp_path / "newest", tiny_model)
+    before = {run: sorted(run.rglob("*")) for run in runs}
+    asked: list[Comparison] = []
+
+    def drawn(model: Any, comparison: Comparison, path: Path) -> None:
+        asked.append(comparison)
+        write_comparison(model, dataclasses.replace(comparison, num_inference_steps=1), path)
+
+    monkeypatch.setattr(tasks, "write_comparison", drawn)
+    code, events = done(comparison_of(tmp_path, *runs, tmp_path / "newest"), monkeypatch, tiny_model)
+    sheet = tmp_path / ".comparison" / "comparison.png"
+    assert (code, events[-2:]) == (
+        0,
+        [{"event": "shown", "path": str(sheet)}, {"event": "ended", "state": "finished"}],
+    )
+    (comparison,) = asked
+    assert comparison.labels == ["<pip>\nalignment 0\npip-1", "<pip>\nalignment 0\nnewest", "<pip>\nalignment 1\npip-0"]
+    assert comparison.compared[1].embedding.metadata["steps"] == "2"
+    assert (comparison.text, comparison.word, list(comparison.seeds)) == ("a {} in the snow", "monster", [0, 1, 2, 3])
+    with Image.open(sheet) as picture:
+        assert picture.height > 4 * 240
+    assert {run: sorted(run.rglob("*")) for run in runs} == before
+
+
+def test_runs_are_compared_with_their_weights_and_another_prompt(
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = aligned_runs(tmp_path, tiny_model, 0.0, lora_rank=1)
+    runs += aligned_runs(tmp_path / "other", tiny_model, 0.0, initializer="star")
+    asked: list[Comparison] = []
+    monkeypatch.setattr(tasks, "write_comparison", lambda _model, comparison, _path: asked.append(comparison))
+    assert done(comparison_of(tmp_path, *runs, prompt="a {} at night"), monkeypatch, tiny_model)[0] == 0
+    assert asked[0].text == "a {} at night"
+    assert [each.lora is not None for each in asked[0].compared] == [True, False]
+    assert asked[0].word == ""  # they began as different words
+
+
+def test_a_comparison_that_can_not_be_drawn_keeps_the_one_before(
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = aligned_runs(tmp_path, tiny_model, 0.0)
+    job = comparison_of(tmp_path, *runs, prompt="no place")
+    (tmp_path / ".comparison" / "comparison.png").write_bytes(b"before")
+    code, events = done(job, monkeypatch, tiny_model)
+    assert code == 2
+    assert "has no place for the tokens" in events[-1]["error"]
+    commands = Commands()
+    commands.stop()
+    code, events = done(comparison_of(tmp_path, *runs), monkeypatch, tiny_model, commands)
+    assert (code, events[-1]) == (1, {"event": "ended", "state": "stopped"})
+    code, events = done(comparison_of(tmp_path, tmp_path / "nothing"), monkeypatch, tiny_model)
+    assert (code, events[-1]["fault"]) == (2, False)
+    assert (tmp_path / ".comparison" / "comparison.png").read_bytes() == b"before"
 
 
 # ---------------------------------------------------------------- the two pipes

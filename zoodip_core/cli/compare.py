@@ -62,8 +62,8 @@ def add(commands: Any) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from ..data.sheets import MOST_COLUMNS, save_png
-    from ..train.comparison import Compared, Comparison, comparison_sheet
+    from ..data.sheets import MOST_COLUMNS
+    from ..train.comparison import Compared, Comparison, write_comparison
 
     if not 1 <= args.count <= MOST_COLUMNS:
         raise ConfigError(f"--count {args.count}: must be from 1 to {MOST_COLUMNS}")
@@ -83,7 +83,7 @@ def _compare(args: argparse.Namespace) -> int:
     model = load(args)
     for line in dict.fromkeys(line for each in compared if each.lora for line in each.lora.notes_on(model)):
         print(line, file=sys.stderr)
-    save_png(comparison_sheet(model, comparison), args.output)
+    write_comparison(model, comparison, args.output)
     print(args.output)
     return 0
 

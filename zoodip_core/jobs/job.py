@@ -23,7 +23,7 @@ class Job:
 
     Args:
         id: of this process's jobs.
-        kind: train, resume, show; see :mod:`tasks`.
+        kind: train, resume, show, compare; see :mod:`tasks`.
         folder: what it makes or changes.
         token: the placeholder it is about.
         file: its job file.
@@ -35,7 +35,7 @@ class Job:
         eta: seconds left.
         memory: peak bytes so far, if that is known.
         sample: the newest sample sheet.
-        shown: the pictures before and after.
+        shown: the pictures before and after, or the tokens side by side.
         embedding: the newest file of the token.
         lora: that of the weights that were learned with it, if some were.
         checked: what :func:`tasks.check` found.

@@ -13,13 +13,15 @@ from typing import Any
 from ..base.errors import ConfigError
 from ..base.files import is_newer, read_object, storage_errors, write_atomically
 from ..base.texts import parse_json
-from .protocol import FAILED, FINISHED, KINDS, SHOW, STOPPED
+from .protocol import DRAWINGS, FAILED, FINISHED, KINDS, STOPPED
 
 VERSION = 1
 TASK = "task.json"
 """What a page asked of a run's worker last, but for drawings: those leave what is known of the run as it is."""
 DRAWING = "drawing.json"
 OUTCOME, LOG, RUN, BEFORE_AFTER = "outcome.json", "log.txt", "run", "before_after.png"
+COMPARISON = "comparison.png"
+"""In a folder of its own beside the runs."""
 WITH_WEIGHTS = "two-stage"
 """The preset that says what it means to learn weights as well, whatever preset the token is learned with."""
 _MOST_LOG = 64_000
@@ -30,7 +32,7 @@ class Task:
     """What a job file asks for.
 
     Args:
-        kind: check, train, resume, show, follow.
+        kind: check, train, resume, show, compare, follow.
         folder: where it all goes; a run is made or is to be found in its ``run``, or is the folder itself.
         settings: of a new run, by the names of :class:`TrainConfig`; the rest is the preset's for the model. To follow,
             all of them.
@@ -40,6 +42,8 @@ class Task:
         resumed: whether the run that is followed has begun before.
         learn_weights: whether weights are learned after the token, as :data:`WITH_WEIGHTS` does where the settings
             do not say how.
+        runs: the folders of the runs that are compared, as :attr:`run` is found in ``folder``.
+        prompt: that they are compared with; empty for their own.
     """
 
     kind: str
@@ -50,6 +54,8 @@ class Task:
     file: Path = Path()
     resumed: bool = False
     learn_weights: bool = False
+    runs: tuple[Path, ...] = ()
+    prompt: str = ""
 
     @classmethod
     def read(cls, file: Path) -> Task:
@@ -68,7 +74,8 @@ class Task:
                 raise ConfigError(f"{file} is a job of another version of ZOODiP; start the job again")
             settings, changes = dict(data.get("settings", {})), dict(data.get("changes", {}))
             where, resumed, weights = Path(data["folder"]), bool(data.get("resumed")), bool(data.get("learn_weights"))
-            return cls(data["kind"], where, settings, preset_in(data), changes, file, resumed, weights)
+            runs, prompt = tuple(map(Path, data.get("runs", ()))), str(data.get("prompt", ""))
+            return cls(data["kind"], where, settings, preset_in(data), changes, file, resumed, weights, runs, prompt)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -77,7 +84,12 @@ class Task:
     @property
     def run(self) -> Path:
         """The run's folder."""
-        return self.folder if (self.folder / "config.json").is_file() else self.folder / RUN
+        return run_in(self.folder)
+
+
+def run_in(folder: Path) -> Path:
+    """The run's own folder in that of a page's run, which it is itself if the command line made it."""
+    return folder if (folder / "config.json").is_file() else folder / RUN
 
 
 def preset_in(task: dict[str, Any]) -> str:
@@ -86,13 +98,14 @@ def preset_in(task: dict[str, Any]) -> str:
 
 
 def write_task(folder: Path, kind: str, work_on: Path, **more: Any) -> Path:
-    """Write a job file into ``folder``, for a worker; ``more`` are settings, preset, learn_weights, changes.
+    """Write a job file into ``folder``, for a worker; ``more`` are settings, preset, learn_weights, changes,
+    runs, prompt.
 
     Raises:
         StorageError: it cannot be written.
     """
     task = {"version": VERSION, "id": secrets.token_hex(8), "kind": kind, "folder": str(work_on), **more}
-    file = folder / (DRAWING if kind == SHOW else TASK)
+    file = folder / (DRAWING if kind in DRAWINGS else TASK)
     write_atomically(file, json.dumps(task, indent=2))
     return file
 

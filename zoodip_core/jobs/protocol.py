@@ -11,10 +11,12 @@ import json
 from enum import IntEnum
 from typing import Any
 
-CHECK, TRAIN, RESUME, SHOW = "check", "train", "resume", "show"
+CHECK, TRAIN, RESUME, SHOW, COMPARE = "check", "train", "resume", "show", "compare"
+DRAWINGS = (SHOW, COMPARE)
+"""Jobs that leave runs as they are."""
 FOLLOW = "follow"
 """Of a job that another process leads, see :mod:`.cards`."""
-KINDS = frozenset((CHECK, TRAIN, RESUME, SHOW, FOLLOW))
+KINDS = frozenset((CHECK, TRAIN, RESUME, SHOW, COMPARE, FOLLOW))
 """Of jobs."""
 
 WAITING, RUNNING, STOPPING = "waiting", "running", "stopping"

@@ -22,6 +22,7 @@ from ..model.memory import predict_memory
 from ..model.recognise import identify
 from ..model.stable_diffusion import StableDiffusion
 from ..train.before_after import before_after
+from ..train.comparison import Compared, Comparison, write_comparison
 from ..train.config import TrainConfig, preset_of
 from ..train.loop import TrainResult, resume_training, train_token
 from ..train.prepared import (
@@ -38,12 +39,14 @@ from ..train.run_folder import SNAPSHOTS, RunFolder
 from ..train.settings import ALL
 from .cards import all_cards, check_cards, with_cards
 from .history import lora_with, newest
-from .job_folder import BEFORE_AFTER, RUN, WITH_WEIGHTS, Task
+from .job_folder import BEFORE_AFTER, COMPARISON, RUN, WITH_WEIGHTS, Task, run_in
 from .pipes import Outbox
-from .protocol import CHECK, FOLLOW, RESUME, SHOW, TRAIN, Exit
+from .protocol import CHECK, COMPARE, FOLLOW, RESUME, SHOW, TRAIN, Exit
 
 _SAMPLINGS = 10
 """Over a run, where a job does not say how often."""
+_SEEDS = 4
+"""Pictures of each token that is compared."""
 
 
 def settings_of(task: Task) -> TrainConfig:
@@ -201,14 +204,45 @@ def _close(
 
 def _show(job: Task, out: Outbox, commands: Commands) -> int:
     folder = RunFolder.open(job.run)
-    finished = folder.embedding_path
-    token = finished if finished.is_file() else newest(job.run / SNAPSHOTS, ".safetensors")
-    if token is None:
-        raise ConfigError(f"{job.run} has no token to draw yet; resume the run first")
+    token = _token_of(folder)
     with stopped_by(lambda: commands.stopping):
         model = load_model(folder.config, telling(out))
     lora = lora_with(token)
     _draw(job, folder.config, model, folder.beside(token), load_lora(lora) if lora else None, out, commands)
+    out.send("ended", state="finished")
+    return Exit.FINISHED
+
+
+def _token_of(folder: RunFolder) -> Path:
+    """The file of a run's token, finished or the newest snapshot.
+
+    Raises:
+        ConfigError: there is none yet.
+    """
+    finished = folder.embedding_path
+    token = finished if finished.is_file() else newest(folder.path / SNAPSHOTS, ".safetensors")
+    if token is None:
+        raise ConfigError(f"{folder.path} has no token to draw yet; resume the run first")
+    return token
+
+
+def _compare(job: Task, out: Outbox, commands: Commands) -> int:
+    """Draw the tokens of several runs side by side, the less aligned first: with the first one's model, with LoRAs."""
+    runs = [(run.name, RunFolder.open(run_in(run))) for run in job.runs]
+    runs.sort(key=lambda run: run[1].config.alignment if run[1].config.aligned else 0)
+    compared = []
+    for name, folder in runs:
+        token = _token_of(folder)
+        lora = lora_with(token)
+        compared.append(Compared(load_embedding(token), name, load_lora(lora) if lora else None))
+    config, words = runs[0][1].config, {folder.config.initializer for _, folder in runs}
+    word = config.initializer if len(words) == 1 else ""
+    comparison = Comparison(compared, range(_SEEDS), job.prompt, word, resolution=config.resolution)
+    with stopped_by(lambda: commands.stopping):
+        model = load_model(config, telling(out))
+        out.send("message", text=f"drawing {len(compared)} tokens side by side", warning=False)
+        write_comparison(model, comparison, job.folder / COMPARISON)
+    out.send("shown", path=str(job.folder / COMPARISON))
     out.send("ended", state="finished")
     return Exit.FINISHED
 
@@ -235,6 +269,7 @@ _WORK: dict[str, Callable[[Task, Outbox, Commands], int]] = {
     RESUME: _resume,
     FOLLOW: _follow,
     SHOW: _show,
+    COMPARE: _compare,
 }
 
 

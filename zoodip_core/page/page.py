@@ -18,9 +18,10 @@ from ..data.images import MAX_FILE_BYTES
 from ..jobs.installer import Installer
 from ..jobs.job import Job, Run
 from ..jobs.job_folder import WITH_WEIGHTS
-from ..jobs.protocol import RUNNING, STOPPING, WAITING
+from ..jobs.protocol import DRAWINGS, RUNNING, STOPPING, WAITING
 from ..train.settings import CHOICE, SWITCH, TEXT, WHOLE
 from . import form, views
+from .comparison import Comparison
 from .form import Field
 from .gradios import UNSEEN, attempt, edited, fitting, html, listen, picture_box, pictured, shown
 from .pictures_tab import Pictures
@@ -57,7 +58,7 @@ class Page:
     def __init__(self, studio: Studio, prompt: Any = None, to_prompt: str = "") -> None:
         self.studio = studio
         self._pictures, self._runs = Pictures(studio), Runs(studio, prompt, to_prompt)
-        self._installer = Installer()
+        self._comparison, self._installer = Comparison(studio), Installer()
         self._fields: dict[str, Any] = {}
 
     def build(self) -> None:
@@ -72,10 +73,11 @@ class Page:
                     self._add_work()
             with gr.Tab("Runs", elem_id="zoodip_runs") as runs:
                 self._runs.build()
+                self._comparison.build()
         self._wire_form()
         self._pictures.wire(list(self._fields.values()), self._values)
         self._wire_work()
-        self._runs.wire(runs)
+        self._comparison.wire(*self._runs.wire(runs))
         self._wire_page()
 
     # ------------------------------------------------------------ what is on it
@@ -305,7 +307,7 @@ class Page:
         pictures = [*self._pictures.outputs, self._pictures.bundled]
         loaded = listen(root.load, self._loaded, None, [*self._fields.values(), *pictures])
         listen(loaded.then, None, js=_LOOK)
-        live = [self._seen, self._status, self._sample, *self._runs.outputs]
+        live = [self._seen, self._status, self._sample, *self._runs.outputs, *self._comparison.outputs]
         live += [self._start, self._stop, self._resume, self._sample_now, self._save_now, self._drop_waiting]
         live += [self._installation, self._installing, self._install, self._stop_installing]
         listen(self._look_now.click, self._look, [self._seen, self._runs.chosen], live, queue=False)
@@ -331,14 +333,14 @@ class Page:
             seen,
             *fresh("status", (status, state), lambda: [shown(status or views.idle(self._resumable()))]),
             *fresh("sample", sample, lambda: [pictured(sample)]),
-            *fresh("runs", state, lambda: self._runs.follow(run)),
+            *fresh("runs", state, lambda: [*self._runs.follow(run), *self._comparison.follow()]),
             *fresh("buttons", state, lambda: self._buttons(job, len(waiting))),
             *self._look_at_installation(seen, fresh),
         ]
 
     def _buttons(self, job: Job | None, waiting: int) -> list[Any]:
         at_work, resumable = job is not None and job.open, self._resumable()
-        learning = job is not None and job.state == RUNNING and job.kind != "show"
+        learning = job is not None and job.state == RUNNING and job.kind not in DRAWINGS
         label = f"Resume {resumable.name}" if resumable else "Resume"
         return [
             gr.update(value="Start the next" if at_work else "Start"),

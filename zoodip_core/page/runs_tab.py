@@ -94,8 +94,8 @@ class Runs:
             )
             self._resume_to = gr.Button("Resume to as many", size="sm", scale=1)
 
-    def wire(self, tab: Any) -> None:
-        """Attach the handlers; ``tab`` is the one that this is in."""
+    def wire(self, tab: Any) -> list[Any]:
+        """Attach the handlers; ``tab`` is the one that this is in. Returns the events after which runs may differ."""
         chosen, told = [self.chosen], [self._notice]
         for event in (tab.select, self._refresh.click):
             listen(event, self.look, chosen, [self._list])
@@ -105,7 +105,7 @@ class Runs:
         listen(self._show.click, self._shown, chosen, told)
         listen(self._delete.click, lambda: gr.update(visible=True), None, [self._really])
         listen(self._no.click, lambda: gr.update(visible=False), None, [self._really])
-        listen(self._yes.click, self._deleted, chosen, [self._notice, self._list, self._really])
+        deleted = listen(self._yes.click, self._deleted, chosen, [self._notice, self._list, self._really])
         inputs, outputs = [self.chosen, self._replace], [self._notice, self._replace]
         if self._prompt is not None:
             inputs, outputs = [*inputs, self._prompt], [*outputs, self._prompt]
@@ -113,6 +113,7 @@ class Runs:
         if self._to_prompt:
             leave = f"(told) => {{ if (String(told).includes('zoodip-good')) {{ {self._to_prompt} }} return []; }}"
             listen(used.then, None, [self._notice], None, js=leave)
+        return [tab.select, self._refresh.click, deleted.then]
 
     # ------------------------------------------------------------ what is shown
 

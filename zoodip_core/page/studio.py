@@ -6,20 +6,21 @@ One studio serves every open page and the scripts' interface of a program. It lo
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..base.errors import ConfigError, EmbeddingFileError, PathError, RunFolderError, TokenError
+from ..base.files import make_folder
 from ..base.names import check_names
 from ..base.paths import typed
 from ..jobs.environment import Trainer, find_trainer
 from ..jobs.history import delete_run, find_run, list_runs, new_folder
 from ..jobs.job import Job, Run
-from ..jobs.job_folder import RUN, WITH_WEIGHTS, preset_in, task_of, write_outcome
+from ..jobs.job_folder import COMPARISON, RUN, WITH_WEIGHTS, preset_in, task_of, write_outcome
 from ..jobs.process import ask, python_of
-from ..jobs.protocol import FAILED, FINISHED
+from ..jobs.protocol import COMPARE, DRAWINGS, FAILED, FINISHED
 from ..jobs.queue import JobHost, Jobs
 from ..model.kinds import TINY
 from ..train.config import TrainConfig
@@ -294,12 +295,42 @@ class Studio:
         run = self._with_token(name)
         return self.jobs.submit("show", run.folder, run.token)
 
+    def compare(self, names: Sequence[str], prompt: str = "") -> Job:
+        """Queue a picture of what several runs have learned, side by side: :attr:`comparison`.
+
+        Args:
+            names: of the runs.
+            prompt: with ``{}`` for each one's token; empty for the target prompt that they have.
+
+        Raises:
+            RunFolderError: no such run, or another comparison is at work.
+            EmbeddingFileError: one has no token yet.
+            ConfigError: fewer than two runs, or of several models.
+        """
+        runs = [self._with_token(name) for name in names]
+        if len(runs) < 2:
+            raise ConfigError("choose at least two runs to compare")
+        other = next((run for run in runs if run.settings.get("model") != runs[0].settings.get("model")), None)
+        if other is not None:
+            learned = " and ".join(f"{run.name} on {run.model}" for run in (runs[0], other))
+            raise ConfigError(f"{learned} were learned on different models; compare runs of one model")
+        folder = self.comparison.parent
+        make_folder(folder)
+        return self.jobs.submit(
+            COMPARE, folder, ", ".join(names), runs=[str(run.folder) for run in runs], prompt=prompt.strip()
+        )
+
+    @property
+    def comparison(self) -> Path:
+        """The newest picture of several runs; it may not be there."""
+        return self.host.home() / ".comparison" / COMPARISON
+
     def _done(self, job: Job) -> str:
         """After a job: remember how it ended, and bring what was learned to its user."""
         if job.kind == "train" and not (job.folder / RUN).exists():  # nothing came of it
             shutil.rmtree(job.folder, ignore_errors=True)
             return ""
-        if job.kind == "show":
+        if job.kind in DRAWINGS:
             return ""
         write_outcome(job.folder, job.state, job.message if job.state == FAILED else "")
         if job.state != FINISHED or self.shelf is None:

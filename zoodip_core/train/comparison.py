@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
@@ -15,7 +16,7 @@ from ..base.errors import ConfigError
 from ..base.names import file_stem
 from ..base.texts import printable
 from ..data.prompts import SLOT, with_slots
-from ..data.sheets import MOST_COLUMNS, MOST_ROWS, sheet_of
+from ..data.sheets import MOST_COLUMNS, MOST_ROWS, save_png, sheet_of
 from ..model.embedding import Embedding, check_fits, settings_in
 from ..model.generation import check_settings, with_lora
 from ..model.lora import Lora
@@ -190,3 +191,14 @@ def comparison_sheet(
     """The rows of :func:`draw` as one picture, with the prompt above and the seeds over the columns."""
     rows = draw(model, comparison, on_step)
     return sheet_of(rows, [f"seed {seed}" for seed in comparison.seeds], printable(comparison.text), _TILE)
+
+
+def write_comparison(model: TokenModel, comparison: Comparison, path: Path) -> None:
+    """Write a :func:`comparison_sheet` as PNG.
+
+    Raises:
+        ZoodipError: as :func:`draw`.
+        StorageError: it cannot be written.
+        Stopped: a stop was asked for; nothing is written.
+    """
+    save_png(comparison_sheet(model, comparison), path)
