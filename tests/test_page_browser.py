@@ -13,9 +13,10 @@ from PIL import Image
 
 from tests.browser import open_browser
 from tests.page_server import PHOTOGRAPHS, PageServer, Visitor, visit
-from zoodip_core import load_embedding
+from zoodip_core import TrainConfig, load_embedding, train_token
 from zoodip_core.jobs.history import find_run
 from zoodip_core.model.lora import load_lora
+from zoodip_core.model.stable_diffusion import StableDiffusion
 
 STEPS, EVERY = 60, 20
 
@@ -264,6 +265,34 @@ def test_a_token_that_is_there_is_not_replaced_unasked(server: PageServer, visit
     assert not visitor.field("overwrite").is_checked()
     assert there.read_bytes() == b"another one"
     assert not (server.runs / "fido").exists()
+
+
+@pytest.mark.slow
+def test_runs_are_compared_on_the_page(server: PageServer, visitor: Visitor, tiny_model: StableDiffusion) -> None:
+    for name, strength in (("side-a", 0.0), ("side-b", 0.5)):
+        given: dict[str, Any] = {"images": tuple(map(str, PHOTOGRAPHS)), "token": "<rex>", "initializer": "monster"}
+        given |= {"target_prompt": "a {} in the snow", "alignment": strength, "steps": 2, "n": 2}
+        train_token(TrainConfig.from_preset("tiny", **given), server.runs / name, model=tiny_model)
+    visitor.tab("Runs")
+    visitor.page.locator("#zoodip_comparison .label-wrap").first.click()
+    boxes = visitor.page.locator("#zoodip_compared label").filter(has_text="side-").locator("input")
+    boxes.nth(1).wait_for()
+    visitor.press("compare")
+    assert "at least two runs" in visitor.notice("error", "compare_notice")
+    for box in boxes.all():
+        box.check()
+    visitor.press("compare")
+    sheet = visitor.page.locator("#zoodip_sheet img")
+    sheet.wait_for()
+    with Image.open(server.runs / ".comparison" / "comparison.png") as picture:
+        assert tuple(sheet.evaluate("img => [img.naturalWidth, img.naturalHeight]")) == picture.size
+    assert not visitor.shown("compare_notice")
+    visitor.look()
+    visitor.tab("Runs")
+    visitor.page.locator("#zoodip_comparison .label-wrap").first.click()
+    sheet.wait_for()  # it is kept
+    for name in ("side-a", "side-b", ".comparison"):
+        shutil.rmtree(server.runs / name)
 
 
 # ---------------------------------------------------------------- looks

@@ -47,7 +47,8 @@ class Comparison:
 
     def wire(self, *events: Any) -> None:
         """Attach the handlers; after each of ``events`` the runs are looked at anew."""
-        listen(self._runs.change, lambda names: "\n".join(names or []), [self._runs], [self._chosen])
+        # In the browser, so that a quick press of the button finds it.
+        listen(self._runs.change, None, [self._runs], [self._chosen], js="(names) => (names || []).join('\\n')")
         for event in events:
             listen(event, self.look, [self._chosen], [self._runs])
         listen(self._compare.click, self._compared, [self._chosen, self._prompt], [self._notice])
