@@ -150,6 +150,12 @@ def test_labels_tell_rows_apart() -> None:
     ]
 
 
+@pytest.mark.parametrize("strange", [10**400, float("nan"), -1, "1", None])
+def test_a_file_may_say_anything_of_its_alignment(strange: Any) -> None:
+    tokens = [token(alignment=strange, target_prompt=TARGET), aligned(0.5)]
+    assert compared(*tokens).labels == ["<rex>", "<rex>\nalignment 0.5"]
+
+
 def test_without_a_target_prompt_nothing_is_said_of_alignment() -> None:
     assert compared(aligned(1.0, target=None), token("<pip>")).labels == ["<rex>", "<pip>"]
 

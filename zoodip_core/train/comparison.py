@@ -21,7 +21,7 @@ from ..model.embedding import Embedding, check_fits, settings_in
 from ..model.generation import check_settings, with_lora
 from ..model.lora import Lora
 from ..model.token_model import TokenModel
-from .settings import SEPARATOR
+from .settings import MOST_ALIGNMENT, SEPARATOR
 
 PROMPT = "a photo of a {}"
 _LONGEST_WORD = 200
@@ -111,7 +111,7 @@ def _label(compared: Compared, aligned: bool) -> str:
     lines = [printable(embedding.token)]
     settings = settings_in(embedding.metadata)
     strength = settings.get("alignment") if _target(embedding) else 0
-    if aligned and settings and isinstance(strength, int | float):
+    if aligned and settings and isinstance(strength, int | float) and 0 <= strength <= MOST_ALIGNMENT:
         lines.append(f"alignment {strength:g}")
     if compared.name and compared.name != file_stem(embedding.token):
         lines.append(printable(compared.name))
