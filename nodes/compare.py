@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 from .generate import seed_input
 from .host import host, on_the_device
 from .pictures import thumbnails, to_image
+from .tokens import each_of
 
 if TYPE_CHECKING:
-    from ..zoodip_core.model.embedding import Embedding
     from ..zoodip_core.model.token_model import TokenModel
+    from .tokens import Tokens
 
 _MOST = 6
 """Inputs for tokens."""
@@ -85,7 +86,7 @@ class CompareEmbeddings:
     def compare(
         self,
         model: TokenModel,
-        embedding_1: Embedding,
+        embedding_1: Tokens,
         prompt: str,
         seed: int,
         count: int,
@@ -93,12 +94,12 @@ class CompareEmbeddings:
         guidance: float,
         resolution: int,
         word: str = "",
-        **more: Embedding | None,
+        **more: Tokens | None,
     ) -> dict[str, Any]:
         from ..zoodip_core.train.comparison import Compared, Comparison, comparison_sheet
 
         others = [more.get(f"embedding_{row}") for row in range(2, _MOST + 1)]
-        compared = [Compared(each, each.alias) for each in (embedding_1, *others) if each is not None]
+        compared = [Compared(each, each.alias) for some in (embedding_1, *others) for each in each_of(some)]
         seeds = range(seed, seed + count)
         asked = Comparison(compared, seeds, prompt, word, steps, guidance or None, resolution)
         with on_the_device(model):

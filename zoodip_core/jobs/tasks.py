@@ -233,10 +233,11 @@ def _compare(job: Task, out: Outbox, commands: Commands) -> int:
     compared = []
     for name, folder in runs:
         token = _token_of(folder)
-        lora = lora_with(token)
-        compared.append(Compared(load_embedding(token), name, load_lora(lora) if lora else None))
-    config, words = runs[0][1].config, {folder.config.initializer for _, folder in runs}
-    word = config.initializer if len(words) == 1 else ""
+        file = lora_with(token)
+        lora = load_lora(file) if file else None
+        compared += [Compared(load_embedding(each), name, lora) for each in folder.beside(token)]
+    config, words = runs[0][1].config, {word for _, folder in runs for word in folder.config.initializers}
+    word = words.pop() if len(words) == 1 else ""
     comparison = Comparison(compared, range(_SEEDS), job.prompt, word, resolution=config.resolution)
     with stopped_by(lambda: commands.stopping):
         model = load_model(config, telling(out))
