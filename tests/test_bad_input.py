@@ -535,8 +535,8 @@ def test_loss_that_is_not_finite(
     losses = DiffusionObjective.losses
     seen: list[Draw] = []
 
-    def spoilt(self: DiffusionObjective, candidates: torch.Tensor, draw: Draw) -> torch.Tensor:
-        found = losses(self, candidates, draw)
+    def spoilt(self: DiffusionObjective, candidates: torch.Tensor, draw: Draw, at: torch.Tensor) -> torch.Tensor:
+        found = losses(self, candidates, draw, at)
         if draw.step == step:
             seen.append(draw)
             found[-1] = bad

@@ -412,5 +412,6 @@ def test_the_trainers_latest_inputs_are_its_last(pack: Any, host: FakeHost) -> N
     kinds = pack.NODE_CLASS_MAPPINGS["ZoodipTrainToken"].INPUT_TYPES()
     names = [*kinds["required"], *kinds["optional"]]
     latest = ["class_word", "lora_rank", "lora_share", "lora_mu", "lora_lr", "lora_with_token"]
+    latest += ["target_prompt", "alignment", "alignment_alpha", "alignment_beta", "random_crops"]
     assert names[-len(latest) :] == latest
     assert all(kinds["optional"][name][1]["advanced"] for name in latest)

@@ -85,7 +85,7 @@ def check(config: TrainConfig) -> dict[str, Any]:
     nowhere = "meta" if on_card else "cpu"  # nothing is computed, and no card is touched
     model = load_model(dataclasses.replace(config, dtype=dtype, device=nowhere, cache=None))
     prompts = tokenised(config, model, images)
-    aligned(config, model)
+    aligned(config, model)  # reads the target prompts: one that is too long shows here
     candidates = config.make_estimator().num_candidates
     batches = (min(config.batch or candidates, candidates), 1)
     resolution = config.resolution or info.resolution
