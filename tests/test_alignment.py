@@ -18,6 +18,7 @@ from tests.test_ranks import together
 from zoodip_core.base import rng
 from zoodip_core.base.errors import CaptionError, ConfigError
 from zoodip_core.base.events import Commands, Event, Message, Progress
+from zoodip_core.base.stopping import Stopped, stopped_by
 from zoodip_core.data.images import load_images, random_cuts
 from zoodip_core.model.embedding import load_embedding
 from zoodip_core.model.kinds import TINY_PATH
@@ -266,6 +267,16 @@ def test_where_there_is_no_room_the_passes_come_one_by_one(tiny_model: StableDif
     for _ in range(2):
         torch.testing.assert_close(objective.losses(theta[None], DRAW, theta[None]), expected, rtol=1e-5, atol=0)
     assert asked == [1, 3, 1, 1, 1, 1, 1, 1, 1, 1]  # it is not tried again
+
+
+def test_a_stop_is_answered_within_a_forward_pass(tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, theta = objective_of(tiny_model, alignment_of(tiny_model)), token_of(tiny_model)
+    rows = counted(tiny_model, monkeypatch)
+    for stop_after in (0, 1, 2):
+        rows.clear()
+        with pytest.raises(Stopped), stopped_by(lambda: len(rows) >= stop_after):  # noqa: B023 - asked in the loop
+            objective.losses(theta.expand(5, 1, -1), DRAW, theta[None])
+        assert len(rows) == stop_after
 
 
 def test_several_target_prompts_are_drawn_in_turn(tiny_model: StableDiffusion) -> None:

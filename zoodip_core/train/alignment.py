@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..base import rng
+from ..base.stopping import check_stop
 from ..model.token_model import Denoiser, Prompt, Row, View
 from .draws import Draw
 
@@ -97,13 +98,13 @@ class Alignment:
         terms = self._terms(view.prompt, clean, at)
         rows = [row for row, _ in terms]
         groups = [rows] if together else [[row] for row in rows]
-        outputs = torch.cat([denoiser.outputs(on_path, group) for group in groups])
+        outputs = torch.cat([_outputs(denoiser, on_path, group) for group in groups])
         factors = torch.tensor([factor for _, factor in terms]).view(-1, *[1] * (outputs.ndim - 1))
         return (factors * outputs).sum(dim=0, keepdim=True)
 
     def _on_path(self, denoiser: Denoiser, view: View, at: torch.Tensor) -> View:
         """Of the picture that is predicted, with the same noise: where the paper's D is taken."""
-        return replace(view, latents=denoiser.picture(view, denoiser.outputs(view, [(view.prompt, at)])))
+        return replace(view, latents=denoiser.picture(view, _outputs(denoiser, view, [(view.prompt, at)])))
 
     def _terms(self, caption: Prompt, clean: Prompt, at: torch.Tensor | None) -> list[tuple[Row, float]]:
         """What D is the sum of: predictions and their factors."""
@@ -111,3 +112,9 @@ class Alignment:
         if self.own_weights and self._guided:
             return [*terms, ((self.empty, at), 1 - self.beta), ((self.empty, None), self.alpha - 1)]
         return [*terms, ((self.empty, None), self.alpha - self.beta)] if self.alpha != self.beta else terms
+
+
+def _outputs(denoiser: Denoiser, view: View, rows: Sequence[Row]) -> torch.Tensor:
+    """One forward pass, not begun where a stop is asked for."""
+    check_stop()
+    return denoiser.outputs(view, rows)
