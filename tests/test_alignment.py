@@ -324,7 +324,7 @@ def train(config: TrainConfig, path: Path, model: StableDiffusion, stop_after: i
 def test_alignment_0_is_as_without_a_target_prompt(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     off = train(config_of(alignment=0.0), tmp_path / "off", tiny_model)
     without = train(config_of(target_prompt=None), tmp_path / "without", tiny_model)
-    on = train(config_of(), tmp_path / "on", tiny_model)
+    on = train(config_of(alignment=3.0), tmp_path / "on", tiny_model)
     journals = [(tmp_path / run / "steps.jsonl").read_bytes() for run in ("off", "without", "on")]
     assert journals[0] == journals[1] != journals[2]
     assert torch.equal(off.embedding.vectors, without.embedding.vectors)
