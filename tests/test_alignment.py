@@ -14,10 +14,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from tests.fake_model import FakeModel
+from tests.test_lora import train
 from tests.test_ranks import together
 from zoodip_core.base import rng
 from zoodip_core.base.errors import CaptionError, ConfigError
-from zoodip_core.base.events import Commands, Event, Message, Progress
+from zoodip_core.base.events import Event, Message
 from zoodip_core.base.stopping import Stopped, stopped_by
 from zoodip_core.data.images import load_images, random_cuts
 from zoodip_core.model.embedding import load_embedding
@@ -32,7 +33,7 @@ from zoodip_core.tiny import concepts
 from zoodip_core.train.alignment import Alignment
 from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.draws import Draw
-from zoodip_core.train.loop import TrainResult, resume_training, train_token
+from zoodip_core.train.loop import train_token
 from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.prepared import Training, aligned, load_references
 from zoodip_core.train.presets import preset_for
@@ -307,18 +308,6 @@ def config_of(preset: str = "default", **settings: Any) -> TrainConfig:
         "adapt_mu": False,
     }
     return TrainConfig.with_preset(preset, {**own, **settings})
-
-
-def train(config: TrainConfig, path: Path, model: StableDiffusion, stop_after: int | None = None) -> TrainResult:
-    commands = Commands()
-
-    def on_event(event: Event) -> None:
-        if isinstance(event, Progress) and event.step == stop_after:
-            commands.stop()
-
-    if (path / "config.json").exists():
-        return resume_training(path, model=model, on_event=on_event, commands=commands)
-    return train_token(config, path, model=model, on_event=on_event, commands=commands)
 
 
 def test_alignment_0_is_as_without_a_target_prompt(tiny_model: StableDiffusion, tmp_path: Path) -> None:

@@ -147,6 +147,25 @@ def lora_in(args: argparse.Namespace) -> Lora | None:
     return load_lora(args.lora).scaled(args.lora_strength)
 
 
+def drawing_options(parser: argparse.ArgumentParser, images: int, *, seed: str, count: str) -> None:
+    """How images are drawn, and how many, ``images`` unless that is said.
+
+    Args:
+        seed: what the seed is of.
+        count: what the count is of.
+    """
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=f"{seed} (default: 0)")
+    parser.add_argument("--count", type=int, default=images, metavar="N", help=f"{count} (default: {images})")
+    parser.add_argument("--steps", type=int, default=25, metavar="N", help="denoising steps (default: 25)")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=None,
+        metavar="SCALE",
+        help="classifier-free guidance (default: 7.5; tiny: 5)",
+    )
+
+
 def loading_options(parser: argparse.ArgumentParser, *clip_flags: str) -> None:
     """How a model that draws is loaded; see :func:`load` and, for the arguments, :func:`parts_options`."""
     parser.add_argument("--weights", choices=WEIGHTS, default="int8", help="how weights are kept (default: int8)")

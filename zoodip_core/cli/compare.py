@@ -13,7 +13,7 @@ from ..base.errors import ConfigError
 from ..model.embedding import load_embeddings
 from ..model.lora import load_lora
 from ..train.run_folder import lora_beside
-from .arguments import command, load, loading_options, model_option
+from .arguments import command, drawing_options, load, loading_options, model_option
 
 
 def add(commands: Any) -> None:
@@ -41,16 +41,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="draw each token with the weights that were learned with it, NAME-lora.safetensors beside its file",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first column (default: 0)")
-    parser.add_argument("--count", type=int, default=4, metavar="N", help="images of each token (default: 4)")
-    parser.add_argument("--steps", type=int, default=25, metavar="N", help="denoising steps (default: 25)")
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        default=None,
-        metavar="SCALE",
-        help="classifier-free guidance (default: 7.5; tiny: 5)",
-    )
+    drawing_options(parser, 4, seed="of the first column", count="images of each token")
     loading_options(parser)
     parser.add_argument(
         "--output",

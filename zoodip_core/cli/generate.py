@@ -13,7 +13,16 @@ from ..base.errors import ConfigError
 from ..base.names import plain
 from ..model.calls import calls_in
 from ..model.embedding import Embedding, load_embedding, load_embeddings
-from .arguments import command, load, loading_options, lora_in, lora_options, model_option, which_option
+from .arguments import (
+    command,
+    drawing_options,
+    load,
+    loading_options,
+    lora_in,
+    lora_options,
+    model_option,
+    which_option,
+)
 
 
 def add(commands: Any) -> None:
@@ -37,16 +46,7 @@ def add(commands: Any) -> None:
     )
     which_option(parser, "all may be used")
     lora_options(parser)
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image (default: 0)")
-    parser.add_argument("--count", type=int, default=1, metavar="N", help="images a prompt (default: 1)")
-    parser.add_argument("--steps", type=int, default=25, metavar="N", help="denoising steps (default: 25)")
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        default=None,
-        metavar="SCALE",
-        help="classifier-free guidance (default: 7.5; tiny: 5)",
-    )
+    drawing_options(parser, 1, seed="of the first image", count="images a prompt")
     loading_options(parser)
     parser.add_argument(
         "--output",
