@@ -311,7 +311,7 @@ class Settings:
         metavar="TEXT",
     )
     alignment: float = _setting(
-        0.6,
+        0.3,
         ALIGNMENT,
         "Alignment",
         "How much the target prompt counts (PALP's lambda). More: the prompt is obeyed better, the subject is less "
