@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .generate import seed_input
+from .generate import drawing_inputs, seed_input
 from .host import host, on_the_device
 from .pictures import thumbnails, to_image
 from .tokens import each_of
@@ -57,22 +57,7 @@ class CompareEmbeddings:
                     "INT",
                     {"default": 4, "min": 1, "max": MOST_COLUMNS, "tooltip": "Images of each token."},
                 ),
-                "steps": ("INT", {"default": 25, "min": 1, "max": 999, "tooltip": "Denoising steps."}),
-                "guidance": (
-                    "FLOAT",
-                    {
-                        "default": 0.0,
-                        "min": 0.0,
-                        "max": 100.0,
-                        "step": 0.5,
-                        "tooltip": "Classifier-free guidance; 0 is its kind's own: 7.5 for Stable Diffusion, "
-                        "1 for Flux, 4.5 for others, 5 for the embedded model.",
-                    },
-                ),
-                "resolution": (
-                    "INT",
-                    {"default": 0, "min": 0, "max": 4096, "step": 8, "tooltip": "Pixels a side; 0 is the model's own."},
-                ),
+                **drawing_inputs(),
             },
             "optional": {
                 **{f"embedding_{row}": (token, {"tooltip": "Another row's token."}) for row in range(2, _MOST + 1)},

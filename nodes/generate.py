@@ -25,6 +25,28 @@ def seed_input(tooltip: str) -> tuple[str, dict[str, Any]]:
     return "INT", {"default": 0, "min": 0, "max": _SEED_LIMIT, "control_after_generate": False, "tooltip": tooltip}
 
 
+def drawing_inputs() -> dict[str, Any]:
+    """How pictures are drawn: steps, guidance and size."""
+    return {
+        "steps": ("INT", {"default": 25, "min": 1, "max": 999, "tooltip": "Denoising steps."}),
+        "guidance": (
+            "FLOAT",
+            {
+                "default": 0.0,
+                "min": 0.0,
+                "max": 100.0,
+                "step": 0.5,
+                "tooltip": "Classifier-free guidance; 0 is its kind's own: 7.5 for Stable Diffusion, "
+                "1 for Flux, 4.5 for others, 5 for the embedded model.",
+            },
+        ),
+        "resolution": (
+            "INT",
+            {"default": 0, "min": 0, "max": 4096, "step": 8, "tooltip": "Pixels a side; 0 is the model's own."},
+        ),
+    }
+
+
 class GeneratePreview:
     """Images from the quantised model, with or without a learned token, and weights that were learned with it."""
 
@@ -50,28 +72,7 @@ class GeneratePreview:
                     },
                 ),
                 "seed": seed_input("Of the first image; the next ones count on."),
-                "steps": ("INT", {"default": 25, "min": 1, "max": 999, "tooltip": "Denoising steps."}),
-                "guidance": (
-                    "FLOAT",
-                    {
-                        "default": 0.0,
-                        "min": 0.0,
-                        "max": 100.0,
-                        "step": 0.5,
-                        "tooltip": "Classifier-free guidance; 0 is its kind's own: 7.5 for Stable Diffusion, "
-                        "1 for Flux, 4.5 for others, 5 for the embedded model.",
-                    },
-                ),
-                "resolution": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 4096,
-                        "step": 8,
-                        "tooltip": "Pixels a side; 0 is the model's own.",
-                    },
-                ),
+                **drawing_inputs(),
             },
             "optional": {
                 "embedding": ("ZOODIP_EMBEDDING", {"tooltip": "A learned token, or several, for the prompts to use."}),
