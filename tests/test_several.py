@@ -292,7 +292,9 @@ def test_one_caption_for_pictures_of_two_tokens_is_refused(tmp_path: Path) -> No
         ({"token": "<boo>, BOO"}, TokenError, "<boo> and BOO would have the same file"),
         ({"token": "<boo>,"}, TokenError, "token '' is empty"),
         ({"token": "<boo>, a b"}, TokenError, "token 'a b' holds white space"),
-        ({"token": "<boo>, <state>"}, TokenError, "'<state>' names a file of every run"),
+        ({"token": "<boo>, <state>"}, TokenError, "'<state>' names a file of every such run"),
+        ({"token": "<directions>", "directions": "vocabulary"}, TokenError, "names a file of every such run"),
+        ({"token": "<frames>", "lora_rank": 2}, TokenError, "names a file of every such run"),
         ({"token": "<boo>, <boo-lora>", "lora_rank": 2}, TokenError, "has the name of the LoRA's file"),
         ({"initializer": "ghost, monster, star"}, ConfigError, "initializer = .*: list one for each of the 2 tokens"),
         ({"initializer": "ghost,"}, ConfigError, "initializer = 'ghost,': list one for each of the 2 tokens"),
@@ -309,6 +311,7 @@ def test_settings_of_several() -> None:
     config = config_of(initializer="monster", class_word="ghost, ball")
     assert (config.tokens, config.initializers) == (TOKENS, ("monster", "monster"))
     assert config.class_words == ("ghost", "ball")
+    assert config_of(token="<frames>", directions="normal").token == "<frames>"  # a file of no such run
     alone = config_of(token="<boo>", initializer="a, b", class_word="dog, the brown one")
     assert (alone.tokens, alone.initializers, alone.class_words) == (("<boo>",), ("a, b",), ("dog, the brown one",))
     assert TrainConfig.from_json(config.to_json()) == config

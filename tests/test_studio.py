@@ -257,7 +257,7 @@ def test_a_class_word_that_is_left_empty_is_none(idle: Desk) -> None:
         ({"initializer": "  "}, TokenError, "initializer is empty"),
         ({"initializer": None}, TokenError, "initializer is empty"),
         ({"token": None}, TokenError, "is empty"),
-        ({"token": "<state>"}, TokenError, "names a file of every run"),
+        ({"token": "<state>"}, TokenError, "names a file of every such run"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(
