@@ -13,7 +13,7 @@ from .embeddings import ApplyEmbedding, LoadEmbedding, SaveEmbedding
 from .evaluate import EvaluateEmbedding
 from .from_comfyui import ModelFromComfyUI
 from .generate import GeneratePreview
-from .loras import ApplyLora, SaveLora
+from .loras import ApplyLora, LoadLearnedLora, SaveLora
 from .merge import MergeEmbeddings
 from .models import LoadQuantizedSD
 from .nearest import NearestWords
@@ -36,6 +36,7 @@ NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "ZoodipNearestWords": NearestWords,
     "ZoodipApplyLora": ApplyLora,
     "ZoodipSaveLora": SaveLora,
+    "ZoodipLoadLearnedLora": LoadLearnedLora,
     "ZoodipGeneratePreview": GeneratePreview,
     "ZoodipCompareEmbeddings": CompareEmbeddings,
     "ZoodipEvaluateEmbedding": EvaluateEmbedding,
@@ -55,6 +56,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "ZoodipNearestWords": "Nearest Words",
     "ZoodipApplyLora": "Apply LoRA",
     "ZoodipSaveLora": "Save LoRA",
+    "ZoodipLoadLearnedLora": "Load Learned LoRA",
     "ZoodipGeneratePreview": "Generate Preview",
     "ZoodipCompareEmbeddings": "Compare Embeddings",
     "ZoodipEvaluateEmbedding": "Evaluate Embedding",

@@ -152,8 +152,8 @@ def _optional() -> dict[str, Any]:
         "lora": (
             "ZOODIP_LORA",
             {
-                "tooltip": "Weights that were learned with the token, for the images with it. For the model of Load "
-                "Quantized SD."
+                "tooltip": "Weights that were learned with the token, for the images with it, from ZO Train Token or "
+                "Load Learned LoRA. For the model of Load Quantized SD."
             },
         ),
         "embedding_2": (

@@ -82,7 +82,10 @@ class GeneratePreview:
                 ),
                 "lora": (
                     "ZOODIP_LORA",
-                    {"tooltip": "Weights that were learned with the token. For the model of Load Quantized SD."},
+                    {
+                        "tooltip": "Weights that were learned with the token, from ZO Train Token or Load Learned "
+                        "LoRA. For the model of Load Quantized SD."
+                    },
                 ),
                 "embedding_2": (
                     "ZOODIP_EMBEDDING",

@@ -63,6 +63,10 @@ class Host(Protocol):
         """Where new embedding files go."""
         ...
 
+    def loras(self) -> dict[str, Path]:
+        """The user's LoRA files, by the name that the user sees."""
+        ...
+
     def loras_folder(self) -> Path:
         """Where new LoRA files go."""
         ...
@@ -140,15 +144,15 @@ class ComfyUI:
         return Path(folder_paths.get_temp_directory())
 
     def embeddings(self) -> dict[str, Path]:
-        import folder_paths
-
-        found = {name: folder_paths.get_full_path("embeddings", name) for name in _listed("embeddings")}
-        return {name: Path(path) for name, path in found.items() if path}
+        return _files("embeddings")
 
     def embeddings_folder(self) -> Path:
         import folder_paths
 
         return Path(folder_paths.get_folder_paths("embeddings")[0])
+
+    def loras(self) -> dict[str, Path]:
+        return _files("loras")
 
     def loras_folder(self) -> Path:
         import folder_paths
@@ -200,6 +204,14 @@ def _listed(kind: str) -> list[str]:
     import folder_paths
 
     return list(folder_paths.get_filename_list(kind))
+
+
+def _files(kind: str) -> dict[str, Path]:
+    """The user's files of a kind, by the names that ComfyUI shows."""
+    import folder_paths
+
+    found = {name: folder_paths.get_full_path(kind, name) for name in _listed(kind)}
+    return {name: Path(path) for name, path in found.items() if path}
 
 
 class _ComfyBar:

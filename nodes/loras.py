@@ -40,7 +40,10 @@ class ApplyLora:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "Of the model family that the weights were learned on."}),
-                "lora": ("ZOODIP_LORA", {"tooltip": "From ZO Train Token, where it has learned weights."}),
+                "lora": (
+                    "ZOODIP_LORA",
+                    {"tooltip": "From ZO Train Token, where it has learned weights, or Load Learned LoRA."},
+                ),
                 "strength": (
                     "FLOAT",
                     {
@@ -138,6 +141,53 @@ class SaveLora:
         _written.add(unique_id, {path: content})
         name = f"{name_in(host().loras_folder(), path)}.safetensors"
         return {"ui": {"text": [name]}, "result": (name,)}
+
+
+class LoadLearnedLora:
+    """Reads learned weights that were saved."""
+
+    CATEGORY = "ZOODiP"
+    DESCRIPTION = (
+        "Reads weights that were learned with a token and saved as a LoRA, for the nodes of ZOODiP. ComfyUI's own "
+        "Load LoRA reads the same files."
+    )
+    RETURN_TYPES = ("ZOODIP_LORA", "STRING")
+    RETURN_NAMES = ("lora", "report")
+    OUTPUT_TOOLTIPS = ("For Generate Preview, Evaluate Embedding and Apply LoRA.", "What is known of the weights.")
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {"required": {"file": (list(host().loras()), {"tooltip": "A file in ComfyUI's folders of LoRAs."})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, file: str | None) -> bool | str:  # noqa: N802
+        try:
+            _ = file is None or _known(file)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, file: str) -> str:  # noqa: N802
+        from ..zoodip_core.base.files import sha256_of
+
+        return sha256_of(_known(file))
+
+    def load(self, file: str) -> tuple[Lora, str]:
+        from ..zoodip_core.model.lora import describe, load_lora
+
+        lora = load_lora(_known(file))
+        return lora, "\n".join(f"{label}: {text}" for label, text in describe(lora))
+
+
+def _known(file: str) -> Path:
+    from ..zoodip_core.base.errors import LoraFileError
+
+    known = host().loras()
+    if file not in known:
+        raise LoraFileError(f"file: {file} is not among ComfyUI's LoRAs; press R to read them anew, and choose another")
+    return known[file]
 
 
 @contextlib.contextmanager

@@ -62,11 +62,17 @@ class FakeHost:
         return self.root / "temp"
 
     def embeddings(self) -> dict[str, Path]:
-        folder = self.root / "embeddings"
+        return self._files("embeddings")
+
+    def _files(self, kind: str) -> dict[str, Path]:
+        folder = self.root / kind
         return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
 
     def embeddings_folder(self) -> Path:
         return self.root / "embeddings"
+
+    def loras(self) -> dict[str, Path]:
+        return self._files("loras")
 
     def loras_folder(self) -> Path:
         return self.root / "loras"

@@ -265,6 +265,48 @@ def test_a_deleted_file_is_noticed_and_written_again(save_node: Any, host: FakeH
     assert save(save_node, learned(), unique_id="7") in files(host)
 
 
+# ---------------------------------------------------------------- Load Learned LoRA
+
+
+@pytest.fixture
+def load_node(pack: Any) -> Any:
+    return pack.NODE_CLASS_MAPPINGS["ZoodipLoadLearnedLora"]()
+
+
+def test_saved_weights_are_loaded_again(save_node: Any, load_node: Any, host: FakeHost) -> None:
+    lora = learned(steps="40", config=json.dumps({"weights": "int4"}))
+    name = save(save_node, lora, "pets/rex")
+    assert load_node.INPUT_TYPES()["required"]["file"][0] == [name]
+    assert load_node.VALIDATE_INPUTS(name) is True
+    loaded, report = load_node.load(name)
+    assert same(loaded, lora)
+    told = dict(line.split(": ", 1) for line in report.splitlines())
+    assert told == {
+        "token": "<boo>",
+        "for": "Stable Diffusion 1.x",
+        "rank": "4",
+        "layers": "3",
+        "steps": "40",
+        "settings": "weights int4",
+    }
+    before = load_node.IS_CHANGED(name)
+    save(save_node, learned(1), "pets/rex", overwrite=True)
+    assert load_node.IS_CHANGED(name) != before
+
+
+def test_a_file_that_cannot_be_drawn_with_is_refused(load_node: Any, host: FakeHost) -> None:
+    (host.root / "loras" / "hidden.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match=r"hidden\.safetensors is not a safetensors file, or damaged"):
+        load_node.load("hidden.safetensors")
+    for asked in (load_node.VALIDATE_INPUTS, load_node.load):
+        told: Any = ""
+        try:
+            told = asked("../hidden.safetensors")
+        except ValueError as error:
+            told = error
+        assert str(told).startswith("file: ../hidden.safetensors is not among ComfyUI's LoRAs; press R")
+
+
 # ---------------------------------------------------------------- Generate Preview
 
 

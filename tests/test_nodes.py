@@ -38,6 +38,7 @@ NODES = (
     "ZoodipNearestWords",
     "ZoodipApplyLora",
     "ZoodipSaveLora",
+    "ZoodipLoadLearnedLora",
     "ZoodipGeneratePreview",
     "ZoodipCompareEmbeddings",
     "ZoodipEvaluateEmbedding",
@@ -126,7 +127,8 @@ def test_a_node_says_what_it_is_and_does(name: str, pack: Any) -> None:
 
 @pytest.mark.parametrize("name", NODES)
 def test_every_input_is_well_formed_and_explained(name: str, pack: Any, host: FakeHost) -> None:
-    (host.root / "embeddings" / "a.safetensors").write_bytes(b"")
+    for folder in ("embeddings", "loras"):
+        (host.root / folder / "a.safetensors").write_bytes(b"")
     groups = pack.NODE_CLASS_MAPPINGS[name].INPUT_TYPES()
     assert set(groups) <= {"required", "optional", "hidden"}
     assert groups.get("hidden", {}).items() <= {"unique_id": "UNIQUE_ID", "extra": "EXTRA_PNGINFO"}.items()

@@ -25,12 +25,15 @@ def import_pack() -> Any:
 
 
 class _EmptyHost:
-    """A host that has no models, pictures or embeddings to list."""
+    """A host that has no models, pictures, embeddings or LoRAs to list."""
 
     def models(self) -> dict[str, Path]:
         return {}
 
     def embeddings(self) -> dict[str, Path]:
+        return {}
+
+    def loras(self) -> dict[str, Path]:
         return {}
 
     def input_folder(self) -> Path:

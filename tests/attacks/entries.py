@@ -307,6 +307,7 @@ def _nodes(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
         Entry("nodes: token of Merge Embeddings", output, nodes.merge, allowed=temp),
         Entry("nodes: file name of Save LoRA", loras, nodes.save_lora, blank=True, allowed=temp),
         Entry("nodes: token in Save LoRA", loras, weights, allowed=temp),
+        Entry("nodes: file of Load Learned LoRA", loras, nodes.load_lora, ALL, allowed=temp),
         Entry("nodes: folder of Load Reference Images", read, nodes.pictures, ALL, link=".png", allowed=temp),
         Entry("nodes: checkpoint of Load Quantized SD", models, nodes.model, ALL, link=None, allowed=temp),
         Entry("nodes: token of ZO Train Token", output, nodes.train, allowed=temp),
@@ -373,6 +374,12 @@ class _Nodes:
 
     def load(self, file: str) -> str:
         return self.ask("ZoodipLoadEmbedding", {"file": file}, lambda kind: (kind.IS_CHANGED(file), kind().load(file)))
+
+    def load_lora(self, file: str) -> str:
+        def work(kind: Any) -> Any:
+            return kind.IS_CHANGED(file), kind().load(file)[0].metadata
+
+        return self.ask("ZoodipLoadLearnedLora", {"file": file}, work)
 
     def pictures(self, folder: str) -> str:
         def work(kind: Any) -> Any:

@@ -47,6 +47,7 @@ NODES = {
     "ZoodipNearestWords": "Nearest Words",
     "ZoodipApplyLora": "Apply LoRA",
     "ZoodipSaveLora": "Save LoRA",
+    "ZoodipLoadLearnedLora": "Load Learned LoRA",
     "ZoodipGeneratePreview": "Generate Preview",
     "ZoodipCompareEmbeddings": "Compare Embeddings",
     "ZoodipEvaluateEmbedding": "Evaluate Embedding",

@@ -209,15 +209,17 @@ def test_weights_are_laid_on_a_gguf_file(comfy: ComfyUI, saved: str) -> None:
     assert apart(by_node, without) > 20 * CLOSE
 
 
-def test_a_preview_is_drawn_with_the_weights(comfy: ComfyUI) -> None:
+def test_a_preview_is_drawn_with_the_weights(comfy: ComfyUI, saved: str) -> None:
+    read = {**trained(comfy), "read": comfy.node("ZoodipLoadLearnedLora", file=saved)}
     drawn = []
-    for lora in ({}, {"lora": ["train", 3]}):
+    for lora in ({}, {"lora": ["train", 3]}, {"lora": ["read", 0]}):
         node = comfy.node(
             "ZoodipGeneratePreview", model=["quantized", 0], prompts="a dog", steps=2, resolution=64, **lora
         )
-        (picture,) = comfy.images(comfy.run({**trained(comfy), "drawn": node}), "drawn")
+        (picture,) = comfy.images(comfy.run({**read, "drawn": node}), "drawn")
         drawn.append(picture.tobytes())
     assert drawn[0] != drawn[1]
+    assert drawn[1] == drawn[2]  # as saved, so loaded
 
 
 # ---------------------------------------------------------------- names

@@ -265,7 +265,17 @@ def describe(embedding: Embedding) -> list[tuple[str, str]]:
         *([("text encoders", " + ".join(embedding.encoders))] if embedding.encoders else []),
         ("vectors", f"{embedding.num_vectors} ({shapes})"),
         ("norm", ", ".join(f"{norm:.3f}" for t in embedding.tensors for norm in t.norm(dim=1).tolist())),
+        *made_how(embedding.metadata),
     ]
+    if embedding.metadata.get("renamed") == f"{T5} to {RENAMED}":
+        lines.append(("note", f"{RENAMED} was called {T5}, which ComfyUI does not read; saved again by ZOODiP it does"))
+    if "rounded" in embedding.metadata:
+        lines.append(("note", "its numbers were float64; they are rounded to float32, which all programs compute with"))
+    return [*lines, *settings_line(embedding.metadata)]
+
+
+def made_how(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
+    """How a file was made, as far as it says so, as (label, text) lines."""
     labels = {
         "initializer": "initializer",
         "base_model": "base model",
@@ -274,15 +284,13 @@ def describe(embedding: Embedding) -> list[tuple[str, str]]:
         "made_of": "made of",
         "zoodip_version": "made by ZOODiP",
     }
-    lines += [(label, embedding.metadata[key]) for key, label in labels.items() if key in embedding.metadata]
-    if embedding.metadata.get("renamed") == f"{T5} to {RENAMED}":
-        lines.append(("note", f"{RENAMED} was called {T5}, which ComfyUI does not read; saved again by ZOODiP it does"))
-    if "rounded" in embedding.metadata:
-        lines.append(("note", "its numbers were float64; they are rounded to float32, which all programs compute with"))
-    config = settings_in(embedding.metadata)
-    if config:
-        lines.append(("settings", ", ".join(f"{key} {value}" for key, value in config.items())))
-    return lines
+    return [(label, metadata[key]) for key, label in labels.items() if key in metadata]
+
+
+def settings_line(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The settings of the run that a file is of, as a (label, text) line; none where it says nothing of them."""
+    config = settings_in(metadata)
+    return [("settings", ", ".join(f"{key} {value}" for key, value in config.items()))] if config else []
 
 
 def settings_in(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 from ..base.errors import LoraFileError
 from ..base.files import write_atomically
 from ..base.safetensors_files import bytes_of, open_safetensors
-from .embedding import settings_in
+from .embedding import made_how, settings_in, settings_line
 from .frames import Frames, Layers
 from .kinds import FAMILIES
 from .quantize import QuantizedLayer
@@ -153,6 +153,20 @@ def load_lora(path: str | Path) -> Lora:
         kind = str(tensors[odd].dtype).removeprefix("torch.")
         raise LoraFileError(f"{path}: {odd[:80]} is of the type {kind}, which no LoRA has; copy the file again")
     return Lora(_layers_in(path, {name: tensor.float().clone() for name, tensor in tensors.items()}), metadata)
+
+
+def describe(lora: Lora) -> list[tuple[str, str]]:
+    """What a person wants to know of learned weights, as (label, text) lines."""
+    metadata = lora.metadata
+    family = metadata.get("family", "")
+    return [
+        *([("token", metadata["token"])] if "token" in metadata else []),
+        *([("for", FAMILIES.get(family, family))] if family else []),
+        ("rank", str(lora.rank)),
+        ("layers", str(len(lora.layers))),
+        *made_how(metadata),
+        *settings_line(metadata),
+    ]
 
 
 def _layers_in(path: Path, tensors: Mapping[str, torch.Tensor]) -> Layers:
