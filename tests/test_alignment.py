@@ -504,8 +504,9 @@ def test_what_was_learned_says_its_target(tiny_model: StableDiffusion, tmp_path:
 
 
 def test_cuts_are_pieces_of_the_larger_picture() -> None:
-    pictures, _ = load_images([PIP.images], 60)
-    cuts = random_cuts(pictures, 48, 5, seed=7)
+    pictures, _ = load_images([PIP.images], 48, enlarged=True)
+    assert {picture.picture.size for picture in pictures} == {(60, 60)}
+    cuts = random_cuts(pictures, 5, seed=7)
     assert len(cuts) == 5 * len(pictures)
     assert [cut.path for cut in cuts[:6]] == [pictures[0].path] * 5 + [pictures[1].path]
     places = []
@@ -517,9 +518,9 @@ def test_cuts_are_pieces_of_the_larger_picture() -> None:
         places.append((top, left))
     assert len(set(places)) > 10
     assert {0 <= place <= 12 for pair in places for place in pair} == {True}
-    again = random_cuts(pictures, 48, 5, seed=7)
+    again = random_cuts(pictures, 5, seed=7)
     assert [cut.crop_top_left for cut in again] == [cut.crop_top_left for cut in cuts]
-    assert [cut.crop_top_left for cut in random_cuts(pictures, 48, 5, seed=8)] != [cut.crop_top_left for cut in cuts]
+    assert [cut.crop_top_left for cut in random_cuts(pictures, 5, seed=8)] != [cut.crop_top_left for cut in cuts]
 
 
 def test_the_preset_for_one_picture(tiny_model: StableDiffusion, tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from zoodip_core.base.errors import ConfigError, ImagesError
-from zoodip_core.data.images import CROPS, fit, load_images, open_picture
+from zoodip_core.data.cuts import CROPS, cut_of
+from zoodip_core.data.images import fit, load_images, open_picture
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 SIDE = 32
@@ -125,6 +127,20 @@ def test_a_picture_alone_is_fitted_as_for_training(tmp_path: Path, crop: str, si
     assert fit(open_picture(path), SIDE, crop).tobytes() == loaded(path, crop).tobytes()
 
 
+@pytest.mark.parametrize("side", [32, 48, 56, 512])
+def test_the_middle_is_cut_as_pillow_does(side: int) -> None:
+    """To the byte: runs of before resume with the same pictures."""
+    noise = Image.effect_noise((700, 700), 90).convert("RGB")
+    for size in ((97, 41), (41, 97), (8, 300), (331, 333), (640, 480), (683, 512), (side, side), (700, 699)):
+        picture = noise.resize(size)
+        cut = cut_of(size, side, "center")
+        assert cut.apply(picture).tobytes() == ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS).tobytes()
+        scale = side / min(size)
+        assert cut.crop_top_left == tuple(round((each * scale - side) / 2) for each in reversed(size))
+        mask = picture.convert("L")
+        assert cut.apply(mask, Image.Resampling.BOX).size == (side, side)
+
+
 def test_an_unknown_crop_of_a_picture_alone() -> None:
     with pytest.raises(ConfigError, match="crop = 'middle': choose one of center, resize"):
         fit(stripes(RED), SIDE, "middle")
@@ -137,7 +153,7 @@ def test_no_program_is_run_on_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", [{"crop": "middle"}, {"background": "blurple"}])
-def test_unknown_setting(tmp_path: Path, setting: dict[str, str]) -> None:
+def test_unknown_setting(tmp_path: Path, setting: dict[str, Any]) -> None:
     stripes(RED).save(tmp_path / "a.png")
     with pytest.raises(ConfigError, match=f"{next(iter(setting))} = "):
         load_images([tmp_path], SIDE, **setting)

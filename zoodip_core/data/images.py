@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps, UnidentifiedIma
 
 from ..base import rng
 from ..base.errors import ConfigError, ImagesError
+from .cuts import ENLARGED, Cut, check_crop, cut_of
 from .kinds import DAMAGED, HOURS, SUFFIXES, NoPicture, Why, opened, why_not
 
 _BESIDE = (".txt", ".caption", ".json", ".jsonl", ".npz", ".safetensors", ".yaml", ".toml", ".csv", ".md")
@@ -33,7 +34,6 @@ MAX_PICTURES = 100
 MAX_WEBP_PIXELS = 40_000_000
 """The decoders of WebP and AVIF hold a picture four times."""
 _STRIP = 1 << 20
-CROPS = ("center", "resize")
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 
@@ -181,12 +181,13 @@ def load_images(
     *,
     crop: str = "center",
     background: str = "white",
+    enlarged: bool = False,
 ) -> tuple[list[ReferenceImage], list[str]]:
     """Load all usable reference images.
 
     EXIF rotation is applied, transparency is laid on ``background`` and the picture is scaled to
     ``resolution`` x ``resolution``, after cutting out the centre square (``crop="center"``) or
-    with both sides forced (``crop="resize"``).
+    with both sides forced (``crop="resize"``); or to more, for :func:`random_cuts`, if it is ``enlarged``.
 
     Returns:
         The images, and one line for each file that had to be skipped.
@@ -195,7 +196,7 @@ def load_images(
         ImagesError: nothing usable is left.
         ConfigError: an unknown ``crop`` or ``background``.
     """
-    _check_crop(crop)
+    check_crop(crop)
     try:
         colour = ImageColor.getrgb(background)[:3]
     except ValueError:
@@ -206,7 +207,8 @@ def load_images(
     for path in find_images(sources):
         try:
             picture, has_more = read_picture(path, colour)
-            images.append(replace(_fit(path, picture, resolution, crop), has_more=has_more))
+            cut = cut_of(picture.size, resolution, crop)
+            images.append(replace(_fit(path, picture, cut.enlarged() if enlarged else cut), has_more=has_more))
         except ImagesError as error:
             skipped.append(str(error))
     if not images:
@@ -406,24 +408,12 @@ def fit(picture: Image.Image, side: int, crop: str = "center") -> Image.Image:
     Raises:
         ConfigError: an unknown ``crop``.
     """
-    _check_crop(crop)
-    if crop == "resize":
-        return picture.resize((side, side), Image.Resampling.LANCZOS)
-    return ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
+    return cut_of(picture.size, side, crop).apply(picture)
 
 
-def _check_crop(crop: str) -> None:
-    if crop not in CROPS:
-        raise ConfigError(f"crop = {crop!r}: choose one of {', '.join(CROPS)}")
-
-
-def _fit(path: Path, picture: Image.Image, resolution: int, crop: str) -> ReferenceImage:
-    width, height = picture.size
-    corner = (0, 0)
-    if crop == "center":
-        scale = resolution / min(width, height)
-        corner = (round((height * scale - resolution) / 2), round((width * scale - resolution) / 2))
-    return ReferenceImage(path, fit(picture, resolution, crop), (height, width), corner)
+def _fit(path: Path, picture: Image.Image, cut: Cut) -> ReferenceImage:
+    width, height = cut.original
+    return ReferenceImage(path, cut.apply(picture), (height, width), cut.crop_top_left)
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -437,24 +427,20 @@ def with_flips(images: list[ReferenceImage]) -> list[ReferenceImage]:
     return images + [replace(image, picture=ImageOps.mirror(image.picture)) for image in images]
 
 
-ENLARGED = 1.25
-"""How much larger than a cut the picture is that it is taken from."""
-
-
-def random_cuts(images: Sequence[ReferenceImage], resolution: int, count: int, seed: int) -> list[ReferenceImage]:
-    """Squares at random places of larger pictures, ``count`` of each, under the same paths.
+def random_cuts(images: Sequence[ReferenceImage], count: int, seed: int) -> list[ReferenceImage]:
+    """Pieces at random places of larger pictures, ``count`` of each, under the same paths.
 
     Args:
-        images: of :data:`ENLARGED` times ``resolution``.
-        resolution: pixels a side of a cut.
-        count: cuts of each picture.
+        images: enlarged; a piece is as large as the picture was before it was enlarged.
+        count: pieces of each picture.
         seed: of the places.
     """
     cuts = []
     for number, image in enumerate(image for image in images for _ in range(count)):
-        room = image.picture.width - resolution
-        top, left = (rng.integer(seed, number, f"cut, {side}", 0, room + 1) for side in ("top", "left"))
-        picture = image.picture.crop((left, top, left + resolution, top + resolution))
+        width, height = (int(side / ENLARGED) for side in image.picture.size)
+        room = {"top": image.picture.height - height, "left": image.picture.width - width}
+        top, left = (rng.integer(seed, number, f"cut, {side}", 0, more + 1) for side, more in room.items())
+        picture = image.picture.crop((left, top, left + width, top + height))
         corner = (image.crop_top_left[0] + top, image.crop_top_left[1] + left)
         cuts.append(replace(image, picture=picture, crop_top_left=corner))
     return cuts

@@ -18,7 +18,6 @@ from ..base.events import Event, Message
 from ..base.names import file_stem
 from ..base.version import __version__
 from ..data.images import (
-    ENLARGED,
     ReferenceImage,
     blown_up,
     left_out,
@@ -400,9 +399,9 @@ def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[Referenc
     cuts: list[ReferenceImage] = []
     if config.random_crops:
         larger, _ = load_images(
-            config.images, math.ceil(resolution * ENLARGED), crop=config.crop, background=config.background
+            config.images, resolution, crop=config.crop, background=config.background, enlarged=True
         )
-        cuts = random_cuts(larger, resolution, config.random_crops, config.seed)
+        cuts = random_cuts(larger, config.random_crops, config.seed)
     lines = [
         *(f"skipped: {line}" for line in skipped),
         *left_out(config.images),

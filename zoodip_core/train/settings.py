@@ -16,7 +16,8 @@ from typing import Any
 
 from ..base.errors import ConfigError, TokenError
 from ..base.names import check_names, file_stem
-from ..data.images import CROPS, check_resolution
+from ..data.cuts import CROPS
+from ..data.images import check_resolution
 from ..data.naming import Naming, naming
 from ..data.prompts import ADJECTIVE, SLOT, TEMPLATES, of_template, says
 from ..model.kinds import DTYPES, PREDICTION_TYPES, TINY
