@@ -100,7 +100,7 @@ class FakeModel:
     def encode_images(self, images: Sequence[ReferenceImage]) -> CachedPosteriors:
         means = [np.asarray(image.picture, dtype=np.float32).mean((0, 1)) / 127.5 - 1 for image in images]
         mean = torch.tensor(np.stack(means))[:, :, None, None]
-        return CachedPosteriors(mean, torch.zeros_like(mean), 1.0, torch.zeros(len(images), 6))
+        return CachedPosteriors(list(mean), list(torch.zeros_like(mean)), 1.0, torch.zeros(len(images), 6))
 
     def denoiser(self, prompts: Sequence[Places], capture: object, on_plain: Callable[[str], None]) -> FakeModel:
         return self

@@ -161,8 +161,8 @@ def test_the_meter_sees_what_is_held_at_once() -> None:
 
 
 def test_posterior_is_sampled_exactly() -> None:
-    mean, std = torch.full((1, 4, 8, 8), 2.0), torch.full((1, 4, 8, 8), 0.5)
-    cached = CachedPosteriors(mean, std, 0.5, torch.zeros(1, 6))
+    mean, std = torch.full((4, 8, 8), 2.0), torch.full((4, 8, 8), 0.5)
+    cached = CachedPosteriors([mean], [std], 0.5, torch.zeros(1, 6))
     samples = torch.stack([cached.sample(0, rng.normal(0, step, "posterior", (4, 8, 8))) for step in range(200)])
     assert samples.mean().item() == pytest.approx(1.0, abs=0.01)
     assert samples.std().item() == pytest.approx(0.25, abs=0.01)

@@ -30,7 +30,7 @@ def exact() -> StableDiffusion:
 
 def losses(model: StableDiffusion, text: str, rows: Rows, candidates: torch.Tensor) -> torch.Tensor:
     mean = rng.normal(0, 0, "picture", (1, 4, 12, 12))
-    posteriors = CachedPosteriors(mean, torch.zeros_like(mean), 1.0, torch.zeros(1, 6))
+    posteriors = CachedPosteriors(list(mean), list(torch.zeros_like(mean)), 1.0, torch.zeros(1, 6))
     return DiffusionObjective(model, posteriors, [[model.prompt(text, rows)]], PUTS()).losses(candidates, DRAW)
 
 

@@ -215,11 +215,11 @@ class ComfyUIModel:
             encoded = self._tried(functools.partial(self.vae.encode, pixels)).float().cpu()
             if not torch.isfinite(encoded).all():
                 raise ModelError(f"vae: it turns {image.path.name} into NaN or infinity; connect another VAE")
-            latents.append(encoded)
+            latents.append(encoded[0])
         sizes = [(*image.original_size, *image.crop_top_left, *image.picture.size[::-1]) for image in images]
-        mean = torch.cat(latents)
         # ComfyUI's VAEs give the middle of the posterior alone.
-        return CachedPosteriors(mean, torch.zeros_like(mean), 1.0, torch.tensor(sizes, dtype=torch.float32))
+        nothing = [torch.zeros_like(each) for each in latents]
+        return CachedPosteriors(latents, nothing, 1.0, torch.tensor(sizes, dtype=torch.float32))
 
     def denoiser(
         self, prompts: Sequence[ComfyPrompt], capture: object, on_plain: Callable[[str], None]

@@ -72,7 +72,7 @@ def computed(model: StableDiffusion, tmp_path_factory: pytest.TempPathFactory) -
         "candidates": torch.stack([word, word + rng.normal(0, 0, "direction", word.shape), -word]),
         "pixels": (to_tensor([picture.picture]).movedim(1, -1) + 1) / 2,
         "latents": posteriors.sample(0, torch.zeros_like(posteriors.mean[0]))[None],
-        "noise": rng.normal(0, 0, "noise", posteriors.mean.shape),
+        "noise": rng.normal(0, 0, "noise", posteriors.mean[0].shape)[None],
         "timestep": torch.tensor([TIMESTEP]),
     }
     save_file({name: each.contiguous() for name, each in given.items()}, folder / "given.safetensors")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from PIL import Image
 
 from ..base.errors import ConfigError
 
-CROPS = ("center", "resize")
+CROPS = ("bucket", "center", "resize")
+_UNIT, _LEAST_UNIT, _UNITS_A_SIDE = 64, 8, 8
+"""Sides of buckets are multiples of 64 pixels; at resolutions below 512 of an eighth of it, where that can be drawn."""
+_MOST_OBLONG = 4
+"""How many times as long as the other one a side of a bucket may be: SDXL was shown no more, others hardly that."""
 ENLARGED = 1.25
 """How much larger than a random cut the picture is that it is taken from."""
 
@@ -60,15 +66,52 @@ def cut_of(size: tuple[int, int], resolution: int, crop: str) -> Cut:
     Args:
         size: its width and height.
         resolution: pixels a side.
-        crop: one of :data:`CROPS`: the square in its middle, or all of it, squeezed into a square.
+        crop: one of :data:`CROPS`: what is largest in its middle of the shape of a bucket, or of a square; or all of
+            it, squeezed into a square.
 
     Raises:
         ConfigError: an unknown ``crop``.
     """
     check_crop(crop)
-    square = (resolution, resolution)
-    box = _middle(size, square) if crop == "center" else (0.0, 0.0, float(size[0]), float(size[1]))
-    return Cut(size, box, square)
+    target = bucket_of(size, resolution) if crop == "bucket" else (resolution, resolution)
+    box = (0.0, 0.0, float(size[0]), float(size[1])) if crop == "resize" else _middle(size, target)
+    return Cut(size, box, target)
+
+
+def bucket_of(size: tuple[int, int], resolution: int) -> tuple[int, int]:
+    """The bucket whose shape is nearest to a picture's: the ratios of their sides differ by the least factor.
+
+    Ratios are compared exactly, so that every computer chooses the same. Of two as near it is the one more square.
+    """
+    ratio = Fraction(*size)
+
+    def off(bucket: tuple[int, int]) -> Fraction:
+        own = Fraction(*bucket)
+        return max(own / ratio, ratio / own)
+
+    return min(buckets(resolution), key=off)
+
+
+@functools.lru_cache
+def buckets(resolution: int) -> tuple[tuple[int, int], ...]:
+    """The sizes, width before height, that pictures of any shape are scaled to; the square comes first.
+
+    None has more pixels than it: for each longer side the other one is as long as it can be. So NovelAI had them, and
+    at 1024 pixels all of them are among those that SDXL was trained on.
+    """
+    unit = _unit(resolution)
+    found = [(resolution, resolution)]
+    for long in range(resolution + unit, 2 * resolution + 1, unit):
+        short = resolution**2 // long // unit * unit
+        if short and long <= _MOST_OBLONG * short:
+            found += [(long, short), (short, long)]
+    return tuple(found)
+
+
+def _unit(resolution: int) -> int:
+    """What sides of buckets are multiples of: the largest power of two that the square's are multiples of as well."""
+    most = max(_LEAST_UNIT, min(_UNIT, resolution // _UNITS_A_SIDE))
+    return max((unit for unit in (64, 32, 16, 8) if unit <= most and resolution % unit == 0), default=resolution)
 
 
 def check_crop(crop: str) -> None:

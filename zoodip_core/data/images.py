@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import stat
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +46,7 @@ class ReferenceImage:
 
     Args:
         path: where it came from.
-        picture: RGB, resolution x resolution.
+        picture: RGB, as large as it is trained on; see :func:`.cuts.cut_of`.
         original_size: (height, width) of the file's picture; SDXL is told it.
         crop_top_left: (top, left) of the cut in the scaled picture; SDXL is told it.
         has_more: whether there are frames or pages behind the picture, which nothing is learned from.
@@ -162,17 +164,46 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-_MOST_BLOWN_UP = 2.0
-"""A picture scaled up by more has nothing of what is drawn finely."""
+_BLOWN_UP = 1.5
+"""From so many times on, what is drawn finely in a picture of the model's is missing in one that is scaled up."""
+_MUCH = 0.25
+"""Of a picture: its bucket cuts off less, unless it is longer than all buckets."""
 
 
-def blown_up(images: Sequence[ReferenceImage], resolution: int) -> list[str]:
+def blown_up(images: Sequence[ReferenceImage]) -> list[str]:
     """A line on the pictures that are much smaller than what is trained."""
-    factors = {image.path.name: resolution / min(image.original_size) for image in images}
-    small = [f"{name} ({factor:.1f} times)" for name, factor in factors.items() if factor > _MOST_BLOWN_UP]
-    if not small:
+    scales = {image.path.name: _scale(image) for image in images}
+    small = [f"{name} ({scale:.1f} times)" for name, scale in scales.items() if scale >= _BLOWN_UP]
+    return [f"{len(small)} pictures are blown up, and look soft: {_few(small)}; use larger ones"] if small else []
+
+
+def cut_off(images: Sequence[ReferenceImage]) -> list[str]:
+    """A line on the pictures that are so long that even their buckets leave out much of them."""
+    left = {image.path.name: math.prod(image.picture.size) / _pixels_of(image) for image in images}
+    much = [f"{name} ({1 - share:.0%})" for name, share in left.items() if 1 - share > _MUCH]
+    if not much:
         return []
-    return [f"{len(small)} pictures are blown up to {resolution} pixels, and look soft: {_few(small)}; use larger ones"]
+    return [f"{len(much)} pictures are longer than 4 to 1, and their ends are cut off: {_few(much)}"]
+
+
+def _scale(image: ReferenceImage) -> float:
+    """How many times as large a picture became."""
+    sides = zip(image.picture.size, reversed(image.original_size), strict=True)
+    return max(used / given for used, given in sides)
+
+
+def _pixels_of(image: ReferenceImage) -> float:
+    """Of the whole picture where it is scaled, before it is cut."""
+    return math.prod(image.original_size) * _scale(image) ** 2
+
+
+def sizes_in(images: Sequence[ReferenceImage]) -> list[str]:
+    """A line on how many pictures there are of which size; none where all are squares."""
+    sizes = Counter({image.path: image.picture.size for image in images}.values())
+    if all(width == height for width, height in sizes):
+        return []
+    each = [f"{count} at {width} x {height}" for (width, height), count in sizes.most_common()]
+    return [f"{sizes.total()} picture{'s' if sizes.total() > 1 else ''}: {_few(each)}"]
 
 
 def load_images(
@@ -185,9 +216,8 @@ def load_images(
 ) -> tuple[list[ReferenceImage], list[str]]:
     """Load all usable reference images.
 
-    EXIF rotation is applied, transparency is laid on ``background`` and the picture is scaled to
-    ``resolution`` x ``resolution``, after cutting out the centre square (``crop="center"``) or
-    with both sides forced (``crop="resize"``); or to more, for :func:`random_cuts`, if it is ``enlarged``.
+    EXIF rotation is applied, transparency is laid on ``background`` and the picture is cut and scaled as
+    :func:`.cuts.cut_of` says; to more, for :func:`random_cuts`, if it is ``enlarged``.
 
     Returns:
         The images, and one line for each file that had to be skipped.
@@ -403,7 +433,7 @@ def _is_transparent(picture: Image.Image) -> bool:
 
 
 def fit(picture: Image.Image, side: int, crop: str = "center") -> Image.Image:
-    """A picture as training sees it, ``side`` x ``side``: the centre square, or with ``crop="resize"`` all, forced.
+    """A picture as training at a resolution of ``side`` pixels sees it; see :func:`.cuts.cut_of`.
 
     Raises:
         ConfigError: an unknown ``crop``.

@@ -37,9 +37,9 @@ def encode_images(model: QuantizedModel, images: Sequence[ReferenceImage]) -> Ca
                     f"model: the VAE of {model.info.path} turns {image.path.name} into NaN or infinity, computing in "
                     f"{str(vae.dtype).removeprefix('torch.')}; " + advice(vae.dtype)
                 )
-            means.append(posterior.mean.float().cpu())
-            stds.append(posterior.std.float().cpu())
+            means.append(posterior.mean[0].float().cpu())
+            stds.append(posterior.std[0].float().cpu())
         factor = float(vae.config.scaling_factor)
     give_back_freed()
     sizes = [(*image.original_size, *image.crop_top_left, *image.picture.size[::-1]) for image in images]
-    return CachedPosteriors(torch.cat(means), torch.cat(stds), factor, torch.tensor(sizes, dtype=torch.float32))
+    return CachedPosteriors(means, stds, factor, torch.tensor(sizes, dtype=torch.float32))

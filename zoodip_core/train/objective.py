@@ -62,7 +62,7 @@ class DiffusionObjective:
 
     def view(self, draw: Draw) -> View:
         """What a draw shows: its latents are drawn from the picture's posterior."""
-        shape = self.posteriors.mean.shape[1:]
+        shape = self.posteriors.mean[draw.image].shape
         latents = self.posteriors.sample(draw.image, rng.normal(draw.seed, draw.step, "posterior", shape))
         noise = rng.normal(draw.seed, draw.step, "noise", shape)
         prompt, time_ids = self.captions[draw.image][draw.caption], self.posteriors.time_ids[draw.image]

@@ -20,10 +20,12 @@ from ..base.version import __version__
 from ..data.images import (
     ReferenceImage,
     blown_up,
+    cut_off,
     left_out,
     load_images,
     only_first,
     random_cuts,
+    sizes_in,
     with_flips,
 )
 from ..data.naming import Naming, captions_of, in_turn, naming
@@ -121,6 +123,8 @@ class Training:
                 f"{info.name}; use Load Quantized SD, or set lora_rank to 0"
             )
         self.images, skipped = load_references(config, info)
+        for line in sizes_in(self.images):
+            on_event(Message(line))
         own = dataclasses.replace(config, device=self.ranks.device(config.device))
         self.model: TokenModel = model or load_model(own, on_event, keep=self.ranks.first_here)
         self.warnings = (
@@ -406,7 +410,8 @@ def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[Referenc
         *(f"skipped: {line}" for line in skipped),
         *left_out(config.images),
         *only_first([image.path.name for image in images if image.has_more]),
-        *blown_up(images, resolution),
+        *blown_up(images),
+        *(cut_off(images) if config.crop == "bucket" else []),
         *unused_captions(captions, [image.path for image in images], config.images),
     ]
     images += cuts

@@ -284,10 +284,11 @@ class Settings:
         multiple=8,
     )
     crop: str = _setting(
-        "center",
+        "bucket",
         IMAGES,
         "Crop",
-        "center cuts out the middle square, resize squeezes the picture into one.",
+        "bucket keeps a picture's shape, at as many pixels as a square has. center cuts out the middle square, resize "
+        "squeezes the picture into one.",
         choices=CROPS,
     )
     random_crops: int = _setting(
