@@ -92,7 +92,9 @@ class FakeModel:
 
     # pictures and losses
 
-    def plan(self, resolution: int, candidates: int, batch: int, graphs: bool) -> MemoryPlan:
+    def plan(
+        self, resolution: int, candidates: int, batch: int, graphs: int, largest: tuple[int, int] | None = None
+    ) -> MemoryPlan:
         return MemoryPlan(batch or candidates, False, MemoryUse({"matrix": self._colours.nbytes}, 1, 1))
 
     def lay_out(self, plan: MemoryPlan) -> None: ...
@@ -102,7 +104,9 @@ class FakeModel:
         mean = torch.tensor(np.stack(means))[:, :, None, None]
         return CachedPosteriors(list(mean), list(torch.zeros_like(mean)), 1.0, torch.zeros(len(images), 6))
 
-    def denoiser(self, prompts: Sequence[Places], capture: object, on_plain: Callable[[str], None]) -> FakeModel:
+    def denoiser(
+        self, prompts: Sequence[Places], capture: object, on_plain: Callable[[str], None], captured: int = 0
+    ) -> FakeModel:
         return self
 
     def losses_on(self, view: View) -> LossesOf:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from zoodip_core.model.blueprint import Blueprint
 from zoodip_core.model.forward import Forward, Forwards, Inputs
-from zoodip_core.model.graphs import Work
+from zoodip_core.model.graphs import MOST_SHAPES, Work
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.memory import CUDA_CONTEXT, GRAPHS, plan
 from zoodip_core.model.stable_diffusion import StableDiffusion
@@ -94,7 +94,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], StableDi
 
 
 def steps(
-    model: StableDiffusion, count: int, num_vectors: int = 1, candidates: int = 3, side: int = 8
+    model: StableDiffusion, count: int, num_vectors: int = 1, candidates: int = 3, sides: tuple[int, int] = (8, 8)
 ) -> Iterator[Inputs]:
     """Inputs of some steps: other candidates, captions, latents and timesteps each time."""
     generator = torch.Generator().manual_seed(num_vectors)
@@ -106,8 +106,8 @@ def steps(
         yield Inputs(
             0.05 * normal(candidates, num_vectors, sum(model.info.dims)),
             model.prompt(CAPTIONS[(step // 2) % 3], num_vectors),
-            normal(1, 4, side, side),
-            normal(1, 4, side, side),
+            normal(1, 4, *sides),
+            normal(1, 4, *sides),
             100 + 150 * step,
             torch.tensor([64.0 + step, 64, 0, step, 64, 64]),
         )
@@ -191,11 +191,33 @@ def test_nothing_that_is_captured_asks_the_host(models: Callable[[str], StableDi
 def test_each_shape_is_captured(models: Callable[[str], StableDiffusion]) -> None:
     model, recording = models("tiny"), Recording()
     prompts = [model.prompt(caption, 1) for caption in CAPTIONS]
-    forwards = Forwards(model, prompts, recording, pytest.fail)
+    forwards = Forwards(model, prompts, recording, pytest.fail, captured=2)
     for side, candidates in ((8, 3), (16, 3), (8, 1), (8, 3)):
-        for inputs in steps(model, 7, candidates=candidates, side=side):
+        for inputs in steps(model, 7, candidates=candidates, sides=(side, side)):
             assert torch.equal(of(forwards, inputs), plain(model, inputs))
     assert recording.captured == 6  # with one place and with two, of three shapes
+
+
+def test_pictures_of_more_shapes_than_are_captured_are_done_plainly(models: Callable[[str], StableDiffusion]) -> None:
+    """What is captured stays: captured and dropped in turn, each step would take as long as many."""
+    model, recording = models("tiny"), Recording()
+    forwards = Forwards(model, capture=recording, on_plain=pytest.fail, captured=2)
+    for _ in range(3):
+        for sides in ((8, 16), (16, 8), (12, 12), (6, 20), (20, 6)):
+            for inputs in [*steps(model, 2, sides=sides), *steps(model, 1, candidates=1, sides=sides)]:
+                assert torch.equal(of(forwards, inputs), plain(model, inputs))
+    assert recording.captured == 4  # of two shapes, with all candidates and with one
+    assert recording.replayed == 2 * (3 * 2 - 1) + 2 * (3 - 1)
+
+
+def test_pictures_of_any_shapes_follow_each_other_without_a_card(models: Callable[[str], StableDiffusion]) -> None:
+    """More than are remembered, to the bit of a pass without buffers."""
+    model, forwards = models("tiny"), Forwards(models("tiny"))
+    for _ in range(2):
+        for height in range(4, 24, 2):
+            for inputs in steps(model, 1, sides=(height, 24 - height)):
+                assert torch.equal(of(forwards, inputs), plain(model, inputs))
+    assert len(forwards._known) == Forwards._MOST
 
 
 def test_parts_that_were_loaded_again_are_captured_again(models: Callable[[str], StableDiffusion]) -> None:
@@ -244,13 +266,13 @@ def test_out_of_memory_before_anything_is_captured_is_the_batch_s(models: Callab
     assert torch.equal(of(forwards, inputs), plain(model, inputs))
 
 
-def laid_out(blueprint: Blueprint, free: int, graphs: bool = True, kind: str = "cuda") -> Any:
+def laid_out(blueprint: Blueprint, free: int, graphs: int = 1, kind: str = "cuda") -> Any:
     return plan(blueprint, "int8", torch.float16, torch.device(kind), 256, 3, free=free, graphs=graphs)
 
 
 def test_a_plan_captures_where_there_is_room(models: Callable[[str], StableDiffusion]) -> None:
     blueprint = models("tiny").blueprint
-    without = laid_out(blueprint, 10**12, graphs=False)
+    without = laid_out(blueprint, 10**12, graphs=0)
     roomy = laid_out(blueprint, 10**12)
     assert (without.graphs, roomy.graphs) == (False, True)
     assert roomy.use.total == without.use.total + GRAPHS > CUDA_CONTEXT
@@ -258,3 +280,12 @@ def test_a_plan_captures_where_there_is_room(models: Callable[[str], StableDiffu
     tight = laid_out(blueprint, int(without.use.total * 1.05) + 1)
     assert (tight.batch, tight.graphs) == (without.batch, False)
     assert not laid_out(blueprint, 10**12, kind="cpu").graphs
+
+
+def test_a_plan_captures_as_many_shapes_as_there_is_room_for(models: Callable[[str], StableDiffusion]) -> None:
+    blueprint = models("tiny").blueprint
+    without = laid_out(blueprint, 10**12, graphs=0).use.total
+    assert [laid_out(blueprint, 10**12, graphs=shapes).captured for shapes in (0, 1, 3, 40)] == [0, 1, 3, MOST_SHAPES]
+    for shapes in range(4):
+        found = laid_out(blueprint, int((without + shapes * GRAPHS) * 1.05) + 1, graphs=3)
+        assert (found.captured, found.use.total, found.batch) == (shapes, without + shapes * GRAPHS, 3)

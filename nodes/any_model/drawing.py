@@ -38,7 +38,7 @@ class Source(Protocol):
 
     def prompt(self, text: str, num_vectors: Rows = 0) -> ComfyPrompt: ...
 
-    def latents_shape(self, resolution: int) -> tuple[int, ...]: ...
+    def latents_shape(self, height: int, width: int) -> tuple[int, ...]: ...
 
 
 def pixels_of(picture: Image.Image) -> torch.Tensor:
@@ -113,7 +113,7 @@ def _drawn(
     callback: _Steps,
 ) -> torch.Tensor:
     check_stop()
-    shape = model.latents_shape(resolution)
+    shape = model.latents_shape(resolution, resolution)
     noise = rng.normal(seed, 0, "latents", shape[1:])[None]
     sampling = model.model.get_model_object("model_sampling")
     return comfy.sample.sample(

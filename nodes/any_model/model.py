@@ -125,7 +125,7 @@ class ComfyUIModel:
         """What it is, and what training on it takes, for people."""
         info = self.info
         encoders = ", ".join(f"{name} {width}" for name, width in self.texts.encoders)
-        layout = self.plan(info.resolution, 1, 1, graphs=False)
+        layout = self.plan(info.resolution, 1, 1, graphs=0)
         return "\n".join(
             (
                 f"{info.name} ({info.family}, {info.prediction_type}), {info.resolution} px",
@@ -169,21 +169,23 @@ class ComfyUIModel:
 
     # ------------------------------------------------------------ memory
 
-    def plan(self, resolution: int, candidates: int, batch: int, graphs: bool) -> MemoryPlan:
+    def plan(
+        self, resolution: int, candidates: int, batch: int, graphs: int, largest: tuple[int, int] | None = None
+    ) -> MemoryPlan:
         sizes = [min(batch, candidates)] if batch else sorted({candidates, -(-candidates // 2), 1}, reverse=True)
-        own, room = self._own_clip.patcher, self._room()
+        own, room, sides = self._own_clip.patcher, self._room(), largest or (resolution, resolution)
         movable = self.device.type != "cpu" and own.load_device.type != "cpu"
         layouts = [(size, apart) for apart in ((False, True) if movable else (False,)) for size in sizes]
         for size, apart in layouts:
-            use = self._use(resolution, size, text_apart=apart or own.load_device != self.device)
-            largest = max(use.weights.values())
-            if sum(use.weights.values()) + _SPARE * largest + _ROOM * use.activations <= room:
+            use = self._use(sides, size, text_apart=apart or own.load_device != self.device)
+            most = max(use.weights.values())
+            if sum(use.weights.values()) + _SPARE * most + _ROOM * use.activations <= room:
                 break
         return MemoryPlan(size, apart, use)
 
-    def _use(self, resolution: int, batch: int, text_apart: bool) -> MemoryUse:
-        shape = self.latents_shape(resolution)
-        pixels = (1, 3, resolution, resolution) if len(shape) == 4 else (1, 3, 1, resolution, resolution)
+    def _use(self, sides: tuple[int, int], batch: int, text_apart: bool) -> MemoryUse:
+        shape = self.latents_shape(*sides)
+        pixels = (1, 3, *([1] if len(shape) == 5 else []), *sides)
         encoding = self.vae.patcher.model_size() + int(self.vae.memory_used_encode(pixels, self.vae.vae_dtype))
         own_text = {} if text_apart else {"text encoders": self._own_clip.patcher.model_size()}
         activations = int(self.model.memory_required([batch, *shape[1:]]))
@@ -222,7 +224,7 @@ class ComfyUIModel:
         return CachedPosteriors(latents, nothing, 1.0, torch.tensor(sizes, dtype=torch.float32))
 
     def denoiser(
-        self, prompts: Sequence[ComfyPrompt], capture: object, on_plain: Callable[[str], None]
+        self, prompts: Sequence[ComfyPrompt], capture: object, on_plain: Callable[[str], None], captured: int = 0
     ) -> ComfyUIModel:
         return self
 
@@ -305,7 +307,7 @@ class ComfyUIModel:
         if self._seen_with is self.clip:
             return
         side = 16
-        shape = self.latents_shape(side * self._compression)
+        shape = self.latents_shape(side * self._compression, side * self._compression)
         nothing = torch.zeros(shape)
         prompt = self.prompt("a")
         time_ids = torch.tensor([64.0, 64, 0, 0, 64, 64])
@@ -318,11 +320,10 @@ class ComfyUIModel:
     def _compression(self) -> int:
         return int(self.vae.spacial_compression_encode())
 
-    def latents_shape(self, resolution: int) -> tuple[int, ...]:
+    def latents_shape(self, height: int, width: int) -> tuple[int, ...]:
         """Of one picture's latents."""
-        latents = self.model.model.latent_format
-        side = resolution // self._compression
-        return (1, latents.latent_channels, *([1] if latents.latent_dimensions == 3 else []), side, side)
+        latents, sides = self.model.model.latent_format, (height // self._compression, width // self._compression)
+        return (1, latents.latent_channels, *([1] if latents.latent_dimensions == 3 else []), *sides)
 
     # ------------------------------------------------------------ samples
 

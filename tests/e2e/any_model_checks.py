@@ -47,7 +47,7 @@ class Case:
         self.model = self.wrapped(self.parts.model)
         self.model.load()
         noise = torch.Generator().manual_seed(5)
-        shape = self.model.latents_shape(64)
+        shape = self.model.latents_shape(64, 64)
         self.latents, self.noise = (torch.randn(shape, generator=noise) for _ in range(2))
         width = sum(self.model.info.dims)
         self.candidates = 0.03 * torch.randn(CANDIDATES, VECTORS, width, generator=noise)

@@ -45,7 +45,7 @@ def sheet_of(
         rows: labels and images. A label that is too wide is wrapped, one that is too high is cut.
         columns: labels, each of which has to fit.
         title: wrapped, and cut after two lines.
-        tile: pixels a side of each image on the sheet.
+        tile: pixels of each image's longer side on the sheet.
     """
     font = _font()
     width = _LABEL + max(len(images) for _, images in rows) * (tile + _GAP) + _GAP
@@ -64,10 +64,18 @@ def sheet_of(
         lines = "\n".join(wrapped(label, _LABEL - 2 * _GAP - 4, tile // _LINE))
         pen.multiline_text((_GAP + 4, y + tile // 2), lines, "black", font, anchor="lm", spacing=5)
         for column, image in enumerate(images):
-            small = image.width < _TILE  # the tiny model's pictures: show their pixels
-            shown = image.resize((tile, tile), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
-            sheet.paste(shown, (_LABEL + column * (tile + _GAP), y))
+            shown = _within(image, tile)
+            x = _LABEL + column * (tile + _GAP)
+            sheet.paste(shown, (x + (tile - shown.width) // 2, y + (tile - shown.height) // 2))
     return sheet
+
+
+def _within(image: Image.Image, tile: int) -> Image.Image:
+    """A picture in its shape, as large as fits into a tile."""
+    longer = max(image.size)
+    width, height = (max(1, round(side * tile / longer)) for side in image.size)
+    small = longer < _TILE  # the tiny model's pictures: show their pixels
+    return image.resize((width, height), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
 
 
 def wrapped(text: str, width: int, most: int) -> list[str]:

@@ -27,6 +27,7 @@ from ..train.config import TrainConfig, preset_of
 from ..train.loop import TrainResult, resume_training, train_token
 from ..train.prepared import (
     aligned,
+    largest_of,
     load_model,
     load_references,
     name_warning,
@@ -88,10 +89,9 @@ def check(config: TrainConfig) -> dict[str, Any]:
     aligned(config, model)  # reads the target prompts: one that is too long shows here
     candidates = config.make_estimator().num_candidates
     batches = (min(config.batch or candidates, candidates), 1)
-    resolution = config.resolution or info.resolution
+    largest = largest_of(images)
     memory, in_turn = (
-        predict_memory(model.blueprint, config.weights, model.dtype, device, resolution, batch).total
-        for batch in batches
+        predict_memory(model.blueprint, config.weights, model.dtype, device, largest, batch).total for batch in batches
     )
     return {
         "settings": config.to_dict(),

@@ -23,6 +23,8 @@ from .quantized_parts import Parts, empty_parts
 from .token_table import table_of
 
 _META = torch.device("meta")
+Sides = int | tuple[int, int]
+"""Pixels a side of a square, or height and width."""
 _REMEMBERED = 64
 """Results that are kept; each is a few numbers, and the configs that it belongs to."""
 
@@ -42,22 +44,27 @@ class StepNeeds:
     largest: int
 
 
-def step_needs(blueprint: Blueprint, weights: str, dtype: torch.dtype, resolution: int, batch: int) -> StepNeeds:
+def step_needs(blueprint: Blueprint, weights: str, dtype: torch.dtype, resolution: Sides, batch: int) -> StepNeeds:
     """A step on ``batch`` candidates at once. The same question is answered from memory.
 
     Raises:
         ModelError: the model cannot be built.
     """
-    return _step_needs(_plan_of(blueprint), weights, dtype, resolution, batch)
+    return _step_needs(_plan_of(blueprint), weights, dtype, sides_of(resolution), batch)
 
 
-def encoding_needs(blueprint: Blueprint, dtype: torch.dtype, resolution: int) -> int:
+def encoding_needs(blueprint: Blueprint, dtype: torch.dtype, resolution: Sides) -> int:
     """Peak bytes of encoding a picture, the VAE's encoder included. The same question is answered from memory.
 
     Raises:
         ModelError: the model cannot be built.
     """
-    return _encoding_needs(_plan_of(blueprint), dtype, resolution)
+    return _encoding_needs(_plan_of(blueprint), dtype, sides_of(resolution))
+
+
+def sides_of(resolution: Sides) -> tuple[int, int]:
+    """Height and width."""
+    return (resolution, resolution) if isinstance(resolution, int) else resolution
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,10 @@ def _stamps(folder: Path) -> list[tuple[str, int, int]]:
 
 @functools.lru_cache(_REMEMBERED)
 @torch.no_grad()
-def _step_needs(plan: _Plan, weights: str, dtype: torch.dtype, resolution: int, batch: int) -> StepNeeds:
+def _step_needs(plan: _Plan, weights: str, dtype: torch.dtype, sides: tuple[int, int], batch: int) -> StepNeeds:
     model = plan.model(weights, dtype)
     dims, factor = sum(model.info.dims), 2 ** (len(model.blueprint.configs["vae"]["block_out_channels"]) - 1)
-    noisy = torch.empty(1, 4, resolution // factor, resolution // factor, device=_META, dtype=dtype)
+    noisy = torch.empty(1, 4, *(side // factor for side in sides), device=_META, dtype=dtype)
     prompt = model.prompt("a {}", 1)
 
     def forward() -> None:
@@ -107,9 +114,9 @@ def _step_needs(plan: _Plan, weights: str, dtype: torch.dtype, resolution: int, 
 
 @functools.lru_cache(_REMEMBERED)
 @torch.no_grad()
-def _encoding_needs(plan: _Plan, dtype: torch.dtype, resolution: int) -> int:
+def _encoding_needs(plan: _Plan, dtype: torch.dtype, sides: tuple[int, int]) -> int:
     with plan.model("none", dtype).vae("encoder") as vae, _NoAttentionMatrix():
-        picture = torch.empty(1, 3, resolution, resolution, device=_META, dtype=vae.dtype)
+        picture = torch.empty(1, 3, *sides, device=_META, dtype=vae.dtype)
         return stored_bytes(vae) + peak_of(lambda: vae.encode(picture))
 
 

@@ -48,11 +48,11 @@ class Inputs:
 
     @property
     def shapes(self) -> tuple[Any, ...]:
-        """What buffers for these inputs are made for."""
+        """What buffers for these inputs are made for; first the picture's, then all others'."""
         places = tuple(len(encoded.positions) for encoded in self.prompt)
         cores = None if self.cores is None else tuple(self.cores.shape)
         beside = 0 if self.beside is None else len(self.beside)
-        return (tuple(self.candidates.shape), places, tuple(self.noisy.shape), cores, self.target is None, beside)
+        return (tuple(self.noisy.shape), tuple(self.candidates.shape), places, cores, self.target is None, beside)
 
 
 class Forward:
@@ -188,10 +188,12 @@ class Forwards:
         capture: of the model's device; None to launch the work anew each time.
         on_plain: told why in a line when capturing is given up.
         frames: of the cores that inputs may have.
+        captured: how many shapes of pictures are captured. Work on others is launched anew each time, since a capture
+            takes as long as many steps.
     """
 
     _MOST = 8
-    """Shapes that are remembered: captions with a place and with two, checks of one candidate."""
+    """Shapes that are remembered, of a picture's: captions with a place and with two, checks of one candidate."""
 
     def __init__(
         self,
@@ -200,8 +202,9 @@ class Forwards:
         capture: Capture | None = None,
         on_plain: Callable[[str], None] = lambda line: None,
         frames: Frames | None = None,
+        captured: int = 1,
     ) -> None:
-        self._model, self._capture, self._on_plain = model, capture, on_plain
+        self._model, self._capture, self._on_plain, self._captured = model, capture, on_plain, captured
         self._frames = frames and frames.on(model.device, model.dtype)
         by_encoder = zip(*prompts, strict=True)
         self._ids = [sorted({i for encoded in each for i in encoded.ids[0].tolist()}) for each in by_encoder]
@@ -218,7 +221,7 @@ class Forwards:
         if self._capture is None:
             return forward.losses(None)
         try:
-            return forward.losses(self._capture)
+            return forward.losses(self._capture if inputs.shapes in self._known else None)
         except Stopped:
             raise
         except torch.OutOfMemoryError:
@@ -243,7 +246,17 @@ class Forwards:
             table_of(encoder).keep([*ids, *encoded.ids[0].tolist()])
         known = self._known.get(inputs.shapes)
         if known is None or not known.is_current:
-            while len(self._known) >= self._MOST:
-                self._known.pop(next(iter(self._known)))
-            known = self._known[inputs.shapes] = Forward(self._model, inputs, self._frames)
+            known = Forward(self._model, inputs, self._frames)
+            self._known = {shapes: each for shapes, each in self._known.items() if each.is_current}
+            if self._room_for(inputs.shapes):
+                self._known[inputs.shapes] = known
         return known
+
+    def _room_for(self, shapes: tuple[Any, ...]) -> bool:
+        """Whether these shapes are to be remembered; what is captured stays, of others the oldest make room."""
+        if self._capture is not None:
+            alike = sum(known[1:] == shapes[1:] for known in self._known)
+            return alike < self._captured and len(self._known) < self._MOST * self._captured
+        while len(self._known) >= self._MOST:
+            self._known.pop(next(iter(self._known)))
+        return True

@@ -9,6 +9,8 @@ import torch
 Work = Callable[[], torch.Tensor]
 Capture = Callable[[Work], Work]
 """Turns work into what does the same again, from and into the same memory."""
+MOST_SHAPES = 4
+"""Of a run's pictures for which its work is captured at most: each takes memory, that of others is launched plainly."""
 
 
 def capture_on(device: torch.device) -> Capture | None:

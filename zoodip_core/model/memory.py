@@ -14,13 +14,17 @@ import torch
 from ..base.errors import NoRoomError
 from .blueprint import Blueprint
 from .building import check_whole
-from .dry_run import encoding_needs, peak_of, step_needs
+from .dry_run import Sides, encoding_needs, peak_of, step_needs
+from .graphs import MOST_SHAPES
 from .memory_use import MemoryPlan, MemoryUse, megabytes
 
 CUDA_CONTEXT = 450_000_000
 """What CUDA itself takes on the card: its context and the libraries' workspaces."""
 GRAPHS = 100_000_000
-"""What a captured step takes besides its activations: 70 to 96 MB on an H100, SD1.5 in int8 with n = 2."""
+"""What a captured step takes besides its activations: 70 to 96 MB on an H100, SD1.5 in int8 with n = 2.
+
+Counted for each shape of pictures, though part of it is the libraries' and there once for all.
+"""
 _LARGEST_CONTEXT = 1_000_000_000
 """If more is taken on a card besides our tensors, other programs are at work on it."""
 _KEPT_FREE = 0.095
@@ -36,7 +40,7 @@ def predict_memory(
     weights: str,
     dtype: torch.dtype,
     device: torch.device,
-    resolution: int,
+    resolution: Sides,
     batch: int,
     *,
     text_apart: bool = False,
@@ -48,7 +52,7 @@ def predict_memory(
         weights: their storage.
         dtype: of activations.
         device: where it runs; need not be there.
-        resolution: pixels a side.
+        resolution: pixels a side, or height and width, of the largest picture.
         batch: candidates in one forward.
         text_apart: text encoders compute on the CPU, the rest on another device.
 
@@ -98,7 +102,8 @@ def plan(
     candidates: int,
     batch: int = 0,
     free: int | None = None,
-    graphs: bool = False,
+    graphs: int = 0,
+    largest: tuple[int, int] | None = None,
 ) -> MemoryPlan:
     """The fastest layout that fits into the device's free memory.
 
@@ -106,27 +111,31 @@ def plan(
         candidates: of a step.
         batch: candidates in one forward, if it is fixed; 0 to choose.
         free: bytes to do with; what the device has if None.
-        graphs: whether a step is to be captured where the device can, and there is room.
+        graphs: for how many shapes of pictures a step is to be captured, where the device can and there is room.
+        largest: height and width of the largest picture; the square's if None.
 
     Raises:
         NoRoomError: nothing fits; says what would.
     """
     free = free_memory(device) if free is None else free
 
-    def use(weights: str, resolution: int, batch: int, text_apart: bool) -> MemoryUse:
+    sides: Sides = largest or resolution
+
+    def use(weights: str, resolution: Sides, batch: int, text_apart: bool) -> MemoryUse:
         return predict_memory(blueprint, weights, dtype, device, resolution, batch, text_apart=text_apart)
 
     sizes = [min(batch, candidates)] if batch else sorted({candidates, (candidates + 1) // 2, 1}, reverse=True)
     layouts = [(size, False) for size in sizes] + ([(sizes[-1], True)] if device.type != "cpu" else [])
     for size, text_apart in layouts:
-        found = MemoryPlan(size, text_apart, use(weights, resolution, size, text_apart))
+        found = MemoryPlan(size, text_apart, use(weights, sides, size, text_apart))
         if found.use.total * _SPARE > free:
             continue
-        captured = replace(found.use, graphs=GRAPHS)
-        if graphs and device.type == "cuda" and captured.total * _SPARE <= free:
-            return replace(found, use=captured)
+        for shapes in range(min(graphs, MOST_SHAPES) if device.type == "cuda" else 0, 0, -1):
+            captured = replace(found.use, graphs=shapes * GRAPHS)
+            if captured.total * _SPARE <= free:
+                return replace(found, use=captured, captured=shapes)
         return found
-    in_turn = [("candidates in turn (batch 1)", use(weights, resolution, 1, False).total)] if batch > 1 else []
+    in_turn = [("candidates in turn (batch 1)", use(weights, sides, 1, False).total)] if batch > 1 else []
     smaller = in_turn + [
         (f"weights {other} at {side} px", use(other, side, 1, layouts[-1][1]).total)
         for other in dict.fromkeys((weights, "int4"))

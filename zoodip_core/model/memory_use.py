@@ -16,7 +16,7 @@ class MemoryUse:
         encoding: peak of encoding one image, the VAE's encoder included; it is gone before the UNet comes.
         fixed: what the device's runtime takes: CUDA's context and what its allocator keeps free, a CPU's reordered
             copies of a layer.
-        graphs: what a step that is captured takes besides.
+        graphs: what steps that are captured take besides.
     """
 
     weights: Mapping[str, int]
@@ -49,16 +49,18 @@ class MemoryPlan:
         batch: candidates in one forward.
         text_apart: whether the text encoders stay on the CPU.
         use: what it takes.
+        captured: for how many shapes of pictures a step is to be captured.
     """
 
     batch: int
     text_apart: bool
     use: MemoryUse
+    captured: int = 0
 
     @property
     def graphs(self) -> bool:
-        """Whether a step is to be captured."""
-        return self.use.graphs > 0
+        """Whether steps are to be captured."""
+        return self.captured > 0
 
 
 def megabytes(size: int) -> str:

@@ -82,12 +82,15 @@ class StableDiffusion(QuantizedModel):
     def vocabularies(self) -> Sequence[Vocabulary]:
         return vocabularies(self.tokenizers, self.text_encoders)
 
-    def plan(self, resolution: int, candidates: int, batch: int, graphs: bool) -> MemoryPlan:
+    def plan(
+        self, resolution: int, candidates: int, batch: int, graphs: int, largest: tuple[int, int] | None = None
+    ) -> MemoryPlan:
         return plan(
             *(self.blueprint, self.weights, self.dtype, self.device),
             *(resolution, candidates, batch),
             free=free_memory(self.device) + self.loaded_bytes(),  # what is loaded is not free and not needed again
             graphs=graphs,
+            largest=largest,
         )
 
     def lay_out(self, plan: MemoryPlan) -> None:
@@ -107,15 +110,20 @@ class StableDiffusion(QuantizedModel):
         return noisy, self.scheduler.get_velocity(view.latents, view.noise, t)
 
     def denoiser(
-        self, prompts: Sequence[Prompt], capture: Capture | None, on_plain: Callable[[str], None]
+        self, prompts: Sequence[Prompt], capture: Capture | None, on_plain: Callable[[str], None], captured: int = 1
     ) -> _Denoiser:
-        return _Denoiser(self, Forwards(self, prompts, capture, on_plain))
+        return _Denoiser(self, Forwards(self, prompts, capture, on_plain, captured=captured))
 
     def weights_denoiser(
-        self, prompts: Sequence[Prompt], frames: Frames, capture: Capture | None, on_plain: Callable[[str], None]
+        self,
+        prompts: Sequence[Prompt],
+        frames: Frames,
+        capture: Capture | None,
+        on_plain: Callable[[str], None],
+        captured: int = 1,
     ) -> _Denoiser:
         """What judges candidates of weights as well: tokens, or flat ones, a token with cores' numbers behind it."""
-        return _Denoiser(self, Forwards(self, prompts, capture, on_plain, frames), frames.numbers)
+        return _Denoiser(self, Forwards(self, prompts, capture, on_plain, frames, captured), frames.numbers)
 
     def load(self) -> None:
         _ = self.text_encoders, self.unet

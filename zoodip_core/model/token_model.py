@@ -196,14 +196,17 @@ class TokenModel(Protocol):
 
     # pictures and losses
 
-    def plan(self, resolution: int, candidates: int, batch: int, graphs: bool) -> MemoryPlan:
+    def plan(
+        self, resolution: int, candidates: int, batch: int, graphs: int, largest: tuple[int, int] | None = None
+    ) -> MemoryPlan:
         """How a training is laid out in the memory that is free now, or that the model has already.
 
         Args:
             resolution: pixels a side.
             candidates: of a step.
             batch: candidates in one forward pass if that is fixed, 0 to choose.
-            graphs: whether a step may be captured.
+            graphs: for how many shapes of pictures a step may be captured.
+            largest: height and width of the largest picture; the square's if None.
 
         Raises:
             NoRoomError: nothing fits; says what would.
@@ -222,13 +225,16 @@ class TokenModel(Protocol):
         """
         ...
 
-    def denoiser(self, prompts: Sequence[Prompt], capture: Capture | None, on_plain: Callable[[str], None]) -> Denoiser:
+    def denoiser(
+        self, prompts: Sequence[Prompt], capture: Capture | None, on_plain: Callable[[str], None], captured: int = 1
+    ) -> Denoiser:
         """What judges candidates.
 
         Args:
             prompts: those that views will have.
             capture: to launch a step's work as one, where the model can.
             on_plain: told in a line when that is given up.
+            captured: for how many shapes of pictures that is done.
         """
         ...
 

@@ -157,10 +157,11 @@ class Training:
 
     def _plan(self, resolution: int, batch: int) -> MemoryPlan:
         candidates = self.config.make_estimator().num_candidates
+        shapes, largest = len({image.picture.size for image in self.images}), largest_of(self.images)
 
         def laid_out(batch: int) -> MemoryPlan:
             most = candidates if batch else -(-candidates // self.ranks.size)
-            return self.model.plan(resolution, most, batch, graphs=self.config.graphs == "auto")
+            return self.model.plan(resolution, most, batch, shapes if self.config.graphs == "auto" else 0, largest)
 
         found = self._laid_out(laid_out, batch)
         least = min(self.ranks.exchange(found.batch))  # so that all do the same forward passes
@@ -254,9 +255,9 @@ class Training:
             self.on_event(Message(line, warning=True))
 
         if not self.frames:
-            return self.model.denoiser(every, capture, on_plain)
+            return self.model.denoiser(every, capture, on_plain, self.plan.captured)
         assert isinstance(self.model, StableDiffusion)
-        return self.model.weights_denoiser(every, self.frames, capture, on_plain)
+        return self.model.weights_denoiser(every, self.frames, capture, on_plain, self.plan.captured)
 
     @property
     def forwards(self) -> tuple[int, int]:
@@ -416,6 +417,12 @@ def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[Referenc
     ]
     images += cuts
     return with_flips(images) if config.flip else images, lines
+
+
+def largest_of(images: Sequence[ReferenceImage]) -> tuple[int, int]:
+    """Height and width of the picture that takes the most memory."""
+    width, height = max((image.picture.size for image in images), key=math.prod)
+    return height, width
 
 
 def tokenised(config: TrainConfig, model: TokenModel, images: Sequence[ReferenceImage]) -> list[list[Prompt]]:
