@@ -507,11 +507,18 @@ def test_a_page_that_was_built_twice_is_two(studio: Studio) -> None:
 
 
 def test_pictures_are_shown_as_they_are_cut(studio: Studio) -> None:
+    """At a resolution of 512, 256 x 171 become 640 x 384, and at 1024 1216 x 832."""
     wide = PHOTOGRAPHS[1]
     studio.draft.add([(wide, wide.name)])
     pictures = Pictures(studio)
-    [(cut, name)] = pictures.tiles()
-    assert (cut.size, name) == ((256, 256), "0001-dog-01.jpg")
+    [(shaped, name)] = pictures.tiles()
+    assert (shaped.size, name) == ((256, 154), "0001-dog-01.jpg")
+    for resolution, size in ((1024, (256, 175)), (513, (256, 154)), (10**9, (256, 154))):
+        studio.draft.keep({"resolution": resolution})
+        assert pictures.tiles()[0][0].size == size
+    studio.draft.keep({"crop": "center"})
+    [(cut, _)] = pictures.tiles()
+    assert cut.size == (256, 256)
     studio.draft.keep({"crop": "resize"})
     [(squeezed, _)] = pictures.tiles()
     assert squeezed.tobytes() != cut.tobytes()

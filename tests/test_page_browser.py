@@ -65,7 +65,7 @@ def test_a_subject_is_learned_on_the_page(server: PageServer, visitor: Visitor, 
     assert len(visitor.captions) == len(PHOTOGRAPHS)
     assert visitor.captions[0] == "0001-dog-00.jpg"
     wide = visitor.page.locator("#zoodip_pictures img").nth(1)  # of a photograph that is not square
-    assert wide.evaluate("img => [img.naturalWidth, img.naturalHeight]") == [256, 256]
+    assert wide.evaluate("img => [img.naturalWidth, img.naturalHeight]") == [256, 154]
     visitor.start("<rex>")
     look_while_it_trains(server, visitor)
     visitor.until_step(STEPS)

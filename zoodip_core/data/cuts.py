@@ -43,6 +43,12 @@ class Cut:
         width, height = self.size
         return replace(self, size=(math.ceil(width * ENLARGED), math.ceil(height * ENLARGED)))
 
+    def within(self, side: int) -> Cut:
+        """The same at another size: ``side`` pixels at the longer side."""
+        longer = max(self.size)
+        width, height = (max(1, round(each * side / longer)) for each in self.size)
+        return replace(self, size=(width, height))
+
     @property
     def scale(self) -> float:
         """How many times as large the picture becomes, by the side that grows more."""

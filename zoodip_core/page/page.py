@@ -24,7 +24,7 @@ from . import form, views
 from .comparison import Comparison
 from .form import Field
 from .gradios import UNSEEN, attempt, edited, fitting, html, listen, picture_box, pictured, shown
-from .pictures_tab import Pictures
+from .pictures_tab import FOLLOWED, Pictures
 from .runs_tab import REPLACE, Runs
 from .studio import Studio
 
@@ -166,7 +166,7 @@ class Page:
     # ------------------------------------------------------------ the form
 
     def _wire_form(self) -> None:
-        follows = dict.fromkeys(("crop", "background"), self._pictures.gallery)
+        follows = dict.fromkeys(FOLLOWED, self._pictures.gallery)
         follows["preset"] = self._fields["learn_weights"]
         for each in form.fields():
             component, follower = self._fields[each.name], follows.get(each.name)
@@ -179,7 +179,7 @@ class Page:
             self.studio.draft.keep({each.name: form.sound(each, value)})
             if each.name == "preset":
                 return self._switch(form.read_named(self._kept()))
-            return gr.update(value=self._pictures.tiles()) if each.name in ("crop", "background") else None
+            return gr.update(value=self._pictures.tiles()) if each.name in FOLLOWED else None
 
         return keep
 

@@ -13,14 +13,20 @@ from PIL import Image, ImageColor
 
 from ..base.errors import ConfigError, ImagesError
 from ..base.paths import contains
-from ..data.images import fit, open_picture
+from ..data.cuts import cut_of
+from ..data.images import check_resolution, open_picture
 from ..tiny import concepts
+from ..train.settings import SETTINGS
 from . import form, views
 from .draft import Picture
 from .gradios import attempt, fitting, html, listen, shown, uploads
 from .studio import Studio
 
+FOLLOWED = ("crop", "resolution", "background")
+"""Settings that decide how pictures are cut."""
 _TILE = 256
+_USUAL = 512
+"""Resolution where the form leaves it to the model, which is not looked into here. At more, less is cut off."""
 _SUBJECT = "subject"
 """Under this name the draft keeps which bundled subject its pictures are of."""
 _CAPTION = "Caption"
@@ -140,7 +146,7 @@ class Pictures:
         for picture in self._studio.draft.pictures():
             try:
                 changed = picture.path.stat().st_mtime_ns
-                tile = _tile(picture.path, changed, values["crop"], values["background"])
+                tile = _tile(picture.path, changed, *(values[name] for name in FOLLOWED))
             except (OSError, ImagesError):  # it was whole when it was added
                 continue
             tiles.append((tile, picture.caption.splitlines()[0] if picture.caption else picture.name))
@@ -244,10 +250,21 @@ class Pictures:
 
 
 @functools.lru_cache(maxsize=200)
-def _tile(path: Path, _changed: int, crop: str, background: str) -> Image.Image:
+def _tile(path: Path, _changed: int, crop: str, resolution: int, background: str) -> Image.Image:
     """A picture as training sees it, small. A photograph takes a tenth of a second, and the page shows all of them."""
     try:
         colour = ImageColor.getrgb(background)[:3]
     except ValueError:  # it is being typed; the check tells
         colour = (255, 255, 255)
-    return fit(open_picture(path, colour), _TILE, crop)
+    picture = open_picture(path, colour)
+    return cut_of(picture.size, _resolution(resolution), crop).within(_TILE).apply(picture)
+
+
+def _resolution(typed: int) -> int:
+    """What is typed, where that is one: the check tells otherwise."""
+    try:
+        SETTINGS["resolution"].check(typed)
+        check_resolution(typed)
+    except ConfigError:
+        return _USUAL
+    return typed or _USUAL
