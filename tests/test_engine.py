@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import CLIPTokenizerFast
 
 from zoodip_core.base import rng
-from zoodip_core.data.images import load_images, to_tensor
+from zoodip_core.data.images import ReferenceImage, load_images, to_tensor
 from zoodip_core.model.attention import PiecewiseAttention, attend
 from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
 from zoodip_core.model.generation import encode_text, generate
@@ -81,11 +81,16 @@ def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Setting(request.param, modules, file, model, folder / "photo.png", drawn * 0.02)
 
 
-@torch.no_grad()
 def plain_losses(setting: Setting) -> list[float]:
+    (image,), _ = load_images([setting.photo], SIDE)
+    # A 130 x 90 picture scaled to 92 x 64, 14 columns cut off on the left.
+    return plain_losses_of(setting, image, torch.tensor([[90.0, 130.0, 0.0, 14.0, SIDE, SIDE]]))
+
+
+@torch.no_grad()
+def plain_losses_of(setting: Setting, image: ReferenceImage, sizes: torch.Tensor) -> list[float]:
     """Equation 1 for each candidate, with nothing shared and nothing cached."""
     modules = setting.modules
-    (image,), _ = load_images([setting.photo], SIDE)
     mean, log_variance = modules["vae"].encode(to_tensor([image.picture])).latent_dist.parameters.chunk(2, dim=1)
     noise = rng.normal(DRAW.seed, DRAW.step, "noise", mean.shape[1:])[None]
     posterior = rng.normal(DRAW.seed, DRAW.step, "posterior", mean.shape[1:])[None]
@@ -94,13 +99,15 @@ def plain_losses(setting: Setting) -> list[float]:
     noisy = alpha_bar**0.5 * z + (1 - alpha_bar) ** 0.5 * noise
     losses = []
     for candidate in setting.candidates:
-        hidden, added = plain_text(setting, candidate, image)
+        hidden, added = plain_text(setting, candidate, sizes)
         out = modules["unet"](noisy, DRAW.timestep, hidden, added_cond_kwargs=added).sample
         losses.append((out.double() - noise.double()).square().mean().item())
     return losses
 
 
-def plain_text(setting: Setting, candidate: torch.Tensor, image: Any) -> tuple[torch.Tensor, dict[str, Any] | None]:
+def plain_text(
+    setting: Setting, candidate: torch.Tensor, sizes: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, Any] | None]:
     """The prompt with the candidate's vectors in place of two words of each table."""
     modules, outputs = setting.modules, []
     encoders = [modules[part] for part in ("text_encoder", "text_encoder_2") if part in modules]
@@ -118,14 +125,42 @@ def plain_text(setting: Setting, candidate: torch.Tensor, image: Any) -> tuple[t
     if len(outputs) == 1:
         return outputs[0].last_hidden_state, None
     hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-    # A 130 x 90 picture scaled to 92 x 64, 14 columns cut off on the left.
-    sizes = torch.tensor([[90.0, 130.0, 0.0, 14.0, SIDE, SIDE]])
     return hidden, {"text_embeds": outputs[1].text_embeds, "time_ids": sizes}
 
 
 @SDXL
 def test_all_tricks_together_give_the_plain_losses(setting: Setting) -> None:
     assert setting.losses.tolist() == pytest.approx(plain_losses(setting), rel=1e-5)
+
+
+SHAPES = {
+    "wide": ((130, 90), (72, 56), (90.0, 130.0, 0.0, 4.0, 56.0, 72.0)),
+    "tall": ((60, 180), (32, 104), (180.0, 60.0, 0.0, 1.0, 104.0, 32.0)),
+    "square": ((100, 100), (64, 64), (100.0, 100.0, 0.0, 0.0, 64.0, 64.0)),
+}
+"""Of pictures, of what they are cut to, and what SDXL is told: 130 x 90 become 80.9 x 56 before they are cut, and
+60 x 180 become 34.7 x 104."""
+
+
+@pytest.mark.parametrize("setting", ["sd15", "sdxl", pytest.param("sd21", marks=pytest.mark.slow)], indirect=True)
+def test_pictures_of_each_shape_have_the_plain_losses(setting: Setting, tmp_path: Path) -> None:
+    """Three shapes in one run, each judged twice and in turn, as diffusers computes them one by one."""
+    values = np.random.default_rng(1)
+    for name, (size, _, _) in SHAPES.items():
+        Image.fromarray(values.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    images, _ = load_images([tmp_path], SIDE, crop="bucket")
+    prompts = [[setting.model.prompt(CAPTION, setting.candidates.shape[1])]] * len(images)
+    objective = DiffusionObjective(setting.model, encode_images(setting.model, images), prompts, PUTS())
+    expected = {}
+    for image in images:
+        _, size, sizes = SHAPES[image.path.stem]
+        assert image.picture.size == size
+        expected[image.path.stem] = plain_losses_of(setting, image, torch.tensor([sizes]))
+    assert len({tuple(each) for each in expected.values()}) == 3
+    for _ in range(2):
+        for number, image in enumerate(images):
+            found = objective.losses(setting.candidates, replace(DRAW, image=number))
+            assert found.tolist() == pytest.approx(expected[image.path.stem], rel=1e-5), image.path.stem
 
 
 def test_batched_is_in_turn(setting: Setting) -> None:

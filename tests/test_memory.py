@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from zoodip_core.base.errors import ModelError, NoRoomError, ZoodipError
+from zoodip_core.data.cuts import buckets
 from zoodip_core.model import dry_run, memory
 from zoodip_core.model.kinds import DTYPES, TINY
 from zoodip_core.model.load import load_quantized
@@ -72,6 +74,31 @@ def test_predicted_memory_is_what_a_step_takes(model_path: str | Path, weights: 
         picture = torch.zeros(1, 3, pixels, pixels, dtype=vae.dtype)
         encoding = stored_bytes(vae) + activation_peak(lambda: vae.encode(picture), CPU)
     assert use.encoding == pytest.approx(encoding, rel=0.15)
+
+
+@torch.no_grad()
+def test_the_largest_of_several_shapes_is_foretold(model_path: str | Path) -> None:
+    """A run on pictures of three shapes takes what is predicted for the largest, squares or none among them."""
+    model = load_quantized(model_path, weights="int8", dtype="float32", device="cpu")
+    factor, prompt = 4 if model_path == TINY else 8, model.prompt("a {}", 1)
+    candidates = torch.zeros(3, 1, sum(model.info.dims))
+
+    def measured(height: int, width: int) -> tuple[int, int]:
+        noisy = torch.zeros(1, 4, height // factor, width // factor)
+        step = activation_peak(lambda: model.predict(noisy, 500, model.encode(prompt, candidates), torch.zeros(6)), CPU)
+        with model.vae("encoder") as vae:
+            picture = torch.zeros(1, 3, height, width, dtype=vae.dtype)
+            return step, stored_bytes(vae) + activation_peak(lambda: vae.encode(picture), CPU)
+
+    measured(64, 64)  # loads the model
+    shapes = [(128, 128), (80, 192), (256, 64)]
+    assert set(shapes) <= {(height, width) for width, height in buckets(128)}
+    for some in (shapes, shapes[1:]):
+        largest = max(some, key=math.prod)
+        found = plan(model.blueprint, "int8", torch.float32, CPU, 128, 3, free=10**12, largest=largest).use
+        peaks = [measured(*each) for each in some]
+        assert found.activations == pytest.approx(max(step for step, _ in peaks), rel=0.15)
+        assert found.encoding == pytest.approx(max(encoding for _, encoding in peaks), rel=0.15)
 
 
 @pytest.mark.parametrize(
