@@ -132,7 +132,7 @@ def test_what_is_too_thin_is_refused_and_what_is_too_long_is_cut_and_told(tmp_pa
     images, _ = load_images([place], 64, crop="bucket")
     assert [image.picture.size for image in images] == [(32, 128), (128, 32), (128, 32), (128, 32)]
     (line,) = cut_off(images)
-    assert line == "2 pictures are longer than 4 to 1, and their ends are cut off: 000.png (98%), 001.png (33%)"
+    assert line == "pictures longer than 4 to 1, whose ends are cut off: 000.png (98%), 001.png (33%)"
 
 
 @pytest.mark.parametrize(("crop", "scales"), [("bucket", (1.6, 1.7)), ("center", (3.0, 2.7)), ("resize", (3.0, 2.7))])
@@ -143,7 +143,7 @@ def test_small_pictures_are_told_from_half_as_large_again_on(
     images, _ = load_images([folder_of(tmp_path, (43, 43), (42, 42), (64, 21), (64, 24))], 64, crop=crop)
     (line,) = blown_up(images)
     small = "001.png (1.5 times), 002.png ({} times), 003.png ({} times)".format(*scales)
-    assert line == f"3 pictures are blown up, and look soft: {small}; use larger ones"
+    assert line == f"pictures that are blown up, and so look soft: {small}; use larger ones"
 
 
 def test_cuts_and_mirror_images_of_wide_pictures(tmp_path: Path) -> None:

@@ -174,16 +174,14 @@ def blown_up(images: Sequence[ReferenceImage]) -> list[str]:
     """A line on the pictures that are much smaller than what is trained."""
     scales = {image.path.name: _scale(image) for image in images}
     small = [f"{name} ({scale:.1f} times)" for name, scale in scales.items() if scale >= _BLOWN_UP]
-    return [f"{len(small)} pictures are blown up, and look soft: {_few(small)}; use larger ones"] if small else []
+    return [f"pictures that are blown up, and so look soft: {_few(small)}; use larger ones"] if small else []
 
 
 def cut_off(images: Sequence[ReferenceImage]) -> list[str]:
     """A line on the pictures that are so long that even their buckets leave out much of them."""
     left = {image.path.name: math.prod(image.picture.size) / _pixels_of(image) for image in images}
     much = [f"{name} ({1 - share:.0%})" for name, share in left.items() if 1 - share > _MUCH]
-    if not much:
-        return []
-    return [f"{len(much)} pictures are longer than 4 to 1, and their ends are cut off: {_few(much)}"]
+    return [f"pictures longer than 4 to 1, whose ends are cut off: {_few(much)}"] if much else []
 
 
 def _scale(image: ReferenceImage) -> float:
