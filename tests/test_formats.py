@@ -122,7 +122,8 @@ def test_a_token_of_a_later_version_is_read_where_its_tensors_are_a_token(tmp_pa
 
 def test_a_runs_settings_of_version_1() -> None:
     config = RunFolder.open(NOW / "page" / "run").config
-    assert config == TrainConfig.from_dict({**SETTINGS, "model": "small.safetensors", "cache": None})
+    kept = {"model": "small.safetensors", "cache": None, "crop": "center"}  # that was the default, which a run keeps
+    assert config == TrainConfig.from_dict({**SETTINGS, **kept})
     assert (config.tau, config.nu, config.t_lower, config.t_upper, config.mu) == (128, 1e-3, 500, 900, 1e-3)
 
 

@@ -47,7 +47,7 @@ class Case:
         self.model = self.wrapped(self.parts.model)
         self.model.load()
         noise = torch.Generator().manual_seed(5)
-        shape = self.model.latents_shape(64, 64)
+        shape = self.model.latents_shape(64, 96)
         self.latents, self.noise = (torch.randn(shape, generator=noise) for _ in range(2))
         width = sum(self.model.info.dims)
         self.candidates = 0.03 * torch.randn(CANDIDATES, VECTORS, width, generator=noise)
@@ -189,8 +189,8 @@ def _config(case: Case) -> Any:
     pictures = case.folder / "pictures"
     pictures.mkdir()
     noise = np.random.default_rng(0)
-    for number in range(2):
-        Image.fromarray(noise.integers(0, 256, (96, 80, 3), dtype=np.uint8)).save(pictures / f"{number}.png")
+    for number, size in enumerate(((96, 80), (60, 120))):  # of two shapes
+        Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)).save(pictures / f"{number}.png")
     named = {"images": [str(pictures)], "token": "<my-thing>", "initializer": "dog", "resolution": 64}
     few = {"steps": STEPS, "n": 1, "tau": 3, "save_every": 5, "lr": 0.05, "mu": 0.05}
     config = _pack("zoodip_core.train.config").TrainConfig
