@@ -14,7 +14,7 @@ from PIL import Image
 from zoodip_core.base.errors import ImagesError
 from zoodip_core.base.events import Event, Message
 from zoodip_core.data.cuts import bucket_of, buckets, cut_of
-from zoodip_core.data.images import blown_up, cut_off, load_images, random_cuts, sizes_in, with_flips
+from zoodip_core.data.images import blown_up, cut_off, load_images, random_cuts, with_flips
 from zoodip_core.data.sheets import sheet_of
 from zoodip_core.model.blueprint import ModelInfo
 from zoodip_core.model.embedding import load_embedding
@@ -26,6 +26,7 @@ from zoodip_core.train.loop import TrainResult
 from zoodip_core.train.prepared import Training, load_references
 from zoodip_core.train.replay import rewind
 from zoodip_core.train.run_folder import RunFolder
+from zoodip_core.train.sizes import sizes_in
 
 from .test_training import config_of, resume, train
 
@@ -168,7 +169,7 @@ def test_cuts_and_mirror_images_of_wide_pictures(tmp_path: Path) -> None:
     config = config_of(images=(str(place),), captions=None, resolution=64, random_crops=6, flip=True)
     images, _ = load_references(config, info_of(64))
     assert len(images) == 2 * (2 + 2 * 6)
-    assert sizes_in(images) == ["2 pictures: 1 at 104 x 32, 1 at 48 x 80"]
+    assert sizes_in(images) == "2 pictures: 1 at 104 x 32, 1 at 48 x 80"
 
 
 def test_two_hundred_pictures_of_forty_shapes(tmp_path: Path) -> None:
@@ -184,9 +185,9 @@ def test_two_hundred_pictures_of_forty_shapes(tmp_path: Path) -> None:
         kept = np.prod(image.picture.size) / (200 * 200)
         assert 0.7 < kept <= 1
         assert abs(np.log(width / height * image.picture.height / image.picture.width)) < 0.1
-    (told,) = sizes_in(images)
+    told = sizes_in(images)
     assert told.startswith("200 pictures: ")
-    assert told.endswith(f" and {len(found) - 6} more")
+    assert told.endswith(f" and {len(found) - 6} sizes more")
     assert len(told) < 150
     assert len(lines) == 1  # they are blown up
 

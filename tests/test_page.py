@@ -114,6 +114,7 @@ def hostile_views() -> dict[str, str]:
         "memory": 2 * 10**9,
         "memory_in_turn": 10**9,
         "warnings": [HOSTILE],
+        "sizes": HOSTILE,
     }
     texts: dict[str, Any] = {"token": HOSTILE, "message": HOSTILE, "log": HOSTILE, "warnings": [HOSTILE]}
     settings = {each.name: HOSTILE for each in form.fields()}
@@ -180,6 +181,14 @@ def test_a_job_that_waits_shows_no_chart_yet() -> None:
 
 def test_a_run_is_told_in_a_line() -> None:
     assert views.run_label(run()) == "rex · stopped · 3 / 9 steps · 2 days ago"
+
+
+def test_a_check_tells_sizes_that_differ(studio: Studio) -> None:
+    studio.draft.add([(each, each.name) for each in PHOTOGRAPHS])
+    found = studio.check({"token": "<rex>", "initializer": "monster", "model": "tiny"})
+    assert found["sizes"] == "4 pictures: 3 at 48 x 48, 1 at 56 x 40"
+    assert "4 pictures: 3 at 48 x 48, 1 at 56 x 40." in Tags(views.checked(found)).words
+    assert "sizes" not in studio.check({"token": "<rex>", "initializer": "monster", "model": "tiny", "crop": "center"})
 
 
 def test_learned_weights_are_told_of() -> None:

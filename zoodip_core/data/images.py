@@ -8,7 +8,6 @@ import math
 import re
 import stat
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -193,15 +192,6 @@ def _scale(image: ReferenceImage) -> float:
 def _pixels_of(image: ReferenceImage) -> float:
     """Of the whole picture where it is scaled, before it is cut."""
     return math.prod(image.original_size) * _scale(image) ** 2
-
-
-def sizes_in(images: Sequence[ReferenceImage]) -> list[str]:
-    """A line on how many pictures there are of which size; none where all are squares."""
-    sizes = Counter({image.path: image.picture.size for image in images}.values())
-    if all(width == height for width, height in sizes):
-        return []
-    each = [f"{count} at {width} x {height}" for (width, height), count in sizes.most_common()]
-    return [f"{sizes.total()} picture{'s' if sizes.total() > 1 else ''}: {_few(each)}"]
 
 
 def load_images(

@@ -27,7 +27,6 @@ from ..train.config import TrainConfig, preset_of
 from ..train.loop import TrainResult, resume_training, train_token
 from ..train.prepared import (
     aligned,
-    largest_of,
     load_model,
     load_references,
     name_warning,
@@ -38,6 +37,7 @@ from ..train.prepared import (
 from ..train.ranks import joined, place_in
 from ..train.run_folder import SNAPSHOTS, RunFolder
 from ..train.settings import ALL
+from ..train.sizes import largest_of, sizes_in
 from .cards import all_cards, check_cards, with_cards
 from .history import lora_with, newest
 from .job_folder import BEFORE_AFTER, COMPARISON, RUN, WITH_WEIGHTS, Task, run_in
@@ -70,7 +70,8 @@ def check(config: TrainConfig) -> dict[str, Any]:
 
     Returns:
         ``settings`` in full, ``model`` and ``family``, ``device``, ``images`` and ``captions`` in number, ``warnings``,
-        and ``memory``: predicted bytes with all of a step's candidates in one forward, and ``memory_in_turn``.
+        and ``memory``: predicted bytes with all of a step's candidates in one forward, and ``memory_in_turn``;
+        ``sizes``, a line on those of the images, where not all are squares.
 
     Raises:
         ZoodipError: of the kind that tells what is wrong.
@@ -89,7 +90,7 @@ def check(config: TrainConfig) -> dict[str, Any]:
     aligned(config, model)  # reads the target prompts: one that is too long shows here
     candidates = config.make_estimator().num_candidates
     batches = (min(config.batch or candidates, candidates), 1)
-    largest = largest_of(images)
+    largest, sizes = largest_of(images), sizes_in(images)
     memory, in_turn = (
         predict_memory(model.blueprint, config.weights, model.dtype, device, largest, batch).total for batch in batches
     )
@@ -103,6 +104,7 @@ def check(config: TrainConfig) -> dict[str, Any]:
         "forwards": candidates + config.forwards_for_target,
         "memory": memory,
         "memory_in_turn": in_turn,
+        **({"sizes": sizes} if sizes else {}),
         "warnings": skipped
         + list(model.blueprint.notes)
         + noise_warning(config, model.dtype)

@@ -164,6 +164,8 @@ def checked(found: Mapping[str, Any]) -> str:
         f"<p>{found['images']} pictures, {found['captions']} captions; {steps:,} steps of {forwards} forward passes. "
         f"lr {settings['lr']:g}, mu {settings['mu']:g}, timesteps {settings['t_lower']}-{settings['t_upper']}.</p>",
     ]
+    if found.get("sizes"):
+        lines.append(f"<p>{escape(found['sizes'])}.</p>")
     if settings.get("target_prompt") and settings["alignment"]:
         lines.append(
             f"<p>It learns to leave the rest of {escape(settings['target_prompt'])} to the model, with an alignment of "

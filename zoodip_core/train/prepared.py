@@ -25,7 +25,6 @@ from ..data.images import (
     load_images,
     only_first,
     random_cuts,
-    sizes_in,
     with_flips,
 )
 from ..data.naming import Naming, captions_of, in_turn, naming
@@ -56,6 +55,7 @@ from .rounding import adapted
 from .run_folder import CHANGEABLE, Inputs
 from .settings import ALL
 from .shared import SharedObjective
+from .sizes import largest_of, shapes_in, sizes_in
 
 _WORST = sys.float_info.max
 """In place of a loss that is not finite: the guard goes back from it, and a journal's line can hold it."""
@@ -123,8 +123,9 @@ class Training:
                 f"{info.name}; use Load Quantized SD, or set lora_rank to 0"
             )
         self.images, skipped = load_references(config, info)
-        for line in sizes_in(self.images):
-            on_event(Message(line))
+        sizes = sizes_in(self.images)
+        if sizes:
+            on_event(Message(sizes))
         own = dataclasses.replace(config, device=self.ranks.device(config.device))
         self.model: TokenModel = model or load_model(own, on_event, keep=self.ranks.first_here)
         self.warnings = (
@@ -157,7 +158,7 @@ class Training:
 
     def _plan(self, resolution: int, batch: int) -> MemoryPlan:
         candidates = self.config.make_estimator().num_candidates
-        shapes, largest = len({image.picture.size for image in self.images}), largest_of(self.images)
+        shapes, largest = shapes_in(self.images), largest_of(self.images)
 
         def laid_out(batch: int) -> MemoryPlan:
             most = candidates if batch else -(-candidates // self.ranks.size)
@@ -417,12 +418,6 @@ def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[Referenc
     ]
     images += cuts
     return with_flips(images) if config.flip else images, lines
-
-
-def largest_of(images: Sequence[ReferenceImage]) -> tuple[int, int]:
-    """Height and width of the picture that takes the most memory."""
-    width, height = max((image.picture.size for image in images), key=math.prod)
-    return height, width
 
 
 def tokenised(config: TrainConfig, model: TokenModel, images: Sequence[ReferenceImage]) -> list[list[Prompt]]:
