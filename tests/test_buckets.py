@@ -133,7 +133,7 @@ def test_what_is_too_thin_is_refused_and_what_is_too_long_is_cut_and_told(tmp_pa
     images, _ = load_images([place], 64, crop="bucket")
     assert [image.picture.size for image in images] == [(32, 128), (128, 32), (128, 32), (128, 32)]
     (line,) = cut_off(images)
-    assert line == "pictures longer than 4 to 1, whose ends are cut off: 000.png (98%), 001.png (33%)"
+    assert line == "pictures so long that much of them is cut off: 000.png (98%), 001.png (33%)"
 
 
 @pytest.mark.parametrize(("crop", "scales"), [("bucket", (1.6, 1.7)), ("center", (3.0, 2.7)), ("resize", (3.0, 2.7))])

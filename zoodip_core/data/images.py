@@ -166,7 +166,7 @@ def _few(names: Sequence[str]) -> str:
 _BLOWN_UP = 1.5
 """From so many times on, what is drawn finely in a picture of the model's is missing in one that is scaled up."""
 _MUCH = 0.25
-"""Of a picture: its bucket cuts off less, unless it is longer than all buckets."""
+"""Of a picture: its bucket cuts off less, unless it is longer than all buckets, or the resolution very low."""
 
 
 def blown_up(images: Sequence[ReferenceImage]) -> list[str]:
@@ -180,7 +180,7 @@ def cut_off(images: Sequence[ReferenceImage]) -> list[str]:
     """A line on the pictures that are so long that even their buckets leave out much of them."""
     left = {image.path.name: math.prod(image.picture.size) / _pixels_of(image) for image in images}
     much = [f"{name} ({1 - share:.0%})" for name, share in left.items() if 1 - share > _MUCH]
-    return [f"pictures longer than 4 to 1, whose ends are cut off: {_few(much)}"] if much else []
+    return [f"pictures so long that much of them is cut off: {_few(much)}"] if much else []
 
 
 def _scale(image: ReferenceImage) -> float:
