@@ -1,4 +1,4 @@
-"""The command line: train, rewind, generate, compare, evaluate, inspect, convert, merge, nearest, ui, demo."""
+"""The command line: caption, train, rewind, generate, compare, evaluate, inspect, convert, merge, nearest, ui, demo."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..base.stopping import Stopped
 from ..base.version import __version__
 from ..model.libraries import quiet_libraries
 from ..train.ranks import place_in
-from . import compare, demo, embeddings, evaluate, generate, inspect, nearest, train
+from . import caption, compare, demo, embeddings, evaluate, generate, inspect, nearest, train
 from .arguments import PROGRAM, command
 from .output import unbreakable
 
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     tools = (inspect.add, embeddings.add_convert, embeddings.add_merge, nearest.add)
     drawing = (generate.add, compare.add, evaluate.add)
-    for add in (train.add, train.add_rewind, *drawing, *tools, _add_ui, demo.add):
+    for add in (caption.add, train.add, train.add_rewind, *drawing, *tools, _add_ui, demo.add):
         add(commands)
     return parser
 

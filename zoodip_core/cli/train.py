@@ -11,6 +11,7 @@ from typing import Any
 from ..base.errors import ConfigError
 from ..base.events import Commands, Event
 from ..base.names import run_name
+from ..base.stopping import stopped_by
 from ..model.kinds import TINY
 from ..train.config import TrainConfig, preset_of
 from ..train.loop import TrainResult, resume_training, train_token
@@ -19,6 +20,7 @@ from ..train.ranks import Ranks
 from ..train.run_folder import CHANGEABLE, free_folder
 from ..train.settings import ALL, AUTO, SETTINGS
 from .arguments import PROGRAM, Once, command, setting_options
+from .caption import caption_with_option, with_captions
 from .screen import closing, shared_session
 
 
@@ -32,6 +34,8 @@ def add(commands: Any) -> None:
     )
     setting_options(parser)
     _output_options(parser)
+    more = ". Pictures without a caption get one before the training, kept in the run's folder"
+    caption_with_option(parser.add_argument_group("captions"), required=False, more=more)
 
 
 def _output_options(parser: argparse.ArgumentParser) -> None:
@@ -71,10 +75,10 @@ def _trained(
     if args.resume:
         changes = _settings(args)
         fixed = sorted(set(changes) - set(CHANGEABLE))
-        if fixed or args.config or args.preset or args.output:
+        if fixed or args.config or args.preset or args.output or args.caption_with:
             raise ConfigError(
-                f"--resume keeps the run's own settings, of which {', '.join(CHANGEABLE)} may change; leave out "
-                f"{', '.join(fixed) or 'the rest'}"
+                "--resume keeps the run's own settings and captions; of the settings "
+                f"{', '.join(CHANGEABLE)} may change; leave out {', '.join(fixed) or 'the rest'}"
             )
         path = args.resume
         result = resume_training(path, changes, on_event=screen, commands=commands, ranks=ranks)
@@ -86,6 +90,14 @@ def _trained(
                 "--nproc-per-node 2 -m zoodip_core train ..."
             )
         path = args.output or free_folder(Path("runs"), run_name(config.token))
+        if args.caption_with is not None:
+            if ranks.size > 1:
+                raise ConfigError(
+                    "--caption-with: under torchrun each process would write captions; write them first with "
+                    f"{PROGRAM} caption, then train with --captions"
+                )
+            with stopped_by(lambda: commands.stopping):
+                config = with_captions(config, args.caption_with, path, screen)
         result = train_token(config, path, on_event=screen, commands=commands, ranks=ranks)
     return result, path
 

@@ -17,6 +17,8 @@ from ..base.texts import parse_json
 SLOT = "{}"
 ADJECTIVE = "adjective"
 """The template whose token is an adjective of a class word, which it stands before."""
+STYLE = "style"
+"""The template whose token is a style."""
 _CLASS = "CLASS"
 MAX_TEXT = 8_000_000
 """Bytes of a file of captions."""
@@ -24,7 +26,7 @@ MAX_TEXT = 8_000_000
 # The neutral context texts of textual inversion (arXiv 2208.01618, supplement) for objects and styles.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "object": ("a photo of a {}",),
-    "style": (
+    STYLE: (
         "a painting in the style of {}",
         "a rendering in the style of {}",
         "a cropped painting in the style of {}",

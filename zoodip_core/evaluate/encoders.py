@@ -7,8 +7,6 @@ are taken by the settings known here, as the rest may name code for the library 
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +17,7 @@ import torch
 from PIL import Image
 
 from ..base.errors import ConfigError, ModelError
+from ..base.hub_cache import cache_folder, cached
 from ..base.stopping import Stopped, check_stop
 from ..data.images import open_picture
 from ..model.building import build
@@ -90,7 +89,7 @@ def find_dino(where: str | Path | None = None) -> ModelFiles:
 
 def _find(kind: str, usual: str, where: str | Path | None) -> ModelFiles:
     given = str(where or usual)
-    folders = [Path(given)] if Path(given).is_dir() else _cached(given)
+    folders = [Path(given)] if Path(given).is_dir() else cached(given)
     config, preprocessor, weights = _first(folders, CONFIG), _first(folders, PREPROCESSOR), _weights(folders)
     if not (config and preprocessor and weights):
         parts = {CONFIG: config, PREPROCESSOR: preprocessor, "weights": weights}
@@ -102,30 +101,6 @@ def _find(kind: str, usual: str, where: str | Path | None) -> ModelFiles:
             f"{usual}"
         )
     return ModelFiles(kind, given, config, preprocessor, tuple(weights))
-
-
-def _cached(name: str) -> list[Path]:
-    """The folders of a model in Hugging Face's cache, its main revision first; empty if it is not there.
-
-    A file may be in another revision alone: where main has no safetensors, programs fetch those of a pull request.
-    """
-    folder = _cache_folder(name)
-    if folder is None:
-        return []
-    snapshots, main = [], ""
-    with contextlib.suppress(OSError):
-        snapshots = sorted(path for path in (folder / "snapshots").iterdir() if path.is_dir())
-        main = (folder / "refs" / "main").read_text(encoding="utf-8", errors="replace").strip()
-    return sorted(snapshots, key=lambda path: path.name != main)
-
-
-def _cache_folder(name: str) -> Path | None:
-    """Where Hugging Face's cache keeps a model, None of what is not a name there."""
-    from huggingface_hub import constants
-
-    if not re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", name):
-        return None
-    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
 def _first(folders: Sequence[Path], name: str) -> Path | None:
@@ -146,7 +121,7 @@ def _weights(folders: Sequence[Path]) -> list[Path]:
 def _missing(kind: str, usual: str, given: str, lacking: Sequence[str]) -> str:
     if Path(given).is_dir():
         place = f"the folder {given}"
-    elif (folder := _cache_folder(given)) is not None:
+    elif (folder := cache_folder(given)) is not None:
         place = f"{folder} (Hugging Face's cache)"
     else:
         place = f"{given}, which is not a folder"

@@ -11,6 +11,7 @@ from ..base.errors import ConfigError, ModelError
 from ..base.events import Event, Message
 from .copies import cached_model
 from .copy_folder import AUTO, own_folder
+from .devices import device_of
 from .kinds import DTYPES, TINY
 from .quantize import WEIGHTS
 from .recognise import open_model
@@ -53,7 +54,7 @@ def load_quantized(
         ConfigError: an unknown ``weights``, ``dtype``, ``device`` or ``prediction_type``.
     """
     check_weights(weights)
-    where = _device(device)
+    where = device_of(device)
     kind = _dtype(dtype, where)
     folder = own_folder() if cache == AUTO else cache
     blueprint = None
@@ -84,16 +85,6 @@ def load_quantized(
     if blueprint.weights not in (None, weights):
         raise ModelError(f"model: {model} is a quantised copy with {blueprint.weights} weights, not {weights}")
     return StableDiffusion(blueprint, weights, kind, where, where)
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError):
-        raise ConfigError(f"device = {device!r} is not available here; use cpu or auto") from None
 
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -14,7 +14,8 @@ from torch import Tensor, zeros
 
 from ..base.errors import ConfigError
 from ..base.texts import parse_json
-from ..data.prompts import ADJECTIVE, of_template
+from ..data.prompts import ADJECTIVE, SLOT, STYLE, of_template
+from ..data.slots import Subject
 from ..model.kinds import TINY
 from ..model.recognise import identify
 from ..search.estimators import ESTIMATORS, Estimator
@@ -52,6 +53,17 @@ class TrainConfig(Settings):
             object.__setattr__(self, "sample_prompt", of_template(ADJECTIVE, self.class_word)[0])
         # To check what concerns several settings, in use or not.
         self.make_estimator(), self.make_timesteps(), self.make_optimizer(), SubspaceGradient(self.tau, self.nu)
+
+    def subject(self, number: int = 0) -> Subject:
+        """What a caption that is written for a picture of one of the tokens is to name."""
+        alone, token = len(self.tokens) == 1, self.tokens[number]
+        return Subject(
+            (self.class_words or self.initializers)[number],
+            keep_word=bool(self.class_words),
+            style=self.template == STYLE,
+            token=SLOT if alone else token,  # {} could be any of several
+            names=(token,),
+        )
 
     def make_estimator(self) -> Estimator:
         return ESTIMATORS[self.estimator](n=self.n, mu=self.mu)

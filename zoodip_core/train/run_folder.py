@@ -32,6 +32,8 @@ T = TypeVar("T")
 CONFIG, JOURNAL, STATE = "config.json", "steps.jsonl", "state.safetensors"
 DIRECTIONS, FRAMES, LORAS = "directions.safetensors", "frames.safetensors", "loras"
 SNAPSHOTS = "snapshots"
+CAPTIONS = "captions.json"
+"""Captions that were written for a run before it began; its settings say where its captions are."""
 STATE_VERSION = 2
 """Of the saved state; the first had no checksum."""
 CHANGEABLE = (
@@ -84,7 +86,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> RunFolder:
-        """Start a folder that does not exist yet, or is empty; best while it is :func:`locked`.
+        """Start a folder that does not exist yet, or has nothing but captions; best while it is :func:`locked`.
 
         Raises:
             RunFolderError: there is something already.
@@ -380,13 +382,13 @@ def _checksum(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def check_free(path: Path) -> None:
-    """Refuse a folder with something in it, a path that is a file, or one that cannot be made.
+    """Refuse a folder with something in it but captions, a path that is a file, or one that cannot be made.
 
     Raises:
         RunFolderError: it is not free.
         StorageError: its place cannot be written.
     """
-    if path.is_file() or (path.is_dir() and any(file.name != LOCK for file in path.iterdir())):
+    if path.is_file() or (path.is_dir() and any(file.name not in (LOCK, CAPTIONS) for file in path.iterdir())):
         raise RunFolderError(
             f"{path} already exists; choose another output folder, or resume with "
             f'--resume "{path}" if it is an unfinished run'

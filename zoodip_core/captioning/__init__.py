@@ -1,0 +1,1 @@
+"""Captions of pictures, written by a model of the user's own."""
