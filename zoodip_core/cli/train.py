@@ -20,7 +20,7 @@ from ..train.ranks import Ranks
 from ..train.run_folder import CHANGEABLE, free_folder
 from ..train.settings import ALL, AUTO, SETTINGS
 from .arguments import PROGRAM, Once, command, setting_options
-from .caption import caption_with_option, with_captions
+from .captions import caption_with_option, with_captions
 from .screen import closing, shared_session
 
 
