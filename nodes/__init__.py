@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .caption import CaptionImages
 from .compare import CompareEmbeddings
 from .convert import ConvertEmbedding
 from .embeddings import ApplyEmbedding, LoadEmbedding, SaveEmbedding
@@ -25,6 +26,7 @@ NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "ZoodipLoadQuantizedSD": LoadQuantizedSD,
     "ZoodipModelFromComfyUI": ModelFromComfyUI,
     "ZoodipLoadReferenceImages": LoadReferenceImages,
+    "ZoodipCaptionImages": CaptionImages,
     "ZoodipSubspaceGradient": SubspaceGradient,
     "ZoodipPUTSSampler": PUTSSampler,
     "ZoodipTrainToken": ZOTrainToken,
@@ -45,6 +47,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "ZoodipLoadQuantizedSD": "Load Quantized SD",
     "ZoodipModelFromComfyUI": "Model from ComfyUI",
     "ZoodipLoadReferenceImages": "Load Reference Images",
+    "ZoodipCaptionImages": "Caption Images",
     "ZoodipSubspaceGradient": "Subspace Gradient",
     "ZoodipPUTSSampler": "PUTS Sampler",
     "ZoodipTrainToken": "ZO Train Token",

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..zoodip_core.model.token_model import TokenModel
-
 NEEDED = ("torch", "safetensors", "filelock", "matplotlib", "psutil", "tqdm")
 """For whatever a token is learned on."""
 FOR_OWN_MODELS = ("diffusers", "transformers", "optimum.quanto")
@@ -30,6 +28,19 @@ class Bar(Protocol):
 
     def update(self, done: int, total: int, picture: Image | None = None) -> None:
         """Show progress, with a live preview if there is a picture."""
+        ...
+
+
+class Leaving(Protocol):
+    """A model that can leave the device."""
+
+    @property
+    def own_memory(self) -> bool:
+        """Whether it is loaded by us, and not a model of the host's."""
+        ...
+
+    def unload(self) -> None:
+        """Leave memory; it comes back when it is used."""
         ...
 
 
@@ -263,7 +274,7 @@ def stoppable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def on_the_device(model: TokenModel) -> Iterator[None]:
+def on_the_device(model: Leaving) -> Iterator[None]:
     """:func:`stoppable`, with the device to ourselves: the host's models leave it before, ours afterwards.
 
     A model of the host's own stays where it is: the next node may use it, and the host knows when it has to leave.

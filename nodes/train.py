@@ -218,7 +218,12 @@ def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list
             raise CaptionError(f"captions: text {i}, {text!r}, {why}; write {names} where the subject stands")
         for line in lines:
             if not naming(line, tokens, own=0).tokens:
-                rest = ", or leave captions unconnected" if len(tokens) == 1 else ""
+                rest = (
+                    ", connect the texts through Caption Images, which puts it in the class word's place, or leave "
+                    "captions unconnected"
+                    if len(tokens) == 1
+                    else ""
+                )
                 raise CaptionError(
                     f"captions: text {i}, {line!r}, has no place for the token; write "
                     f"{f'{{}} or {token}' if len(tokens) == 1 else names} where the subject stands{rest}"

@@ -27,6 +27,7 @@ NODES = (
     "ZoodipLoadQuantizedSD",
     "ZoodipModelFromComfyUI",
     "ZoodipLoadReferenceImages",
+    "ZoodipCaptionImages",
     "ZoodipSubspaceGradient",
     "ZoodipPUTSSampler",
     "ZoodipTrainToken",

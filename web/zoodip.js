@@ -1,5 +1,5 @@
 // ZOODiP's nodes on ComfyUI's page: the loss chart of ZO Train Token, the upload and the notes of
-// Load Reference Images, the notes of Generate Preview.
+// Load Reference Images, the notes of Generate Preview, the captions of Caption Images.
 
 import { app } from "../../scripts/app.js"
 import { api } from "../../scripts/api.js"
@@ -11,6 +11,7 @@ const OURS = "Zoodip" // what our nodes' names begin with
 const TRAINER = "ZoodipTrainToken"
 const LOADER = "ZoodipLoadReferenceImages"
 const PREVIEW = "ZoodipGeneratePreview"
+const CAPTIONER = "ZoodipCaptionImages"
 const EVENT = "zoodip.step"
 const EDGE = 10 // pixels around the chart
 const NO_SIZE = [0, -4] // of a widget: the page adds 4 pixels
@@ -32,6 +33,7 @@ app.registerExtension({
     if (node.comfyClass === TRAINER) addChart(node)
     if (node.comfyClass === LOADER) addUpload(node)
     if (node.comfyClass === LOADER || node.comfyClass === PREVIEW) addNotes(node)
+    if (node.comfyClass === CAPTIONER) addNotes(node, true)
     if (node.comfyClass?.startsWith(OURS)) foldAdvanced(node)
   },
 
@@ -83,8 +85,8 @@ function addChart(node) {
   after(node, "onRemoved", () => chart.remove())
 }
 
-function addNotes(node) {
-  after(node, "onExecuted", (message) => showNotes(node, (message?.text ?? []).map(String)))
+function addNotes(node, plain = false) {
+  after(node, "onExecuted", (message) => showNotes(node, (message?.text ?? []).map(String), plain))
 }
 
 /**

@@ -36,6 +36,7 @@ NODES = {
     "ZoodipLoadQuantizedSD": "Load Quantized SD",
     "ZoodipModelFromComfyUI": "Model from ComfyUI",
     "ZoodipLoadReferenceImages": "Load Reference Images",
+    "ZoodipCaptionImages": "Caption Images",
     "ZoodipSubspaceGradient": "Subspace Gradient",
     "ZoodipPUTSSampler": "PUTS Sampler",
     "ZoodipTrainToken": "ZO Train Token",

@@ -63,11 +63,12 @@ class CaptionerFiles:
     made_for: str
 
 
-def find_captioner(where: str | Path) -> CaptionerFiles:
+def find_captioner(where: str | Path, *, by_name: bool = False) -> CaptionerFiles:
     """The files of a model that writes captions. The network is not asked.
 
     Args:
         where: a folder, or a name in the cache of Hugging Face's programs.
+        by_name: whether it can only be a name, as where others than this computer's user may have given it.
 
     Raises:
         MissingCaptionerError: it is not there, or not all of it; the message says what is missing, where it was looked
@@ -75,7 +76,7 @@ def find_captioner(where: str | Path) -> CaptionerFiles:
         ModelError: it is another kind of model, one that this transformers does not know, or has no safetensors.
     """
     given = str(where).strip()
-    is_folder = bool(given) and Path(given).is_dir()
+    is_folder = bool(given) and not by_name and Path(given).is_dir()
     folders = [Path(given)] if is_folder else cached(given)
     if not folders:
         raise MissingCaptionerError(f"{_not_there(given)}. {_FETCH}")
