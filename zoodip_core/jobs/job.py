@@ -23,9 +23,9 @@ class Job:
 
     Args:
         id: of this process's jobs.
-        kind: train, resume, show, compare; see :mod:`tasks`.
+        kind: train, resume, show, compare, caption; see :mod:`tasks`.
         folder: what it makes or changes.
-        token: the placeholder it is about.
+        token: the placeholder it is about, or what else it makes.
         file: its job file.
         state: waiting, running, stopping, finished, stopped or failed.
         message: what it does, waits for, or why it ended.
@@ -40,6 +40,7 @@ class Job:
         lora: that of the weights that were learned with it, if some were.
         checked: what :func:`tasks.check` found.
         log: the end of its log, if it failed.
+        captions: that were written so far, by the names of their pictures.
     """
 
     id: int
@@ -65,6 +66,7 @@ class Job:
     log: str = ""
     warnings: list[str] = field(default_factory=list)
     losses: list[float] = field(default_factory=list, repr=False)
+    captions: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def open(self) -> bool:
@@ -111,6 +113,13 @@ class Job:
 
     def _on_shown(self, event: Mapping[str, Any]) -> None:
         self.shown = Path(event["path"])
+
+    def _on_captioned(self, event: Mapping[str, Any]) -> None:
+        name, caption = whole_text(str(event["name"])), whole_text(str(event["caption"]))
+        step, steps = _count(event["done"]), _count(event["total"])
+        self.step, self.steps, self.captions[name] = step, steps, caption
+        if self.state == RUNNING:
+            self.message = caption
 
     def _on_ended(self, event: Mapping[str, Any]) -> None:
         if event.get("embedding"):

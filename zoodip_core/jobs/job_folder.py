@@ -13,11 +13,11 @@ from typing import Any
 from ..base.errors import ConfigError
 from ..base.files import is_newer, read_object, storage_errors, write_atomically
 from ..base.texts import parse_json
-from .protocol import DRAWINGS, FAILED, FINISHED, KINDS, STOPPED
+from .protocol import ASIDE, FAILED, FINISHED, KINDS, STOPPED
 
 VERSION = 1
 TASK = "task.json"
-"""What a page asked of a run's worker last, but for drawings: those leave what is known of the run as it is."""
+"""What a page asked of a run's worker last, but for what leaves what is known of the run as it is."""
 DRAWING = "drawing.json"
 OUTCOME, LOG, RUN, BEFORE_AFTER = "outcome.json", "log.txt", "run", "before_after.png"
 COMPARISON = "comparison.png"
@@ -32,7 +32,7 @@ class Task:
     """What a job file asks for.
 
     Args:
-        kind: check, train, resume, show, compare, follow.
+        kind: check, train, resume, show, compare, caption, follow.
         folder: where it all goes; a run is made or is to be found in its ``run``, or is the folder itself.
         settings: of a new run, by the names of :class:`TrainConfig`; the rest is the preset's for the model. To follow,
             all of them.
@@ -44,6 +44,7 @@ class Task:
             do not say how.
         runs: the folders of the runs that are compared, as :attr:`run` is found in ``folder``.
         prompt: that they are compared with; empty for their own.
+        caption_with: the model that writes captions: an absolute path, or a name in Hugging Face's cache.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Task:
     learn_weights: bool = False
     runs: tuple[Path, ...] = ()
     prompt: str = ""
+    caption_with: str = ""
 
     @classmethod
     def read(cls, file: Path) -> Task:
@@ -75,7 +77,8 @@ class Task:
             settings, changes = dict(data.get("settings", {})), dict(data.get("changes", {}))
             where, resumed, weights = Path(data["folder"]), bool(data.get("resumed")), bool(data.get("learn_weights"))
             runs, prompt = tuple(map(Path, data.get("runs", ()))), str(data.get("prompt", ""))
-            return cls(data["kind"], where, settings, preset_in(data), changes, file, resumed, weights, runs, prompt)
+            preset, captioner = preset_in(data), str(data.get("caption_with", ""))
+            return cls(data["kind"], where, settings, preset, changes, file, resumed, weights, runs, prompt, captioner)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -99,13 +102,13 @@ def preset_in(task: dict[str, Any]) -> str:
 
 def write_task(folder: Path, kind: str, work_on: Path, **more: Any) -> Path:
     """Write a job file into ``folder``, for a worker; ``more`` are settings, preset, learn_weights, changes,
-    runs, prompt.
+    runs, prompt, caption_with.
 
     Raises:
         StorageError: it cannot be written.
     """
     task = {"version": VERSION, "id": secrets.token_hex(8), "kind": kind, "folder": str(work_on), **more}
-    file = folder / (DRAWING if kind in DRAWINGS else TASK)
+    file = folder / (DRAWING if kind in ASIDE else TASK)
     write_atomically(file, json.dumps(task, indent=2))
     return file
 

@@ -11,12 +11,12 @@ import json
 from enum import IntEnum
 from typing import Any
 
-CHECK, TRAIN, RESUME, SHOW, COMPARE = "check", "train", "resume", "show", "compare"
-DRAWINGS = (SHOW, COMPARE)
+CHECK, TRAIN, RESUME, SHOW, COMPARE, CAPTION = "check", "train", "resume", "show", "compare", "caption"
+ASIDE = (SHOW, COMPARE, CAPTION)
 """Jobs that leave runs as they are."""
 FOLLOW = "follow"
 """Of a job that another process leads, see :mod:`.cards`."""
-KINDS = frozenset((CHECK, TRAIN, RESUME, SHOW, COMPARE, FOLLOW))
+KINDS = frozenset((CHECK, TRAIN, RESUME, SHOW, COMPARE, CAPTION, FOLLOW))
 """Of jobs."""
 
 WAITING, RUNNING, STOPPING = "waiting", "running", "stopping"
@@ -53,6 +53,7 @@ EVENTS = {
     "sampled": ("step", "path"),
     "saved": ("step", "path"),
     "shown": ("path",),
+    "captioned": ("name", "caption", "done", "total"),
     "ended": ("state",),
     "failed": ("error", "fault"),
 }

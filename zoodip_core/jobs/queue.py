@@ -20,7 +20,7 @@ from .environment import Trainer
 from .job import Job
 from .job_folder import LOG, log_tail, write_task
 from .process import _LOG_LINES, Worker, _death, python_of
-from .protocol import DRAWINGS, FAILED, FINISHED, RUNNING, STOPPED, STOPPING, WAITING
+from .protocol import ASIDE, FAILED, FINISHED, RUNNING, STOPPED, STOPPING, WAITING
 
 _PATIENCE = 0.2
 """Seconds between two looks at the host's stop button."""
@@ -73,10 +73,10 @@ class Jobs:
         """Queue a job, and return a copy of it.
 
         Args:
-            kind: train, resume, show or compare.
+            kind: train, resume, show, compare or caption.
             folder: its folder, which exists.
             token: the placeholder.
-            more: settings, preset, learn_weights, changes, runs and prompt, as in the job file.
+            more: settings, preset, learn_weights, changes, runs, prompt and caption_with, as in the job file.
 
         Raises:
             RunFolderError: the folder is in another job's hands.
@@ -128,7 +128,7 @@ class Jobs:
     @staticmethod
     def _copy(job: Job) -> Job:
         twin = copy.copy(job)
-        twin.warnings, twin.losses = list(job.warnings), list(job.losses)
+        twin.warnings, twin.losses, twin.captions = list(job.warnings), list(job.losses), dict(job.captions)
         return twin
 
     def stop(self, number: int) -> None:
@@ -232,7 +232,7 @@ class Jobs:
 
     def _outcome(self, job: Job, last: Mapping[str, Any], code: int) -> tuple[str, str]:
         if last.get("event") == "ended":
-            if job.kind in DRAWINGS:
+            if job.kind in ASIDE:
                 return (FINISHED, "finished") if last.get("state") == FINISHED else (STOPPED, "stopped")
             if last.get("state") == FINISHED:
                 return FINISHED, f"finished after {job.step} steps"
@@ -245,7 +245,7 @@ class Jobs:
             return STOPPED, "ended at once; the state that was saved last is kept"
         if last:
             return FAILED, str(last.get("error"))
-        begun = job.steps and job.kind not in DRAWINGS
+        begun = job.steps and job.kind not in ASIDE
         return FAILED, _death(code) + (". Resume starts from the state saved last" if begun else "")
 
 

@@ -1,4 +1,4 @@
-"""What a worker does: checks, trains, resumes, follows, draws, as a job file says.
+"""What a worker does: checks, trains, resumes, follows, draws, writes captions, as a job file says.
 
 See :mod:`worker` for the process that does it. This module loads torch and the model libraries.
 """
@@ -16,6 +16,9 @@ from typing import Any
 from ..base.errors import ConfigError, for_user
 from ..base.events import Commands, Event, Message, Progress, Sampled, Saved, Started
 from ..base.stopping import Stopped, stopped_by
+from ..captioning.captioner import Captioner
+from ..captioning.captions import write_captions
+from ..captioning.files import find_captioner
 from ..model.embedding import load_embedding
 from ..model.lora import Lora, load_lora
 from ..model.memory import predict_memory
@@ -42,7 +45,7 @@ from .cards import all_cards, check_cards, with_cards
 from .history import lora_with, newest
 from .job_folder import BEFORE_AFTER, COMPARISON, RUN, WITH_WEIGHTS, Task, run_in
 from .pipes import Outbox
-from .protocol import CHECK, COMPARE, FOLLOW, RESUME, SHOW, TRAIN, Exit
+from .protocol import CAPTION, CHECK, COMPARE, FOLLOW, RESUME, SHOW, TRAIN, Exit
 
 _SAMPLINGS = 10
 """Over a run, where a job does not say how often."""
@@ -250,6 +253,29 @@ def _compare(job: Task, out: Outbox, commands: Commands) -> int:
     return Exit.FINISHED
 
 
+def _caption(job: Task, out: Outbox, commands: Commands) -> int:
+    """Write captions of pictures; each is told as soon as there is one."""
+    config = TrainConfig.from_dict(job.settings)
+    paths = [path for path in map(Path, config.images) if path.is_file()]  # some may have been taken away meanwhile
+    found = find_captioner(job.caption_with, by_name=not Path(job.caption_with).is_absolute())
+    captioner = Captioner(found, config.device)
+
+    def on_caption(number: int, caption: str) -> None:
+        name = paths[number].name
+        if caption:
+            out.send("captioned", name=name, caption=caption, done=number + 1, total=len(paths))
+        else:
+            out.send("message", text=f"{name}: the model says nothing of it; write its caption yourself", warning=True)
+
+    with stopped_by(lambda: commands.stopping):
+        out.send("message", text=f"loading {found.name}", warning=False)
+        captioner.load()
+        out.send("message", text=f"looking at {len(paths)} pictures", warning=False)
+        write_captions(captioner, paths, [config.subject()] * len(paths), on_caption, vectors=config.num_vectors)
+    out.send("ended", state="finished")
+    return Exit.FINISHED
+
+
 def _draw(
     job: Task,
     config: TrainConfig,
@@ -273,6 +299,7 @@ _WORK: dict[str, Callable[[Task, Outbox, Commands], int]] = {
     FOLLOW: _follow,
     SHOW: _show,
     COMPARE: _compare,
+    CAPTION: _caption,
 }
 
 

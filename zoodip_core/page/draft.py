@@ -358,6 +358,26 @@ class Draft:
             path = self._file(name)
             self._save({**self._captions(), path.name: _checked(text, path.name)})
 
+    def fill(self, captions: Mapping[str, str]) -> int:
+        """Give captions to those of the pictures that are there and have none; returns how many.
+
+        Args:
+            captions: by the pictures' names here.
+
+        Raises:
+            CaptionError: one is far too long.
+            StorageError: they cannot be written.
+        """
+        with _lock:
+            there = self._captions()
+            new = {
+                path.name: _checked(captions[path.name], path.name)
+                for path in self._files()
+                if path.name in captions and not there.get(path.name)
+            }
+            self._save({**there, **new})
+            return len(new)
+
     def _caption_by_name(self, texts: Sequence[tuple[str, str]]) -> list[str]:
         """Give captions whose files came without a picture to those of their names that are there already."""
         stems = {_split(name)[0]: text for name, text in texts}

@@ -18,7 +18,7 @@ from ..data.images import MAX_FILE_BYTES
 from ..jobs.installer import Installer
 from ..jobs.job import Job, Run
 from ..jobs.job_folder import WITH_WEIGHTS
-from ..jobs.protocol import DRAWINGS, RUNNING, STOPPING, WAITING
+from ..jobs.protocol import ASIDE, CAPTION, RUNNING, STOPPING, WAITING
 from ..train.settings import CHOICE, SWITCH, TEXT, WHOLE
 from . import form, views
 from .comparison import Comparison
@@ -304,16 +304,17 @@ class Page:
 
     def _wire_page(self) -> None:
         root: Any = Context.root_block
-        pictures = [*self._pictures.outputs, self._pictures.bundled]
+        pictures = [*self._pictures.outputs, self._pictures.bundled, self._pictures.caption_with]
         loaded = listen(root.load, self._loaded, None, [*self._fields.values(), *pictures])
         listen(loaded.then, None, js=_LOOK)
         live = [self._seen, self._status, self._sample, *self._runs.outputs, *self._comparison.outputs]
+        live += self._pictures.followed
         live += [self._start, self._stop, self._resume, self._sample_now, self._save_now, self._drop_waiting]
         live += [self._installation, self._installing, self._install, self._stop_installing]
         listen(self._look_now.click, self._look, [self._seen, self._runs.chosen], live, queue=False)
 
     def _loaded(self) -> list[Any]:
-        return [*self._values(), *self._pictures.look(), self._pictures.subject()]
+        return [*self._values(), *self._pictures.look(), self._pictures.subject(), self._pictures.model()]
 
     def _look(self, seen: dict[str, Any], run: str) -> list[Any]:
         """What has changed since this page looked last, when it saw ``seen``; ``run`` is the one that is chosen."""
@@ -329,18 +330,21 @@ class Page:
         state = (job.id, job.state, len(waiting)) if job else ()
         status = views.status(job, waiting) if job else ""
         sample = job.sample if job else None
+        captions = next((job for job in reversed(self.studio.jobs.all()) if job.kind == CAPTION), None)
+        written = (captions.id, captions.state) if captions else None
         return [
             seen,
             *fresh("status", (status, state), lambda: [shown(status or views.idle(self._resumable()))]),
             *fresh("sample", sample, lambda: [pictured(sample)]),
             *fresh("runs", state, lambda: [*self._runs.follow(run), *self._comparison.follow()]),
+            *fresh("captions", written, lambda: self._pictures.follow(captions)),
             *fresh("buttons", state, lambda: self._buttons(job, len(waiting))),
             *self._look_at_installation(seen, fresh),
         ]
 
     def _buttons(self, job: Job | None, waiting: int) -> list[Any]:
         at_work, resumable = job is not None and job.open, self._resumable()
-        learning = job is not None and job.state == RUNNING and job.kind not in DRAWINGS
+        learning = job is not None and job.state == RUNNING and job.kind not in ASIDE
         label = f"Resume {resumable.name}" if resumable else "Resume"
         return [
             gr.update(value="Start the next" if at_work else "Start"),

@@ -15,6 +15,8 @@ from ..base.errors import ConfigError, ImagesError
 from ..base.paths import contains
 from ..data.cuts import cut_of
 from ..data.images import check_resolution, open_picture
+from ..jobs.job import Job
+from ..jobs.protocol import FAILED, WAITING
 from ..tiny import concepts
 from ..train.settings import SETTINGS
 from . import form, views
@@ -29,6 +31,9 @@ _USUAL = 512
 """Resolution where the form leaves it to the model, which is not looked into here. At more, less is cut off."""
 _SUBJECT = "subject"
 """Under this name the draft keeps which bundled subject its pictures are of."""
+_CAPTION_WITH = "caption_with"
+"""Under this one, which model wrote captions last."""
+_LONGEST_NAME = 1000
 _CAPTION = "Caption"
 _MOST_LINES = 8
 
@@ -81,19 +86,34 @@ class Pictures:
         )
         # The browser's, no state of the server: a caption that is left goes with the picture that it was written for.
         self._chosen = gr.Textbox("", visible=False)
-        with gr.Row(visible=False, elem_id="zoodip_picture_tools") as self._tools:
-            with gr.Column(scale=4, min_width=240):
-                self._hint = html(views.hint("Cut as the training sees them. Click one to give it a caption."))
-                self._caption = gr.Textbox(
-                    label=_CAPTION,
-                    info="What else is in the picture; {} is the token's place. Empty: by the template.",
-                    placeholder="a photo of a {} on grass",
-                    visible=False,
-                    elem_id="zoodip_caption",
+        with gr.Column(visible=False, elem_id="zoodip_picture_tools") as self._tools:
+            with gr.Row():
+                with gr.Column(scale=4, min_width=240):
+                    self._hint = html(views.hint("Cut as the training sees them. Click one to give it a caption."))
+                    self._caption = gr.Textbox(
+                        label=_CAPTION,
+                        info="What else is in the picture; {} is the token's place. Empty: by the template.",
+                        placeholder="a photo of a {} on grass",
+                        visible=False,
+                        elem_id="zoodip_caption",
+                    )
+                with gr.Column(scale=1, min_width=130):
+                    self._remove = gr.Button("Remove this one", size="sm", visible=False, elem_id="zoodip_remove")
+                    self._clear = gr.Button("Remove all", size="sm", elem_id="zoodip_clear")
+            with gr.Row():
+                self.caption_with = gr.Textbox(
+                    label="Model that writes captions",
+                    info="BLIP, Florence-2 or Qwen-VL: its folder, or its name in Hugging Face's cache. Nothing is "
+                    "downloaded.",
+                    placeholder="Salesforce/blip-image-captioning-base",
+                    max_lines=1,
+                    scale=4,
+                    min_width=240,
+                    elem_id="zoodip_caption_with",
                 )
-            with gr.Column(scale=1, min_width=130):
-                self._remove = gr.Button("Remove this one", size="sm", visible=False, elem_id="zoodip_remove")
-                self._clear = gr.Button("Remove all", size="sm", elem_id="zoodip_clear")
+                self._write = gr.Button(
+                    "Write captions", size="sm", scale=1, min_width=130, elem_id="zoodip_write_captions"
+                )
 
     def wire(self, fields: Sequence[Any], values: Callable[[], list[Any]]) -> None:
         """Attach the handlers.
@@ -113,6 +133,7 @@ class Pictures:
         listen(self.gallery.select, self._picture_chosen, None, self.outputs[2:])
         for event in (self._caption.blur, self._caption.submit):
             listen(event, self._captioned, [self._chosen, self._caption], [self._notice, self.gallery])
+        listen(self._write.click, self._written, [*fields, self.caption_with], [self._notice])
         listen(self._remove.click, self._removed, [self._chosen], told)
         listen(self._clear.click, self._cleared, None, [*told, self.bundled])
 
@@ -128,6 +149,22 @@ class Pictures:
         tiles = self.tiles()
         there = bool(tiles)
         return [gr.update(value=tiles, visible=there), gr.update(visible=there), *self._choose(None)]
+
+    def follow(self, job: Job | None) -> list[Any]:
+        """What :attr:`followed` show of the newest job that writes captions: once it has ended, what it wrote."""
+        if job is None or job.open:
+            return [gr.update()] * len(self.followed)
+        return [shown(views.notice(job.message, "error") if job.state == FAILED else ""), *self.look()]
+
+    @property
+    def followed(self) -> list[Any]:
+        """The components that :meth:`follow` changes."""
+        return [self._notice, *self.outputs]
+
+    def model(self) -> Any:
+        """The model that wrote captions last, for :attr:`caption_with`."""
+        kept = self._studio.draft.values().get(_CAPTION_WITH)
+        return gr.update(value=kept if isinstance(kept, str) else "")
 
     @staticmethod
     def _choose(picture: Picture | None, number: int = 0) -> list[Any]:
@@ -232,6 +269,18 @@ class Pictures:
             return ""
 
         return shown(attempt(caption)), gr.update(value=self.tiles())
+
+    def _written(self, *values: Any) -> Any:
+        *fields, where = values
+
+        def write() -> str:
+            named = (where or "")[:_LONGEST_NAME]
+            job = self._studio.write_captions(form.read(fields), named)
+            self._studio.draft.keep({_CAPTION_WITH: named})
+            text = "captions are being written; they appear under the pictures"
+            return text if job.message == WAITING else f"{text}; {job.message}"
+
+        return shown(attempt(write))
 
     def _removed(self, name: str) -> list[Any]:
         def remove() -> tuple[str, str]:

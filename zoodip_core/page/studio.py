@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..base.errors import ConfigError, EmbeddingFileError, PathError, RunFolderError, TokenError
+from ..base.errors import CaptionError, ConfigError, EmbeddingFileError, PathError, RunFolderError, TokenError
 from ..base.files import make_folder
+from ..base.hub_cache import is_repository
 from ..base.names import check_names
 from ..base.paths import typed
 from ..jobs.environment import Trainer, find_trainer
@@ -20,18 +21,20 @@ from ..jobs.history import delete_run, find_run, list_runs, new_folder
 from ..jobs.job import Job, Run
 from ..jobs.job_folder import COMPARISON, RUN, WITH_WEIGHTS, preset_in, task_of, write_outcome
 from ..jobs.process import ask, python_of
-from ..jobs.protocol import COMPARE, DRAWINGS, FAILED, FINISHED
+from ..jobs.protocol import ASIDE, CAPTION, COMPARE, FAILED, FINISHED
 from ..jobs.queue import JobHost, Jobs
 from ..model.kinds import TINY
 from ..train.config import TrainConfig
 from ..train.presets import PRESET
 from ..train.run_folder import CONFIG, RunFolder
-from ..train.settings import AUTO, SETTINGS, given
+from ..train.settings import ALL, AUTO, SETTINGS, given
 from .draft import Draft
 from .form import KEEP_COPY, OWN
 from .shelf import Shelf, check_room, put_together
 
 TINY_LABEL = "the embedded tiny model"
+_NAMING = ("token", "initializer", "class_word", "template", "num_vectors")
+"""What captions follow from."""
 _FORM_S_OWN = ("preset", "overwrite", "keep_copy", "learn_weights")
 
 
@@ -325,12 +328,64 @@ class Studio:
         """The newest picture of several runs; it may not be there."""
         return self.host.home() / ".comparison" / COMPARISON
 
+    def write_captions(self, form: Mapping[str, Any], where: str) -> Job:
+        """Queue captions of the draft's pictures that have none, which they get as the job ends, however it ends.
+
+        Args:
+            form: as for :meth:`start`; what the token is called, and what it is, counts.
+            where: the model that writes them: its folder, or its name in Hugging Face's cache.
+
+        Raises:
+            ZoodipError: of the kind that tells what is wrong.
+        """
+        python_of(self.trainer())
+        captioner, named = self._captioner(where.strip()), {key: form[key] for key in _NAMING if form.get(key)}
+        named = {**named, "initializer": str(named.get("initializer", "")).strip()}
+        tokens = check_names(str(named.setdefault("token", "")).strip())
+        if not named["initializer"]:
+            raise TokenError("initializer is empty; give the word that comes nearest to the subject, like dog")
+        if len(tokens) > 1:
+            raise CaptionError(
+                f"with {len(tokens)} tokens nobody knows which of them a picture shows: write the captions yourself, "
+                f"with {' or '.join(tokens)} in each"
+            )
+        self.draft.references()  # there are pictures
+        images = [str(picture.path) for picture in self.draft.pictures() if not picture.caption]
+        if not images:
+            raise CaptionError("all pictures have captions; empty one to have it written anew")
+        device = form.get("device", AUTO)
+        settings = {**named, "images": images, "device": AUTO if device == ALL else device}
+        TrainConfig.from_dict(settings)
+        folder = self.host.home() / ".captions"
+        make_folder(folder)
+        return self.jobs.submit(CAPTION, folder, "captions", settings=settings, caption_with=captioner)
+
+    def _captioner(self, where: str) -> str:
+        """A model that writes captions, by its absolute path or its name, as the worker runs in another folder."""
+        if not where:
+            raise ConfigError(
+                "name a model that writes captions: the folder of BLIP, Florence-2 or Qwen-VL, or its name in Hugging "
+                "Face's cache"
+            )
+        if self.host.for_its_user() and (self.typed(where).is_dir() or not is_repository(where)):
+            return str(self.typed(where))
+        if not is_repository(where):
+            raise PathError(
+                f"{where[:80]!r} is not a name in Hugging Face's cache, and a path is not taken where others than this "
+                "computer's user may have sent it"
+            )
+        return where
+
     def _done(self, job: Job) -> str:
         """After a job: remember how it ended, and bring what was learned to its user."""
         if job.kind == "train" and not (job.folder / RUN).exists():  # nothing came of it
             shutil.rmtree(job.folder, ignore_errors=True)
             return ""
-        if job.kind in DRAWINGS:
+        if job.kind == CAPTION:
+            count = self.draft.fill(job.captions)
+            many = "" if count == 1 else "s"
+            return f"{count} caption{many} written; click a picture to correct its own" if count else ""
+        if job.kind in ASIDE:
             return ""
         write_outcome(job.folder, job.state, job.message if job.state == FAILED else "")
         if job.state != FINISHED or self.shelf is None:

@@ -11,7 +11,7 @@ from typing import Any
 from ..base.texts import whole_text
 from ..data.curves import smooth
 from ..jobs.job import Job, Run
-from ..jobs.protocol import FAILED, FINISHED
+from ..jobs.protocol import CAPTION, FAILED, FINISHED
 from .form import fields
 
 STYLE = """<style>
@@ -56,7 +56,7 @@ STYLE = """<style>
 #zoodip_pictures .grid-wrap{max-height:420px;min-height:0}
 #zoodip_pictures .grid-container{grid-template-columns:repeat(auto-fill,minmax(108px,1fr))!important}
 @media(min-width:1100px){#zoodip_work{position:sticky;top:8px;align-self:flex-start}}
-#zoodip_refresh_models,#zoodip_add_folder{align-self:flex-end}
+#zoodip_refresh_models,#zoodip_add_folder,#zoodip_write_captions{align-self:flex-end}
 </style>"""
 TITLE = """<style>.gradio-container .app{max-width:1400px!important;padding-top:12px!important}</style>
 <div class="zoodip-title"><h1>ZOODiP</h1><p>Teach Stable Diffusion a new subject or style, with forward passes only.</p>
@@ -136,7 +136,7 @@ def status(job: Job, waiting: Sequence[Job] = ()) -> str:
 
 
 def _facts(job: Job) -> str:
-    facts = [("step", f"{job.step:,} of {job.steps:,}")]
+    facts = [("picture" if job.kind == CAPTION else "step", f"{job.step:,} of {job.steps:,}")]
     if job.losses:
         facts.append(("loss, smoothed", f"{job.smoothed:.4f}"))
     if job.rate:
