@@ -312,6 +312,7 @@ def _nodes(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
         Entry("nodes: checkpoint of Load Quantized SD", models, nodes.model, ALL, link=None, allowed=temp),
         Entry("nodes: token of ZO Train Token", output, nodes.train, allowed=temp),
         Entry("nodes: clip of Evaluate Embedding", models, nodes.judge, ALL, True, link=None, allowed=temp),
+        Entry("nodes: caption_with of Caption Images", models, nodes.captioner, ALL, True, link=None, allowed=temp),
         Entry("nodes: token in Evaluate Embedding", output, nodes.evaluate, NONE, allowed=temp),
     ]
 
@@ -325,8 +326,8 @@ class _Nodes:
             importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}")
             for name in ("model.embedding", "model.lora", "base.errors", "evaluate.evaluation")
         )
-        self.models, self.scoring = (
-            importlib.import_module(f"{node_pack.NAME}.nodes.{name}") for name in ("models", "evaluate")
+        self.models, self.scoring, self.captions = (
+            importlib.import_module(f"{node_pack.NAME}.nodes.{name}") for name in ("models", "evaluate", "caption")
         )
         (host.root / "input" / "rex").mkdir()
         Image.new("RGB", (64, 64), "red").save(host.root / "input" / "rex" / "one.png")
@@ -399,6 +400,9 @@ class _Nodes:
     def judge(self, name: str) -> str:
         given = {"clip": [name], "dino": [""]}
         return self.ask("ZoodipEvaluateEmbedding", given, lambda _kind: self.scoring._judges(name, ""))
+
+    def captioner(self, name: str) -> str:
+        return self.ask("ZoodipCaptionImages", {}, lambda _kind: self.captions._found(name))
 
     def evaluate(self, token: str) -> str:
         plan = self.evaluation.EvaluationPlan(("a {}",), "dog", seeds=1)
