@@ -369,7 +369,7 @@ def test_before_and_after_show_all(whole: TrainResult, tiny_model: StableDiffusi
     class Model:
         info = tiny_model.info
 
-        def generate(self, prompts: Sequence[str], seeds: Sequence[int], *, embedding: Any, resolution: int) -> Any:
+        def generate(self, prompts: Sequence[str], seeds: Sequence[int], *, embedding: Any, **how: Any) -> Any:
             asked.append((prompts, embedding))
             return [Image.new("RGB", (8, 8))] * len(seeds)
 

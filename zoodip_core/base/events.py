@@ -48,11 +48,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Sample images were made and saved as one sheet."""
+    """Sample images were made and saved as one sheet; ``grid`` is what listed prompts drew over time."""
 
     step: int
     images: list[Image.Image]
     path: Path
+    grid: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -135,12 +135,22 @@ class Stages:
             self._bar.close()
 
 
-def closing(finished: bool, step: int, learned: Mapping[str, Path], run: Path, lora: Path | None = None) -> int:
+def closing(
+    finished: bool,
+    step: int,
+    learned: Mapping[str, Path],
+    run: Path,
+    lora: Path | None = None,
+    grid: Path | None = None,
+) -> int:
     """Say how a training ended; returns the command's exit code.
 
     Args:
         learned: the files of the tokens, by their names.
+        grid: what listed sample prompts drew over time, if there is such a picture.
     """
+    if grid:
+        print(f"samples over time: {grid}")
     one = len(learned) == 1
     if finished:
         weights = f", and the weights learned with {'it' if one else 'them'} as a LoRA in {lora}" if lora else ""

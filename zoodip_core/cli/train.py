@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if not ranks.leads:
         return 0 if result.finished else 1
     learned = {embedding.token: file for embedding, file in zip(result.embeddings, result.paths, strict=True)}
-    return closing(result.finished, result.step, learned, path, result.lora_path)
+    return closing(result.finished, result.step, learned, path, result.lora_path, result.grid)
 
 
 def _trained(

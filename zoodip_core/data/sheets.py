@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from ..base.files import write_atomically
 from .curves import smooth
@@ -20,6 +21,10 @@ _TILE = 144
 _LABEL = 150
 _GAP = 6
 _LINE = 18
+_MOST_HEAD = 4
+"""Lines above a column."""
+_NOTE = "zoodip"
+"""The keyword of a picture's note, which says what it shows; a PNG's text."""
 _LONGEST = 400
 """Characters of a text, beyond which none fits beside or above pictures."""
 
@@ -28,9 +33,10 @@ def contact_sheet(
     rows: Sequence[tuple[str, Sequence[Image.Image]]],
     path: Path,
     columns: Sequence[str] = (),
+    note: str = "",
 ) -> None:
-    """Write :func:`sheet_of` rows of images as one PNG."""
-    save_png(sheet_of(rows, columns), path)
+    """Write :func:`sheet_of` rows of images as one PNG, with a note, if any, of what it shows."""
+    save_png(sheet_of(rows, columns), path, note)
 
 
 def sheet_of(
@@ -109,11 +115,77 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(13)
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write a picture atomically."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+def save_png(image: Image.Image, path: Path, note: str = "") -> None:
+    """Write a picture atomically, with a note, if any, of what it shows."""
+    buffer, about = io.BytesIO(), None
+    if note:
+        about = PngInfo()
+        about.add_itxt(_NOTE, note)
+    image.save(buffer, format="PNG", pnginfo=about)
     write_atomically(path, buffer.getvalue())
+
+
+# ---------------------------------------------------------------- rows of sheets that were kept
+
+
+def rows_in(path: Path, columns: int, note: str) -> list[Image.Image]:
+    """The rows of a kept :func:`contact_sheet`, labels included, to be :func:`stacked`.
+
+    Args:
+        path: the file, which may be missing, damaged, or anything.
+        columns: that it has.
+        note: that it was written with.
+
+    Returns:
+        None of them where it is not such a sheet.
+    """
+    width, height = _LABEL + columns * (_TILE + _GAP) + _GAP, _TILE + _GAP
+    try:
+        with Image.open(path, formats=("PNG",)) as sheet:
+            rows = (sheet.height - _GAP) // height
+            if sheet.size != (width, rows * height + _GAP) or rows > MOST_ROWS or sheet.info.get(_NOTE) != note:
+                return []
+            whole = sheet.convert("RGB")
+    except Exception:  # Pillow's decoders raise a dozen kinds on damaged files
+        return []
+    return [whole.crop((0, _GAP + row * height, width, _GAP + (row + 1) * height)) for row in range(rows)]
+
+
+def has_note(path: Path, note: str) -> bool:
+    """Whether a file is a picture that was written with such a note; its pixels are not looked at."""
+    if not note:
+        return False
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            return bool(picture.info.get(_NOTE) == note)
+    except Exception:  # as above
+        return False
+
+
+def stacked(rows: Sequence[Image.Image], columns: Sequence[str]) -> Image.Image:
+    """Rows of :func:`rows_in` as one sheet.
+
+    Args:
+        columns: labels above them, which are wrapped, and cut after some lines.
+    """
+    labels = [wrapped(label, _TILE, _MOST_HEAD) for label in columns]
+    top = _GAP + _LINE * max(map(len, labels), default=0)
+    sheet = Image.new("RGB", (rows[0].width, top + sum(row.height for row in rows) + _GAP), "white")
+    pen, font = ImageDraw.Draw(sheet), _font()
+    for column, lines in enumerate(labels):
+        middle = _LABEL + column * (_TILE + _GAP) + _TILE // 2
+        for line, text in enumerate(lines):
+            pen.text((middle, _GAP + _LINE * line + _LINE // 2), text, "black", font, anchor="mm")
+    y = top + _GAP
+    for row in rows:
+        sheet.paste(row, (0, y))
+        y += row.height
+    return sheet
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """The numbers below ``count``; of too many ``most``: the first, the last, and evenly between."""
+    return list(range(count)) if count <= most else [i * (count - 1) // (most - 1) for i in range(most)]
 
 
 def loss_curve(losses: Sequence[float], path: Path, title: str = "denoising loss") -> None:

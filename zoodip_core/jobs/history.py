@@ -24,7 +24,18 @@ from ..base.texts import whole_text
 from ..model.checkpoints import SUFFIXES
 from ..model.kinds import TINY
 from ..train.config import TrainConfig
-from ..train.run_folder import CONFIG, JOURNAL, LORAS, SNAPSHOTS, STATE, RunFolder, free_folder, lora_beside
+from ..train.run_folder import (
+    CONFIG,
+    GRID,
+    JOURNAL,
+    LORAS,
+    SAMPLES,
+    SNAPSHOTS,
+    STATE,
+    RunFolder,
+    free_folder,
+    lora_beside,
+)
 from .job import Run
 from .job_folder import BEFORE_AFTER, OUTCOME, RUN, TASK, VERSION, task_of
 from .protocol import FAILED, FINISHED, STOPPED, UNFINISHED
@@ -166,11 +177,12 @@ def _run_of(folder: Path) -> Run | None:
         embedding=embedding,
         before_after=_existing(folder / BEFORE_AFTER),
         loss_curve=_existing(run / "loss.png"),
-        sample=newest(run / "samples", ".png"),
+        sample=newest(run / SAMPLES, ".png"),
         settings=settings,
         can_resume=not damage and state != FINISHED and (config is not None or asked.get("kind") == "train"),
         lora=lora_with(embedding) if embedding else None,
         others=_others(RunFolder(run, config), embedding) if config and embedding else (),
+        grid=_existing(run / SAMPLES / GRID),
     )
 
 

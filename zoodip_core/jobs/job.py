@@ -35,6 +35,7 @@ class Job:
         eta: seconds left.
         memory: peak bytes so far, if that is known.
         sample: the newest sample sheet.
+        grid: what listed sample prompts drew over time; the file is the same at each sampling.
         shown: the pictures before and after, or the tokens side by side.
         embedding: the newest file of the token.
         lora: that of the weights that were learned with it, if some were.
@@ -59,6 +60,7 @@ class Job:
     memory: int | None = None
     sample: Path | None = None
     sampled_step: int = 0
+    grid: Path | None = None
     shown: Path | None = None
     embedding: Path | None = None
     lora: Path | None = None
@@ -82,7 +84,8 @@ class Job:
 
     def _on_message(self, event: Mapping[str, Any]) -> None:
         if event["warning"]:
-            self.warnings = [*self.warnings, whole_text(str(event["text"]))][-MOST_WARNINGS:]
+            text = whole_text(str(event["text"]))
+            self.warnings = [*(each for each in self.warnings if each != text), text][-MOST_WARNINGS:]
         elif self.state == RUNNING:
             self.message = whole_text(str(event["text"]))
 
@@ -106,7 +109,8 @@ class Job:
             self.message = "learning"
 
     def _on_sampled(self, event: Mapping[str, Any]) -> None:
-        self.sample, self.sampled_step = Path(event["path"]), _count(event["step"])
+        sample, step, grid = Path(event["path"]), _count(event["step"]), event.get("grid")
+        self.sample, self.sampled_step, self.grid = sample, step, Path(grid) if grid else None
 
     def _on_saved(self, event: Mapping[str, Any]) -> None:
         self._has_learned(event["path"], event.get("lora"))
@@ -165,6 +169,7 @@ class Run:
         can_resume: whether something is left to do for ``resume_training`` without more steps.
         lora: the weights that were learned with that token, None if none were by then.
         others: of several tokens, those behind the first one and their files, from the same step.
+        grid: what listed sample prompts drew over time.
     """
 
     name: str
@@ -185,6 +190,7 @@ class Run:
     can_resume: bool
     lora: Path | None = None
     others: tuple[tuple[str, Path], ...] = ()
+    grid: Path | None = None
 
     @property
     def learned(self) -> dict[str, Path]:

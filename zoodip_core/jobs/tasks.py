@@ -27,6 +27,7 @@ from ..model.stable_diffusion import StableDiffusion
 from ..train.before_after import before_after
 from ..train.comparison import Compared, Comparison, write_comparison
 from ..train.config import TrainConfig, preset_of
+from ..train.hints import hints
 from ..train.loop import TrainResult, resume_training, train_token
 from ..train.prepared import (
     aligned,
@@ -112,6 +113,7 @@ def check(config: TrainConfig) -> dict[str, Any]:
         + list(model.blueprint.notes)
         + noise_warning(config, model.dtype)
         + name_warning(config, model)
+        + hints(config, info, [image.path for image in images])
         + same_as_captions(config, model, prompts),
     }
 
@@ -136,16 +138,16 @@ def telling(out: Outbox) -> Callable[[Event], None]:
                 memory=event.memory,
             )
         elif isinstance(event, Sampled):
-            out.send("sampled", step=event.step, path=str(event.path))
+            out.send("sampled", step=event.step, path=str(event.path), **_named("grid", event.grid))
         elif isinstance(event, Saved):
-            out.send("saved", step=event.step, path=str(event.embedding), **_named(lora_with(event.embedding)))
+            out.send("saved", step=event.step, path=str(event.embedding), **_named("lora", lora_with(event.embedding)))
 
     return tell
 
 
-def _named(lora: Path | None) -> dict[str, str]:
-    """An event's field of the LoRA's file, where there is one."""
-    return {"lora": str(lora)} if lora else {}
+def _named(field: str, file: Path | None) -> dict[str, str]:
+    """An event's field of a file, where there is one."""
+    return {field: str(file)} if file else {}
 
 
 def _check(job: Task, out: Outbox, commands: Commands) -> int:
@@ -202,7 +204,7 @@ def _close(
                 _log_fault()
             out.send("message", text=f"no pictures before and after: {text or repr(error)}", warning=True)
     state = "finished" if result.finished else "stopped"
-    learned = {"embedding": str(result.path), **_named(result.lora_path)}
+    learned = {"embedding": str(result.path), **_named("lora", result.lora_path)}
     out.send("ended", state=state, step=result.step, **learned)
     return Exit.FINISHED if result.finished else Exit.STOPPED
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL.Image import Image
 
 from ..data.images import load_images
-from ..data.naming import in_turn, naming
+from ..data.naming import in_turn
 from ..data.sheets import contact_sheet
 from ..model.embedding import Embedding
 from ..model.generation import with_lora
@@ -17,8 +16,7 @@ from ..model.lora import Lora
 from ..model.token_model import TokenModel
 from .config import TrainConfig
 from .prepared import captions_in
-
-_COLUMNS = 4
+from .samples import Sampling
 
 
 def before_after(
@@ -37,16 +35,15 @@ def before_after(
     images, _ = load_images(config.images, side, crop=config.crop, background=config.background)
     if len(config.tokens) > 1:
         images = [images[i] for i in in_turn(captions_in(config, images))]
-    prompts = itertools.islice(itertools.cycle(config.sample_prompts), _COLUMNS)
-    named, seeds = [naming(text, config.tokens, own=0) for text in prompts], list(range(_COLUMNS))
+    sampling = Sampling.of(config)
+    columns = len(sampling.prompts)
 
     def drawn(names: Sequence[str], learned: Sequence[Embedding] | None) -> list[Image]:
-        texts = [each.with_names(names) for each in named]
-        return model.generate(texts, seeds, embedding=learned, resolution=config.resolution)
+        return sampling.with_names(config.tokens, names).draw(model, learned)
 
     many = "s" if len(config.tokens) > 1 else ""
     rows = [
-        ("reference\nimages", [image.picture for image in images[:_COLUMNS]]),
+        ("reference\nimages", [image.picture for image in images[:columns]]),
         (f'before: the word{many}\n"{config.initializer}"', drawn(config.initializers, None)),
     ]
     with with_lora(model, lora):  # there is room for a picture's name, no more

@@ -9,16 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..base.errors import ModelError, RanksError, RunFolderError, StorageError
-from ..base.events import Commands, Event, Message, Progress, Sampled, Saved, Started
+from ..base.errors import RanksError, RunFolderError, StorageError
+from ..base.events import Commands, Event, Message, Progress, Saved, Started
 from ..base.locks import locked
 from ..base.stopping import Stopped, stopped_by
-from ..data.sheets import contact_sheet, loss_curve
+from ..data.sheets import loss_curve
 from ..model.embedding import Embedding
 from ..model.frames import Frames
-from ..model.generation import with_lora
 from ..model.lora import Lora, save_lora
 from ..model.memory_use import megabytes
 from ..model.token_model import TokenModel
@@ -29,6 +26,7 @@ from .prepared import Training
 from .ranks import Ranks
 from .replay import restore
 from .run_folder import Inputs, RunFolder, SavedState, check_free, writing_nowhere_else
+from .samples import Samples
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class TrainResult:
         lora: the weights that were learned with it, None if there are none, or none yet.
         lora_path: their file.
         others: where several tokens were learned together, those behind the first one, and their files.
+        grid: the picture of what listed sample prompts drew over time, None if there is none.
     """
 
     embedding: Embedding
@@ -54,6 +53,7 @@ class TrainResult:
     lora: Lora | None = None
     lora_path: Path | None = None
     others: tuple[tuple[Embedding, Path], ...] = ()
+    grid: Path | None = None
 
     @property
     def embeddings(self) -> tuple[Embedding, ...]:
@@ -301,7 +301,8 @@ def _run(training: Training, folder: RunFolder, on_event: Callable[[Event], None
         loss_curve(curve, folder.loss_path, f"denoising loss while learning {config.token}")
     (embedding, path), *others = zip(training.embeddings(), paths, strict=True)
     weights = lora_path if lora else None
-    return TrainResult(embedding, path, search.step, training.done, curve[first:], lora, weights, tuple(others))
+    grid = folder.grid_path if config.lists_samples and folder.grid_path.is_file() else None
+    return TrainResult(embedding, path, search.step, training.done, curve[first:], lora, weights, tuple(others), grid)
 
 
 def _steps(
@@ -317,6 +318,8 @@ def _steps(
     mean = RunningMean()
     for loss in curve:
         mean.add(loss)
+    samples = Samples(training, folder, on_event)
+    samples.begin()
     first, began = search.step, time.monotonic()
     while not training.done:
         journal.append(training.step())  # not begun where a stop is asked for
@@ -330,7 +333,8 @@ def _steps(
             journal.sync()  # first, so that no state on the disk is ahead of it
             on_event(Saved(search.step, _save(training, folder)[0]))
         if commands.take_sample() or (config.sample_every and search.step % config.sample_every == 0):
-            _sample(training, folder, on_event)
+            samples.draw()
+    samples.end()
 
 
 class RunningMean:
@@ -352,23 +356,3 @@ def _save(training: Training, folder: RunFolder) -> tuple[Path, ...]:
     if lora := training.lora():
         save_lora(lora, folder.lora_snapshot_path(training.search.step))
     return folder.save_snapshots(training.embeddings(), training.search.step)
-
-
-def _sample(training: Training, folder: RunFolder, on_event: Callable[[Event], None]) -> None:
-    seeds = list(range(4))
-    config = training.config
-    try:
-        with with_lora(training.model, training.lora()):
-            images = training.model.generate(
-                [config.sample_prompts[seed % len(config.sample_prompts)] for seed in seeds],
-                seeds,
-                embedding=training.embeddings(),
-                resolution=config.resolution,
-            )
-    except (torch.OutOfMemoryError, ModelError) as error:  # pictures are not a reason to end a run
-        on_event(Message(f"no samples at step {training.search.step}: {error}", warning=True))
-        return
-    path = folder.sample_path(training.search.step)
-    references = [image.picture for image in training.images[: len(seeds)]]
-    contact_sheet([("reference\nimages", references), (f"step {training.search.step}", images)], path)
-    on_event(Sampled(training.search.step, images, path))

@@ -48,6 +48,7 @@ from ..search.staged import StagedSearch
 from .alignment import Alignment
 from .config import TrainConfig
 from .draws import Draw, Objective, mean_over
+from .hints import hints
 from .journal import Record
 from .objective import DiffusionObjective
 from .ranks import Ranks
@@ -123,6 +124,8 @@ class Training:
                 f"{info.name}; use Load Quantized SD, or set lora_rank to 0"
             )
         self.images, skipped = load_references(config, info)
+        for line in hints(config, info, [image.path for image in self.images]):  # first: what follows may be refused
+            on_event(Message(line, warning=True))
         sizes = sizes_in(self.images)
         if sizes:
             on_event(Message(sizes))
@@ -436,6 +439,8 @@ def tokenised(config: TrainConfig, model: TokenModel, images: Sequence[Reference
     for text in config.sample_prompts:
         sample = naming(text, config.tokens, own=0)
         model.prompt(sample.text, _rows(config, sample), "sample_prompt: the prompt")
+    negative = naming(config.sample_negative_prompt or "", config.tokens, own=0)
+    model.prompt(negative.text, _rows(config, negative), "sample_negative_prompt: the prompt")
     return [
         [model.prompt(each.text, _rows(config, each), f"{image.path}: the caption") for each in own]
         for image, own in zip(images, captions, strict=True)

@@ -34,10 +34,12 @@ DIRECTIONS, FRAMES, LORAS = "directions.safetensors", "frames.safetensors", "lor
 SNAPSHOTS = "snapshots"
 CAPTIONS = "captions.json"
 """Captions that were written for a run before it began; its settings say where its captions are."""
+SAMPLES, GRID = "samples", "grid.png"
 STATE_VERSION = 2
 """Of the saved state; the first had no checksum."""
 CHANGEABLE = (
     *("steps", "save_every", "sample_every", "sample_prompt"),
+    *("sample_negative_prompt", "sample_guidance", "sample_steps"),
     *("images", "captions", "model", "clip", "vae", "cache", "graphs"),
 )
 """Settings that a run may change when it is resumed: they do not change the steps it takes. What stands at another
@@ -347,7 +349,17 @@ class RunFolder:
 
     def sample_path(self, step: int) -> Path:
         """Where a step's sample images go."""
-        return self.path / "samples" / f"step-{step:08d}.png"
+        return self.samples_path / f"step-{step:08d}.png"
+
+    @property
+    def samples_path(self) -> Path:
+        """The folder of the sample images."""
+        return self.path / SAMPLES
+
+    @property
+    def grid_path(self) -> Path:
+        """Where the picture of all sample prompts over time goes, of a run that lists several."""
+        return self.samples_path / GRID
 
 
 def _save_all(embeddings: Sequence[Embedding], paths: Sequence[Path]) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ labels, texts, choices and ranges from :data:`SETTINGS`. To add a setting, add a
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from ..data.cuts import CROPS
 from ..data.images import check_resolution
 from ..data.naming import Naming, naming
 from ..data.prompts import ADJECTIVE, SLOT, TEMPLATES, of_template, says
+from ..data.sheets import MOST_COLUMNS
 from ..model.kinds import DTYPES, PREDICTION_TYPES, TINY
 from ..model.quantize import WEIGHTS
 from ..search.estimators import ESTIMATORS, MOST_DIRECTIONS, MOST_MU
@@ -59,7 +61,9 @@ _MANY = 10_000_000
 MOST_RANK = 64
 MOST_ALIGNMENT, MOST_GUIDANCE = 100, 100
 SEPARATOR = ";"
-"""Between target prompts."""
+"""Between prompts of a list."""
+MOST_SAMPLE_STEPS = 999
+"""Of a schedule that starts at step 1 of 1000."""
 
 
 @dataclass(frozen=True)
@@ -573,9 +577,36 @@ class Settings:
         "a photo of a {}",
         RUN,
         "Sample prompt",
-        "What is drawn while it learns; {} stands for the token.",
+        "What is drawn while it learns; {} stands for the token. Several, separated by ;, are drawn once each, and "
+        "kept as one picture over time.",
         metavar="TEXT",
         node_input="preview_prompt",
+    )
+    sample_negative_prompt: str | None = _setting(
+        None,
+        RUN,
+        "Negative prompt of samples",
+        "What they stay away from.",
+        metavar="TEXT",
+        node_input="preview_negative_prompt",
+    )
+    sample_guidance: float = _setting(
+        0.0,
+        RUN,
+        "Guidance of samples",
+        "Classifier-free guidance; 0 is the model's own: 7.5 for Stable Diffusion, 5 for the embedded model.",
+        metavar="SCALE",
+        range=(0, MOST_GUIDANCE),
+        node_input="preview_guidance",
+    )
+    sample_steps: int = _setting(
+        25,
+        RUN,
+        "Denoising steps of samples",
+        "Of each sample image. Fewer take less time.",
+        metavar="N",
+        range=(1, MOST_SAMPLE_STEPS),
+        node_input="preview_steps",
     )
     sample_every: int = _setting(
         0,
@@ -648,6 +679,7 @@ class Settings:
             raise ConfigError(
                 f"template = {ADJECTIVE}: give class_word, the word that the token stands before, like dog"
             )
+        self._check_samples()
         self._check_target()
         stems = [file_stem(token).lower() for token in tokens]
         own_files = {"state": True, "directions": self.directions == "vocabulary", "frames": self.lora_rank > 0}
@@ -690,12 +722,35 @@ class Settings:
     def sample_prompts(self) -> tuple[str, ...]:
         """What is drawn while it learns, in turn: of several tokens, each has its own where ``{}`` stands for one."""
         if len(self.tokens) == 1:
-            return (self.sample_prompt,)
+            return self._sample_texts
         default = self.sample_prompt == SETTINGS["sample_prompt"].default
-        of_class = self.template == ADJECTIVE and default
-        texts = [of_template(ADJECTIVE, word)[0] for word in self.class_words] if of_class else [self.sample_prompt]
-        texts *= len(self.tokens) // len(texts)
-        return tuple(dict.fromkeys(text.replace(SLOT, token) for text, token in zip(texts, self.tokens, strict=True)))
+        named = list(itertools.product(self._sample_texts, self.tokens))
+        if self.template == ADJECTIVE and default:
+            texts = (of_template(ADJECTIVE, word)[0] for word in self.class_words)
+            named = list(zip(texts, self.tokens, strict=True))
+        return tuple(dict.fromkeys(text.replace(SLOT, token) for text, token in named))
+
+    @property
+    def lists_samples(self) -> bool:
+        """Whether several sample prompts are listed: those are drawn once each, and kept as one picture over time."""
+        return len(self._sample_texts) > 1
+
+    @property
+    def _sample_texts(self) -> tuple[str, ...]:
+        if SEPARATOR not in self.sample_prompt:
+            return (self.sample_prompt,)
+        return tuple(dict.fromkeys(filter(None, map(str.strip, self.sample_prompt.split(SEPARATOR)))))
+
+    def _check_samples(self) -> None:
+        if len(self.sample_prompts) > MOST_COLUMNS:
+            raise ConfigError(
+                f"sample_prompt: {len(self.sample_prompts)} prompts are too many; at most {MOST_COLUMNS} are drawn"
+            )
+        if len(self.tokens) > 1 and SLOT in (self.sample_negative_prompt or ""):
+            raise ConfigError(
+                f"sample_negative_prompt = {self.sample_negative_prompt!r} holds {SLOT}, which may be any of "
+                f"{len(self.tokens)} tokens; write {' or '.join(self.tokens)}"
+            )
 
     @property
     def targets(self) -> list[Naming]:
