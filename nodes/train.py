@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 FOLDER = "zoodip"
 """In ComfyUI's output folder: a folder for each run."""
-_SAMPLES = 4
 ONE, ALL = "one", "all"
 """Choices of cards."""
 
@@ -43,14 +42,15 @@ class ZOTrainToken:
         "Learns a new word from a few images, with forward passes only. Cancel saves the state; queue again to resume. "
         "Everything is kept in output/zoodip."
     )
-    RETURN_TYPES = ("ZOODIP_EMBEDDING", "IMAGE", "IMAGE", "ZOODIP_LORA")
-    RETURN_NAMES = ("embedding", "previews", "loss_curve", "lora")
+    RETURN_TYPES = ("ZOODIP_EMBEDDING", "IMAGE", "IMAGE", "ZOODIP_LORA", "IMAGE")
+    RETURN_NAMES = ("embedding", "previews", "loss_curve", "lora", "grid")
     OUTPUT_TOOLTIPS = (
         "The learned token, for Apply, Save and Evaluate Embedding, and Generate Preview; where several were learned "
         "together, all of them.",
-        "Images of the preview prompt with the finished token.",
+        "Images of the preview prompt with the finished token: four, or one of each listed prompt.",
         "The loss of every step, raw and smoothed.",
         "Weights that were learned with it, for Apply LoRA, Save LoRA and Generate Preview; none without lora_rank.",
+        "Where preview_prompt lists several, what each drew over time, one column each; else the previews in one row.",
     )
     FUNCTION = "train"
     INPUT_IS_LIST = True
@@ -100,9 +100,10 @@ class ZOTrainToken:
             previews = _previews(config, model, trained)
         chart = live.end("finished", f"{config.token} learned in {trained.step} steps, kept in {FOLDER}/{folder.name}")
         curve = to_image([_loss_curve(folder / "run" / "loss.png")])
+        grid = to_image([_grid(trained, previews)])
         return {
             "ui": {**thumbnails(previews), "zoodip": [chart]},
-            "result": (together(trained.embeddings), to_image(previews), curve, trained.lora),
+            "result": (together(trained.embeddings), to_image(previews), curve, trained.lora, grid),
         }
 
 
@@ -115,6 +116,7 @@ _NOT_ASKED = ("images", "captions", "background", "device", "clip", "vae", "cach
 _LATEST = (
     *("radius", "eps", "class_word", "lora_rank", "lora_share", "lora_mu", "lora_lr", "lora_with_token"),
     *("target_prompt", "alignment", "alignment_alpha", "alignment_beta", "random_crops"),
+    *("preview_negative_prompt", "preview_guidance", "preview_steps"),
 )
 """Inputs that came later are the last ones: saved workflows know an input's value by its place."""
 
@@ -344,22 +346,30 @@ def _ranks(
 
 
 def _previews(config: TrainConfig, model: TokenModel, trained: TrainResult) -> list[Image]:
+    from ..zoodip_core.train.samples import Sampling
+
     bar = host().bar()
     with drawn_with(model, trained.lora):
-        return model.generate(
-            list(itertools.islice(itertools.cycle(config.sample_prompts), _SAMPLES)),
-            list(range(_SAMPLES)),
-            embedding=trained.embeddings,
-            resolution=config.resolution,
-            on_step=bar.update,
-        )
+        return Sampling.of(config).draw(model, trained.embeddings, bar.update)
+
+
+def _grid(trained: TrainResult, previews: Sequence[Image]) -> Image:
+    """What listed prompts drew over time; without such a picture the previews as a sheet of one row."""
+    from ..zoodip_core.data.sheets import sheet_of
+
+    return _picture(trained.grid) if trained.grid else sheet_of([(f"step {trained.step}", previews)])
 
 
 def _loss_curve(path: Path) -> Image:
     """The picture of a run's losses; an empty one if its log was deleted."""
     from PIL import Image
 
-    if not path.is_file():
-        return Image.new("RGB", (792, 396), "white")
+    return _picture(path) if path.is_file() else Image.new("RGB", (792, 396), "white")
+
+
+def _picture(path: Path) -> Image:
+    """A picture that the run has made."""
+    from PIL import Image
+
     with Image.open(path, formats=("PNG",)) as picture:
         return picture.convert("RGB")

@@ -378,7 +378,7 @@ def one_preview(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("one_preview")
 def test_weights_come_out_beside_the_token(pack: Any, host: FakeHost, model: Any) -> None:
     out = train(pack, model, **LEARNED)
-    embedding, previews, _, lora = out["result"]
+    embedding, previews, _, lora, _ = out["result"]
     (folder,) = runs(host)
     assert states(host)[-1] == "finished"
     written = zoodip_core.model.lora.load_lora(folder / "run" / "pip-lora.safetensors")
@@ -455,5 +455,6 @@ def test_the_trainers_latest_inputs_are_its_last(pack: Any, host: FakeHost) -> N
     names = [*kinds["required"], *kinds["optional"]]
     latest = ["class_word", "lora_rank", "lora_share", "lora_mu", "lora_lr", "lora_with_token"]
     latest += ["target_prompt", "alignment", "alignment_alpha", "alignment_beta", "random_crops"]
+    latest += ["preview_negative_prompt", "preview_guidance", "preview_steps"]
     assert names[-len(latest) :] == latest
     assert all(kinds["optional"][name][1]["advanced"] for name in latest)

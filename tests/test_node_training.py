@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import importlib
 import itertools
@@ -149,9 +148,9 @@ class Ran:
 def one_preview(monkeypatch: pytest.MonkeyPatch) -> None:
     """For time's sake, where previews are not looked at: one, of few denoising steps."""
     drawing = importlib.import_module("zoodip_pack.zoodip_core.model.stable_diffusion")
-    few = functools.partial(drawing.generate, num_inference_steps=FEW)
-    monkeypatch.setattr("zoodip_pack.nodes.train._SAMPLES", 1)
-    monkeypatch.setattr(drawing, "generate", few)
+    generate = drawing.generate
+    monkeypatch.setattr("zoodip_pack.zoodip_core.train.samples._PICTURES", 1)
+    monkeypatch.setattr(drawing, "generate", lambda *on, **how: generate(*on, **{**how, "num_inference_steps": FEW}))
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +166,7 @@ def ran(pack: Any, model: Any, tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 def test_the_outputs_are_an_embedding_and_images(ran: Ran) -> None:
-    embedding, previews, chart, lora = ran.out["result"]
+    embedding, previews, chart, lora, grid = ran.out["result"]
     assert lora is None  # no weights were asked for: see test_node_loras.py
     assert embedding.token == "<pip>"
     assert [(tensor.shape, tensor.dtype) for tensor in embedding.tensors] == [((1, 128), torch.float32)]
@@ -175,7 +174,8 @@ def test_the_outputs_are_an_embedding_and_images(ran: Ran) -> None:
     assert chart.shape[0] == 1
     assert chart.shape[3] == 3
     assert chart.shape[1] >= 300
-    for image in (previews, chart):
+    assert grid.shape == (1, 144 + 2 * 6, 150 + 4 * 150 + 6, 3)  # one prompt: the previews in a row
+    for image in (previews, chart, grid):
         assert image.dtype == torch.float32
         assert image.min() >= 0
         assert 0.5 < image.max() <= 1

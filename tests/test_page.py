@@ -32,10 +32,10 @@ from zoodip_core.jobs.job import Job, Run
 from zoodip_core.jobs.protocol import FAILED, FINISHED, RUNNING, WAITING
 from zoodip_core.page import form, standalone, views
 from zoodip_core.page.draft import Draft
-from zoodip_core.page.page import Page, make_page
+from zoodip_core.page.page import CHOOSE_ONE, FIND_ONE, Page, make_page
 from zoodip_core.page.pictures_tab import Pictures
 from zoodip_core.page.standalone import Alone, check_address, password_for
-from zoodip_core.page.studio import Published, Studio
+from zoodip_core.page.studio import TINY_LABEL, Published, Studio
 from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.settings import CHOICE, IMAGES, LORA, MODEL, NUMBER, SWITCH, TEXT, WHOLE, of_part
 
@@ -582,6 +582,67 @@ def test_own_pictures_take_the_place_of_a_bundled_subject(page: Page, studio: St
     assert own(studio) == [path.name for path in PHOTOGRAPHS]
     page._pictures._dropped([str(PHOTOGRAPHS[0].with_name("LICENCE.md"))])
     assert own(studio) == [path.name for path in PHOTOGRAPHS]
+
+
+def model_on(page: Page) -> Any:
+    return page._values()[form.names().index("model")]["value"]
+
+
+def test_own_pictures_are_not_learned_on_the_embedded_model_by_chance(
+    page: Page, studio: Studio, tmp_path: Path
+) -> None:
+    """A model of the user's is the first choice; a bundled subject chooses its own, and takes it along when it goes."""
+    assert model_on(page) == TINY_LABEL
+    (tmp_path / "models" / "sd15.safetensors").touch()
+    assert model_on(page) == "sd15.safetensors"
+    assert page._given([*form.filled({}), False])["model"] == "sd15.safetensors"
+    page._pictures._add_concept("boo")
+    assert model_on(page) == TINY_LABEL
+    page._pictures._dropped([str(path) for path in PHOTOGRAPHS])
+    assert model_on(page) == "sd15.safetensors"
+    studio.draft.keep({"model": TINY_LABEL})  # chosen on purpose
+    page._pictures._dropped([str(PHOTOGRAPHS[0].with_name("LICENCE.md"))])
+    assert model_on(page) == TINY_LABEL
+
+
+def test_photographs_with_the_embedded_model_are_told_beside_start(page: Page, studio: Studio, tmp_path: Path) -> None:
+    def told(seen: dict[str, Any]) -> str:
+        return str(page._look(seen, "")[1].get("value", "as before"))
+
+    seen: dict[str, Any] = {}
+    assert told(seen) == ""
+    page._pictures._dropped([str(path) for path in PHOTOGRAPHS])
+    assert "look like photographs" in told(seen)
+    assert told(seen) == "as before"
+    assert FIND_ONE in told({})
+    (tmp_path / "models" / "sd15.safetensors").touch()
+    assert told({}) == ""
+    studio.draft.keep({"model": TINY_LABEL})
+    assert CHOOSE_ONE in told(seen)
+    studio.draft.keep({"model": "sd15.safetensors"})
+    assert told(seen) == ""
+    page._pictures._cleared()
+    page._pictures._add_concept("boo")
+    assert told(seen) == ""
+
+
+def test_samples_over_time_are_shown_beside_the_newest(page: Page, studio: Studio, tmp_path: Path) -> None:
+    shown = [each for each in (page._sample, page._grid)]
+    assert [each.visible for each in shown] == [False, False]
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "grid.png")
+    job = Job(1, "train", tmp_path, "<rex>", tmp_path / "task.json", state=RUNNING)
+    studio.jobs._jobs[1] = job
+    seen: dict[str, Any] = {}
+    assert [each["visible"] for each in page._look(seen, "")[3:5]] == [False, False]
+    job.hear({"event": "sampled", "step": 2, "path": str(tmp_path / "grid.png")})
+    assert [each["visible"] for each in page._look(seen, "")[3:5] if "visible" in each] == [True, False]
+    job.hear({"event": "sampled", "step": 4, "path": str(tmp_path / "2.png"), "grid": str(tmp_path / "grid.png")})
+    assert page._look(seen, "")[4]["value"].size == (20, 10)
+    Image.new("RGB", (20, 30), "red").save(tmp_path / "grid.png")
+    job.hear({"event": "sampled", "step": 6, "path": str(tmp_path / "3.png"), "grid": str(tmp_path / "grid.png")})
+    assert page._look(seen, "")[4]["value"].size == (20, 30)
+    told = page._runs._describe("none")
+    assert len(told) == len(page._runs._details)
 
 
 def test_a_bundled_subject_takes_not_the_place_of_own_pictures(page: Page, studio: Studio) -> None:

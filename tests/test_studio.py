@@ -196,7 +196,7 @@ def test_what_is_left_to_the_preset_is_left_out(idle: Desk) -> None:
 def test_a_model_is_named_as_the_program_names_it_or_by_its_path(idle: Desk) -> None:
     file = idle.host.root / "models" / "sd15.safetensors"
     file.touch()
-    assert idle.studio.models() == [TINY_LABEL, "sd15.safetensors"]
+    assert idle.studio.models() == ["sd15.safetensors", TINY_LABEL]
 
     def model(name: Any) -> str:
         return str(idle.studio.settings({**FORM, "model": name})["model"])

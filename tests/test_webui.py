@@ -647,6 +647,16 @@ def test_a_body_that_is_no_object(site: Site, body: bytes) -> None:
     assert answer.status_code == 422
 
 
+def test_photographs_with_the_embedded_model_are_told_in_the_answer(site: Site) -> None:
+    photograph = base64.b64encode((Path(__file__).parent / "photographs" / "dog-00.jpg").read_bytes()).decode()
+    for data, count in ((photograph, 1), (picture(), 0)):
+        request = job_request(pictures=[{"name": "rex.png", "data": data}], overwrite=True)
+        answer = site.client.post("/zoodip/v1/jobs", json=request)
+        assert answer.status_code == 200, answer.text
+        told = [line for line in answer.json()["warnings"] if "look like photographs" in line]
+        assert len(told) == count
+
+
 def test_jobs_and_runs_that_are_not_there(site: Site) -> None:
     for path in ("jobs/7", "jobs/x"):
         assert site.client.get(f"/zoodip/v1/{path}").status_code == 422

@@ -10,7 +10,7 @@ import copy
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,13 +69,14 @@ class Jobs:
         self._workers: dict[int, Worker] = {}
         self._thread: threading.Thread | None = None
 
-    def submit(self, kind: str, folder: Path, token: str, **more: Any) -> Job:
+    def submit(self, kind: str, folder: Path, token: str, *, warnings: Sequence[str] = (), **more: Any) -> Job:
         """Queue a job, and return a copy of it.
 
         Args:
             kind: train, resume, show, compare or caption.
             folder: its folder, which exists.
             token: the placeholder.
+            warnings: what needs the user's eye already.
             more: settings, preset, learn_weights, changes, runs, prompt and caption_with, as in the job file.
 
         Raises:
@@ -89,7 +90,7 @@ class Jobs:
                 raise RunFolderError(f"{folder.name} is being worked on already; wait for it, or stop it first")
             file = write_task(folder, kind, folder, **more)
             ahead = [job for job in self._jobs.values() if job.open]
-            job = Job(next(self._ids), kind, folder, token, file)
+            job = Job(next(self._ids), kind, folder, token, file, warnings=list(warnings))
             if ahead:
                 job.message = f"waiting for {ahead[-1].token} to end"
             self._jobs[job.id] = job

@@ -7,6 +7,7 @@ All that it does is the :class:`Studio`'s, all that it says is in :mod:`views`, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -40,6 +41,11 @@ _LOOK = """() => {
 }"""
 """Has a page that is seen look at the job once a second. gradio's own timers look from every tab of a webui as well,
 and in 3.41 each keeps a connection open."""
+CHOOSE_ONE = "Choose one of them under 1, Model."
+FIND_ONE = (
+    "None is in the list under 1, Model: put one where they are looked for (of a webui models/Stable-diffusion, of the "
+    "page alone what --models names) and press Look again."
+)
 _PAGES = 16
 """That may be open at once where each takes a thread."""
 _WAITING = 200
@@ -141,6 +147,7 @@ class Page:
 
     def _add_work(self) -> None:
         html(views.heading(4, "Train"))
+        self._hint = html(elem_id="zoodip_hint")
         with gr.Row():
             self._start = gr.Button("Start", variant="primary", elem_id="zoodip_start", min_width=110)
             self._stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="zoodip_stop", min_width=110)
@@ -160,6 +167,7 @@ class Page:
         )
         self._status = html(elem_id="zoodip_status")
         self._sample = picture_box(label="Samples", elem_id="zoodip_sample")
+        self._grid = picture_box(label="Samples over time", elem_id="zoodip_grid")
         self._look_now = gr.Button("Look", elem_id="zoodip_look", elem_classes=[UNSEEN])
         self._seen = gr.State({})
 
@@ -223,7 +231,7 @@ class Page:
         given = form.read(fields)
         decided = {"learn_weights"} if given["preset"] == WITH_WEIGHTS else set()
         self.studio.draft.keep({name: value for name, value in given.items() if name not in decided})
-        return {**given, "overwrite": bool(overwrite)}
+        return {**given, "model": given["model"] or self.studio.models()[0], "overwrite": bool(overwrite)}
 
     def _started(self, *values: Any) -> tuple[Any, Any]:
         def start() -> str:
@@ -307,7 +315,15 @@ class Page:
         pictures = [*self._pictures.outputs, self._pictures.bundled, self._pictures.caption_with]
         loaded = listen(root.load, self._loaded, None, [*self._fields.values(), *pictures])
         listen(loaded.then, None, js=_LOOK)
-        live = [self._seen, self._status, self._sample, *self._runs.outputs, *self._comparison.outputs]
+        live = [
+            self._seen,
+            self._hint,
+            self._status,
+            self._sample,
+            self._grid,
+            *self._runs.outputs,
+            *self._comparison.outputs,
+        ]
         live += self._pictures.followed
         live += [self._start, self._stop, self._resume, self._sample_now, self._save_now, self._drop_waiting]
         live += [self._installation, self._installing, self._install, self._stop_installing]
@@ -329,18 +345,31 @@ class Page:
         job, waiting = self.studio.jobs.newest(), self._waiting()
         state = (job.id, job.state, len(waiting)) if job else ()
         status = views.status(job, waiting) if job else ""
-        sample = job.sample if job else None
+        sample, grid = (job.sample, job.grid) if job else (None, None)
         captions = next((job for job in reversed(self.studio.jobs.all()) if job.kind == CAPTION), None)
         written = (captions.id, captions.state) if captions else None
+        about = self._on_page()
         return [
             seen,
+            *fresh("hint", about, lambda: [shown(views.notice(self._told_before(about[0]), "warning"))]),
             *fresh("status", (status, state), lambda: [shown(status or views.idle(self._resumable()))]),
             *fresh("sample", sample, lambda: [pictured(sample)]),
+            *fresh("grid", (grid, sample), lambda: [pictured(grid)]),
             *fresh("runs", state, lambda: [*self._runs.follow(run), *self._comparison.follow()]),
             *fresh("captions", written, lambda: self._pictures.follow(captions)),
             *fresh("buttons", state, lambda: self._buttons(job, len(waiting))),
             *self._look_at_installation(seen, fresh),
         ]
+
+    def _on_page(self) -> tuple[str, list[Path]]:
+        """The model and the pictures: where they are the same, so is what is to be said of them."""
+        return str(self._kept().get("model") or ""), [each.path for each in self.studio.draft.pictures()]
+
+    def _told_before(self, model: str) -> str:
+        """What somebody should know before a training of what is on the page begins; empty if there is nothing."""
+        others = self.studio.host.models()  # of folders that may be large or far away: not at each look
+        hint = self.studio.hint(model or self.studio.models()[0])
+        return f"{hint}\n{CHOOSE_ONE if others else FIND_ONE}" if hint else ""
 
     def _buttons(self, job: Job | None, waiting: int) -> list[Any]:
         at_work, resumable = job is not None and job.open, self._resumable()

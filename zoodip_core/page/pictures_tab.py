@@ -22,7 +22,7 @@ from ..train.settings import SETTINGS
 from . import form, views
 from .draft import Picture
 from .gradios import attempt, fitting, html, listen, shown, uploads
-from .studio import Studio
+from .studio import TINY_LABEL, Studio
 
 FOLLOWED = ("crop", "resolution", "background")
 """Settings that decide how pictures are cut."""
@@ -126,9 +126,18 @@ class Pictures:
         def concept_added(name: str | None) -> tuple[Any, ...]:
             return (*self._after(lambda: self._add_concept(name or "")), self.subject(), *values())
 
+        place = form.names().index("model")
+        model = fields[place]
+
+        def dropped(files: Any) -> list[Any]:
+            return [*self._dropped(files), values()[place]]
+
+        def folder_added(folder: str) -> list[Any]:
+            return [*self._folder_added(folder), values()[place]]
+
         told = [self._notice, *self.outputs]
-        listen(self._drop.upload, self._dropped, [self._drop], [*told, self._drop, self.bundled])
-        listen(self._add_folder.click, self._folder_added, [self._folder], [*told, self.bundled])
+        listen(self._drop.upload, dropped, [self._drop], [*told, self._drop, self.bundled, model])
+        listen(self._add_folder.click, folder_added, [self._folder], [*told, self.bundled, model])
         listen(self.bundled.input, concept_added, [self.bundled], [*told, self.bundled, *fields])
         listen(self.gallery.select, self._picture_chosen, None, self.outputs[2:])
         for event in (self._caption.blur, self._caption.submit):
@@ -205,7 +214,8 @@ class Pictures:
         if len(draft.pictures()) > len(bundled) and draft.values().get(_SUBJECT):
             for name in bundled:
                 draft.remove(name)
-            draft.keep({_SUBJECT: ""})
+            on_tiny = draft.values().get("model") == TINY_LABEL  # the bundled subject's, which draws nothing else
+            draft.keep({_SUBJECT: "", **({"model": ""} if on_tiny else {})})
         return self._added(skipped)
 
     def _add_concept(self, name: str) -> tuple[str, str]:
@@ -216,7 +226,7 @@ class Pictures:
             raise ImagesError("your own pictures are here; remove them all first, then choose a bundled subject")
         draft.clear()
         skipped = draft.add_concept(name)
-        told = {"token": concept.token, "initializer": concept.initializer, "model": self._studio.models()[0]}
+        told = {"token": concept.token, "initializer": concept.initializer, "model": TINY_LABEL}
         draft.keep({**told, _SUBJECT: name})
         return self._added(skipped)
 

@@ -54,6 +54,7 @@ class Runs:
                     self._head = html(elem_id="zoodip_run_details")
                     self._before_after = picture_box(label="Before and after", elem_id="zoodip_before_after")
                     self._add_buttons()
+                    self._grid = picture_box(label="Samples over time", elem_id="zoodip_run_grid")
                     self._chart = html(elem_id="zoodip_run_chart")
                     with gr.Row():
                         self._file = self._offered("The token's file", "file")
@@ -141,7 +142,7 @@ class Runs:
     @property
     def _details(self) -> list[Any]:
         box = [self._hint, self._box, self._head, self._before_after, self._use, self._resume, self._show]
-        return [*box, self._replace, self._really, self._chart, self._file, self._lora_file, self._settings]
+        return [*box, self._replace, self._really, self._grid, self._chart, self._file, self._lora_file, self._settings]
 
     def _choose(self, name: str | None) -> list[Any]:
         return [name or "", shown("") if name else gr.update(), *self._describe(name or "")]
@@ -163,6 +164,7 @@ class Runs:
             gr.update(visible=has_token, value="Draw it again" if run.before_after else "Draw before and after"),
             gr.update(visible=False, value=False),
             gr.update(visible=False),
+            pictured(run.grid),
             shown(views.framed(views.chart(losses)) if losses else ""),
             gr.update(value=self._downloads_of(run), visible=has_token),
             gr.update(value=self._download(run, lora=True), visible=run.lora is not None),

@@ -25,6 +25,7 @@ from ..jobs.protocol import ASIDE, CAPTION, COMPARE, FAILED, FINISHED
 from ..jobs.queue import JobHost, Jobs
 from ..model.kinds import TINY
 from ..train.config import TrainConfig
+from ..train.hints import photographs
 from ..train.presets import PRESET
 from ..train.run_folder import CONFIG, RunFolder
 from ..train.settings import ALL, AUTO, SETTINGS, given
@@ -130,8 +131,19 @@ class Studio:
         return find_trainer(self.host.python())
 
     def models(self) -> list[str]:
-        """What the form offers; a path may be given as well."""
-        return [TINY_LABEL, *self.host.models()]
+        """What the form offers, its first choice first; a path may be given as well."""
+        return [*self.host.models(), TINY_LABEL]
+
+    def hint(self, model: str, draft: Draft | None = None) -> str:
+        """A line for the user whose pictures the embedded model cannot learn; empty where nothing is to be said.
+
+        Args:
+            model: as :meth:`models` names it.
+            draft: the pictures' if not the page's own.
+        """
+        if not _is_tiny(model):
+            return ""
+        return "\n".join(photographs([each.path for each in (draft or self.draft).pictures()]))
 
     # ------------------------------------------------------------ the form
 
@@ -149,7 +161,7 @@ class Studio:
         named = given(named, OWN)
         PRESET.check(form.get("preset", "default"))
         label = str(named.get("model") or TINY_LABEL).strip()
-        named["model"] = TINY if label in (TINY, TINY_LABEL) else str(self._model_path(label))
+        named["model"] = TINY if _is_tiny(label) else str(self._model_path(label))
         if named["model"] != TINY:
             named["cache"] = self._cache if form.get("keep_copy", KEEP_COPY.default) else None
         for name in ("token", "initializer"):
@@ -257,7 +269,9 @@ class Studio:
         folder = new_folder(self.host.home(), token)
         try:
             settings |= draft.write_references(folder)
-            return self.jobs.submit("train", folder, token, settings=settings, replace=replace, **self._asked(form))
+            hint = self.hint(settings["model"], draft)
+            asked = {**self._asked(form), "warnings": [hint] if hint else []}
+            return self.jobs.submit("train", folder, token, settings=settings, replace=replace, **asked)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -460,6 +474,10 @@ class Studio:
         if run.embedding is None:
             raise EmbeddingFileError(f"{name} has no token yet; resume the run first")
         return run
+
+
+def _is_tiny(label: str) -> bool:
+    return label.strip() in ("", TINY, TINY_LABEL)
 
 
 def _is_empty(name: str, value: Any) -> bool:

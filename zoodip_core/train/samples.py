@@ -115,9 +115,9 @@ class Sampling:
 class Samples:
     """A run's samples, drawn into its folder.
 
-    Of listed prompts a picture over time is kept as well, made from the sheets of the steps, so that a resumed run goes
-    on with it. Its rows are the start, the steps that were due or asked for, and the end; not what lies beyond the step
-    that the run is at, as where it was resumed from an earlier one.
+    Of listed prompts a picture over time is kept as well, made from the sheets of the steps, so that it grows on in a
+    resumed run. Its rows are the start, the steps that were due or asked for, and the end; not what lies beyond the
+    step that the run is at, as where it was resumed from an earlier one.
     """
 
     def __init__(self, training: Training, folder: RunFolder, on_event: Callable[[Event], None]) -> None:

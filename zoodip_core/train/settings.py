@@ -586,7 +586,7 @@ class Settings:
         None,
         RUN,
         "Negative prompt of samples",
-        "What they stay away from.",
+        "What sample images stay away from.",
         metavar="TEXT",
         node_input="preview_negative_prompt",
     )
@@ -594,7 +594,8 @@ class Settings:
         0.0,
         RUN,
         "Guidance of samples",
-        "Classifier-free guidance; 0 is the model's own: 7.5 for Stable Diffusion, 5 for the embedded model.",
+        "Classifier-free guidance of sample images; 0 is its kind's own: 7.5 for Stable Diffusion, 5 for the embedded "
+        "model, in ComfyUI 1 for Flux and 4.5 for others.",
         metavar="SCALE",
         range=(0, MOST_GUIDANCE),
         node_input="preview_guidance",
@@ -603,7 +604,7 @@ class Settings:
         25,
         RUN,
         "Denoising steps of samples",
-        "Of each sample image. Fewer take less time.",
+        "Denoising steps of each sample image. Fewer take less time.",
         metavar="N",
         range=(1, MOST_SAMPLE_STEPS),
         node_input="preview_steps",
