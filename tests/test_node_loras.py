@@ -371,7 +371,7 @@ def one_preview(monkeypatch: pytest.MonkeyPatch) -> None:
     """For time's sake: one, of few denoising steps."""
     drawing = core("model.stable_diffusion")
     generate = drawing.generate
-    monkeypatch.setattr("zoodip_pack.nodes.train._SAMPLES", 1)
+    monkeypatch.setattr("zoodip_pack.zoodip_core.train.samples._PICTURES", 1)
     monkeypatch.setattr(drawing, "generate", lambda *given, **more: generate(*given, **{**more, **FEW}))
 
 

@@ -261,6 +261,44 @@ def test_events_tell_a_run_from_beginning_to_end(ran: Ran) -> None:
     assert ran.folder.name in told(ran.host, "text")[-1]
 
 
+def test_listed_previews_are_shown_over_time(pack: Any, model: Any, host: FakeHost) -> None:
+    """The same picture whether the run was stopped or not, and as it lies in the run's folder."""
+    listed = {"preview_prompt": "a {}; my {} in the snow", "preview_every": 3, "preview_steps": 2}
+    listed |= {"preview_negative_prompt": "night", "preview_guidance": 2.0}
+    _, previews, _, _, grid = train(pack, model, **listed, resume=False)["result"]
+    assert previews.shape[0] == 2
+    stopped(pack, model, host, 4, **listed, seed=1)
+    again = train(pack, model, **{**listed, "seed": 1})["result"]
+    whole, resumed = (np.asarray(Image.open(run / "run" / "samples" / "grid.png")) for run in sorted_by_seed(host))
+    np.testing.assert_array_equal((grid[0].numpy() * 255).round(), whole)
+    np.testing.assert_array_equal((again[4][0].numpy() * 255).round(), resumed)
+    assert resumed.shape == whole.shape
+    assert whole.shape[1] == 150 + 2 * 150 + 6
+    assert len(list((sorted_by_seed(host)[1] / "run" / "samples").glob("step-*.png"))) == 3
+    enlarged = (previews.numpy() * 255).round().repeat(3, axis=1).repeat(3, axis=2)
+    for column, picture in enumerate(enlarged):  # the last row is the finished token's
+        left = 150 + column * 150
+        np.testing.assert_array_equal(whole[-150:-6, left : left + 144], picture)
+
+
+def sorted_by_seed(host: FakeHost) -> list[Path]:
+    return sorted(runs(host), key=lambda run: int(json.loads((run / "run" / "config.json").read_text())["seed"]))
+
+
+def test_photographs_with_the_embedded_model_are_told_on_the_node(
+    pack: Any, model: Any, host: FakeHost, one_preview: None
+) -> None:
+    """Before the first step, and not of a bundled subject."""
+    photographs = sorted((Path(__file__).parent / "photographs").glob("*.jpg"))
+    images = [torch.from_numpy(np.asarray(Image.open(path), dtype=np.float32) / 255)[None] for path in photographs]
+    train(pack, model, steps=1, images=images, captions=["a {}"])
+    warned = [bool([line for line in lines if "look like photographs" in line]) for lines in told(host, "warnings")]
+    assert warned[told(host, "state").index("training")]
+    host.sent.clear()
+    train(pack, model, steps=1)
+    assert not any("photographs" in line for lines in told(host, "warnings") for line in lines)
+
+
 def test_the_bar_and_live_previews_show_on_the_node(ran: Ran) -> None:
     training = [each for each in ran.host.shown if each[1] == STEPS]
     assert [done for done, _, picture in training if picture is None] == list(range(1, STEPS + 1))

@@ -627,8 +627,8 @@ def test_photographs_with_the_embedded_model_are_told_beside_start(page: Page, s
 
 
 def test_samples_over_time_are_shown_beside_the_newest(page: Page, studio: Studio, tmp_path: Path) -> None:
-    shown = [each for each in (page._sample, page._grid)]
-    assert [each.visible for each in shown] == [False, False]
+    assert not page._sample.visible
+    assert not page._grid.visible
     Image.new("RGB", (20, 10), "red").save(tmp_path / "grid.png")
     job = Job(1, "train", tmp_path, "<rex>", tmp_path / "task.json", state=RUNNING)
     studio.jobs._jobs[1] = job

@@ -41,10 +41,10 @@ _LOOK = """() => {
 }"""
 """Has a page that is seen look at the job once a second. gradio's own timers look from every tab of a webui as well,
 and in 3.41 each keeps a connection open."""
-CHOOSE_ONE = "Choose one of them under 1, Model."
+CHOOSE_ONE = "Choose a Stable Diffusion under 1, Model."
 FIND_ONE = (
-    "None is in the list under 1, Model: put one where they are looked for (of a webui models/Stable-diffusion, of the "
-    "page alone what --models names) and press Look again."
+    "No other is in the list under 1, Model: put a checkpoint of Stable Diffusion where they are looked for (of a "
+    "webui models/Stable-diffusion, of the page alone the folder of --models) and press Look again."
 )
 _PAGES = 16
 """That may be open at once where each takes a thread."""
@@ -369,7 +369,7 @@ class Page:
         """What somebody should know before a training of what is on the page begins; empty if there is nothing."""
         others = self.studio.host.models()  # of folders that may be large or far away: not at each look
         hint = self.studio.hint(model or self.studio.models()[0])
-        return f"{hint}\n{CHOOSE_ONE if others else FIND_ONE}" if hint else ""
+        return f"{hint[0].upper()}{hint[1:]}. {CHOOSE_ONE if others else FIND_ONE}" if hint else ""
 
     def _buttons(self, job: Job | None, waiting: int) -> list[Any]:
         at_work, resumable = job is not None and job.open, self._resumable()

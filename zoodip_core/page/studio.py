@@ -25,7 +25,7 @@ from ..jobs.protocol import ASIDE, CAPTION, COMPARE, FAILED, FINISHED
 from ..jobs.queue import JobHost, Jobs
 from ..model.kinds import TINY
 from ..train.config import TrainConfig
-from ..train.hints import photographs
+from ..train.hints import photographs, too_much_for_the_embedded_model
 from ..train.presets import PRESET
 from ..train.run_folder import CONFIG, RunFolder
 from ..train.settings import ALL, AUTO, SETTINGS, given
@@ -134,16 +134,14 @@ class Studio:
         """What the form offers, its first choice first; a path may be given as well."""
         return [*self.host.models(), TINY_LABEL]
 
-    def hint(self, model: str, draft: Draft | None = None) -> str:
-        """A line for the user whose pictures the embedded model cannot learn; empty where nothing is to be said.
+    def hint(self, model: str) -> str:
+        """Why a model cannot learn the page's pictures; empty where nothing is to be said.
 
         Args:
             model: as :meth:`models` names it.
-            draft: the pictures' if not the page's own.
         """
-        if not _is_tiny(model):
-            return ""
-        return "\n".join(photographs([each.path for each in (draft or self.draft).pictures()]))
+        paths = [each.path for each in self.draft.pictures()]
+        return too_much_for_the_embedded_model(paths) if _is_tiny(model) else ""
 
     # ------------------------------------------------------------ the form
 
@@ -269,8 +267,8 @@ class Studio:
         folder = new_folder(self.host.home(), token)
         try:
             settings |= draft.write_references(folder)
-            hint = self.hint(settings["model"], draft)
-            asked = {**self._asked(form), "warnings": [hint] if hint else []}
+            told = photographs([each.path for each in draft.pictures()]) if settings["model"] == TINY else []
+            asked = {**self._asked(form), "warnings": told}
             return self.jobs.submit("train", folder, token, settings=settings, replace=replace, **asked)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

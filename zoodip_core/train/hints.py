@@ -12,6 +12,10 @@ from .config import TrainConfig
 
 EMBEDDED_SIDE = 48
 """Pixels a side of what the embedded model draws."""
+_CHOOSE = (
+    "Choose a Stable Diffusion, a checkpoint file or a diffusers folder: --model at the command line, Model on the "
+    "page, Load Quantized SD in ComfyUI"
+)
 _LOOKED_AT = 20
 """Pictures, at most: a person at the command line may give a thousand."""
 
@@ -28,16 +32,21 @@ def hints(config: TrainConfig, info: ModelInfo, paths: Sequence[Path]) -> list[s
 
 def photographs(paths: Sequence[Path]) -> list[str]:
     """A line for the user who would train the embedded model on photographs; none where most are no photographs."""
+    why = too_much_for_the_embedded_model(paths)
+    return [f"model: {why}. {_CHOOSE}"] if why else []
+
+
+def too_much_for_the_embedded_model(paths: Sequence[Path]) -> str:
+    """Why it cannot learn these pictures; empty where most are no photographs."""
     some = list(dict.fromkeys(paths))[:_LOOKED_AT]
     found = [path.name for path in some if is_photograph(path, EMBEDDED_SIDE)]
     if 2 * len(found) < max(1, len(some)):
-        return []
+        return ""
     names = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
-    return [
-        f"model: the embedded model draws nothing but little monsters of {EMBEDDED_SIDE} pixels, and these pictures "
-        f"look like photographs ({names}): it cannot learn them. Choose a Stable Diffusion, a checkpoint file or a "
-        "diffusers folder: --model at the command line, Model on the page, Load Quantized SD in ComfyUI"
-    ]
+    return (
+        f"the embedded model draws nothing but little monsters of {EMBEDDED_SIDE} pixels, and these pictures look like "
+        f"photographs ({names}): it cannot learn them"
+    )
 
 
 def _without_token(config: TrainConfig) -> list[str]:
