@@ -318,8 +318,9 @@ def _steps(
     mean = RunningMean()
     for loss in curve:
         mean.add(loss)
-    samples = Samples(training, folder, on_event)
-    samples.begin()
+    references = [image.picture for image in training.images]
+    samples = Samples(training.model, folder, references, lambda: (training.embeddings(), training.lora()), on_event)
+    samples.begin(search.step)
     first, began = search.step, time.monotonic()
     while not training.done:
         journal.append(training.step())  # not begun where a stop is asked for
@@ -333,8 +334,8 @@ def _steps(
             journal.sync()  # first, so that no state on the disk is ahead of it
             on_event(Saved(search.step, _save(training, folder)[0]))
         if commands.take_sample() or (config.sample_every and search.step % config.sample_every == 0):
-            samples.draw()
-    samples.end()
+            samples.draw(search.step)
+    samples.end(search.step)
 
 
 class RunningMean:

@@ -21,9 +21,9 @@ from ..data.prompts import SLOT
 from ..data.sheets import MOST_ROWS, contact_sheet, evenly, has_note, rows_in, save_png, stacked
 from ..model.embedding import Embedding
 from ..model.generation import with_lora
+from ..model.lora import Lora
 from ..model.token_model import TokenModel
 from .config import TrainConfig
-from .prepared import Training
 from .run_folder import RunFolder
 
 _PICTURES = 4
@@ -118,55 +118,68 @@ class Samples:
     Of listed prompts a picture over time is kept as well, made from the sheets of the steps, so that it grows on in a
     resumed run. Its rows are the start, the steps that were due or asked for, and the end; not what lies beyond the
     step that the run is at, as where it was resumed from an earlier one.
+
+    Args:
+        model: what draws.
+        folder: the run's.
+        references: the pictures that it learns from.
+        learned: gives the tokens as they are now, and the weights if there are any.
+        on_event: told of each sampling.
     """
 
-    def __init__(self, training: Training, folder: RunFolder, on_event: Callable[[Event], None]) -> None:
-        self._training, self._folder, self._on_event = training, folder, on_event
-        self._sampling = Sampling.of(training.config)
-        self._every = training.config.sample_every if self._sampling.listed else 0
+    def __init__(
+        self,
+        model: TokenModel,
+        folder: RunFolder,
+        references: Sequence[Image],
+        learned: Callable[[], tuple[Sequence[Embedding], Lora | None]],
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._model, self._folder, self._learned, self._on_event = model, folder, learned, on_event
+        self._sampling = Sampling.of(folder.config)
+        self._references = references[: len(self._sampling.prompts)]
+        self._every = folder.config.sample_every if self._sampling.listed else 0
         self._at = -1
         """The step that was drawn, or need not be."""
 
-    def begin(self) -> None:
+    def begin(self, step: int) -> None:
         """Of listed prompts, draw the start, or what a stop has left out at the step that the run is at.
 
         Raises:
             Stopped: a stop was asked for.
         """
-        step = self._training.search.step
         if has_note(self._folder.sample_path(step), self._sampling.note):
             self._at = step
         elif self._every and step % self._every == 0:
-            self.draw()
+            self.draw(step)
         write_grid(self._folder, self._sampling, step)
 
-    def end(self) -> None:
+    def end(self, step: int) -> None:
         """Of listed prompts, draw the end.
 
         Raises:
             Stopped: a stop was asked for.
         """
-        if self._every and self._training.search.step != self._at:
-            self.draw()
+        if self._every and step != self._at:
+            self.draw(step)
 
-    def draw(self) -> None:
-        """Draw the token as it is now, and tell of it.
+    def draw(self, step: int) -> None:
+        """Draw the token as it is now, after so many steps, and tell of it.
 
         Raises:
             Stopped: a stop was asked for.
         """
-        training, step = self._training, self._training.search.step
         self._at = step
+        embeddings, lora = self._learned()
         try:
-            with with_lora(training.model, training.lora()):
-                images = self._sampling.draw(training.model, training.embeddings())
+            with with_lora(self._model, lora):
+                images = self._sampling.draw(self._model, embeddings)
         except (torch.OutOfMemoryError, ModelError) as error:  # pictures are not a reason to end a run
             self._on_event(Message(f"no samples at step {step}: {error}", warning=True))
             return
         path = self._folder.sample_path(step)
-        references = [image.picture for image in training.images[: len(images)]]
-        label = f'step {step}\n"{training.config.initializer}"' if step == 0 else f"step {step}"
-        contact_sheet([("reference\nimages", references), (label, images)], path, note=self._sampling.note)
+        label = f'step {step}\n"{self._folder.config.initializer}"' if step == 0 else f"step {step}"
+        contact_sheet([("reference\nimages", self._references), (label, images)], path, note=self._sampling.note)
         self._on_event(Sampled(step, images, path, write_grid(self._folder, self._sampling, step)))
 
 
