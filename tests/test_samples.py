@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Sequence
@@ -20,6 +21,12 @@ from zoodip_core.base.events import Event, Message, Sampled, Started
 from zoodip_core.cli.main import main
 from zoodip_core.data.photographs import is_photograph
 from zoodip_core.data.sheets import evenly
+from zoodip_core.jobs.history import find_run
+from zoodip_core.jobs.job import Job
+from zoodip_core.jobs.job_folder import write_task
+from zoodip_core.jobs.pipes import Outbox
+from zoodip_core.jobs.protocol import event_of
+from zoodip_core.jobs.tasks import work
 from zoodip_core.model.generation import generate
 from zoodip_core.model.recognise import identify
 from zoodip_core.model.stable_diffusion import StableDiffusion
@@ -305,6 +312,24 @@ def test_none_are_drawn_that_nobody_asked_for(tiny_model: StableDiffusion, tmp_p
     result = train_token(config, tmp_path / "now", model=tiny_model, commands=commands)
     assert names(tmp_path / "now") == ["grid.png", "step-00000001.png"]
     assert result.grid
+
+
+def test_a_worker_tells_of_the_picture_over_time(tmp_path: Path) -> None:
+    """A real job, as the page queues them; a page that heard its lines knows the files."""
+    pipe = io.BytesIO()
+    settings: dict[str, Any] = {"images": [str(PIP / "images")], "token": "<pip>", "initializer": "monster"}
+    settings |= {"sample_prompt": "a {}; my {}", "sample_every": 1, "sample_steps": 1, "steps": 1}
+    file = write_task(tmp_path, "train", tmp_path, settings=settings, preset="paper", changes={})
+    assert work(file, Outbox(pipe), Commands()) == 0
+    job = Job(1, "train", tmp_path, "<pip>", file)
+    for line in pipe.getvalue().splitlines():
+        job.hear(event_of(line) or {})
+    assert job.sampled_step == 1
+    assert job.grid == tmp_path / "run" / "samples" / "grid.png"
+    found = find_run(tmp_path.parent, tmp_path.name)
+    assert found.grid == job.grid
+    with Image.open(found.before_after or "") as picture:  # a column for each prompt there too
+        assert picture.width == LABEL + 2 * (TILE + GAP) + GAP
 
 
 def test_the_command_tells_where_the_picture_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,12 @@ EVENTS = {
     "failed": ("error", "fault"),
 }
 """Events by name, with the fields that each of them has."""
-_SOMETIMES = {"checked": {"sizes"}, "saved": {"lora"}, "ended": {"step", "embedding", "lora"}}
+_SOMETIMES = {
+    "checked": {"sizes"},
+    "sampled": {"grid"},
+    "saved": {"lora"},
+    "ended": {"step", "embedding", "lora"},
+}
 """Fields that an event has where there is something to say."""
 
 
