@@ -71,6 +71,13 @@ def test_there_are_help_pages_for_the_nodes_and_no_others(texts: Texts) -> None:
     assert {path.parent.name for path in DOCS.glob("*/zh.md")} == texts.keys()
 
 
+@pytest.mark.parametrize("page", [path.relative_to(DOCS) for path in DOCS.rglob("*.md")], ids=str)
+def test_a_help_page_holds_no_markup(page: Path) -> None:
+    """ComfyUI's page takes brackets outside of code for it, and drops what is in them."""
+    written = re.sub("`[^`\n]*`", "", (DOCS / page).read_text(encoding="utf-8"))
+    assert re.findall(r"<[^<>\n]*>", written) == []
+
+
 @pytest.mark.parametrize("language", ["en", "fr", "zh"])
 def test_a_help_page_names_every_input_and_output(language: str, texts: Texts, chinese: Texts) -> None:
     for node, each in texts.items():
