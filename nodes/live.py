@@ -127,7 +127,7 @@ class Live:
             "rate": event.steps_per_second,
             "eta": event.eta,
             "memory": event.memory,
-            "text": "",
+            "text": f"learning {event.learns}" if event.learns else "",
         }
         if time.monotonic() - self._sent < _BETWEEN and event.step < event.steps:
             return

@@ -549,6 +549,8 @@ def test_an_event_of_wrong_types_changes_nothing(more: dict[str, Any], tmp_path:
     assert job == before
     job.hear({key: value for key, value in good.items() if key not in more})
     assert job == before
+    job.hear({**good, "step": 3, "learns": "weights"})
+    assert (job.message, job.step) == ("learning weights", 3)
 
 
 @pytest.mark.parametrize(

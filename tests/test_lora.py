@@ -21,6 +21,7 @@ from zoodip_core import Commands, TrainConfig, resume_training, train_token
 from zoodip_core.base.errors import CaptionError, ConfigError, LoraFileError, NonFiniteLossError, RunFolderError
 from zoodip_core.base.events import Event, Message, Progress
 from zoodip_core.cli.main import main
+from zoodip_core.cli.screen import Screen
 from zoodip_core.model import frames as module
 from zoodip_core.model.embedding import load_embedding
 from zoodip_core.model.frames import Frames, frames_of, read_text, with_cores
@@ -511,6 +512,23 @@ def test_a_run_keeps_its_lora_beside_its_token(whole: TrainResult, tiny_model: S
     assert all(len(each) == 2 and each[0] != each[1] for each in losses)
     with with_lora(tiny_model, load_lora(whole.lora_path)):
         pass  # it fits
+
+
+@pytest.mark.parametrize(("with_token", "later"), [(False, "weights"), (True, "the token and weights")])
+def test_a_run_says_what_it_learns(
+    with_token: bool, later: str, tiny_model: StableDiffusion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learned, screen = {}, Screen()
+
+    def on_event(event: Event) -> None:
+        screen(event)
+        if isinstance(event, Progress):
+            learned[event.step] = event.learns
+
+    train_token(config_of(lora_with_token=with_token), tmp_path / "run", model=tiny_model, on_event=on_event)
+    screen.close()
+    assert learned == {step: "the token" if step < 4 else later for step in range(1, 13)}
+    assert f"from step 4 on it learns {later}" in capsys.readouterr().err
 
 
 def test_stopped_at_any_step_it_goes_on_to_the_same_bytes(

@@ -34,7 +34,8 @@ class Started:
 class Progress:
     """A completed step. ``smoothed`` is the loss's running mean; times are in seconds.
 
-    ``memory`` is the peak of the run so far in bytes, None where that is not known.
+    ``memory`` is the peak of the run so far in bytes, None where that is not known. ``learns`` is what is learned by
+    now in a run of two stages; empty in others.
     """
 
     step: int
@@ -44,6 +45,7 @@ class Progress:
     steps_per_second: float
     eta: float
     memory: int | None
+    learns: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Screen:
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._learns = ""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Message):
@@ -45,6 +46,9 @@ class Screen:
                 mininterval=0.25,
                 bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}, {rate_fmt}, ETA {remaining}",
             )
+        if event.learns != self._learns:
+            self._line(f"from step {event.step} on it learns {event.learns}")
+            self._learns = event.learns
         self._bar.set_postfix_str(f"loss {event.smoothed:.4f}", refresh=False)
         self._bar.update(event.step - self._bar.n)
 

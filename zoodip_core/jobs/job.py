@@ -102,11 +102,12 @@ class Job:
         step, steps, memory = _count(event["step"]), _count(event["steps"]), event["memory"]
         peak = None if memory is None else _count(memory)
         loss, smoothed, rate, eta = (float(event[name]) for name in ("loss", "smoothed", "rate", "eta"))
+        learns = whole_text(str(event.get("learns", "")))
         self.step, self.steps, self.memory = step, steps, peak
         self.loss, self.smoothed, self.rate, self.eta = loss, smoothed, rate, eta
         self.losses.append(loss)
         if self.state == RUNNING:
-            self.message = "learning"
+            self.message = f"learning {learns}".rstrip()
 
     def _on_sampled(self, event: Mapping[str, Any]) -> None:
         sample, step, grid = Path(event["path"]), _count(event["step"]), event.get("grid")

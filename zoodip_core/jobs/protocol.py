@@ -60,6 +60,7 @@ EVENTS = {
 """Events by name, with the fields that each of them has."""
 _SOMETIMES = {
     "checked": {"sizes"},
+    "progress": {"learns"},
     "sampled": {"grid"},
     "saved": {"lora"},
     "ended": {"step", "embedding", "lora"},

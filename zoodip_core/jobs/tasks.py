@@ -136,6 +136,7 @@ def telling(out: Outbox) -> Callable[[Event], None]:
                 rate=event.steps_per_second,
                 eta=event.eta,
                 memory=event.memory,
+                **({"learns": event.learns} if event.learns else {}),
             )
         elif isinstance(event, Sampled):
             out.send("sampled", step=event.step, path=str(event.path), **_named("grid", event.grid))

@@ -329,7 +329,8 @@ def _steps(
         smoothed = mean.add(loss)
         rate = (search.step - first) / max(time.monotonic() - began, 1e-9)
         eta = (config.steps - search.step) / rate
-        on_event(Progress(search.step, config.steps, loss, smoothed, rate, eta, training.watch.grown()))
+        grown, learns = training.watch.grown(), training.learns
+        on_event(Progress(search.step, config.steps, loss, smoothed, rate, eta, grown, learns))
         if search.step % config.save_every == 0 or commands.take_save():
             journal.sync()  # first, so that no state on the disk is ahead of it
             on_event(Saved(search.step, _save(training, folder)[0]))

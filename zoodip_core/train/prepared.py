@@ -354,6 +354,14 @@ class Training:
             "with radius 6 keep it nearer"
         )
 
+    @property
+    def learns(self) -> str:
+        """What is learned by now in a run of two stages; empty in others."""
+        if not isinstance(self.search, StagedSearch):
+            return ""
+        both = "the token and weights" if self.config.lora_with_token else "weights"
+        return both if self.search.in_second else "the token"
+
     def lora(self) -> Lora | None:
         """The weights that are learned as they are now, None while there are none."""
         if not self.frames or not isinstance(self.search, StagedSearch) or not self.search.in_second:
