@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -246,6 +247,8 @@ def test_a_damaged_sheet_is_left_out(listed: TrainResult, tmp_path: Path) -> Non
     cut.write_bytes(cut.read_bytes()[:-5000])
     folder.sample_path(5).write_bytes(b"no picture")
     Image.new("RGB", (400, 300)).save(folder.sample_path(6))
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder.sample_path(7))  # a stranger's: it would be waited for
     assert write_grid(folder, Sampling.of(folder.config), 8)
     with Image.open(folder.grid_path) as grid, Image.open(listed.grid or "") as whole:
         assert grid.height == whole.height - 2 * (TILE + GAP)

@@ -140,6 +140,8 @@ def rows_in(path: Path, columns: int, note: str) -> list[Image.Image]:
         None of them where it is not such a sheet.
     """
     width, height = _LABEL + columns * (_TILE + _GAP) + _GAP, _TILE + _GAP
+    if not path.is_file():
+        return []
     try:
         with Image.open(path, formats=("PNG",)) as sheet:
             rows = (sheet.height - _GAP) // height
@@ -153,7 +155,7 @@ def rows_in(path: Path, columns: int, note: str) -> list[Image.Image]:
 
 def has_note(path: Path, note: str) -> bool:
     """Whether a file is a picture that was written with such a note; its pixels are not looked at."""
-    if not note:
+    if not note or not path.is_file():  # a pipe would be waited for
         return False
     try:
         with Image.open(path, formats=("PNG",)) as picture:
@@ -163,23 +165,23 @@ def has_note(path: Path, note: str) -> bool:
 
 
 def stacked(rows: Sequence[Image.Image], columns: Sequence[str]) -> Image.Image:
-    """Rows of :func:`rows_in` as one sheet.
+    """Rows of :func:`rows_in` as one sheet, with labels below the first of them.
 
     Args:
-        columns: labels above them, which are wrapped, and cut after some lines.
+        columns: labels of what the other rows show, which are wrapped, and cut after some lines.
     """
     labels = [wrapped(label, _TILE, _MOST_HEAD) for label in columns]
-    top = _GAP + _LINE * max(map(len, labels), default=0)
-    sheet = Image.new("RGB", (rows[0].width, top + sum(row.height for row in rows) + _GAP), "white")
+    heads = _LINE * max(map(len, labels), default=0) + _GAP
+    sheet = Image.new("RGB", (rows[0].width, _GAP + heads + sum(row.height for row in rows)), "white")
     pen, font = ImageDraw.Draw(sheet), _font()
+    y = _GAP
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, y))
+        y += row.height + (0 if number else heads)
     for column, lines in enumerate(labels):
         middle = _LABEL + column * (_TILE + _GAP) + _TILE // 2
         for line, text in enumerate(lines):
-            pen.text((middle, _GAP + _LINE * line + _LINE // 2), text, "black", font, anchor="mm")
-    y = top + _GAP
-    for row in rows:
-        sheet.paste(row, (0, y))
-        y += row.height
+            pen.text((middle, _GAP + rows[0].height + _LINE * line + _LINE // 2), text, "black", font, anchor="mm")
     return sheet
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -196,7 +197,8 @@ def write_grid(folder: RunFolder, sampling: Sampling, upto: int) -> Path | None:
     chosen = [sheets[i] for i in evenly(len(sheets), MOST_ROWS)]
     found = [rows for sheet in chosen if len(rows := rows_in(sheet, len(sampling.prompts), note)) == 2]
     if not found:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
         return None
     token = folder.config.token if len(folder.config.tokens) == 1 else SLOT
     heads = [printable(prompt.replace(SLOT, token)) for prompt in sampling.prompts]
@@ -206,7 +208,9 @@ def write_grid(folder: RunFolder, sampling: Sampling, upto: int) -> Path | None:
 
 def _sheets(folder: RunFolder) -> list[tuple[int, Path]]:
     """The sheets in a run's folder by their steps."""
-    if not folder.samples_path.is_dir():
+    try:
+        paths = list(folder.samples_path.iterdir())
+    except OSError:  # there are none yet
         return []
-    named = ((re.fullmatch(r"step-(\d{8,15})\.png", path.name), path) for path in folder.samples_path.iterdir())
+    named = ((re.fullmatch(r"step-(\d{8,15})\.png", path.name), path) for path in paths)
     return sorted((int(match[1]), path) for match, path in named if match)
