@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import random_models
 import torch
+from PIL import Image
 from torch import nn
 
 from zoodip_core import TrainConfig, load_quantized
 from zoodip_core.base.stopping import Stopped, stopped_by
+from zoodip_core.model.graphs import MOST_SHAPES
 from zoodip_core.model.quantize import QuantizedLayer, quantize_weight
 from zoodip_core.tiny import concepts
 from zoodip_core.train.prepared import Training
@@ -53,6 +55,16 @@ def test_graphs_give_the_same_losses(file: Path, weights: str) -> None:
 def test_candidates_in_turn_and_several_captions(file: Path) -> None:
     settings = {"batch": 1, "template": "ti", "num_vectors": 3}
     assert losses(training(file, **settings)) == losses(training(file, **settings, graphs="off"))
+
+
+def test_pictures_of_five_shapes(file: Path, tmp_path: Path) -> None:
+    """Four are captured, the fifth is launched plainly."""
+    for number, size in enumerate([(128, 128), (200, 150), (150, 200), (240, 120), (300, 100)]):
+        Image.effect_noise(size, 90).convert("RGB").save(tmp_path / f"{number}.png")
+    settings = {"images": (str(tmp_path),)}
+    run = training(file, **settings)
+    assert run.plan.captured == MOST_SHAPES
+    assert losses(run) == losses(training(file, **settings, graphs="off"))
 
 
 LAYERS = [nn.Linear(96, 50), nn.Linear(256, 33), nn.Conv2d(32, 7, 3), nn.Conv2d(4, 8, 3), nn.Conv2d(64, 5, 1)]
