@@ -238,6 +238,24 @@ def test_a_note_stands_on_the_preview_that_it_is_about(server: ComfyUI, page: Pa
     page.wait_for_function(f"{told}.includes('learned on int8 weights, this model has int4')", timeout=LEARNING_LIMIT)
 
 
+def test_captions_stand_on_the_node_that_gives_them(
+    server: ComfyUI, page: Page, screenshot: Callable[[str], None]
+) -> None:
+    """A line for each picture, which is no warning."""
+    about = workflow(server, "<told>", steps=2, preview_every=0)
+    links = {"images": 5, "captions": 6}
+    about["nodes"].append(node(server, 6, "ZoodipCaptionImages", (400, 240), links, class_word="monster"))
+    about["links"] += [[5, 2, 0, 6, 0, "IMAGE"], [6, 2, 1, 6, 1, "STRING"]]
+    about["nodes"][1]["outputs"][0]["links"] = [2, 5]
+    about["nodes"][1]["outputs"][1]["links"] = [6]
+    load(page, about | {"last_node_id": 6, "last_link_id": 6})
+    run(page)
+    told = "document.querySelector('.zoodip-notes')?.textContent ?? ''"
+    page.wait_for_function(f"/^1\\. .*\\{{\\}}.*2\\. /.test({told})", timeout=LEARNING_LIMIT)
+    assert page.locator(".zoodip-notes .zoodip-warning").count() == 0
+    screenshot("captions")
+
+
 def test_cancel_stops_and_the_next_run_resumes(server: ComfyUI, page: Page) -> None:
     learn(page, workflow(server, "<stopped>"))
     page.get_by_role("button", name="Cancel current run").click()
