@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.browser import open_browser
 from tests.page_server import PHOTOGRAPHS, PageServer, Visitor, visit
+from tests.small_captioners import SmallCaptioners, pictures
 from zoodip_core import TrainConfig, load_embedding, train_token
 from zoodip_core.jobs.history import find_run
 from zoodip_core.model.lora import load_lora
@@ -295,6 +296,35 @@ def test_runs_are_compared_on_the_page(server: PageServer, visitor: Visitor, tin
         shutil.rmtree(server.runs / name)
 
 
+@pytest.mark.slow
+def test_captions_are_written_on_the_page(visitor: Visitor, tmp_path: Path) -> None:
+    """Of the pictures that have none; what is wrong is told where they are."""
+    for picture, name in zip(pictures(), ("red.png", "blue.png"), strict=True):
+        picture.resize((200, 150)).save(tmp_path / name)
+    (tmp_path / "blue.txt").write_text("a {} of my own")
+    visitor.drop([tmp_path / name for name in ("red.png", "blue.png", "blue.txt")])
+    visitor.write("initializer", "dog")
+    visitor.press("write_captions")
+    assert "name a model that writes captions" in visitor.notice("error", "pictures_notice")
+    visitor.write("caption_with", str(tmp_path / "nowhere"))
+    visitor.press("write_captions")
+    visitor.until_state("failed")
+    visitor.until("() => document.querySelector('#zoodip_pictures_notice')?.innerText.includes('hf download')")
+    visitor.write("caption_with", str(SmallCaptioners(tmp_path).of("blip")))
+    visitor.press("write_captions")
+    visitor.until_state("finished")
+    visitor.until_python(lambda: visitor.captions == ["a {} sitting on grass", "a {} of my own"])
+    visitor.pictures.nth(0).click()
+    visitor.until_python(lambda: visitor.value("caption") == "a {} sitting on grass")
+    visitor.write("caption", "a {} on grass")
+    visitor.until_python(lambda: visitor.captions[0] == "a {} on grass")
+    visitor.look()
+    assert visitor.value("caption_with").startswith(str(tmp_path))
+    assert visitor.value("initializer") == "dog"
+    visitor.press("write_captions")
+    assert "all pictures have captions" in visitor.notice("error", "pictures_notice")
+
+
 # ---------------------------------------------------------------- looks
 
 
@@ -305,7 +335,7 @@ def test_a_narrow_page_has_all_its_buttons_and_nothing_beside_it(visitor: Visito
     for width in (480, 900):
         narrow.page.set_viewport_size({"width": width, "height": 800})
         for tab, names in (
-            ("Train", ("start", "stop", "check", "drop", "clear", "token")),
+            ("Train", ("start", "stop", "check", "drop", "clear", "token", "caption_with", "write_captions")),
             ("Runs", ("run_list", "comparison")),
         ):
             narrow.tab(tab)

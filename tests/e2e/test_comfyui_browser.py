@@ -244,7 +244,7 @@ def test_captions_stand_on_the_node_that_gives_them(
     """A line for each picture, which is no warning."""
     about = workflow(server, "<told>", steps=2, preview_every=0)
     links = {"images": 5, "captions": 6}
-    about["nodes"].append(node(server, 6, "ZoodipCaptionImages", (400, 240), links, class_word="monster"))
+    about["nodes"].append(node(server, 6, "ZoodipCaptionImages", (800, 0), links, class_word="monster"))
     about["links"] += [[5, 2, 0, 6, 0, "IMAGE"], [6, 2, 1, 6, 1, "STRING"]]
     about["nodes"][1]["outputs"][0]["links"] = [2, 5]
     about["nodes"][1]["outputs"][1]["links"] = [6]

@@ -285,8 +285,10 @@ class Pictures:
 
         def write() -> str:
             named = (where or "")[:_LONGEST_NAME]
-            job = self._studio.write_captions(form.read(fields), named)
-            self._studio.draft.keep({_CAPTION_WITH: named})
+            given = form.read(fields)
+            job = self._studio.write_captions(given, named)
+            naming = {name: given[name] for name in ("token", "initializer", "class_word", "template")}
+            self._studio.draft.keep({**naming, _CAPTION_WITH: named})
             text = "captions are being written; they appear under the pictures"
             return text if job.message == WAITING else f"{text}; {job.message}"
 
