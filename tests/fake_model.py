@@ -119,7 +119,8 @@ class FakeModel:
             pictures = self._drawn(candidates[:, rows])[:, :, None, None].double()
             velocity = (noisy - pictures) / share
             target = (view.noise - view.latents).double()
-            return (velocity - (target if view.shift is None else target - view.shift)).square().mean((1, 2, 3))
+            squares = (velocity - (target if view.shift is None else target - view.shift)).square()
+            return (squares if view.weight is None else squares * view.weight).mean((1, 2, 3))
 
         return losses
 

@@ -58,6 +58,7 @@ def losses(
     noise: torch.Tensor,
     sigma: float,
     shift: torch.Tensor | None = None,
+    places: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The model's own loss for each conditioning, float64 ``[K]`` on the CPU, all in one forward pass.
 
@@ -68,6 +69,7 @@ def losses(
         noise: of the same shape.
         sigma: of the model's.
         shift: ``[1, channels, ...]``, taken from what the model should give, of the kind of :func:`outputs`.
+        places: float64 ``[height, width]``, of mean 1: how much squared errors count at each place; None: 1.
 
     Raises:
         OutOfMemoryError: ComfyUI would not take so many at once.
@@ -77,8 +79,10 @@ def losses(
         weight = loss_weight(inner.model_sampling, sigma)
         predicted = _on_exact(_predicted(inner, options, x0, conditionings, noise, sigma))
         target = x0.double() if shift is None else x0.double() - shift.to(x0.device).double() / math.sqrt(weight)
-        errors = [(each.double() - target.to(each.device)).square().mean() for each in predicted]
-        return weight * torch.stack(errors).cpu()
+        squares = [(each.double() - target.to(each.device)).square() for each in predicted]
+        if places is not None:
+            squares = [each * places.to(each.device) for each in squares]
+        return weight * torch.stack([each.mean() for each in squares]).cpu()
 
     return run(model, conditionings, latents, work)
 

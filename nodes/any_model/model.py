@@ -239,7 +239,7 @@ class ComfyUIModel:
             conditionings.append(self._conditioning(view.prompt, each, view.time_ids))
         check_stop()
         sigma = sigma_at(self._sampling, view.timestep)
-        given = (self.model, conditionings, view.latents, view.noise, sigma, view.shift)
+        given = (self.model, conditionings, view.latents, view.noise, sigma, view.shift, view.weight)
         return self._tried(lambda: forward.losses(*given))
 
     @torch.no_grad()

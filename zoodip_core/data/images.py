@@ -8,7 +8,7 @@ import math
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps, UnidentifiedIma
 from ..base import rng
 from ..base.errors import ConfigError, ImagesError
 from .cuts import ENLARGED, Cut, check_crop, cut_of
-from .kinds import DAMAGED, HOURS, SUFFIXES, NoPicture, Why, opened, why_not
+from .kinds import DAMAGED, HOURS, SUFFIXES, NoPicture, Opened, Why, opened, why_not
 
 _BESIDE = (".txt", ".caption", ".json", ".jsonl", ".npz", ".safetensors", ".yaml", ".toml", ".csv", ".md")
 """Of what lies beside pictures and is none: captions, other programs' notes."""
-_MASKS = ("-masklabel", ".mask")
+MASKS = (".mask", "-masklabel")
+"""What the name of a mask ends with before its suffix, ours and OneTrainer's."""
 MIN_SIDE = 8
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 100_000_000
@@ -49,6 +50,7 @@ class ReferenceImage:
         original_size: (height, width) of the file's picture; SDXL is told it.
         crop_top_left: (top, left) of the cut in the scaled picture; SDXL is told it.
         has_more: whether there are frames or pages behind the picture, which nothing is learned from.
+        mask: "L", of the picture's size, white where the subject is; None: all of it is learned.
     """
 
     path: Path
@@ -56,6 +58,11 @@ class ReferenceImage:
     original_size: tuple[int, int]
     crop_top_left: tuple[int, int]
     has_more: bool = False
+    mask: Image.Image | None = None
+
+
+MaskOf = Callable[[Path, tuple[int, int]], Image.Image | None]
+"""The mask of a picture's file, "L" and of its upright size, white where the subject is; None where it has none."""
 
 
 def find_images(sources: Sequence[str | Path]) -> list[Path]:
@@ -99,12 +106,18 @@ def seems_picture(path: Path) -> bool:
 def _says_it_is(path: Path) -> bool:
     """By its name alone, whether a file may be a picture."""
     if path.suffix.lower() in SUFFIXES:
-        return not _is_mask(path) and not path.name.startswith("._")
+        return not is_mask(path) and not path.name.startswith("._")
     return not _is_beside(path)
 
 
-def _is_mask(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.stem.lower().endswith(_MASKS)
+def is_mask(path: Path) -> bool:
+    """Whether a file is, by its name, a mask of the picture beside it."""
+    return path.suffix.lower() in SUFFIXES and path.stem.lower().endswith(MASKS)
+
+
+def is_masks_folder(path: Path) -> bool:
+    """Whether a folder has masks of the pictures beside it, under their names."""
+    return path.name.lower() == "masks" and path.is_dir()
 
 
 def _is_beside(path: Path) -> bool:
@@ -112,10 +125,14 @@ def _is_beside(path: Path) -> bool:
     return path.name.startswith((".", "__")) or path.suffix.lower() in _BESIDE
 
 
-def left_out(sources: Sequence[str | Path]) -> list[str]:
+def left_out(sources: Sequence[str | Path], used: Collection[Path] | None = None) -> list[str]:
     """A line on each kind of thing in the given folders that nothing is learned from: nothing is left out unsaid.
 
     Of given files, those are told that are passed over beside others.
+
+    Args:
+        sources: folders and files.
+        used: masks that belong to a picture, and given files that are pictures; None where masks are not used.
     """
     files: list[tuple[str, Why]] = []
     masks: list[str] = []
@@ -128,13 +145,16 @@ def left_out(sources: Sequence[str | Path]) -> list[str]:
         for path in paths:
             if path.is_dir():
                 with contextlib.suppress(OSError):  # it is not ours to look into
-                    within = sum(map(is_picture, path.iterdir()))
-                    folders += [f"{path.name} ({within})"] if within else []
-            elif _is_mask(path) and path != source:
-                masks.append(path.name)
+                    within = sorted(filter(is_picture, path.iterdir()))
+                    if used is not None and is_masks_folder(path):
+                        masks += [f"{path.name}/{each.name}" for each in within if each not in used]
+                        continue
+                    folders += [f"{path.name} ({len(within)})"] if within else []
+            elif is_mask(path) and (path != source or used is not None):
+                masks += [] if used is not None and path in used else [path.name]
             elif why := why_not(path):
                 files.append((path.name, why))
-    told = [(masks, "masks, which are not used")]
+    told = [(masks, "masks, which are not used" if used is None else "masks of no picture")]
     told.append((folders, "folders with pictures in them; give them with --images too, or move the pictures"))
     return counted(files) + [_counted(names, why) for names, why in told if names]
 
@@ -201,11 +221,13 @@ def load_images(
     crop: str = "center",
     background: str = "white",
     enlarged: bool = False,
+    masks: MaskOf | None = None,
 ) -> tuple[list[ReferenceImage], list[str]]:
-    """Load all usable reference images.
+    """Load all usable reference images, with their masks, which are cut like them.
 
     EXIF rotation is applied, transparency is laid on ``background`` and the picture is cut and scaled as
     :func:`.cuts.cut_of` says; to more, for :func:`random_cuts`, if it is ``enlarged``.
+    A picture that by its mask shows nothing of the subject once it is cut is skipped.
 
     Returns:
         The images, and one line for each file that had to be skipped.
@@ -226,7 +248,9 @@ def load_images(
         try:
             picture, has_more = read_picture(path, colour)
             cut = cut_of(picture.size, resolution, crop)
-            images.append(replace(_fit(path, picture, cut.enlarged() if enlarged else cut), has_more=has_more))
+            mask = masks(path, picture.size) if masks else None
+            fitted = _fit(path, picture, cut.enlarged() if enlarged else cut, mask)
+            images.append(replace(fitted, has_more=has_more))
         except ImagesError as error:
             skipped.append(str(error))
     if not images:
@@ -249,6 +273,48 @@ def read_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> t
     Raises:
         ImagesError: it is no picture of a kind that is read, cannot be read, or is too small or too large.
     """
+    with _decoded(path) as (found, file):
+        turn, to_srgb, to_eight_bits = _turn(found, file), _to_srgb(file), _to_eight_bits(file)
+        upright = file.transpose(turn) if turn is not None else file  # a whole copy
+        return _on_background(upright, background, to_srgb, to_eight_bits), found.has_more
+
+
+def read_alpha(path: Path) -> Image.Image | None:
+    """How opaque a picture is at each place, "L" and upright; None if it has no transparency.
+
+    Raises:
+        ImagesError: as :func:`read_picture`.
+    """
+    with _decoded(path) as (found, file):
+        if not _is_transparent(file):
+            return None
+        turn, alpha = _turn(found, file), Image.new("L", file.size)
+        for strip in _strips(file):
+            alpha.paste(file.crop(strip).convert("RGBA").getchannel("A"), strip[:2])
+        if alpha.getextrema()[0] == 255:
+            return None
+        return alpha.transpose(turn) if turn is not None else alpha
+
+
+def turned(over: Image.Image, path: Path) -> Image.Image:
+    """What lies over a picture as its file has it, turned upright with it.
+
+    Raises:
+        ImagesError: as :func:`read_picture`.
+    """
+    with _decoded(path) as (found, file):
+        turn = _turn(found, file)
+        return over.transpose(turn) if turn is not None else over
+
+
+def _turn(found: Opened, file: Image.Image) -> Image.Transpose | None:
+    """What puts an opened picture upright."""
+    return _TURNS.get(found.orientation or file.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+@contextlib.contextmanager
+def _decoded(path: Path) -> Iterator[tuple[Opened, Image.Image]]:
+    """A file's first picture, in memory and as it is stored; whatever is wrong with it is an :class:`ImagesError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our limit of pixels is lower; of odd tags nobody need know
@@ -266,10 +332,7 @@ def read_picture(path: Path, background: tuple[int, ...] = (255, 255, 255)) -> t
                 if file.format in ("JPEG", "MPO") and _scans(path) > MAX_SCANS:
                     raise NoPicture(HOURS)
                 file.load()
-                turn = _TURNS.get(found.orientation or file.getexif().get(ExifTags.Base.Orientation, 1))
-                to_srgb, to_eight_bits = _to_srgb(file), _to_eight_bits(file)
-                upright = file.transpose(turn) if turn is not None else file  # a whole copy
-                return _on_background(upright, background, to_srgb, to_eight_bits), found.has_more
+                yield found, file
     except ImagesError:
         raise
     except NoPicture as error:
@@ -429,9 +492,15 @@ def fit(picture: Image.Image, side: int, crop: str = "center") -> Image.Image:
     return cut_of(picture.size, side, crop).apply(picture)
 
 
-def _fit(path: Path, picture: Image.Image, cut: Cut) -> ReferenceImage:
+def _fit(path: Path, picture: Image.Image, cut: Cut, mask: Image.Image | None) -> ReferenceImage:
     width, height = cut.original
-    return ReferenceImage(path, cut.apply(picture), (height, width), cut.crop_top_left)
+    over = cut.apply(mask, Image.Resampling.BILINEAR) if mask else None
+    if over and not over.getbbox():
+        raise ImagesError(
+            f"{path} shows nothing of the subject once it is cut to {over.width} x {over.height}, by its mask; set "
+            "crop to resize, or cut the picture around the subject"
+        )
+    return ReferenceImage(path, cut.apply(picture), (height, width), cut.crop_top_left, mask=over)
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -442,11 +511,16 @@ def to_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
 
 def with_flips(images: list[ReferenceImage]) -> list[ReferenceImage]:
     """The images followed by their mirror images, under the same paths."""
-    return images + [replace(image, picture=ImageOps.mirror(image.picture)) for image in images]
+    return images + [
+        replace(image, picture=ImageOps.mirror(image.picture), mask=image.mask and ImageOps.mirror(image.mask))
+        for image in images
+    ]
 
 
 def random_cuts(images: Sequence[ReferenceImage], count: int, seed: int) -> list[ReferenceImage]:
     """Pieces at random places of larger pictures, ``count`` of each, under the same paths.
+
+    Those that by the picture's mask show nothing of the subject are left out.
 
     Args:
         images: enlarged; a piece is as large as the picture was before it was enlarged.
@@ -458,9 +532,12 @@ def random_cuts(images: Sequence[ReferenceImage], count: int, seed: int) -> list
         width, height = (int(side / ENLARGED) for side in image.picture.size)
         room = {"top": image.picture.height - height, "left": image.picture.width - width}
         top, left = (rng.integer(seed, number, f"cut, {side}", 0, more + 1) for side, more in room.items())
-        picture = image.picture.crop((left, top, left + width, top + height))
+        box = (left, top, left + width, top + height)
+        mask = image.mask and image.mask.crop(box)
+        if mask and not mask.getbbox():
+            continue
         corner = (image.crop_top_left[0] + top, image.crop_top_left[1] + left)
-        cuts.append(replace(image, picture=picture, crop_top_left=corner))
+        cuts.append(replace(image, picture=image.picture.crop(box), crop_top_left=corner, mask=mask))
     return cuts
 
 

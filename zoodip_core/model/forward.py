@@ -35,6 +35,7 @@ class Inputs:
         time_ids: ``[6]``, SDXL's sizes; not used by others.
         cores: numbers in the weights, float32 ``[rows, numbers]`` on the CPU; None where weights stay as they are.
         beside: texts that are encoded already, in rows below the candidates'.
+        weight: of squared errors at each place, float64 ``[height, width]`` on the CPU; None: 1.
     """
 
     candidates: torch.Tensor
@@ -45,6 +46,7 @@ class Inputs:
     time_ids: torch.Tensor
     cores: torch.Tensor | None = None
     beside: Conditioning | None = None
+    weight: torch.Tensor | None = None
 
     @property
     def shapes(self) -> tuple[Any, ...]:
@@ -52,7 +54,8 @@ class Inputs:
         places = tuple(len(encoded.positions) for encoded in self.prompt)
         cores = None if self.cores is None else tuple(self.cores.shape)
         beside = 0 if self.beside is None else len(self.beside)
-        return (tuple(self.noisy.shape), tuple(self.candidates.shape), places, cores, self.target is None, beside)
+        kind = self.target is None, self.weight is None
+        return (tuple(self.noisy.shape), tuple(self.candidates.shape), places, cores, *kind, beside)
 
 
 class Forward:
@@ -77,6 +80,7 @@ class Forward:
         self._cores = None if like.cores is None else torch.empty(like.cores.shape, dtype=model.dtype, device=device)
         self._noisy = torch.empty(like.noisy.shape, dtype=model.dtype, device=device)
         self._target = None if like.target is None else torch.empty(like.target.shape, dtype=torch.float64, device=at)
+        self._weight = None if like.weight is None else torch.empty(like.weight.shape, dtype=torch.float64, device=at)
         self._beside = None if like.beside is None else like.beside.copied()
         self._timestep = torch.empty(1, dtype=torch.long, device=device)
         self._time_ids = torch.empty(6, dtype=torch.float32, device=device)
@@ -109,6 +113,8 @@ class Forward:
         self._noisy.copy_(inputs.noisy)
         if self._target is not None and inputs.target is not None:
             self._target.copy_(inputs.target)
+        if self._weight is not None and inputs.weight is not None:
+            self._weight.copy_(inputs.weight)
         if self._beside is not None and inputs.beside is not None:
             self._beside.fill(inputs.beside)
         self._timestep.fill_(inputs.timestep)
@@ -143,7 +149,8 @@ class Forward:
         if self._target is None:
             return predicted.float()
         error = predicted.float().to(self._target.device).double() - self._target
-        return error.square().mean(dim=(1, 2, 3))
+        squares = error.square() if self._weight is None else error.square() * self._weight
+        return squares.mean(dim=(1, 2, 3))
 
     def _texts(self) -> Conditioning:
         if self._beside is None:

@@ -157,7 +157,8 @@ class _Denoiser:
 
         def losses(candidates: torch.Tensor) -> torch.Tensor:
             tokens, cores = self._parted(candidates)
-            inputs = Inputs(tokens, view.prompt, noisy, target, view.timestep, view.time_ids, cores)
+            about = (view.timestep, view.time_ids, cores)
+            inputs = Inputs(tokens, view.prompt, noisy, target, *about, weight=view.weight)
             return self._forwards.losses(inputs)
 
         return losses

@@ -44,6 +44,8 @@ class View:
             the same share of noise, sigma / (1 + sigma): 0.62 at 500 and 0.89 at 900.
         time_ids: ``[6]``: original size, crop and target size of the picture, as SDXL is told them.
         shift: ``[1, ...]``, taken from what the model should give, in the space of :meth:`Denoiser.outputs`; None: 0.
+        weight: float64 ``[height, width]`` of the latents, of mean 1: how much the squared error counts at each place,
+            in all channels and frames; None: the same everywhere.
     """
 
     prompt: Prompt
@@ -52,6 +54,7 @@ class View:
     timestep: int
     time_ids: torch.Tensor
     shift: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
 
 
 class Denoiser(Protocol):
@@ -59,6 +62,8 @@ class Denoiser(Protocol):
 
     def losses_on(self, view: View) -> LossesOf:
         """How far the model's predictions are off with a candidate in the prompt's places: mean squared errors.
+
+        Of a view with a weight, squared errors are multiplied by it.
 
         The function raises ``torch.OutOfMemoryError`` where the device has no room for so many candidates at once.
         """

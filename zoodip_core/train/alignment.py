@@ -8,6 +8,8 @@ what is learned (eq. 7) and D how the model's predictions for the caption and fo
 
 at ``x``, the predicted picture with the same noise again. D is the same for all candidates of a step, so that
 ``|p - t|^2 + lambda <D, p>`` is ``|p - (t - lambda / 2 D)|^2`` but for a constant: denoising with a shifted target.
+Where a mask weighs squared errors by w, the pull stays as it is everywhere: ``w |p - t|^2 + lambda <D, p>`` is
+``w |p - (t - lambda / (2 w) D)|^2`` but for a constant.
 All is in the space of the model's own output, whatever it predicts. Of a LoRA that is learned, G^beta's model has it,
 G^alpha's has not.
 """
@@ -69,7 +71,7 @@ class Alignment:
         return self.alpha != 1 or self.beta != 1
 
     def shifted(self, denoiser: Denoiser, view: View, draw: Draw, at: torch.Tensor, together: bool = True) -> View:
-        """The view with what shifts its target, ``lambda / 2 D``.
+        """The view with what shifts its target, ``lambda / 2 D``; over the view's weight, above 0, if it has one.
 
         Args:
             denoiser: what predicts.
@@ -81,7 +83,8 @@ class Alignment:
         Raises:
             OutOfMemoryError: there is no room.
         """
-        return replace(view, shift=self.strength / 2 * self._difference(denoiser, view, draw, at, together))
+        shift = self.strength / 2 * self._difference(denoiser, view, draw, at, together)
+        return replace(view, shift=shift if view.weight is None else (shift.double() / view.weight).to(shift.dtype))
 
     def rest(self, denoiser: Denoiser, view: View, draw: Draw, at: torch.Tensor, together: bool = True) -> float:
         """What is left to align, on the scale of the loss: ``lambda / (2 beta) |D|^2``, whose gradient is about J^T D.

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL.Image import Image
 
 from ..data.images import load_images
+from ..data.masks import without_masks
 from ..data.naming import in_turn
 from ..data.sheets import contact_sheet
 from ..model.embedding import Embedding
@@ -32,7 +33,8 @@ def before_after(
         Stopped: a stop was asked for; nothing is written.
     """
     side = config.resolution or model.info.resolution
-    images, _ = load_images(config.images, side, crop=config.crop, background=config.background)
+    sources = without_masks(config.images) if config.masked else config.images
+    images, _ = load_images(sources, side, crop=config.crop, background=config.background)
     if len(config.tokens) > 1:
         images = [images[i] for i in in_turn(captions_in(config, images))]
     sampling = Sampling.of(config)

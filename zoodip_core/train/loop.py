@@ -199,6 +199,7 @@ def _what_changed(before: Inputs, training: Training) -> str:
         "model": f"the model's weights or noise schedule ({config.model})",
         "images": f"the images ({images})",
         "captions": f"the captions ({config.captions or 'beside the images, or the template'})",
+        "masks": f"the masks (of {images})",
     }
     return " and ".join(said[part] for part in training.inputs.differ_in(before)) or "the model, images or captions"
 

@@ -66,7 +66,8 @@ class DiffusionObjective:
         latents = self.posteriors.sample(draw.image, rng.normal(draw.seed, draw.step, "posterior", shape))
         noise = rng.normal(draw.seed, draw.step, "noise", shape)
         prompt, time_ids = self.captions[draw.image][draw.caption], self.posteriors.time_ids[draw.image]
-        return View(prompt, latents[None], noise[None], draw.timestep, time_ids)
+        weight = self.posteriors.weight(draw.image)
+        return View(prompt, latents[None], noise[None], draw.timestep, time_ids, weight=weight)
 
     def losses(self, candidates: torch.Tensor, draw: Draw, at: torch.Tensor | None = None) -> torch.Tensor:
         return self.judge(draw, at)(candidates)

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,7 @@ from ..data.images import (
     random_cuts,
     with_flips,
 )
+from ..data.masks import Masks, masked, without_masks
 from ..data.naming import Naming, captions_of, in_turn, naming
 from ..data.prompts import unused_captions
 from ..model.blueprint import ModelInfo
@@ -40,6 +42,7 @@ from ..model.memory import Watch
 from ..model.memory_use import MemoryPlan
 from ..model.nearest import FAR, distances
 from ..model.places import Rows
+from ..model.posteriors import with_masks
 from ..model.recognise import identify
 from ..model.stable_diffusion import StableDiffusion
 from ..model.token_model import Denoiser, Prompt, TokenModel
@@ -129,6 +132,8 @@ class Training:
         sizes = sizes_in(self.images)
         if sizes:
             on_event(Message(sizes))
+        for line in masked(self.images):
+            on_event(Message(line))
         own = dataclasses.replace(config, device=self.ranks.device(config.device))
         self.model: TokenModel = model or load_model(own, on_event, keep=self.ranks.first_here)
         self.warnings = (
@@ -157,7 +162,7 @@ class Training:
         """Refuse ranks that would not do the same, before the long part."""
         settings = {key: value for key, value in self.config.to_dict().items() if key not in _OWN}
         kind = {"device": self.model.device.type, "dtype": str(self.model.dtype).removeprefix("torch.")}
-        self.ranks.agree({**self.inputs.parts, **settings, **kind})
+        self.ranks.agree({"masks": "none", **self.inputs.parts, **settings, **kind})
 
     def _plan(self, resolution: int, batch: int) -> MemoryPlan:
         candidates = self.config.make_estimator().num_candidates
@@ -204,7 +209,7 @@ class Training:
         config, model = self.config, self.model
         model.lay_out(self.plan)
         self.on_event(Message(f"encoding {len(self.images)} images"))
-        posteriors = model.encode_images(self.images)
+        posteriors = with_masks(model.encode_images(self.images), self.images, config.mask_background)
         self.on_event(Message(f"loading {model.info.name}, {model.weights} weights"))
         how = config.num_vectors, config.initializer_mode
         theta0 = torch.cat([model.initial_vectors(word, *how) for word in config.initializers])
@@ -411,24 +416,40 @@ def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[Referenc
         ImagesError: none can be used.
     """
     resolution = config.resolution or info.resolution
-    images, skipped = load_images(config.images, resolution, crop=config.crop, background=config.background)
+    masks = Masks(config.transparency) if config.masked else None
+    sources = without_masks(config.images) if masks else config.images
+    how: dict[str, Any] = {"crop": config.crop, "background": config.background, "masks": masks.of if masks else None}
+    images, skipped = load_images(sources, resolution, **how)
     captions = Path(config.captions) if config.captions else None
     cuts: list[ReferenceImage] = []
     if config.random_crops:
-        larger, _ = load_images(
-            config.images, resolution, crop=config.crop, background=config.background, enlarged=True
-        )
+        larger, _ = load_images(sources, resolution, **how, enlarged=True)
         cuts = random_cuts(larger, config.random_crops, config.seed)
     lines = [
         *(f"skipped: {line}" for line in skipped),
-        *left_out(config.images),
+        *left_out(config.images, masks.known.union(map(Path, sources)) if masks else None),
+        *(masks.lines if masks else []),
         *only_first([image.path.name for image in images if image.has_more]),
         *blown_up(images),
         *(cut_off(images) if config.crop == "bucket" else []),
         *unused_captions(captions, [image.path for image in images], config.images),
     ]
+    empty = config.random_crops * len(images) - len(cuts)
+    lines += [f"{empty} random cuts show nothing of the subject, by their pictures' masks, and are left out"] * (
+        empty > 0
+    )
     images += cuts
+    _check_target(config, images)
     return with_flips(images) if config.flip else images, lines
+
+
+def _check_target(config: TrainConfig, images: Sequence[ReferenceImage]) -> None:
+    """Refuse masks outside of which nothing counts beside a target prompt, which pulls there too."""
+    if config.aligned and config.mask_background == 0 and any(image.mask for image in images):
+        raise ConfigError(
+            "mask_background = 0: with a target prompt, what lies outside of masks has to count a little; set "
+            "mask_background to 0.1, or leave target_prompt out"
+        )
 
 
 def tokenised(config: TrainConfig, model: TokenModel, images: Sequence[ReferenceImage]) -> list[list[Prompt]]:
@@ -531,12 +552,15 @@ def _inputs(model: TokenModel, images: list[ReferenceImage], prompts: list[list[
     texts = [b"".join(map(model.prompt_bytes, each)) for each in prompts]
     pairs = zip(images, texts, strict=True)
     together = (piece for image, text in pairs for piece in (image.picture.tobytes(), text))
+    masks = _digest(image.mask.tobytes() if image.mask else b"none" for image in images)
+    drawn_over = {"masks": masks} if any(image.mask for image in images) else {}
     return Inputs(
-        _digest(itertools.chain([start], together)),
+        _digest(itertools.chain([start], together, map(str.encode, drawn_over.values()))),
         {
             "model": _digest([start]),
             "images": _digest(image.picture.tobytes() for image in images),
             "captions": _digest(dict.fromkeys(texts)),  # one picture more with the template's are the same captions
+            **drawn_over,
         },
     )
 

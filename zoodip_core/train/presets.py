@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from ..base.errors import ConfigError
+from ..data.masks import MASK
 from .settings import CHOICE, SEARCH, SETTINGS, Setting
 
 _ALIGNED = ("alignment", "alignment_alpha", "alignment_beta")
@@ -54,6 +55,8 @@ _NARROW_RANK = 2
 """SDXL's, of 140 matrices: as many numbers as a rank of 4 has of the 32 of others."""
 ALIGNED: dict[str, Any] = {"random_crops": 8}
 """Beside the recipe, for one picture and a target prompt."""
+MASKED: dict[str, Any] = {"mask_background": 0.1}
+"""Beside all of them, the paper's too, for pictures that have masks."""
 _SHARES = {"fast": Fraction(1, 3), "careful": Fraction(3), "coarse": Fraction(1, 6), "aligned": Fraction(5, 8)}
 """Of the recipe's steps. Those of ``aligned`` have eight forward passes in place of five."""
 PRESETS = ("fast", "default", "careful", "two-stage", "aligned", "coarse", "paper", "paper-released")
@@ -111,11 +114,11 @@ def preset_for(family: str, weights: str = "int8", dtype: str = "auto", preset: 
     paper = PAPER_PRESETS[kind]
     if preset in ("paper", "paper-released"):
         coarse = {"mu": _COARSE_MU} if weights == "int4" or dtype == "bfloat16" else {}
-        return {**paper, **coarse, **(_released(paper, _WIDTHS[kind]) if preset == "paper-released" else {})}
+        return {**paper, **MASKED, **coarse, **(_released(paper, _WIDTHS[kind]) if preset == "paper-released" else {})}
     steps: int = _STEPS.get(family, _STEPS["sdxl"])
     taken = int(steps * _SHARES.get(preset, Fraction(1)))
     weights_too = {**TWO_STAGE, **({"lora_rank": _NARROW_RANK} if family == "sdxl" else {})}
-    more = {"two-stage": weights_too, "aligned": ALIGNED}.get(preset, {})
+    more = {**MASKED, **{"two-stage": weights_too, "aligned": ALIGNED}.get(preset, {})}
     return complete({**RECIPE, "t_lower": paper["t_lower"], "t_upper": paper["t_upper"], "steps": taken, **more})
 
 
@@ -154,6 +157,11 @@ def check_given(settings: Mapping[str, Any], preset: Mapping[str, Any], given: M
     Raises:
         ConfigError: naming the setting, and what to do.
     """
+    if settings.get("transparency") == MASK and settings.get("mask_background") == 1:
+        raise ConfigError(
+            "transparency = mask, and mask_background = 1 uses no masks: set mask_background to 0.1, or "
+            "transparency to background"
+        )
     puts, checks = settings["timesteps"] == "puts", settings["checks"] or not settings["patience"]
     parts = (
         (("tau", "nu"), settings["subspace_gradient"], "Subspace Gradient, which is not in use: turn it on"),

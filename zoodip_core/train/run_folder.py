@@ -52,8 +52,8 @@ class Inputs:
 
     Args:
         digest: of all of them.
-        parts: a digest of ``model``, with its noise schedule, of ``images`` and of ``captions``; a state of before has
-            none.
+        parts: a digest of ``model``, with its noise schedule, of ``images``, of ``captions``, and of ``masks`` where
+            there are any; a state of before has none.
     """
 
     digest: str
@@ -61,7 +61,8 @@ class Inputs:
 
     def differ_in(self, other: Inputs) -> list[str]:
         """The parts of which it is known that they are not the same."""
-        return [name for name, digest in self.parts.items() if other.parts.get(name, digest) != digest]
+        names = {**other.parts, **self.parts} if self.parts and other.parts else {}
+        return [name for name in names if self.parts.get(name) != other.parts.get(name)]
 
 
 @dataclass(frozen=True)

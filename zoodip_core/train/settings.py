@@ -19,6 +19,7 @@ from ..base.errors import ConfigError, TokenError
 from ..base.names import check_names, file_stem
 from ..data.cuts import CROPS
 from ..data.images import check_resolution
+from ..data.masks import TRANSPARENCIES
 from ..data.naming import Naming, naming
 from ..data.prompts import ADJECTIVE, SLOT, TEMPLATES, of_template, says
 from ..data.sheets import MOST_COLUMNS
@@ -305,6 +306,24 @@ class Settings:
         left=-1,
     )
     background: str = _setting("white", IMAGES, "Background", "Colour behind transparent pictures.", metavar="COLOUR")
+    transparency: str = _setting(
+        "background",
+        IMAGES,
+        "Transparency",
+        "The background's colour is laid behind transparent pictures. mask: what is transparent is masked as well, "
+        "where a picture has no other mask.",
+        choices=TRANSPARENCIES,
+    )
+    mask_background: float = _setting(
+        1.0,
+        IMAGES,
+        "Outside of masks",
+        "How much counts what lies outside of a picture's mask, if it has one (NAME.mask.png beside it). 0: nothing. "
+        "1: as much as the subject; masks are not used.",
+        metavar="SHARE",
+        range=(0, 1),
+        left=-1,
+    )
     flip: bool = _setting(
         False, IMAGES, "Mirror", "Train on mirror images too; not for subjects with a left and a right."
     )
@@ -765,6 +784,11 @@ class Settings:
         """The same with what kind of thing it is in each token's place: the class word, or else the initializer."""
         words = [""] * len(self.tokens) if self.class_words else self.initializers
         return [" ".join(target.with_names(words).split()) for target in self.targets]
+
+    @property
+    def masked(self) -> bool:
+        """Whether masks are used."""
+        return self.mask_background < 1
 
     @property
     def aligned(self) -> bool:
