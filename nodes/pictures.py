@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,16 @@ def to_image(pictures: Sequence[Image.Image]) -> torch.Tensor:
     return (
         torch.from_numpy(np.stack([np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures])) / 255
     )
+
+
+def to_mask(mask: Image.Image | None) -> torch.Tensor:
+    """A mask "L" as a MASK: float32 ``[1, height, width]`` in [0, 1]; zeros if there is none, as LoadImage's."""
+    import numpy as np
+    import torch
+
+    if mask is None:
+        return torch.zeros(1, 64, 64)
+    return torch.from_numpy(np.asarray(mask, dtype=np.float32))[None] / 255
 
 
 def to_pictures(images: Sequence[Any], name: str) -> list[Image.Image]:
@@ -69,6 +79,50 @@ def to_pictures(images: Sequence[Any], name: str) -> list[Image.Image]:
     return pictures
 
 
+def to_masks(masks: Sequence[Any] | None, pictures: Sequence[Image.Image]) -> list[Image.Image | None]:
+    """The masks of pictures, "L" and white at the subject; None where there is none, as where nothing was painted.
+
+    Args:
+        masks: a MASK or a list of them, one for each picture: float ``[count, height, width]`` in [0, 1]. LoadImage
+            gives zeros of 64 x 64 where a picture has none.
+        pictures: whose they are.
+
+    Raises:
+        ImagesError: they are too few or too many, of other shapes than the pictures, or no masks.
+    """
+    import torch
+    from PIL import Image
+
+    from ..zoodip_core.base.errors import ImagesError
+    from ..zoodip_core.data.masks import alike
+
+    found: list[Image.Image | None] = []
+    for batch in masks or ():
+        shape = batch.shape if isinstance(batch, torch.Tensor) else ()
+        if len(shape) not in (2, 3) or 0 in shape[-2:] or not torch.isfinite(batch).all():
+            have = list(shape) or type(batch).__name__
+            raise ImagesError(
+                f"masks: expected MASK batches [count, height, width] of finite numbers, got {have}; connect a MASK"
+            )
+        for tensor in (batch if len(shape) == 3 else batch[None]).float().cpu():
+            grey = (tensor.clamp(0, 1) * 255).round().to(torch.uint8)
+            found.append(Image.fromarray(grey.numpy()) if grey.any() else None)
+    if masks is None or not any(found):
+        return [None] * len(pictures)
+    if len(found) != len(pictures):
+        raise ImagesError(
+            f"masks: {len(found)} masks for {len(pictures)} images; give one for each, in their order: an empty one "
+            "where all of a picture is to be learned"
+        )
+    for number, (mask, picture) in enumerate(zip(found, pictures, strict=True), 1):
+        if mask and not alike(mask.size, picture.size):
+            raise ImagesError(
+                f"masks: mask {number} is {mask.width} x {mask.height}, another shape than its picture of "
+                f"{picture.width} x {picture.height}; connect the MASK that belongs to the picture"
+            )
+    return found
+
+
 def thumbnails(pictures: Sequence[Image.Image]) -> dict[str, Any]:
     """What a node returns as ``ui`` so that ComfyUI shows pictures on it; the files are temporary."""
     folder = host().temp_folder() / "zoodip"
@@ -94,13 +148,15 @@ class LoadReferenceImages:
         "Reads three to ten pictures of a subject, and their captions, from a folder in ComfyUI's input folder. The "
         "button uploads pictures into a new one."
     )
-    RETURN_TYPES = ("IMAGE", "STRING")
-    RETURN_NAMES = ("images", "captions")
-    OUTPUT_IS_LIST = (True, True)
+    RETURN_TYPES = ("IMAGE", "STRING", "MASK")
+    RETURN_NAMES = ("images", "captions", "masks")
+    OUTPUT_IS_LIST = (True, True, True)
     OUTPUT_TOOLTIPS = (
         "The pictures, each in its own size.",
         "A text for each picture, empty where it has none: its entry in captions.json, the .txt or .caption beside it, "
         "or its entry in metadata.jsonl.",
+        "A mask for each picture, empty where it has none: NAME.mask.png beside it, NAME-masklabel.png, or a picture "
+        "of its name in a folder masks.",
     )
     FUNCTION = "load"
 
@@ -132,7 +188,7 @@ class LoadReferenceImages:
         from ..zoodip_core.base.files import sha256_of
 
         digest, files = hashlib.sha256(), _files(folder)
-        for file in (*files, *_caption_files(folder, files)):
+        for file in (*files, *_caption_files(folder, files), *_mask_files(files)):
             if file.is_file():
                 digest.update(f"{file.name} {sha256_of(file)}".encode())
         return digest.hexdigest()
@@ -140,16 +196,20 @@ class LoadReferenceImages:
     def load(self, folder: str) -> dict[str, Any]:
         from ..zoodip_core.base.errors import ImagesError
         from ..zoodip_core.data.images import only_first, read_picture
+        from ..zoodip_core.data.masks import Masks, masked_of
 
         files = _files(folder)
         pictures: list[Image.Image] = []
         moving = []
+        masks, own = Masks(), []
         for file in files:
             try:
                 picture, has_more = read_picture(file)
             except ImagesError as error:
                 raise ImagesError(f"folder: {error}; take it out of the folder, or replace it") from error
             pictures.append(_bounded(picture))
+            mask = masks.of(file, picture.size)
+            own.append(mask and mask.resize(pictures[-1].size))
             moving += [file.name] if has_more else []
             if sum(each.width * each.height for each in pictures) > MAX_TOTAL_PIXELS:
                 raise ImagesError(
@@ -157,8 +217,20 @@ class LoadReferenceImages:
                     "them down, or take some out"
                 )
         return {
-            "ui": {**thumbnails(pictures), "text": _unused(folder, files) + only_first(moving)},
-            "result": ([to_image([picture]) for picture in pictures], _captions(folder, files)),
+            "ui": {
+                **thumbnails(pictures),
+                "text": [
+                    *_unused(folder, files, masks.known),
+                    *only_first(moving),
+                    *masks.lines,
+                    *masked_of(dict(zip(files, map(bool, own), strict=True))),
+                ],
+            },
+            "result": (
+                [to_image([picture]) for picture in pictures],
+                _captions(folder, files),
+                list(map(to_mask, own)),
+            ),
         }
 
 
@@ -212,7 +284,7 @@ def _files(folder: str) -> list[Path]:
             f"folder: {len(found)} pictures are too many; three to ten good ones are enough, and at most "
             f"{MAX_PICTURES} are taken"
         )
-    for file in (*found, *_caption_files(folder, found)):
+    for file in (*found, *_caption_files(folder, found), *_mask_files(found)):
         if not contains(host().input_folder(), file):
             raise ImagesError(f"folder: {file.name} leads out of ComfyUI's input folder; put a copy in its place")
     return found
@@ -255,6 +327,14 @@ def _caption_files(folder: str, files: Sequence[Path]) -> list[Path]:
     return [_listing(folder, files), files[0].parent / METADATA, *beside]
 
 
+def _mask_files(files: Sequence[Path]) -> list[Path]:
+    """All files that the pictures' masks may be read from."""
+    from ..zoodip_core.data.masks import Masks
+
+    masks = Masks()
+    return [mask for file in files for mask in masks.files_of(file)]
+
+
 def _listed(folder: str, files: Sequence[Path]) -> dict[str, list[str]]:
     """The captions in the file for all pictures, by their names."""
     from ..zoodip_core.data.prompts import read_listed
@@ -276,7 +356,7 @@ def _captions(folder: str, files: Sequence[Path]) -> list[str]:
     return texts
 
 
-def _unused(folder: str, files: Sequence[Path]) -> list[str]:
+def _unused(folder: str, files: Sequence[Path], masks: Collection[Path]) -> list[str]:
     """Lines on what is in the chosen folder and not used, for the node."""
     from ..zoodip_core.data.images import left_out
     from ..zoodip_core.data.prompts import of_no_picture, unused_captions
@@ -287,14 +367,19 @@ def _unused(folder: str, files: Sequence[Path]) -> list[str]:
     names = sorted(set(listed) - {file.name for file in files})
     chosen = [files[0].parent]
     return [
-        *left_out(chosen),
+        *left_out(chosen, masks),
         *of_no_picture(listing.name, names, len(listed)),
         *unused_captions(None, files, chosen),
     ]
 
 
-def write_references(pictures: Sequence[Image.Image], captions: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Write pictures, unchanged, and their captions into a run's folder, so that it can be resumed by itself.
+def write_references(
+    pictures: Sequence[Image.Image],
+    captions: Sequence[str],
+    folder: Path,
+    masks: Sequence[Image.Image | None] = (),
+) -> dict[str, Any]:
+    """Write pictures, unchanged, their captions and masks into a run's folder, so that it can be resumed by itself.
 
     Returns:
         The settings ``images`` and ``captions`` of :class:`TrainConfig` that stand for them.
@@ -309,6 +394,9 @@ def write_references(pictures: Sequence[Image.Image], captions: Sequence[str], f
         check_stop()
         name = f"{i:04}.png"
         save_png(picture, images / name)
+        mask = masks[i - 1] if masks else None
+        if mask:
+            save_png(mask, images / f"{i:04}.mask.png")
         lines = [line for line in caption.splitlines() if line.strip()]
         if lines:
             listed[name] = lines

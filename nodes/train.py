@@ -17,7 +17,7 @@ from .inputs import input_of, inputs_of, settings_in
 from .live import Live
 from .loras import drawn_with
 from .models import COPIES
-from .pictures import thumbnails, to_image, to_pictures, write_references
+from .pictures import thumbnails, to_image, to_masks, to_pictures, write_references
 from .tokens import together
 
 if TYPE_CHECKING:
@@ -85,15 +85,18 @@ class ZOTrainToken:
         model: TokenModel = _one(inputs.pop("model"))
         pictures = to_pictures(inputs.pop("images"), "images")
         captions = _captions(inputs.pop("captions", None), _one(inputs["token"]), len(pictures))
+        masks = to_masks(inputs.pop("masks", None), pictures)
         _check_prompt(_one(inputs["preview_prompt"]), _one(inputs["token"]))
         live = Live(host(), str(_one(inputs.pop("unique_id", "0"))), _workflow(_one(inputs.pop("extra", None))))
         resume = bool(_one(inputs.pop("resume", True)))
         cards = str(_one(inputs.pop("cards", ONE)))
         settings = _settings(model, {name: _one(value) for name, value in inputs.items()})
         config = _checked(settings)
+        _check_masks(config, masks)
         with on_the_device(model), live:
-            folder = _folder(host().output_folder() / FOLDER, config, _key(config, model, pictures, captions), resume)
-            trained = _train(settings, model, pictures, captions, folder, live, cards)
+            key = _key(config, model, pictures, captions, masks)
+            folder = _folder(host().output_folder() / FOLDER, config, key, resume)
+            trained = _train(settings, model, pictures, captions, masks, folder, live, cards)
             if not trained.finished:
                 again = "queue again" if resume else "turn resume on and queue again"
                 raise Stopped(f"stopped at step {trained.step}; {again} to resume")
@@ -111,12 +114,12 @@ class ZOTrainToken:
 
 _IN_SIGHT = ("token", "initializer", "steps", "seed", "sample_prompt", "sample_every")
 """Beside model, images and preset: what most people set. The page shows the others when it is asked to."""
-_NOT_ASKED = ("images", "captions", "background", "device", "clip", "vae", "cache")
+_NOT_ASKED = ("images", "captions", "background", "transparency", "device", "clip", "vae", "cache")
 """They follow from the node's other inputs and from the model."""
 _LATEST = (
     *("radius", "eps", "class_word", "lora_rank", "lora_share", "lora_mu", "lora_lr", "lora_with_token"),
     *("target_prompt", "alignment", "alignment_alpha", "alignment_beta", "random_crops"),
-    *("preview_negative_prompt", "preview_guidance", "preview_steps"),
+    *("preview_negative_prompt", "preview_guidance", "preview_steps", "mask_background"),
 )
 """Inputs that came later are the last ones: saved workflows know an input's value by its place."""
 
@@ -178,6 +181,14 @@ def _optional() -> dict[str, Any]:
             },
         ),
         **latest,
+        "masks": (
+            "MASK",
+            {
+                "tooltip": "A mask for each picture, in their order, white at the subject, as painted in ComfyUI's "
+                "mask editor: what lies outside is hardly learned. Of a cut-out with a transparent background, "
+                "LoadImage's needs an InvertMask. Empty ones are none.",
+            },
+        ),
     }
 
 
@@ -233,6 +244,15 @@ def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list
     return texts
 
 
+def _check_masks(config: TrainConfig, masks: Sequence[Image | None]) -> None:
+    from ..zoodip_core.base.errors import ConfigError
+
+    if any(masks) and not config.masked:
+        raise ConfigError(
+            "mask_background = 1 uses no masks, and masks are connected: set mask_background to 0.1, or disconnect them"
+        )
+
+
 def _settings(model: TokenModel, inputs: dict[str, Any]) -> dict[str, Any]:
     """The settings that the inputs stand for: where one is left to the preset, the preset's for the model.
 
@@ -261,7 +281,13 @@ def _checked(settings: dict[str, Any]) -> TrainConfig:
 # ---------------------------------------------------------------- runs
 
 
-def _key(config: TrainConfig, model: TokenModel, pictures: Sequence[Image], captions: Sequence[str]) -> str:
+def _key(
+    config: TrainConfig,
+    model: TokenModel,
+    pictures: Sequence[Image],
+    captions: Sequence[str],
+    masks: Sequence[Image | None],
+) -> str:
     """What a run can be resumed with: all that decides its steps, but not how many there are."""
     from ..zoodip_core.train.run_folder import CHANGEABLE
 
@@ -273,6 +299,8 @@ def _key(config: TrainConfig, model: TokenModel, pictures: Sequence[Image], capt
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for picture in pictures:
         digest.update(str(picture.size).encode() + picture.tobytes())
+    for mask in masks if any(masks) else ():
+        digest.update(f"mask {mask.size}".encode() + mask.tobytes() if mask else b"no mask")
     return digest.hexdigest()[:10]
 
 
@@ -307,6 +335,7 @@ def _train(
     model: TokenModel,
     pictures: Sequence[Image],
     captions: Sequence[str],
+    masks: Sequence[Image | None],
     folder: Path,
     live: Live,
     cards: str,
@@ -318,7 +347,7 @@ def _train(
 
     run, commands = folder / "run", Commands(host().interrupted)
     try:
-        references = write_references(pictures, captions, folder)
+        references = write_references(pictures, captions, folder, masks)
         config = TrainConfig.from_dict({**settings, **references})
         with _ranks(cards, config, model, run, live) as ranks:
             if run.exists():

@@ -27,8 +27,8 @@ def kind(pack: Any) -> Any:
 def load(kind: Any, folder: str) -> tuple[list[torch.Tensor], list[str]]:
     """The node's outputs, which must agree with what it accepts beforehand."""
     assert kind.VALIDATE_INPUTS(folder) is True
-    images, captions = kind().load(folder)["result"]
-    assert len(images) == len(captions)
+    images, captions, masks = kind().load(folder)["result"]
+    assert len(images) == len(captions) == len(masks)
     return images, captions
 
 
@@ -321,3 +321,36 @@ def test_a_change_in_the_folder_is_noticed(change: Callable[[Path], Any], kind: 
     assert kind.IS_CHANGED("a") == before == kind.IS_CHANGED("copy")  # of the content, not of a clock
     change(folder)
     assert kind.IS_CHANGED("a") != before
+
+
+# ---------------------------------------------------------------- masks
+
+
+def test_masks_beside_pictures_come_with_them(kind: Any, host: FakeHost) -> None:
+    folder = host.root / "input" / "cat"
+    for name in ("a", "b", "c"):
+        save(folder / f"{name}.jpg")
+    mask = Image.new("L", (40, 30))
+    mask.paste(255, (10, 5, 20, 25))
+    mask.save(folder / "a.mask.png")
+    save(folder / "masks" / "c.png", 255, (20, 15), "L")
+    before = kind.IS_CHANGED("cat")
+    done = kind().load("cat")
+    first, second, third = done["result"][2]
+    np.testing.assert_array_equal((first[0].numpy() * 255).round(), np.asarray(mask))
+    assert second.shape == third.shape == (1, 64, 64)  # as LoadImage gives where there is none
+    assert not second.any()
+    assert not third.any()
+    assert done["ui"]["text"] == [
+        "the mask c.png is white all over: c.jpg is learned whole",
+        "masks for 1 of 3 pictures; the rest is learned whole",
+    ]
+    mask.paste(255, (0, 0, 9, 9))
+    mask.save(folder / "a.mask.png")
+    assert kind.IS_CHANGED("cat") != before
+
+
+def test_a_mask_that_leads_out_of_the_input_folder_is_refused(kind: Any, host: FakeHost) -> None:
+    save(host.root / "input" / "a" / "1.png")
+    (host.root / "input" / "a" / "1.mask.png").symlink_to(save(host.root / "secret.png", 255, mode="L"))
+    assert "1.mask.png leads out of ComfyUI's input folder" in refused(kind, "a")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -55,7 +55,7 @@ class Masks:
             picture: its file.
             size: its width and height as it is seen, upright.
         """
-        files = self._files_of(picture)
+        files = self.files_of(picture)
         self.known.update(files)
         try:
             alpha = read_alpha(picture) if self._transparency == MASK else None
@@ -95,7 +95,8 @@ class Masks:
     def _tell(self, line: str) -> None:
         self._lines[line] = None
 
-    def _files_of(self, picture: Path) -> list[Path]:
+    def files_of(self, picture: Path) -> list[Path]:
+        """The files of a picture's masks, of which the first is used."""
         folder = picture.parent
         if folder not in self._folders:
             found: dict[str, list[Path]] = {}
@@ -173,9 +174,16 @@ def alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 def masked(images: Sequence[ReferenceImage]) -> list[str]:
     """A line on how many of the pictures have a mask, where any has."""
-    pictures = {image.path for image in images}
-    own = {image.path for image in images if image.mask}
+    found: dict[Path, bool] = {}
+    for image in images:
+        found[image.path] = found.get(image.path, False) or image.mask is not None
+    return masked_of(found)
+
+
+def masked_of(pictures: Mapping[Path, bool]) -> list[str]:
+    """The same of pictures' files, and whether they have one."""
+    own = sum(pictures.values())
     if not own:
         return []
-    rest = "" if own == pictures else "; the rest is learned whole"
-    return [f"masks for {len(own)} of {len(pictures)} picture{'' if len(pictures) == 1 else 's'}{rest}"]
+    rest = "" if own == len(pictures) else "; the rest is learned whole"
+    return [f"masks for {own} of {len(pictures)} picture{'' if len(pictures) == 1 else 's'}{rest}"]

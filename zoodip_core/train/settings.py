@@ -310,16 +310,16 @@ class Settings:
         "background",
         IMAGES,
         "Transparency",
-        "The background's colour is laid behind transparent pictures. mask: what is transparent is masked as well, "
-        "where a picture has no other mask.",
+        "background: its colour is laid behind transparent pictures. mask: that too, and what is transparent lies "
+        "outside of the picture's mask.",
         choices=TRANSPARENCIES,
     )
     mask_background: float = _setting(
         1.0,
         IMAGES,
         "Outside of masks",
-        "How much counts what lies outside of a picture's mask, if it has one (NAME.mask.png beside it). 0: nothing. "
-        "1: as much as the subject; masks are not used.",
+        "How much what lies outside of a picture's mask counts, where it has one (NAME.mask.png beside it). 0: not at "
+        "all. 1: as much as the subject, and masks are not used.",
         metavar="SHARE",
         range=(0, 1),
         left=-1,
