@@ -17,6 +17,7 @@ from PIL import Image
 from tests.reads import counted_reads
 from zoodip_core.base.errors import CaptionError, ConfigError, ImagesError, StorageError
 from zoodip_core.data.images import MAX_PICTURES, find_images, load_images
+from zoodip_core.data.masks import Masks
 from zoodip_core.data.prompts import captions_for
 from zoodip_core.page.draft import MAX_CAPTION, Draft
 from zoodip_core.tiny import concepts
@@ -702,3 +703,112 @@ def test_a_draft_that_was_deleted_begins_anew(draft: Draft, folder: Path, upload
     assert (draft.values(), draft.pictures()) == ({}, [])
     draft.add(uploads(b__png=encoded("blue")))
     assert names(draft) == ["0001-b.png"]
+
+
+# ---------------------------------------------------------------- masks
+
+
+def mask_of(size: tuple[int, int] = (24, 16), box: tuple[int, int, int, int] = (4, 4, 12, 12)) -> bytes:
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    buffer = io.BytesIO()
+    mask.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def shown(path: Path | None) -> Image.Image:
+    assert path is not None
+    with Image.open(path) as picture:
+        return picture.copy()
+
+
+@pytest.mark.parametrize("name", ["b.mask.png", "b-masklabel.png", "B.MASK.PNG", "b.jpg.mask.png"])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_mask_goes_to_its_picture(draft: Draft, uploads: Uploads, name: str, later: bool) -> None:
+    pictures = [uploads.one("a.jpg", encoded("red", "JPEG")), uploads.one("b.jpg", encoded("blue", "JPEG"))]
+    mask = uploads.one(name, mask_of())
+    lines = draft.add(pictures) + draft.add([mask]) if later else draft.add([mask, *pictures])
+    assert lines == []
+    assert [(each.name, each.mask is not None) for each in draft.pictures()] == [
+        ("0001-a.jpg", False),
+        ("0002-b.jpg", True),
+    ]
+    found = shown(draft.pictures()[1].mask)
+    assert (found.mode, found.tobytes()) == ("L", Image.open(io.BytesIO(mask_of())).tobytes())
+
+
+def test_masks_go_with_references_and_leave_with_their_pictures(
+    draft: Draft, folder: Path, uploads: Uploads, tmp_path: Path
+) -> None:
+    draft.add(uploads(a=encoded("red"), b=encoded("blue")))
+    draft.mask(draft.pictures()[0].name, Image.open(io.BytesIO(mask_of())))
+    references = draft.write_references(tmp_path / "run")
+    for images in (references["images"], draft.references()["images"]):
+        loaded, skipped = load_images(images, 16, masks=Masks().of)
+        assert (len(loaded), skipped) == (2, [])
+        assert [image.mask is not None for image in loaded] == [True, False]
+    draft.remove(draft.pictures()[0].name)
+    assert [path.suffixes for path in (folder / "images").iterdir()] == [draft.pictures()[0].path.suffixes]
+    draft.mask(draft.pictures()[0].name, Image.open(io.BytesIO(mask_of())))
+    draft.mask(draft.pictures()[0].name, None)
+    assert draft.pictures()[0].mask is None
+    draft.mask(draft.pictures()[0].name, Image.open(io.BytesIO(mask_of())))
+    draft.clear()
+    assert list((folder / "images").iterdir()) == []
+
+
+def test_masks_that_cannot_be_used_are_told_and_the_pictures_stay(draft: Draft, uploads: Uploads) -> None:
+    files = [
+        uploads.one("a.png", encoded("red")),
+        uploads.one("a.mask.png", mask_of((16, 16))),
+        uploads.one("b.png", encoded("blue")),
+        uploads.one("b.mask.png", encoded("black")),
+        uploads.one("c.png", encoded("green")),
+        uploads.one("c.mask.png", b"\x89PNG\r\n\x1a\n" + bytes(40)),
+        uploads.one("d.mask.png", mask_of()),
+        uploads.one("e.png", encoded("gray")),
+        uploads.one("e.mask.png", mask_of()),
+        uploads.one("e-masklabel.png", mask_of()),
+    ]
+    lines = draft.add(files)
+    assert [each.mask is not None for each in draft.pictures()] == [False, False, False, True]
+    told = "\n".join(lines)
+    for line in (
+        "the mask a.mask.png is of another shape, 16 x 16 for a picture of 24 x 16",
+        "the mask b.mask.png is black all over",
+        "c.mask.png is damaged",
+        "d.mask.png was skipped: there is no picture of this name",
+        "e-masklabel.png was skipped: e.mask.png is there as well",
+    ):
+        assert line in told
+    assert len(lines) == 5
+    with pytest.raises(ImagesError, match="what was painted is of another shape"):
+        draft.mask(draft.pictures()[0].name, Image.new("L", (16, 16), 255))
+    with pytest.raises(ImagesError, match="not there any more"):
+        draft.mask("0009-x.png", None)
+
+
+def test_a_folder_comes_with_its_masks(draft: Draft, tmp_path: Path) -> None:
+    source = tmp_path / "photos"
+    (source / "masks").mkdir(parents=True)
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "gray")):
+        (source / f"{name}.png").write_bytes(encoded(colour))
+    (source / "a.mask.png").write_bytes(mask_of())
+    (source / "masks" / "b.png").write_bytes(mask_of())
+    (source / "gone.mask.png").write_bytes(mask_of())
+    assert draft.add_folder(source) == ["left out, 1 masks of no picture: gone.mask.png"]
+    assert [each.mask is not None for each in draft.pictures()] == [True, True, False]
+    assert draft.add_folder(source)  # twins, whose masks are the same
+    assert [each.mask is not None for each in draft.pictures()] == [True, True, False]
+
+
+def test_no_room_for_a_mask_takes_nothing(
+    draft: Draft, folder: Path, uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr("zoodip_core.page.draft.save_png", full)
+    with pytest.raises(StorageError):
+        draft.add([uploads.one("a.png", encoded("red")), uploads.one("a.mask.png", mask_of())])
+    assert draft.pictures() == []

@@ -231,9 +231,9 @@ def bad(folder: Path, name: str) -> Path:
     ("name", "line"),
     [
         ("unreadable", "a.mask.png is damaged"),
-        ("shape", "a.mask.png is a mask of another shape, 80 x 80 for a picture of 80 x 60; a.png is learned whole"),
-        ("black", "the mask a.mask.png is black all over and shows no subject; a.png is learned whole"),
-        ("white", "the mask a.mask.png is white all over: a.png is learned whole"),
+        ("shape", "the mask a.mask.png is of another shape, 80 x 80 for a picture of 80 x 60; it has to lie over"),
+        ("black", "the mask a.mask.png is black all over and shows no subject, which is to be white; a.png is learned"),
+        ("white", "the mask a.mask.png is the same all over; a.png is learned whole"),
         ("two", "a.png has 2 masks: a.mask.png is used, a-masklabel.png left out"),
     ],
 )

@@ -342,7 +342,7 @@ def test_masks_beside_pictures_come_with_them(kind: Any, host: FakeHost) -> None
     assert not second.any()
     assert not third.any()
     assert done["ui"]["text"] == [
-        "the mask c.png is white all over: c.jpg is learned whole",
+        "the mask c.png is the same all over; c.jpg is learned whole",
         "masks for 1 of 3 pictures; the rest is learned whole",
     ]
     mask.paste(255, (0, 0, 9, 9))

@@ -64,33 +64,13 @@ class Masks:
         names = [file.name for file in files] + (["its transparency"] if alpha else [])
         if len(names) > 1:
             self._tell(f"{picture.name} has {len(names)} masks: {names[0]} is used, {', '.join(names[1:])} left out")
-        if not files:
-            return self._of_use(alpha, picture.name, "") if alpha else None
         try:
-            mask = read_picture(files[0], BLACK)[0].convert("L")
+            if files:
+                return read_mask(files[0], picture, size)
+            return alpha and of_use(alpha, f"the transparency of {picture.name}")
         except ImagesError as error:
             self._tell(f"{error}; {picture.name} is learned whole")
             return None
-        upright = _laid_over(mask, picture, size)
-        if upright is None:
-            shapes = f"{mask.width} x {mask.height} for a picture of {size[0]} x {size[1]}"
-            self._tell(
-                f"{files[0].name} is a mask of another shape, {shapes}; {picture.name} is learned whole: save the mask "
-                "at the picture's size"
-            )
-            return None
-        return self._of_use(upright, picture.name, files[0].name)
-
-    def _of_use(self, mask: Image.Image, picture: str, name: str) -> Image.Image | None:
-        darkest, brightest = mask.getextrema()
-        what = f"the mask {name}" if name else f"the transparency of {picture}"
-        if brightest == 0:
-            said = "is black all over" if name else "hides all of it"
-            self._tell(f"{what} {said} and shows no subject; {picture} is learned whole: paint the subject white")
-            return None
-        if darkest == 255 and name:
-            self._tell(f"{what} is white all over: {picture} is learned whole")
-        return None if darkest == brightest else mask
 
     def _tell(self, line: str) -> None:
         self._lines[line] = None
@@ -103,17 +83,66 @@ class Masks:
             for file in _masks_in(folder):
                 found.setdefault(mask_key(file), []).append(file)
             self._folders[folder] = found
-        by_key = self._folders[folder]
-        files = [
-            file for key in dict.fromkeys((_plain(picture.stem), _plain(picture.name))) for file in by_key.get(key, [])
-        ]
+        files = [file for key in picture_keys(picture) for file in self._folders[folder].get(key, [])]
         return [file for file in files if file != picture]
+
+
+def read_mask(file: Path, picture: Path, size: tuple[int, int], shown: str = "") -> Image.Image:
+    """A file's mask as it lies over a picture, "L" and of its size.
+
+    Args:
+        file: of the mask.
+        picture: the picture's file.
+        size: its width and height as it is seen, upright.
+        shown: the mask's name, where its file has another one.
+
+    Raises:
+        ImagesError: it cannot be read, is of another shape, or says nothing.
+    """
+    name = shown or file.name
+    try:
+        mask = read_picture(file, BLACK)[0].convert("L")
+    except ImagesError as error:
+        raise ImagesError(str(error).replace(str(file), name)) from error
+    return over(mask, picture, size, f"the mask {name}")
+
+
+def over(mask: Image.Image, picture: Path, size: tuple[int, int], what: str) -> Image.Image:
+    """A mask, "L", as it lies over a picture; arguments and errors are as of :func:`read_mask`.
+
+    Args:
+        what: the mask's name, for errors.
+    """
+    upright = _laid_over(mask, picture, size)
+    if upright is None:
+        shapes = f"{mask.width} x {mask.height} for a picture of {size[0]} x {size[1]}"
+        raise ImagesError(f"{what} is of another shape, {shapes}; it has to lie over the whole picture")
+    return of_use(upright, what)
+
+
+def of_use(mask: Image.Image, what: str) -> Image.Image:
+    """A mask that says where the subject is.
+
+    Raises:
+        ImagesError: it is black or white all over.
+    """
+    darkest, brightest = mask.getextrema()
+    if brightest == 0:
+        raise ImagesError(f"{what} is black all over and shows no subject, which is to be white")
+    if darkest == brightest:
+        raise ImagesError(f"{what} is the same all over")
+    return mask
 
 
 def mask_key(file: Path) -> str:
     """What the name of a mask and that of its picture have in common: see :func:`picture_keys`."""
     stem = _plain(file.stem)
     return next((stem.removesuffix(end) for end in MASKS if stem.endswith(end)), stem)
+
+
+def picture_keys(file: Path) -> list[str]:
+    """What a mask of a picture may be called by: ``a.mask.png`` is that of ``a.jpg``, and so is ``a.jpg.mask.png``."""
+    return list(dict.fromkeys((_plain(file.stem), _plain(file.name))))
 
 
 def _plain(name: str) -> str:

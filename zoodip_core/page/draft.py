@@ -1,7 +1,7 @@
 """What a person has put into a page's form so far, kept on disk so that a reload or a restart loses nothing.
 
-``draft.json`` holds the form's values, ``images/`` the pictures as they were given, byte for byte, and
-``captions.json`` their captions, as :func:`prompts.read_listed` reads them.
+``draft.json`` holds the form's values, ``images/`` the pictures as they were given, byte for byte, with masks beside
+them, and ``captions.json`` their captions, as :func:`prompts.read_listed` reads them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..base.errors import CaptionError, ImagesError
 from ..base.files import is_newer, read_object, sha256_of, storage_errors, write_atomically, written_atomically
 from ..base.names import listed_in, plain
 from ..base.texts import whole_text
 from ..data.images import (
+    MASKS,
     MAX_FILE_BYTES,
     MAX_PICTURES,
     counted,
     find_images,
+    is_mask,
     left_out,
     only_first,
     open_picture,
     read_picture,
 )
 from ..data.kinds import SUFFIXES, Why, usual_suffix, why_not
+from ..data.masks import Masks, mask_key, over, picture_keys, read_mask
 from ..data.prompts import (
     CAPTION_SUFFIXES,
     caption_lines,
@@ -44,6 +49,7 @@ from ..data.prompts import (
     read_text,
     unused_captions,
 )
+from ..data.sheets import save_png
 from ..tiny import concepts
 
 VERSION = 1
@@ -51,6 +57,7 @@ MAX_TOTAL_BYTES = 1_000_000_000
 MAX_CAPTION = 10_000
 _MAX_NAME = 80
 _MAX_NAME_BYTES = 140  # what the strictest file systems take, with room for the name of a part
+_MASK = ".mask.png"
 _NUMBERED = re.compile(rf"(\d{{4,9}})-(.+)(?:{'|'.join(map(re.escape, SUFFIXES))})")
 
 _lock = threading.RLock()
@@ -67,20 +74,23 @@ class Picture:
         name: of its file, numbered.
         path: its file.
         caption: a line for each of its captions; empty for the template's.
+        mask: the file of its mask, white where the subject is; None if it has none.
     """
 
     name: str
     path: Path
     caption: str
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)
 class _Given:
-    """A picture file to take in. ``name`` is its owner's for it, ``path`` where it lies."""
+    """A picture file to take in. ``name`` is its owner's for it, ``path`` where it lies; so of its mask."""
 
     path: Path
     name: str
     caption: str = ""
+    mask: tuple[Path, str] | None = None
 
     @property
     def shown(self) -> str:
@@ -140,7 +150,9 @@ class Draft:
         with _lock:
             captions = self._captions()
             return [
-                Picture(path.name, path, captions.get(path.name, "")) for path in self._files() if _opens_still(path)
+                Picture(path.name, path, captions.get(path.name, ""), _existing(_mask_of(path)))
+                for path in self._files()
+                if _opens_still(path)
             ]
 
     def references(self) -> dict[str, Any]:
@@ -168,6 +180,8 @@ class Draft:
             pictures = self._some_pictures()
             for picture in pictures:
                 _copy(picture.path, images / picture.name, made)
+                if picture.mask:
+                    _copy(picture.mask, images / picture.mask.name, made)
             captions = {picture.name: picture.caption for picture in pictures if picture.caption}
             if captions:
                 _write_captions(listing, captions)
@@ -186,7 +200,8 @@ class Draft:
                 names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
         except OSError:  # nothing was put in yet, or somebody took it away
             return []
-        return [self._images / name for name in sorted(filter(_NUMBERED.fullmatch, names), key=_order)]
+        pictures = [name for name in names if _NUMBERED.fullmatch(name) and not name.endswith(_MASK)]
+        return [self._images / name for name in sorted(pictures, key=_order)]
 
     def _captions(self) -> dict[str, str]:
         """The captions by the names of their pictures; none if their file is damaged."""
@@ -208,6 +223,7 @@ class Draft:
         """Take in files that were dropped onto the page.
 
         A ``.txt`` or ``.caption`` has the captions of the picture of its name, a ``.json`` or ``.jsonl`` those of any.
+        ``NAME.mask.png`` and ``NAME-masklabel.png`` are masks of the picture of that name.
 
         Args:
             files: where each lies now, and its own name.
@@ -220,6 +236,7 @@ class Draft:
             StorageError: no room; none was taken.
         """
         pictures: list[_Given] = []
+        masks: dict[str, tuple[Path, str]] = {}
         texts: dict[str, tuple[str, str]] = {}
         listed: dict[str, dict[str, str]] = {}
         others: list[tuple[str, Why]] = []
@@ -237,19 +254,29 @@ class Draft:
                     lines += told
                 elif why := why_not(path, name):
                     others.append((_shown(name), why))
+                elif is_mask(Path(name)):
+                    if masks.setdefault(mask_key(Path(name)), (path, name))[1] != name:
+                        other = _shown(masks[mask_key(Path(name))][1])
+                        lines.append(f"{_shown(name)} was skipped: {other} is there as well")
                 else:
                     pictures.append(_Given(path, name))
             except CaptionError as error:
                 lines.append(str(error))
         by_name = {name: text for each in listed.values() for name, text in each.items()}
         given = [
-            replace(each, caption=by_name.get(each.name) or texts.get(_key(each.name), ("", ""))[1])
+            replace(
+                each,
+                caption=by_name.get(each.name) or texts.get(_key(each.name), ("", ""))[1],
+                mask=next((masks[key] for key in picture_keys(Path(each.name)) if key in masks), None),
+            )
             for each in pictures
         ]
         keys = {_key(each.name) for each in pictures}
         alone = [text for key, text in texts.items() if key not in keys]
         with _lock:
             lines += _left_out(others) + self._take(given) + self._caption_by_name(alone)
+            taken = [each.mask for each in given]
+            lines += self._mask_by_name([mask for mask in masks.values() if mask not in taken])
             for name, each in listed.items():
                 later = {picture: each[picture] for picture in sorted(set(each) - {given.name for given in pictures})}
                 lines += of_no_picture(name, self._caption_all(later), len(each))
@@ -265,7 +292,8 @@ class Draft:
             ImagesError: no such folder, no pictures in it, or too many; none was taken.
             StorageError: no room; none was taken.
         """
-        paths, lines = _in_folder(folder)
+        masks = Masks()
+        paths, lines = _in_folder(folder, masks)
         listing = folder / "captions.json"
         listed, told = _listed(listing, [path.name for path in paths])
         lines += told + (of_no_picture(listing.name, sorted(set(listed) - {path.name for path in paths}), len(listed)))
@@ -283,9 +311,10 @@ class Draft:
                     caption = _checked("\n".join(own_captions(path, noted, self._tokens())[0]), path.name)
             except CaptionError as error:
                 lines.append(str(error).replace(f"{folder}{os.sep}", ""))
-            given.append(_Given(path, path.name, caption))
+            own = next(iter(masks.files_of(path)), None)
+            given.append(_Given(path, path.name, caption, (own, own.name) if own else None))
         with _lock:
-            return lines + self._take(given)
+            return lines + self._take(given) + masks.lines
 
     def _tokens(self) -> tuple[str, ...]:
         token = self.values().get("token")
@@ -311,7 +340,7 @@ class Draft:
     def _take(self, given: Sequence[_Given]) -> list[str]:
         """Copy the usable pictures, all of them or none; returns a line for each of the others."""
         there = self._files()
-        fresh, captions, lines = _without_twins(given, there)
+        fresh, twins, captions, lines = _without_twins(given, there)
         if len(there) + len(fresh) > MAX_PICTURES:
             before = f" beside the {len(there)} that are there" if there else ""
             raise ImagesError(
@@ -330,11 +359,54 @@ class Draft:
             lines += [why] if why else []
             usable += [] if why else [each]
             moving += [each.shown] if has_more else []
-        self._place(usable, {**self._captions(), **captions})
+        lines += self._place(usable, {**self._captions(), **captions})
+        for picture, mask in twins:
+            lines += self._take_mask(picture, *mask)
         return lines + only_first(moving)
 
-    def _place(self, given: Sequence[_Given], captions: dict[str, str]) -> None:
-        number = max((_order(path.name)[0] for path in self._files()), default=0)
+    def _take_mask(self, picture: Path, file: Path, name: str) -> list[str]:
+        """Keep a file's mask as it lies over a picture; returns a line if it cannot be used."""
+        try:
+            save_png(read_mask(file, picture, open_picture(picture).size, _shown(name)), _mask_of(picture))
+        except ImagesError as error:
+            return [f"{error}; it was skipped"]
+        return []
+
+    def _mask_by_name(self, masks: Sequence[tuple[Path, str]]) -> list[str]:
+        """Give masks that came without a picture to those of their names that are there already."""
+        lines = []
+        for file, name in masks:
+            stems = [_without_end(name), _split(_without_end(name))[0]]
+            found = [path for path in self._files() if any(_is_named(path.name, stem) for stem in stems)]
+            for path in found:
+                lines += self._take_mask(path, file, name)
+            if not found:
+                lines.append(f"{_shown(name)} was skipped: there is no picture of this name; add the picture as well")
+        return lines
+
+    def mask(self, name: str, mask: Image.Image | None) -> None:
+        """Give a picture a mask, or none.
+
+        Args:
+            name: the picture's.
+            mask: of the upright picture's shape, white where the subject is.
+
+        Raises:
+            ImagesError: there is no such picture, or the mask is of another shape or says nothing.
+            StorageError: it cannot be written.
+        """
+        with _lock:
+            path = self._file(name)
+            target = _mask_of(path)
+            if mask is None:
+                with storage_errors(target):
+                    target.unlink(missing_ok=True)
+                return
+            save_png(over(mask.convert("L"), path, open_picture(path).size, "what was painted"), target)
+
+    def _place(self, given: Sequence[_Given], captions: dict[str, str]) -> list[str]:
+        """Copy pictures with their masks, all of them or none; returns a line for each mask that cannot be used."""
+        number, lines = max((_order(path.name)[0] for path in self._files()), default=0), []
         with _undone_on_failure() as made:
             for each in given:
                 number += 1
@@ -342,7 +414,11 @@ class Draft:
                 _copy(each.path, target, made)
                 _sound[target] = _mark(target)
                 captions[target.name] = each.caption
+                if each.mask:
+                    made.append(_mask_of(target))
+                    lines += self._take_mask(target, *each.mask)
             self._save(captions)
+        return lines
 
     # ------------------------------------------------------------ changing
 
@@ -408,6 +484,7 @@ class Draft:
             path = self._file(name)
             with storage_errors(path):
                 path.unlink(missing_ok=True)
+                _mask_of(path).unlink(missing_ok=True)
             self._save(self._captions())
 
     def clear(self) -> None:
@@ -420,6 +497,7 @@ class Draft:
             for path in self._files():
                 with storage_errors(path):
                     path.unlink(missing_ok=True)
+                    _mask_of(path).unlink(missing_ok=True)
             self._save({})
 
     def _save(self, captions: Mapping[str, str]) -> None:
@@ -443,6 +521,21 @@ def _split(name: str) -> tuple[str, str]:
     """Stem and suffix, the latter in small letters."""
     stem, dot, suffix = name.rpartition(".")
     return (stem, f".{suffix.lower()}") if dot else (name, "")
+
+
+def _mask_of(picture: Path) -> Path:
+    """Where the mask of a picture of the draft is kept. No picture's own name has a dot, see :func:`_name`."""
+    return picture.with_name(picture.stem + _MASK)
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() and not path.is_symlink() else None
+
+
+def _without_end(name: str) -> str:
+    """The name of a mask's picture, without its suffix or with it."""
+    stem = _split(name)[0]
+    return next(stem[: -len(end)] for end in MASKS if stem.lower().endswith(end))
 
 
 def _with_suffix(given: _Given) -> str:
@@ -501,20 +594,25 @@ def _write_captions(path: Path, captions: Mapping[str, str]) -> None:
     write_atomically(path, json.dumps(listed, indent=2, ensure_ascii=False))
 
 
-def _without_twins(given: Sequence[_Given], there: Sequence[Path]) -> tuple[list[_Given], dict[str, str], list[str]]:
+def _without_twins(
+    given: Sequence[_Given], there: Sequence[Path]
+) -> tuple[list[_Given], list[tuple[Path, tuple[Path, str]]], dict[str, str], list[str]]:
     """Tell pictures apart by their bytes.
 
     Returns:
-        Those that are new, captions for those that are there by their names, and a line for each twin.
+        Those that are new, masks and captions (by name) for those that are there, and a line for each twin.
     """
     known = _Known()
     for path in there:
         known.add(path, path.name)
     fresh: list[_Given] = []
+    masks: list[tuple[Path, tuple[Path, str]]] = []
     captions: dict[str, str] = {}
     lines: list[str] = []
     for each in given:
         twin = known.add(each.path, each.shown)
+        if twin and twin[0] in there and each.mask:
+            masks.append((twin[0], each.mask))
         if twin is None:
             fresh.append(each)
         elif twin[0] in there and each.caption:
@@ -522,7 +620,7 @@ def _without_twins(given: Sequence[_Given], there: Sequence[Path]) -> tuple[list
             lines.append(f"{each.shown} is the same picture as {twin[1]}, which is there already and got its caption")
         else:
             lines.append(f"{each.shown} is the same picture as {twin[1]}, and was skipped")
-    return fresh, captions, lines
+    return fresh, masks, captions, lines
 
 
 class _Known:
@@ -555,8 +653,8 @@ class _Known:
 # ---------------------------------------------------------------- what can be used
 
 
-def _in_folder(folder: Path) -> tuple[list[Path], list[str]]:
-    """A folder's pictures, and lines on what else is in it.
+def _in_folder(folder: Path, masks: Masks) -> tuple[list[Path], list[str]]:
+    """A folder's pictures, and lines on what else is in it but their masks.
 
     Raises:
         ImagesError: no such folder, or no pictures in it.
@@ -564,7 +662,9 @@ def _in_folder(folder: Path) -> tuple[list[Path], list[str]]:
     try:
         if not folder.is_dir():
             raise ImagesError(f"{folder} is not a folder; give the path of the folder that the pictures are in")
-        return find_images([folder]), left_out([folder])
+        paths = find_images([folder])
+        known = {mask for path in paths for mask in masks.files_of(path)}
+        return paths, left_out([folder], known)
     except ImagesError:
         raise
     except (OSError, ValueError) as error:  # a name too long, a NUL in it, no permission
