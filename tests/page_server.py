@@ -207,6 +207,33 @@ class Visitor:
     def captions(self) -> list[str]:
         return [str(text).strip() for text in self.pictures.all_inner_texts()]
 
+    def paint(self, number: int) -> None:
+        """Paint a stroke through the middle of a picture, and keep it as its mask."""
+        self.pictures.nth(number).click()
+        self.page.locator("#zoodip_paint").wait_for()
+        self.press("paint")
+        canvases = self.page.locator("#zoodip_mask canvas")
+        canvases.first.wait_for()
+
+        def strokes() -> bool:
+            """The editor takes none until it has drawn the picture, which it does not tell."""
+            boxes = [box for canvas in canvases.all() if (box := canvas.bounding_box())]
+            box = max(boxes, key=lambda each: each["width"] * each["height"])
+            x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+            mouse = self.page.mouse
+            mouse.move(x - 30, y - 10)
+            mouse.down()
+            for i in range(12):
+                mouse.move(x - 30 + 5 * i, y - 10 + 2 * i)
+            mouse.up()
+            self.page.wait_for_timeout(4 * LOOK)
+            self.press("keep_mask")
+            self.page.wait_for_timeout(4 * LOOK)
+            return "has a mask" in self.page.locator("#zoodip_pictures_notice").inner_text()
+
+        canvases.last.scroll_into_view_if_needed()
+        self.until_python(strokes)
+
     # ------------------------------------------------------------ the job
 
     @property

@@ -782,7 +782,7 @@ def test_masks_that_cannot_be_used_are_told_and_the_pictures_stay(draft: Draft, 
     ):
         assert line in told
     assert len(lines) == 5
-    with pytest.raises(ImagesError, match="what was painted is of another shape"):
+    with pytest.raises(ImagesError, match="the mask is of another shape"):
         draft.mask(draft.pictures()[0].name, Image.new("L", (16, 16), 255))
     with pytest.raises(ImagesError, match="not there any more"):
         draft.mask("0009-x.png", None)

@@ -57,6 +57,39 @@ def fill_in(visitor: Visitor, token: str, **settings: int) -> None:
         visitor.write(name, str(number))
 
 
+# ---------------------------------------------------------------- masks
+
+
+@pytest.mark.parametrize("width", [1440, 480])
+def test_a_mask_is_painted_or_dropped(server: PageServer, browser: Any, tmp_path: Path, width: int) -> None:
+    """Paint is white in the mask; outside, the picture's tile is dark."""
+    shutil.rmtree(server.runs / ".draft", ignore_errors=True)
+    mask = Image.new("L", Image.open(PHOTOGRAPHS[0]).size)
+    mask.paste(255, (mask.width // 3, mask.height // 3, mask.width // 2, mask.height // 2))
+    mask.save(tmp_path / f"{PHOTOGRAPHS[0].stem}.mask.png")
+    with visit(browser, server.url, size=(width, 900)) as visitor:
+        visitor.drop([*PHOTOGRAPHS[:2], tmp_path / f"{PHOTOGRAPHS[0].stem}.mask.png"])
+        assert not visitor.shown("unmask")
+        visitor.paint(1)
+        kept = sorted((server.runs / ".draft" / "images").glob("*.mask.png"))
+        assert [path.name for path in kept] == ["0001-dog-00.mask.png", "0002-dog-01.mask.png"]
+        with Image.open(kept[1]) as painted, Image.open(PHOTOGRAPHS[1]) as picture:
+            assert painted.size == picture.size
+            left, top, right, bottom = painted.getbbox() or (0, 0, 0, 0)
+            assert abs((left + right) / 2 - picture.width / 2) < picture.width / 5
+            assert abs((top + bottom) / 2 - picture.height / 2) < picture.height / 5
+            assert painted.getpixel((2, 2)) == 0
+            assert painted.getpixel(((left + right) // 2, (top + bottom) // 2)) == 255
+        assert visitor.page.evaluate("document.documentElement.scrollWidth") <= width
+        visitor.pictures.nth(1).click()
+        visitor.page.locator("#zoodip_unmask").wait_for()
+        visitor.press("unmask")
+        visitor.until_python(lambda: not kept[1].exists())
+        assert kept[0].exists()
+        assert visitor.errors == []
+        assert visitor.foreign == set()
+
+
 # ---------------------------------------------------------------- from photographs to a token
 
 

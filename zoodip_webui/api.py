@@ -1,6 +1,7 @@
 """``/zoodip/v1``: jobs for scripts, open where and to whom the webui's own API is.
 
-- ``POST /jobs`` starts one: settings by name, ``pictures`` (name, data in base64, caption) and ``overwrite``
+- ``POST /jobs`` starts one: settings by name, ``pictures`` (name, data in base64, caption, mask in base64) and
+  ``overwrite``
 - ``GET /jobs``, ``GET /jobs/{number}``, ``POST /jobs/{number}/stop``
 - ``GET /runs``, ``POST /runs/{name}/resume`` with ``steps`` for more of them
 
@@ -22,7 +23,8 @@ from typing import Any
 from zoodip_core.base.errors import ConfigError, ImagesError, for_user
 from zoodip_core.base.origins import is_foreign_name, is_foreign_page
 from zoodip_core.base.texts import whole_text
-from zoodip_core.data.images import MAX_PICTURES
+from zoodip_core.data.images import MAX_PICTURES, open_picture
+from zoodip_core.data.masks import BLACK
 from zoodip_core.jobs.job import Job, Run
 from zoodip_core.page.draft import Draft
 from zoodip_core.page.form import names, read_named
@@ -192,7 +194,9 @@ def _start(studio: Studio, request: Mapping[str, Any]) -> Job:
     if not isinstance(overwrite, bool):
         raise ConfigError(f"overwrite = {str(overwrite)[:80]!r}: true or false")
     if not isinstance(pictures, list) or not 1 <= len(pictures) <= MAX_PICTURES:
-        raise ImagesError(f"pictures: give a list of 1 to {MAX_PICTURES}, each with name, data in base64, and caption")
+        raise ImagesError(
+            f"pictures: give a list of 1 to {MAX_PICTURES}, each with name, data in base64, caption and mask"
+        )
     with tempfile.TemporaryDirectory(prefix="zoodip-") as place:
         draft = Draft(Path(place) / "draft")
         for i, picture in enumerate(pictures, 1):
@@ -203,13 +207,11 @@ def _start(studio: Studio, request: Mapping[str, Any]) -> Job:
 def _add(draft: Draft, file: Path, picture: Any, where: str) -> None:
     """Add a picture of a request to a draft, by way of a file."""
     given = picture if isinstance(picture, dict) else {}
-    name, data, caption = given.get("name"), given.get("data"), given.get("caption", "")
-    if not isinstance(name, str) or not isinstance(data, str) or not isinstance(caption, str):
-        raise ImagesError(f"{where}: give an object with name, data in base64, and caption if it has one")
-    try:
-        file.write_bytes(base64.b64decode(data.rpartition(",")[2], validate=True))
-    except (binascii.Error, ValueError) as error:
-        raise ImagesError(f"{where}: data is not base64") from error
+    name, data, caption, mask = given.get("name"), given.get("data"), given.get("caption", ""), given.get("mask", "")
+    texts = isinstance(caption, str) and isinstance(mask, str)
+    if not isinstance(name, str) or not isinstance(data, str) or not texts:
+        raise ImagesError(f"{where}: give an object with name, data in base64, and caption and mask if it has any")
+    _write(file, data, f"{where}: data")
     before = {each.name for each in draft.pictures()}
     told = draft.add([(file, name)])
     added = [each.name for each in draft.pictures() if each.name not in before]
@@ -217,6 +219,21 @@ def _add(draft: Draft, file: Path, picture: Any, where: str) -> None:
         raise ImagesError(f"{where}: {told[0]}")
     for each in added if caption else ():
         draft.caption(each, caption)
+    for each in added if mask else ():
+        beside = file.with_name(f"{file.name}-mask")
+        _write(beside, mask, f"{where}: mask")
+        try:
+            draft.mask(each, open_picture(beside, BLACK))
+        except ImagesError as error:
+            raise ImagesError(f"{where}: mask: {str(error).replace(str(beside), 'the file')}") from error
+
+
+def _write(file: Path, data: str, where: str) -> None:
+    """Write what a request has in base64, or in a data URL."""
+    try:
+        file.write_bytes(base64.b64decode(data.rpartition(",")[2], validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise ImagesError(f"{where} is not base64") from error
 
 
 def _resume(studio: Studio, name: str, request: Mapping[str, Any]) -> Job:

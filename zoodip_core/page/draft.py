@@ -402,7 +402,7 @@ class Draft:
                 with storage_errors(target):
                     target.unlink(missing_ok=True)
                 return
-            save_png(over(mask.convert("L"), path, open_picture(path).size, "what was painted"), target)
+            save_png(over(mask.convert("L"), path, open_picture(path).size, "the mask"), target)
 
     def _place(self, given: Sequence[_Given], captions: dict[str, str]) -> list[str]:
         """Copy pictures with their masks, all of them or none; returns a line for each mask that cannot be used."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
+from PIL import Image, ImageChops, ImageColor
 
 from ..base.errors import ImagesError, for_user
 from ..data.images import open_picture
@@ -94,6 +95,52 @@ def pictured(path: Path | None) -> Any:
         with contextlib.suppress(ImagesError):
             picture = open_picture(path)
     return gr.update(value=picture, visible=picture is not None)
+
+
+PAINT = "#ff2ebd"
+"""The brush's colour."""
+_SIZE_OF_BRUSH = 24
+
+
+def paint_box(**more: Any) -> Any:
+    """A component to paint over a picture, hidden at first: gradio 4 and newer have an editor, 3.41 a sketch."""
+    editor = getattr(gr, "ImageEditor", None)
+    if editor is None:
+        more |= fitting(gr.Image, tool="sketch", brush_color=PAINT, brush_radius=_SIZE_OF_BRUSH)
+        return gr.Image(type="pil", interactive=True, visible=False, **more)
+    wishes = fitting(editor, show_download_button=False, show_share_button=False, buttons=[], format="png")
+    brush = gr.Brush(default_size=_SIZE_OF_BRUSH, colors=[PAINT], color_mode="fixed")
+    more |= {"sources": (), "transforms": (), "layers": False, "brush": brush, **wishes}
+    return editor(type="pil", interactive=True, visible=False, **more)
+
+
+def to_paint(picture: Image.Image | None, mask: Image.Image | None = None) -> Any:
+    """Change a component made by :func:`paint_box`: show a picture with what is painted so far, or nothing."""
+    if picture is None:
+        return gr.update(value=None, visible=False)
+    if not hasattr(gr, "ImageEditor"):  # it begins without paint
+        return gr.update(value=picture, visible=True)
+    layer = Image.new("RGBA", picture.size)
+    if mask:
+        layer.paste(ImageColor.getrgb(PAINT), (0, 0, *picture.size), mask.resize(picture.size))
+    composite = Image.alpha_composite(picture.convert("RGBA"), layer)
+    value = {"background": picture, "layers": [layer] if mask else [], "composite": composite}
+    return gr.update(value=value, visible=True)
+
+
+def painted(value: Any) -> Image.Image | None:
+    """What was painted in a component made by :func:`paint_box`: white where the brush was; None without paint."""
+    if not isinstance(value, dict):
+        return None
+    if "mask" in value:  # the sketch's: white on black
+        mask = value["mask"].convert("RGB").convert("L") if value["mask"] else None
+    else:
+        layers = [layer.convert("RGBA").getchannel("A") for layer in value.get("layers") or [] if layer]
+        mask = functools.reduce(ImageChops.lighter, layers) if layers else None
+    return mask.point(lambda grey: 255 if grey >= _HALF else 0) if mask and mask.getbbox() else None
+
+
+_HALF = 128
 
 
 def uploads() -> Path:

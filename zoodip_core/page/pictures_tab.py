@@ -9,26 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageEnhance
 
 from ..base.errors import ConfigError, ImagesError
 from ..base.paths import contains
 from ..data.cuts import cut_of
 from ..data.images import check_resolution, open_picture
+from ..data.masks import BLACK, Masks
 from ..jobs.job import Job
 from ..jobs.protocol import FAILED, WAITING
 from ..tiny import concepts
 from ..train.settings import SETTINGS
 from . import form, views
 from .draft import Picture
-from .gradios import attempt, fitting, html, listen, shown, uploads
+from .gradios import attempt, fitting, html, listen, paint_box, painted, shown, to_paint, uploads
 from .studio import TINY_LABEL, Studio
 
-FOLLOWED = ("crop", "resolution", "background")
-"""Settings that decide how pictures are cut."""
+FOLLOWED = ("crop", "resolution", "background", "transparency", "mask_background")
+"""Settings that decide how pictures are shown: how they are cut, and where their masks are."""
 _TILE = 256
 _USUAL = 512
 """Resolution where the form leaves it to the model, which is not looked into here. At more, less is cut off."""
+_DIM = 0.25
+"""The light that is left outside of a mask."""
+_PAINTED, _PAINTED_PIXELS = 480, 768
+"""Height of the box that is painted in, and the longer side of what it shows."""
 _SUBJECT = "subject"
 """Under this name the draft keeps which bundled subject its pictures are of."""
 _CAPTION_WITH = "caption_with"
@@ -54,7 +59,7 @@ class Pictures:
         with gr.Row(elem_id="zoodip_files"):
             with gr.Column(scale=3, min_width=220):
                 self._drop = gr.File(
-                    label="Drop 3 to 10 pictures, captions (.txt, .json) too",
+                    label="Drop 3 to 10 pictures, captions and masks too",
                     file_count="multiple",
                     height=168,
                     elem_id="zoodip_drop",
@@ -89,7 +94,9 @@ class Pictures:
         with gr.Column(visible=False, elem_id="zoodip_picture_tools") as self._tools:
             with gr.Row():
                 with gr.Column(scale=4, min_width=240):
-                    self._hint = html(views.hint("Cut as the training sees them. Click one to give it a caption."))
+                    self._hint = html(
+                        views.hint("Cut as the training sees them. Click one to give it a caption, or a mask.")
+                    )
                     self._caption = gr.Textbox(
                         label=_CAPTION,
                         info="What else is in the picture; {} is the token's place. Empty: by the template.",
@@ -98,6 +105,8 @@ class Pictures:
                         elem_id="zoodip_caption",
                     )
                 with gr.Column(scale=1, min_width=130):
+                    self._paint = gr.Button("Paint a mask", size="sm", visible=False, elem_id="zoodip_paint")
+                    self._unmask = gr.Button("Remove its mask", size="sm", visible=False, elem_id="zoodip_unmask")
                     self._remove = gr.Button("Remove this one", size="sm", visible=False, elem_id="zoodip_remove")
                     self._clear = gr.Button("Remove all", size="sm", elem_id="zoodip_clear")
             with gr.Row():
@@ -114,6 +123,9 @@ class Pictures:
                 self._write = gr.Button(
                     "Write captions", size="sm", scale=1, min_width=130, elem_id="zoodip_write_captions"
                 )
+
+        self._box = paint_box(label="Paint over the subject", elem_id="zoodip_mask", height=_PAINTED)
+        self._keep = gr.Button("Keep what is painted", visible=False, variant="primary", elem_id="zoodip_keep_mask")
 
     def wire(self, fields: Sequence[Any], values: Callable[[], list[Any]]) -> None:
         """Attach the handlers.
@@ -140,6 +152,9 @@ class Pictures:
         listen(self._add_folder.click, folder_added, [self._folder], [*told, self.bundled, model])
         listen(self.bundled.input, concept_added, [self.bundled], [*told, self.bundled, *fields])
         listen(self.gallery.select, self._picture_chosen, None, self.outputs[2:])
+        listen(self._paint.click, self._painting, [self._chosen], [self._notice, self._box, self._keep])
+        listen(self._keep.click, self._painted, [self._chosen, self._box], told)
+        listen(self._unmask.click, self._unmasked, [self._chosen], told)
         for event in (self._caption.blur, self._caption.submit):
             listen(event, self._captioned, [self._chosen, self._caption], [self._notice, self.gallery])
         listen(self._write.click, self._written, [*fields, self.caption_with], [self._notice])
@@ -151,7 +166,8 @@ class Pictures:
     @property
     def outputs(self) -> list[Any]:
         """The components that :meth:`look` changes."""
-        return [self.gallery, self._tools, self._chosen, self._caption, self._hint, self._remove]
+        chosen = [self._caption, self._hint, self._remove, self._paint, self._unmask, self._box, self._keep]
+        return [self.gallery, self._tools, self._chosen, *chosen]
 
     def look(self) -> list[Any]:
         """What there is, with no picture chosen."""
@@ -184,15 +200,22 @@ class Pictures:
             gr.update(value=picture.caption if picture else "", label=label, visible=chosen),
             gr.update(visible=not chosen),
             gr.update(visible=chosen),
+            gr.update(value="Paint the mask anew" if picture and picture.mask else "Paint a mask", visible=chosen),
+            gr.update(visible=picture is not None and picture.mask is not None),
+            to_paint(None),
+            gr.update(visible=False),
         ]
 
     def tiles(self) -> list[tuple[Image.Image, str]]:
-        """The draft's pictures as training will see them, with their captions."""
+        """The draft's pictures as training will see them, with their captions; dark outside of their masks."""
         values, tiles = form.read_named(self._studio.draft.values()), []
+        transparency = values["transparency"] if values["mask_background"] != 1 else ""
         for picture in self._studio.draft.pictures():
             try:
                 changed = picture.path.stat().st_mtime_ns
-                tile = _tile(picture.path, changed, *(values[name] for name in FOLLOWED))
+                masked = picture.mask.stat().st_mtime_ns if picture.mask else 0
+                cut = (values[name] for name in ("crop", "resolution", "background"))
+                tile = _tile(picture.path, changed, masked, *cut, transparency)
             except (OSError, ImagesError):  # it was whole when it was added
                 continue
             tiles.append((tile, picture.caption.splitlines()[0] if picture.caption else picture.name))
@@ -294,6 +317,39 @@ class Pictures:
 
         return shown(attempt(write))
 
+    def _painting(self, name: str) -> list[Any]:
+        """Show the brush over a picture, with its mask where this gradio can begin with one."""
+        found: list[tuple[Image.Image, Image.Image | None]] = []
+
+        def look() -> str:
+            picture = next((each for each in self._studio.draft.pictures() if each.name == name), None)
+            if picture is None:
+                raise ImagesError("choose a picture first")
+            small = open_picture(picture.path)
+            small.thumbnail((_PAINTED_PIXELS, _PAINTED_PIXELS))
+            found.append((small, open_picture(picture.mask, BLACK).convert("L") if picture.mask else None))
+            return ""
+
+        notice = shown(attempt(look))
+        return [notice, to_paint(*found[0]) if found else to_paint(None), gr.update(visible=bool(found))]
+
+    def _painted(self, name: str, value: Any) -> list[Any]:
+        def keep() -> tuple[str, str]:
+            mask = painted(value)
+            if mask is None:
+                raise ImagesError("nothing is painted yet; paint over the subject, then keep it")
+            self._studio.draft.mask(name, mask)
+            return f"{name} has a mask: what is dark in its tile is hardly learned", "good"
+
+        return self._after(keep)
+
+    def _unmasked(self, name: str) -> list[Any]:
+        def remove() -> tuple[str, str]:
+            self._studio.draft.mask(name, None)
+            return f"{name} is learned whole", "good"
+
+        return self._after(remove)
+
     def _removed(self, name: str) -> list[Any]:
         def remove() -> tuple[str, str]:
             self._studio.draft.remove(name)
@@ -311,14 +367,24 @@ class Pictures:
 
 
 @functools.lru_cache(maxsize=200)
-def _tile(path: Path, _changed: int, crop: str, resolution: int, background: str) -> Image.Image:
-    """A picture as training sees it, small. A photograph takes a tenth of a second, and the page shows all of them."""
+def _tile(
+    path: Path, _changed: int, _masked: int, crop: str, resolution: int, background: str, transparency: str
+) -> Image.Image:
+    """A picture as training sees it, small. A photograph takes a tenth of a second, and the page shows all of them.
+
+    Without a word on ``transparency`` masks are not used.
+    """
     try:
         colour = ImageColor.getrgb(background)[:3]
     except ValueError:  # it is being typed; the check tells
         colour = (255, 255, 255)
     picture = open_picture(path, colour)
-    return cut_of(picture.size, _resolution(resolution), crop).within(_TILE).apply(picture)
+    cut = cut_of(picture.size, _resolution(resolution), crop).within(_TILE)
+    mask = Masks(transparency).of(path, picture.size) if transparency else None
+    tile = cut.apply(picture)
+    if mask is None:
+        return tile
+    return Image.composite(tile, ImageEnhance.Brightness(tile).enhance(_DIM), cut.apply(mask))
 
 
 def _resolution(typed: int) -> int:
