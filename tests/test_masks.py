@@ -20,7 +20,7 @@ from zoodip_core.base import rng
 from zoodip_core.base.errors import ConfigError, ImagesError, ModelError, RunFolderError
 from zoodip_core.base.events import Event, Message
 from zoodip_core.data.images import ReferenceImage, left_out, load_images, random_cuts, with_flips
-from zoodip_core.data.masks import Masks, masked, without_masks
+from zoodip_core.data.masks import Masks, without_masks
 from zoodip_core.model.forward import Forward, Forwards, Inputs
 from zoodip_core.model.latents import encode_images
 from zoodip_core.model.load import load_quantized
@@ -32,7 +32,7 @@ from zoodip_core.train.draws import fixed_draws, mean_losses
 from zoodip_core.train.heldout import TIMESTEPS, heldout_losses
 from zoodip_core.train.loop import resume_training, train_token
 from zoodip_core.train.objective import DiffusionObjective
-from zoodip_core.train.prepared import Training, load_references
+from zoodip_core.train.prepared import Training, load_references, masks_told
 from zoodip_core.train.presets import check_given, preset_for
 from zoodip_core.train.timesteps import PUTS
 
@@ -153,7 +153,7 @@ def test_masks_are_found_by_their_names(tmp_path: Path, name: str) -> None:
     soft((80, 80), (20, 20, 50, 50)).save(tmp_path / name)
     images, _, masks = load([tmp_path])
     assert [image.mask is not None for image in images] == [True, False]
-    assert masked(images) == ["masks for 1 of 2 pictures; the rest is learned whole"]
+    assert masks_told(images) == ["masks for 1 of 2 pictures; the rest is learned whole"]
     assert left_out([tmp_path], masks.known) == masks.lines == []
     assert left_out([tmp_path]) != []  # where masks are not used, as before
 

@@ -110,6 +110,7 @@ def hostile_views() -> dict[str, str]:
         "device": "cpu",
         "images": 1,
         "captions": 1,
+        "masks": [HOSTILE],
         "forwards": 3,
         "memory": 2 * 10**9,
         "memory_in_turn": 10**9,
@@ -200,6 +201,15 @@ def test_learned_weights_are_told_of() -> None:
         learned = {"settings": {**settings, "lora_rank": rank, "lora_share": 0.75}, "memory": 1, "memory_in_turn": 1}
         words = Tags(views.checked({**found, **learned})).words
         assert ("Of the steps, 75% learn weights: a LoRA of rank 4." in words) is told
+
+
+def test_a_check_tells_of_masks() -> None:
+    settings = {"weights": "int8", "steps": 5, "lr": 0.1, "mu": 0.1, "t_lower": 1, "t_upper": 2, "lora_rank": 0}
+    found = {"model": "a", "family": "sd1", "device": "cpu", "images": 2, "captions": 1, "forwards": 3, "warnings": []}
+    found |= {"settings": settings, "memory": 1, "memory_in_turn": 1}
+    assert "asks" not in Tags(views.checked(found)).words
+    told = {**found, "masks": ["masks for 1 of 2 pictures; the rest is learned whole"]}
+    assert "Masks for 1 of 2 pictures; the rest is learned whole." in Tags(views.checked(told)).words
 
 
 def test_a_run_s_settings_have_the_form_s_names() -> None:
@@ -357,7 +367,7 @@ def test_every_setting_is_in_the_form_or_left_out_on_purpose() -> None:
 
 def test_what_is_left_to_the_preset_says_so() -> None:
     left = [each for each in form.fields() if each.setting.by_preset]
-    assert len(left) == 31
+    assert len(left) == 32
     for each in left:
         assert each.value == each.setting.left
         assert re.search(rf"(^| ){each.value}: ", each.setting.explained), each.name

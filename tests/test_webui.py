@@ -595,6 +595,20 @@ def test_the_file_of_learned_weights_is_told(site: Site, monkeypatch: pytest.Mon
     assert {name: told[name] for name in files} == {name: str(file) for name, file in files.items()}
 
 
+def test_a_mask_lies_beside_its_picture(site: Site) -> None:
+    mask, buffer = Image.new("L", (16, 16)), io.BytesIO()
+    mask.paste(255, (4, 4, 10, 12))
+    mask.save(buffer, "PNG")
+    given = {"name": "a.png", "data": picture(), "mask": base64.b64encode(buffer.getvalue()).decode()}
+    asked = job_request(pictures=[given, {"name": "b.png", "data": picture("lime")}])
+    answer = site.client.post("/zoodip/v1/jobs", json=asked)
+    assert answer.status_code == 200, answer.text
+    images = Path(answer.json()["folder"]) / "images"
+    assert sorted(path.name for path in images.iterdir()) == ["0001-a.mask.png", "0001-a.png", "0002-b.png"]
+    with Image.open(images / "0001-a.mask.png") as kept:  # in the picture's size
+        assert (kept.size, kept.getpixel((12, 16)), kept.getpixel((2, 2))) == ((32, 32), 255, 0)
+
+
 def test_data_urls_are_pictures_too(site: Site) -> None:
     asked = job_request(pictures=[{"name": "a.png", "data": f"data:image/png;base64,{picture()}"}])
     assert site.client.post("/zoodip/v1/jobs", json=asked).status_code == 200
@@ -626,6 +640,13 @@ def test_data_urls_are_pictures_too(site: Site) -> None:
         ({"pictures": [{"name": "a.png", "data": picture(), "caption": 3}]}, "pictures, 1: give an object"),
         ({"pictures": [{"name": "a.png", "data": "not base64!"}]}, "pictures, 1: data is not base64"),
         ({"pictures": [{"name": "a.png", "data": "AAAA"}]}, "pictures, 1: a.png"),
+        ({"pictures": [{"name": "a.png", "data": picture(), "mask": 3}]}, "pictures, 1: give an object"),
+        ({"pictures": [{"name": "a.png", "data": picture(), "mask": "no base64"}]}, "pictures, 1: mask is not base64"),
+        ({"pictures": [{"name": "a.png", "data": picture(), "mask": "AAAA"}]}, "pictures, 1: mask: the file is"),
+        (
+            {"pictures": [{"name": "a.png", "data": picture(), "mask": picture("white")}]},
+            "pictures, 1: mask: the mask is the same",
+        ),
         ({"pictures": [{"name": "a.mp4", "data": "AAAA"}]}, "pictures, 1: a.mp4 is a video"),
         ({"pictures": [{"name": "a", "data": "AAAA"}]}, "pictures, 1: a is not a JPEG, PNG or WebP file"),
         ({"pictures": [{"name": "\x00.png", "data": "AAAA"}]}, "pictures, 1: ?.png"),

@@ -11,7 +11,6 @@ from PIL import Image
 from ..base.errors import ImagesError
 from .images import (
     MASKS,
-    ReferenceImage,
     is_mask,
     is_masks_folder,
     is_picture,
@@ -201,16 +200,8 @@ def alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return abs(one[0] / other[0] - one[1] / other[1]) < 1 / other[0] + 1 / other[1]
 
 
-def masked(images: Sequence[ReferenceImage]) -> list[str]:
-    """A line on how many of the pictures have a mask, where any has."""
-    found: dict[Path, bool] = {}
-    for image in images:
-        found[image.path] = found.get(image.path, False) or image.mask is not None
-    return masked_of(found)
-
-
 def masked_of(pictures: Mapping[Path, bool]) -> list[str]:
-    """The same of pictures' files, and whether they have one."""
+    """A line on how many of the pictures have a mask, where any has."""
     own = sum(pictures.values())
     if not own:
         return []

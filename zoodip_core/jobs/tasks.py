@@ -33,6 +33,7 @@ from ..train.prepared import (
     aligned,
     load_model,
     load_references,
+    masks_told,
     name_warning,
     noise_warning,
     same_as_captions,
@@ -74,8 +75,8 @@ def check(config: TrainConfig) -> dict[str, Any]:
 
     Returns:
         ``settings`` in full, ``model`` and ``family``, ``device``, ``images`` and ``captions`` in number, ``warnings``,
-        and ``memory``: predicted bytes with all of a step's candidates in one forward, and ``memory_in_turn``;
-        ``sizes``, a line on those of the images, where not all are squares.
+        and ``memory``: predicted bytes with all of a step's candidates in one forward, and ``memory_in_turn``; lines on
+        ``masks`` where there are any, and in ``sizes`` one on those of the images, where not all are squares.
 
     Raises:
         ZoodipError: of the kind that tells what is wrong.
@@ -105,6 +106,7 @@ def check(config: TrainConfig) -> dict[str, Any]:
         "device": device.type,
         "images": len(images),
         "captions": sum(len(each) for each in prompts),
+        "masks": masks_told(images),
         "forwards": candidates + config.forwards_for_target,
         "memory": memory,
         "memory_in_turn": in_turn,

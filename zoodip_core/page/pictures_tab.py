@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image, ImageColor, ImageEnhance
+from PIL import Image, ImageColor, ImageEnhance, ImageOps
 
 from ..base.errors import ConfigError, ImagesError
 from ..base.paths import contains
@@ -32,8 +32,8 @@ _USUAL = 512
 """Resolution where the form leaves it to the model, which is not looked into here. At more, less is cut off."""
 _DIM = 0.25
 """The light that is left outside of a mask."""
-_PAINTED, _PAINTED_PIXELS = 480, 768
-"""Height of the box that is painted in, and the longer side of what it shows."""
+_PAINTED, _PAINTED_PIXELS = 480, 640
+"""Height of the box that is painted in, and the longer side of what it shows: a small picture is blown up for that."""
 _SUBJECT = "subject"
 """Under this name the draft keeps which bundled subject its pictures are of."""
 _CAPTION_WITH = "caption_with"
@@ -325,9 +325,8 @@ class Pictures:
             picture = next((each for each in self._studio.draft.pictures() if each.name == name), None)
             if picture is None:
                 raise ImagesError("choose a picture first")
-            small = open_picture(picture.path)
-            small.thumbnail((_PAINTED_PIXELS, _PAINTED_PIXELS))
-            found.append((small, open_picture(picture.mask, BLACK).convert("L") if picture.mask else None))
+            fitted = ImageOps.contain(open_picture(picture.path), (_PAINTED_PIXELS, _PAINTED_PIXELS))
+            found.append((fitted, open_picture(picture.mask, BLACK).convert("L") if picture.mask else None))
             return ""
 
         notice = shown(attempt(look))

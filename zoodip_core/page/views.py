@@ -166,6 +166,7 @@ def checked(found: Mapping[str, Any]) -> str:
     ]
     if found.get("sizes"):
         lines.append(f"<p>{escape(found['sizes'])}.</p>")
+    lines += [f"<p>{escape(line[:1].upper() + line[1:])}.</p>" for line in found.get("masks", [])]
     if settings.get("target_prompt") and settings["alignment"]:
         lines.append(
             f"<p>It learns to leave the rest of {escape(settings['target_prompt'])} to the model, with an alignment of "

@@ -28,7 +28,7 @@ from ..data.images import (
     random_cuts,
     with_flips,
 )
-from ..data.masks import Masks, masked, without_masks
+from ..data.masks import Masks, masked_of, without_masks
 from ..data.naming import Naming, captions_of, in_turn, naming
 from ..data.prompts import unused_captions
 from ..model.blueprint import ModelInfo
@@ -132,7 +132,7 @@ class Training:
         sizes = sizes_in(self.images)
         if sizes:
             on_event(Message(sizes))
-        for line in masked(self.images):
+        for line in masks_told(self.images):
             on_event(Message(line))
         own = dataclasses.replace(config, device=self.ranks.device(config.device))
         self.model: TokenModel = model or load_model(own, on_event, keep=self.ranks.first_here)
@@ -441,6 +441,14 @@ def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[Referenc
     images += cuts
     _check_target(config, images)
     return with_flips(images) if config.flip else images, lines
+
+
+def masks_told(images: Sequence[ReferenceImage]) -> list[str]:
+    """A line on how many of the pictures have a mask, where any has."""
+    found: dict[Path, bool] = {}
+    for image in images:
+        found[image.path] = found.get(image.path, False) or image.mask is not None
+    return masked_of(found)
 
 
 def _check_target(config: TrainConfig, images: Sequence[ReferenceImage]) -> None:
