@@ -57,15 +57,24 @@ class Case:
             model, self.parts.clip, self.parts.vae, self.folder / "places"
         )
 
-    def losses(self, timestep: int, model: Any = None, candidates: torch.Tensor | None = None) -> list[float]:
+    def losses(
+        self, timestep: int, model: Any = None, candidates: torch.Tensor | None = None, mask: Any = None
+    ) -> list[float]:
         """What a training is told."""
         model = model or self.model
         prompt = model.prompt(TEXT, VECTORS)
         view = _pack("zoodip_core.model.token_model").View(
-            prompt, self.latents, self.noise, timestep, torch.tensor(SIZES)
+            prompt, self.latents, self.noise, timestep, torch.tensor(SIZES), weight=self.weight(mask)
         )
         losses_of = model.denoiser([prompt], None, print).losses_on(view)
         found: list[float] = losses_of(self.candidates if candidates is None else candidates).tolist()
+        return found
+
+    def weight(self, mask: Any) -> torch.Tensor | None:
+        """What a training makes of a mask of the picture."""
+        if mask is None:
+            return None
+        found: torch.Tensor = _pack("zoodip_core.model.posteriors").place_weights(mask, self.latents.shape[1:], 0.1)
         return found
 
 
@@ -86,9 +95,23 @@ def losses(case: Case) -> Any:
     return found
 
 
+def masked_losses(case: Case) -> Any:
+    """With a mask of the left half and a little more, of the network itself and by a training."""
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 36, 64))
+    share = (np.asarray(mask, dtype=np.float64) / 255).mean(axis=0)
+    width = case.latents.shape[-1]
+    weight = 0.1 + 0.9 * share.reshape(width, -1).mean(axis=1)  # the same in all rows
+    places = torch.from_numpy(weight / weight.mean())
+    timestep = TIMESTEPS[0]
+    by_hand = [native_loss(case, each, timestep, places) for each in case.candidates]
+    return {"together": case.losses(timestep, mask=mask), "by hand": by_hand, "plain": case.losses(timestep)}
+
+
 @torch.no_grad()
-def native_loss(case: Case, candidate: torch.Tensor, timestep: int) -> float:
-    """The loss that models of the kind are trained by, of the network itself."""
+def native_loss(case: Case, candidate: torch.Tensor, timestep: int, places: torch.Tensor | None = None) -> float:
+    """The loss that models of the kind are trained by, of the network itself; weighted from left to right."""
+    weight = 1.0 if places is None else places
     encoded = stock_encoding(case, candidate)
     inner = case.parts.model.model
     x0, noise = inner.process_latent_in(case.latents), case.noise
@@ -101,7 +124,7 @@ def native_loss(case: Case, candidate: torch.Tensor, timestep: int) -> float:
         told = {"y": torch.cat([pooled, *map(_sinusoid, SIZES)], dim=1)} if name == "SDXL" else {}
         out = network(alpha * x0 + sigma * noise, torch.tensor([float(timestep)]), context=context, **told)
         target = alpha * noise - sigma * x0 if case.kind.prediction == "V_PREDICTION" else noise
-        return float((out.double() - target.double()).square().mean())
+        return float(((out.double() - target.double()).square() * weight).mean())
     noisy, target = (1 - flow) * x0 + flow * noise, noise - x0
     at = torch.tensor([flow])
     if name == "SD3":
@@ -114,7 +137,7 @@ def native_loss(case: Case, candidate: torch.Tensor, timestep: int) -> float:
         out = network(noisy, at, context, num_tokens=context.shape[1])
     else:
         out = network(noisy, at, context)
-    return float((out.double() - target.double()).square().mean())
+    return float(((out.double() - target.double()).square() * weight).mean())
 
 
 def _sinusoid(number: float) -> torch.Tensor:
@@ -419,7 +442,7 @@ def _loaded(case: Case, parts: Parts) -> None:
 # ---------------------------------------------------------------- the process
 
 CHECKS: Sequence[Callable[[Case], Any]] = (
-    *(losses, shares, words, several, patches, schedules, interrupts, caches, training),
+    *(losses, masked_losses, shares, words, several, patches, schedules, interrupts, caches, training),
 )
 ONCE: Sequence[Callable[[Case], Any]] = (others_tokens, refusals)
 

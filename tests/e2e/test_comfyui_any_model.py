@@ -78,6 +78,13 @@ def test_losses_are_the_models_own(found: Found, kind: str) -> None:
 
 
 @each_kind
+def test_losses_with_a_mask_are_weighted(found: Found, kind: str) -> None:
+    lost = found(kind, "masked_losses")
+    assert lost["together"] == pytest.approx(lost["by hand"], rel=1e-5)
+    assert max(abs(a / b - 1) for a, b in zip(lost["together"], lost["plain"], strict=True)) > 1e-3
+
+
+@each_kind
 def test_a_timestep_is_the_same_share_of_noise(found: Found, kind: str) -> None:
     assert found(kind, "shares") == pytest.approx([0.618, 0.893], abs=1e-3)
 
