@@ -455,13 +455,20 @@ class _TrainedError(Exception):
 
 
 def _train_in_node(
-    settings: dict[str, Any], _model: Any, pictures: Sequence[Any], captions: Any, folder: Path, _live: Any, _cards: str
+    settings: dict[str, Any],
+    _model: Any,
+    pictures: Sequence[Any],
+    captions: Any,
+    masks: Any,
+    folder: Path,
+    _live: Any,
+    _cards: str,
 ) -> Any:
     core = importlib.import_module(f"{node_pack.NAME}.zoodip_core.train.config")
     runs = importlib.import_module(f"{node_pack.NAME}.zoodip_core.train.run_folder")
     embedding = importlib.import_module(f"{node_pack.NAME}.zoodip_core.model.embedding")
     references = importlib.import_module(f"{node_pack.NAME}.nodes.pictures").write_references(
-        pictures, captions, folder
+        pictures, captions, folder, masks
     )
     run = runs.RunFolder.create(folder / "run", core.TrainConfig.from_dict({**settings, **references}))
     embedding.save_embedding(embedding.Embedding(run.config.token, VECTOR), run.embedding_path)
@@ -573,7 +580,9 @@ def _pictures(canary: Canary, page: Page, both: tuple[Path, ...]) -> list[Entry]
 
     def picture(name: str) -> str:
         pictures = page._pictures
-        text = _text([pictures._captioned(name, "a caption"), pictures._removed(name)])
+        mask = {"mask": Image.new("L", (64, 64), 255)}
+        done = [pictures._painting(name), pictures._painted(name, mask), pictures._unmasked(name)]
+        text = _text([pictures._captioned(name, "a caption"), *done, pictures._removed(name)])
         assert len(studio.draft.pictures()) == 1
         if "is not there any more" in text:
             raise RefusedError(text)
@@ -586,12 +595,20 @@ def _pictures(canary: Canary, page: Page, both: tuple[Path, ...]) -> list[Entry]
             studio.draft.remove(each.name)
         return _text(skipped)
 
+    def mask(name: str) -> str:
+        Image.linear_gradient("L").save(canary.temp / "new.mask.png")
+        told = studio.draft.add([(canary.temp / "new.mask.png", f"{name}.mask.png")])
+        for each in studio.draft.pictures():
+            studio.draft.mask(each.name, None)
+        return _text(told)
+
     def subject(name: str) -> str:
         return str(ours(lambda: page._pictures._add_concept(name)))
 
     return [
         Entry("page: name of a picture, to caption and remove", home, picture, ALL, allowed=both),
         Entry("page: name of an upload", home, upload, NONE, allowed=both),
+        Entry("page: name of a mask", home, mask, NONE, allowed=both),
         Entry("page: bundled subject", home, subject, ALL, allowed=both),
     ]
 

@@ -29,6 +29,7 @@ from PIL import Image
 from zoodip_core.base.errors import ConfigError, ModelError
 from zoodip_core.base.events import Commands
 from zoodip_core.data.images import load_images, open_picture
+from zoodip_core.data.masks import Masks
 from zoodip_core.data.prompts import captions_for, unused_captions
 from zoodip_core.evaluate.encoders import CONFIG, PREPROCESSOR, ClipFeatures, DinoFeatures, find_clip, find_dino
 from zoodip_core.jobs import environment, tasks
@@ -251,6 +252,16 @@ def _pictures(name: str) -> Callable[[Path], Any]:
     return read
 
 
+def _mask(folder: Path) -> None:
+    """Beside a sound picture, which stays usable whatever its mask is."""
+    Image.new("RGB", (48, 32), "red").save(folder / "a.jpg")
+    masks = Masks("mask")
+    ((image,), skipped) = load_images([folder / "a.jpg"], 32, masks=masks.of)
+    assert image.mask is None or (image.mask.mode, image.mask.size) == ("L", (32, 32))
+    assert skipped == []
+    _tellable(masks.lines)
+
+
 def _captions(folder: Path) -> None:
     listing = folder / "captions.json"
     paths = [folder / "01.png", folder / "02.png"]
@@ -422,6 +433,7 @@ READERS: Mapping[str, Reader] = {
     "diffusers configs": Reader(_any_of(FOLDER, _CONFIGS), _networks, share=0.15),
     "tokenizer": Reader(_any_of(FOLDER, _TOKENIZER_FILES), _prompt, share=0.3),
     "picture .png": Reader(_one("a.png", png(of.pngs())), _pictures("a.png"), share=1.5),
+    "mask": Reader(_one("a.mask.png", png(of.pngs())), _mask, share=0.5),
     "picture .jpg": Reader(_one("a.jpg", jpeg(of.jpegs())), _pictures("a.jpg"), share=1.5),
     "picture .webp": Reader(_one("a.webp", webp(of.webps())), _pictures("a.webp")),
     "picture .gif": Reader(_one("a.gif", damaged(of.gifs())), _pictures("a.gif")),
