@@ -582,6 +582,20 @@ def test_a_check_counts_captions_and_warns(tmp_path: Path) -> None:
     assert ["broken.png" in line or "mu" in line for line in found["warnings"]] == [True, True]
 
 
+def test_a_check_of_all_that_there_may_be_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wide pictures and masks: a field that the protocol does not know would end the worker."""
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (96, 48), (90, 99, 9)).save(images / "wide.png")
+    mask = Image.new("L", (96, 48), 0)
+    mask.paste(255, (24, 0, 72, 48))
+    mask.save(images / "wide.mask.png")
+    code, (checked, _) = done(job_in(tmp_path, "check", images=(str(images),), captions=None), monkeypatch)
+    assert code == 0
+    assert checked["sizes"].startswith("1 picture: 1 at ")
+    assert checked["masks"] == ["masks for 1 of 1 picture"]
+
+
 def test_a_check_on_a_card_touches_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # anything more that is asked of it fails here
     found = check(TrainConfig.from_preset("tiny", **settings_of()))

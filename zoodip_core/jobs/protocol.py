@@ -59,7 +59,7 @@ EVENTS = {
 }
 """Events by name, with the fields that each of them has."""
 _SOMETIMES = {
-    "checked": {"sizes"},
+    "checked": {"masks", "sizes"},
     "progress": {"learns"},
     "sampled": {"grid"},
     "saved": {"lora"},

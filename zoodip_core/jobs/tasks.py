@@ -95,7 +95,7 @@ def check(config: TrainConfig) -> dict[str, Any]:
     aligned(config, model)  # reads the target prompts: one that is too long shows here
     candidates = config.make_estimator().num_candidates
     batches = (min(config.batch or candidates, candidates), 1)
-    largest, sizes = largest_of(images), sizes_in(images)
+    largest, sizes, masks = largest_of(images), sizes_in(images), masks_told(images)
     memory, in_turn = (
         predict_memory(model.blueprint, config.weights, model.dtype, device, largest, batch).total for batch in batches
     )
@@ -106,10 +106,10 @@ def check(config: TrainConfig) -> dict[str, Any]:
         "device": device.type,
         "images": len(images),
         "captions": sum(len(each) for each in prompts),
-        "masks": masks_told(images),
         "forwards": candidates + config.forwards_for_target,
         "memory": memory,
         "memory_in_turn": in_turn,
+        **({"masks": masks} if masks else {}),
         **({"sizes": sizes} if sizes else {}),
         "warnings": skipped
         + list(model.blueprint.notes)
