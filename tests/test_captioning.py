@@ -119,6 +119,33 @@ def test_a_camera_s_picture_and_a_strip_are_looked_at(small: SmallCaptioners) ->
     assert captioner.describe(Image.new("RGB", (600, 30), "red"))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_says_the_same_in_half_the_memory(kind: str, small: SmallCaptioners) -> None:
+    """And gives its memory back, with its generator as it was."""
+    before = torch.cuda.memory_allocated(), torch.cuda.get_rng_state()
+    captioner = Captioner(find_captioner(small.of(kind)), "auto")
+    assert (captioner.device.type, captioner.dtype) == ("cuda", torch.float16)
+    assert [captioner.describe(picture) for picture in pictures()] == [RED, BLUE]
+    captioner.unload()
+    assert torch.cuda.memory_allocated() == before[0]
+    assert torch.equal(torch.cuda.get_rng_state(), before[1])
+
+
+def test_what_was_made_in_bfloat16_computes_so_on_a_card(
+    small: SmallCaptioners, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the card can; on a CPU everything is float32."""
+    folder = small.copy("blip", tmp_path / "model")
+    of_type("blip", dtype="bfloat16")(folder)
+    captioner = Captioner(find_captioner(folder), "cpu")
+    assert captioner.dtype == torch.float32
+    captioner.device = torch.device("cuda")
+    for can, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda can=can: can)
+        assert captioner.dtype == dtype
+
+
 # ---------------------------------------------------------------- what is found
 
 
