@@ -310,7 +310,7 @@ def test_initializer_of_several_tokens_is_accepted_with_a_mode(output: Path, mod
         ("<con>", "Windows reserves"),
         ("nul", "Windows reserves"),
         ("COM1", "Windows reserves"),
-        ("<state>", "every run"),
+        ("<state>", "every such run"),
     ],
 )
 def test_token_that_can_not_be_used(output: Path, capsys: pytest.CaptureFixture[str], token: str, why: str) -> None:

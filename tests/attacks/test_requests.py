@@ -176,7 +176,7 @@ def test_a_file_that_was_not_dropped_is_not_taken(server: Server, tmp_path: Path
         {"path": str(tmp_path / "private.png")},
         {"path": str(tmp_path / "private.png"), "url": "http://x/y"},
     ):
-        text = call(server, "_dropped", [{**given, "meta": {"_type": "gradio.FileData"}, "orig_name": "a.png"}])
+        text = call(server, "dropped", [{**given, "meta": {"_type": "gradio.FileData"}, "orig_name": "a.png"}])
         assert '"success":true' not in text.replace(" ", "")
     assert server.studio.draft.pictures() == []
 
@@ -189,7 +189,7 @@ def test_a_file_that_was_dropped_is_taken(server: Server, tmp_path: Path) -> Non
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     [path] = json.loads(server.ask("POST", "/gradio_api/upload", body, **kind)[1])
     try:
-        call(server, "_dropped", [{"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "own.png"}])
+        call(server, "dropped", [{"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "own.png"}])
         assert [each.name for each in server.studio.draft.pictures()] == ["0001-own.png"]
         assert not Path(path).exists()
     finally:

@@ -705,7 +705,9 @@ class Settings:
         own_files = {"state": True, "directions": self.directions == "vocabulary", "frames": self.lora_rank > 0}
         for token, stem in zip(tokens, stems, strict=True):
             if own_files.get(stem):
-                raise TokenError(f"token {token!r} names a file of every such run; choose another name, like <my-cat>")
+                raise TokenError(
+                    f"token {token!r} names a file of every such run; choose a name of letters, like <my-cat>"
+                )
             if self.lora_rank and stem.removesuffix("-lora") in stems[:1] and stem != stems[0]:
                 raise TokenError(f"token {token!r} has the name of the LoRA's file; choose another name")
         for name, value in self.to_dict().items():
