@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.browser import open_browser
-from tests.page_server import ROOT, PageServer, visit
+from tests.page_server import PHOTOGRAPHS, ROOT, PageServer, visit
 from zoodip_core import load_embedding
 
 pytestmark = pytest.mark.slow
@@ -118,6 +119,21 @@ def test_a_subject_is_learned_on_the_page(server: PageServer, browser: Any, tmp_
         assert visitor.foreign <= {CDN}
     assert "Traceback" not in server.log
     assert "Warning" not in server.log
+
+
+def test_a_mask_is_painted(server: PageServer, browser: Any) -> None:
+    with visit(browser, server.url) as visitor:
+        visitor.drop(PHOTOGRAPHS[:2])
+        visitor.paint(1)
+        (kept,) = (server.runs / ".draft" / "images").glob("*.mask.png")
+        with Image.open(kept) as mask, Image.open(PHOTOGRAPHS[1]) as picture:
+            assert mask.size == picture.size
+            left, top, right, bottom = mask.getbbox() or (0, 0, 0, 0)
+            assert mask.getpixel(((left + right) // 2, (top + bottom) // 2)) == 255
+            assert mask.getpixel((1, 1)) == 0
+        visitor.press("clear")
+        visitor.until_python(lambda: not kept.exists())
+        assert visitor.errors == []
 
 
 @pytest.mark.parametrize("width", [480, 900])

@@ -509,7 +509,7 @@ def test_what_is_given_and_not_used_is_counted(tmp_path: Path, capsys: pytest.Ca
     assert "left out, 1 captions of no picture: lone.txt" in told
     assert "1 moving pictures or files of several pages, of which the first picture alone is used: dance.gif" in told
     assert "left out, 3 no JPEG, PNG or WebP; save them as one of these: pcx.pcx, ppm.ppm, tga.tga" in told
-    assert "left out, 1 masks, which are not used: a-masklabel.jpg" in told
+    assert "masks for 1 of 4 pictures; the rest is learned whole" in told
     assert (
         "left out, 1 folders with pictures in them; give them with --images too, or move the pictures: 10_rex (1)"
         in told
