@@ -130,7 +130,7 @@ class Page:
         made: Any
         if each.name == "model":
             names = self.studio.models()
-            made = gr.Dropdown(names, **{**common, "value": names[0]}, allow_custom_value=True, scale=4)
+            made = gr.Dropdown(names, **{**common, "value": names[0]}, allow_custom_value=True, scale=4, min_width=240)
         elif each.kind == CHOICE and len(each.choices) == 3:
             made = gr.Radio(list(each.choices), **common)
         elif each.kind == CHOICE:
