@@ -210,7 +210,7 @@ class Visitor:
     def paint(self, number: int) -> None:
         """Paint a stroke through the middle of a picture, and keep it as its mask."""
         self.pictures.nth(number).click()
-        self.page.locator("#zoodip_paint").wait_for()
+        self.page.locator("#zoodip_paint").first.wait_for()
         self.press("paint")
         canvases = self.page.locator("#zoodip_mask canvas")
         canvases.first.wait_for()
@@ -229,7 +229,7 @@ class Visitor:
             self.page.wait_for_timeout(4 * LOOK)
             self.press("keep_mask")
             self.page.wait_for_timeout(4 * LOOK)
-            return "has a mask" in self.page.locator("#zoodip_pictures_notice").inner_text()
+            return "has a mask" in self.page.locator("#zoodip_pictures_notice").first.inner_text()
 
         canvases.last.scroll_into_view_if_needed()
         self.until_python(strokes)

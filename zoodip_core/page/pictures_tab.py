@@ -333,14 +333,20 @@ class Pictures:
         return [notice, to_paint(*found[0]) if found else to_paint(None), gr.update(visible=bool(found))]
 
     def _painted(self, name: str, value: Any) -> list[Any]:
+        """Keep what was painted; what cannot be kept stays on the page."""
+        kept: list[str] = []
+
         def keep() -> tuple[str, str]:
             mask = painted(value)
             if mask is None:
                 raise ImagesError("nothing is painted yet; paint over the subject, then keep it")
             self._studio.draft.mask(name, mask)
+            kept.append(name)
             return f"{name} has a mask: what is dark in its tile is hardly learned", "good"
 
-        return self._after(keep)
+        with self._changing:
+            told = attempt(keep)
+        return [shown(told), *(self.look() if kept else [gr.update()] * len(self.outputs))]
 
     def _unmasked(self, name: str) -> list[Any]:
         def remove() -> tuple[str, str]:
