@@ -29,7 +29,7 @@ class CachedPosteriors:
     std: Sequence[torch.Tensor]
     scaling_factor: float
     time_ids: torch.Tensor
-    weights: Sequence[torch.Tensor | None] = ()
+    weights: Sequence[torch.Tensor] = ()
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -54,11 +54,17 @@ def with_masks(posteriors: CachedPosteriors, images: Sequence[ReferenceImage], b
     Raises:
         ModelError: the model's latents have no places of a picture.
     """
-    weights = [
-        place_weights(image.mask, posteriors.mean[i].shape, background) if image.mask else None
-        for i, image in enumerate(images)
+    shapes = [mean.shape for mean in posteriors.mean]
+    found = [
+        place_weights(image.mask, shape, background) if image.mask else None
+        for image, shape in zip(images, shapes, strict=True)
     ]
-    return replace(posteriors, weights=tuple(weights)) if any(each is not None for each in weights) else posteriors
+    if all(each is None for each in found):
+        return posteriors
+    # Ones change no bit, and all views of a run have the same buffers.
+    ones = (torch.ones(shape[-2:], dtype=torch.float64) for shape in shapes)
+    weights = (one if own is None else own for own, one in zip(found, ones, strict=True))
+    return replace(posteriors, weights=tuple(weights))
 
 
 def place_weights(mask: Image.Image, shape: Sequence[int], background: float) -> torch.Tensor | None:
