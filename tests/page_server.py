@@ -215,8 +215,13 @@ class Visitor:
         canvases = self.page.locator("#zoodip_mask canvas")
         canvases.first.wait_for()
 
+        def said() -> str:
+            return str(self.page.locator("#zoodip_pictures_notice").first.inner_text())
+
         def strokes() -> bool:
             """The editor takes none until it has drawn the picture, which it does not tell."""
+            if "has a mask" in said() or not self.shown("keep_mask"):  # kept by now, or just about to be told
+                return "has a mask" in said()
             boxes = [box for canvas in canvases.all() if (box := canvas.bounding_box())]
             box = max(boxes, key=lambda each: each["width"] * each["height"])
             x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -228,8 +233,9 @@ class Visitor:
             mouse.up()
             self.page.wait_for_timeout(4 * LOOK)
             self.press("keep_mask")
+            self.until_python(lambda: "has a mask" in said() or "nothing is painted" in said())
             self.page.wait_for_timeout(4 * LOOK)
-            return "has a mask" in self.page.locator("#zoodip_pictures_notice").first.inner_text()
+            return "has a mask" in said()
 
         canvases.last.scroll_into_view_if_needed()
         self.until_python(strokes)
