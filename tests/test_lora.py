@@ -528,7 +528,11 @@ def test_a_run_says_what_it_learns(
     train_token(config_of(lora_with_token=with_token), tmp_path / "run", model=tiny_model, on_event=on_event)
     screen.close()
     assert learned == {step: "the token" if step < 4 else later for step in range(1, 13)}
-    assert f"from step 4 on it learns {later}" in capsys.readouterr().err
+    shown = capsys.readouterr().err.splitlines()
+    also = "the token as well" if with_token else "the token stays as it is"
+    told = [line for line in shown if "weights are learned" in line]
+    assert told == [f"step 4: after the token, weights are learned ({also})"]  # once, and not behind the bar
+    assert any(f"learning {later}, loss" in line for line in shown)
 
 
 def test_stopped_at_any_step_it_goes_on_to_the_same_bytes(

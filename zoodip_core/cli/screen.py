@@ -22,11 +22,10 @@ class Screen:
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._learns = ""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Message):
-            print(("warning: " if event.warning else "") + event.text, file=sys.stderr)
+            self._line(("warning: " if event.warning else "") + event.text)
         elif isinstance(event, Progress):
             self._progress(event)
         elif isinstance(event, Sampled):
@@ -46,10 +45,8 @@ class Screen:
                 mininterval=0.25,
                 bar_format="{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}{postfix}, {rate_fmt}, ETA {remaining}",
             )
-        if event.learns != self._learns:
-            self._line(f"from step {event.step} on it learns {event.learns}")
-            self._learns = event.learns
-        self._bar.set_postfix_str(f"loss {event.smoothed:.4f}", refresh=False)
+        learns = f"learning {event.learns}, " if event.learns else ""
+        self._bar.set_postfix_str(f"{learns}loss {event.smoothed:.4f}", refresh=False)
         self._bar.update(event.step - self._bar.n)
 
     def _line(self, text: str) -> None:
