@@ -346,6 +346,18 @@ def test_the_command_writes_a_file_to_edit(small: SmallCaptioners, tmp_path: Pat
     assert anew["old.png"] == ["x {}"]
 
 
+def test_masks_beside_pictures_get_no_captions(small: SmallCaptioners, tmp_path: Path, capsys: Any) -> None:
+    folder = photos(tmp_path / "photos", "red.png", "blue.png", "red.mask.png", "gone.mask.png")
+    photos(folder / "masks", "blue.png")
+    base = ("--init", "dog", "--caption-with", small.of("blip"))
+    for images in ([folder], sorted(folder.iterdir())):  # a shell's glob brings the masks along
+        assert run("caption", "--images", *images, *base) == 0
+        assert list(captions_in(folder / "captions.json")) == ["blue.png", "red.png"]
+        warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+        assert warned == ["warning: left out, 1 masks of no picture: gone.mask.png"]
+        (folder / "captions.json").unlink()
+
+
 def test_the_command_s_templates_and_output(small: SmallCaptioners, tmp_path: Path) -> None:
     one, two = photos(tmp_path / "one", "red.png"), photos(tmp_path / "two", "blue.png")
     base = ("caption", "--images", one, two, "--init", "dog", "--caption-with", small.of("blip"))

@@ -13,6 +13,7 @@ from ..base.stopping import Stopped, stopped_by
 from ..captioning.captioner import Captioner
 from ..captioning.files import find_captioner
 from ..data.images import find_images, left_out
+from ..data.masks import Masks, without_masks
 from ..data.prompts import ADJECTIVE, STYLE, read_listed
 from ..data.slots import Subject
 from ..train.run_folder import CAPTIONS
@@ -63,8 +64,10 @@ def add(commands: Any) -> None:
 def _caption(args: argparse.Namespace) -> int:
     if not args.word.strip():
         raise ConfigError("--init is empty; give what the subject is, like dog")
-    paths = list(dict.fromkeys(find_images(args.images)))
-    for line in left_out(args.images):
+    sources, masks = without_masks(args.images), Masks()
+    paths = list(dict.fromkeys(find_images(sources)))
+    theirs = {file for path in paths for file in masks.files_of(path)}
+    for line in left_out(args.images, theirs.union(map(Path, sources))):
         print(f"warning: {line}", file=sys.stderr)
     check_names(paths)
     file = args.output or _listing_of(paths)

@@ -10,6 +10,7 @@ from typing import Any
 from ..base.names import plain
 from ..base.stopping import Stopped, stopped_by
 from ..data.images import find_images, left_out
+from ..data.masks import without_masks
 from ..evaluate.encoders import CLIP_ID, DINO_ID
 from ..evaluate.prompt_sets import PROMPT_SETS, default_set, prompts_of
 from ..model.embedding import load_embedding
@@ -84,7 +85,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     embedding = load_embedding(args.embedding, args.which)
     beside = [load_embedding(file) for file in args.beside]
-    references = find_images(args.images)
+    references = find_images(without_masks(args.images))
     judges = find_judges(args.clip, args.dino)
     for why in (*left_out(args.images), *judges.left_out):
         print(f"warning: {why}", file=sys.stderr)

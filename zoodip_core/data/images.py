@@ -146,8 +146,8 @@ def left_out(sources: Sequence[str | Path], used: Collection[Path] | None = None
             if path.is_dir():
                 with contextlib.suppress(OSError):  # it is not ours to look into
                     within = sorted(filter(is_picture, path.iterdir()))
-                    if used is not None and is_masks_folder(path):
-                        masks += [f"{path.name}/{each.name}" for each in within if each not in used]
+                    if is_masks_folder(path):
+                        masks += [f"{path.name}/{each.name}" for each in within if each not in (used or ())]
                         continue
                     folders += [f"{path.name} ({len(within)})"] if within else []
             elif is_mask(path) and (path != source or used is not None):
@@ -484,7 +484,7 @@ def _is_transparent(picture: Image.Image) -> bool:
 
 
 def fit(picture: Image.Image, side: int, crop: str = "center") -> Image.Image:
-    """A picture as training at a resolution of ``side`` pixels sees it; see :func:`.cuts.cut_of`.
+    """A picture cut at a resolution of ``side`` pixels, as :func:`.cuts.cut_of` says.
 
     Raises:
         ConfigError: an unknown ``crop``.
