@@ -382,6 +382,7 @@ def test_buffers_take_another_weight_without_being_made_anew(tmp_path: Path, tin
     assert view.weight is not None
     weights = [view.weight, view.weight.flip(0)]
     each = [Inputs(token, view.prompt, noisy, target, T, view.time_ids, weight=weight) for weight in (*weights, None)]
+    assert each[0].shapes == replace(each[0], weight=objective.view(replace(DRAW, image=1)).weight).shapes
     forwards = Forwards(tiny_model, [view.prompt])
     found = [forwards.losses(inputs) for inputs in each]
     assert len(forwards._known) == 2
@@ -454,6 +455,9 @@ def test_without_the_setting_masks_are_passed_over_as_before(tmp_path: Path, tin
     images, lines = load_references(config_of(tmp_path, mask_background=1.0), tiny_model.info)
     assert [image.mask for image in images] == [None]
     assert lines == ["left out, 1 masks, which are not used: a.mask.png"]
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "a.mask.png").rename(tmp_path / "masks" / "a.png")
+    assert left_out([tmp_path]) == ["left out, 1 masks, which are not used: masks/a.png"]
 
 
 def test_a_run_says_how_many_have_masks_and_checks_use_them(tmp_path: Path, tiny_model: StableDiffusion) -> None:
