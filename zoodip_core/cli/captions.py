@@ -26,8 +26,8 @@ from .arguments import Once
 def caption_with_option(parser: Any, *, required: bool, more: str = "") -> None:
     """Which model writes captions."""
     help = (
-        f"model that writes captions (BLIP, BLIP-2, Florence-2, Qwen-VL): its folder, or its name in Hugging Face's "
-        f"cache, such as {BLIP_ID}{more}"
+        "model that writes captions (BLIP, BLIP-2, GIT, Florence-2, Qwen-VL): its folder, or its name in Hugging "
+        f"Face's cache, such as {BLIP_ID}{more}"
     )
     parser.add_argument("--caption-with", action=Once, required=required, metavar="PATH", help=help)
 
