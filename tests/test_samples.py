@@ -31,6 +31,7 @@ from zoodip_core.jobs.tasks import work
 from zoodip_core.model.generation import generate
 from zoodip_core.model.recognise import identify
 from zoodip_core.model.stable_diffusion import StableDiffusion
+from zoodip_core.tiny import concepts
 from zoodip_core.train import before_after as drawing
 from zoodip_core.train.hints import EMBEDDED_SIDE, photographs
 from zoodip_core.train.loop import TrainResult
@@ -144,6 +145,16 @@ def test_of_several_tokens_each_prompt_is_drawn_with_each() -> None:
     assert config.sample_prompts == ("a <pip>", "a <boo>", "<boo> in the snow")
     with pytest.raises(ConfigError, match=r"sample_negative_prompt.*any of 2 tokens"):
         config_of(**several, sample_negative_prompt="not {}")
+
+
+def test_pictures_of_each_of_several_tokens_stand_above(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    folders = [concepts.load(name).images for name in ("pip", "boo")]
+    given = {"images": tuple(map(str, folders)), "captions": None, "token": "<pip>,<boo>", "initializer": "monster"}
+    train(config_of(**given, sample_prompt="a {}; a monster", sample_every=1, steps=1), tmp_path / "run", tiny_model)
+    shown = tiles(tmp_path / "run" / "samples" / "step-00000001.png", 1, 3)
+    for tile, (folder, name) in zip(shown, [(0, "01.png"), (1, "01.png"), (0, "02.png")], strict=True):
+        with Image.open(folders[folder] / name) as picture:
+            assert np.array_equal(tile, enlarged(picture.convert("RGB")))
 
 
 def test_a_separator_at_the_end_makes_no_list() -> None:

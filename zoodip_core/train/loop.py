@@ -319,7 +319,7 @@ def _steps(
     mean = RunningMean()
     for loss in curve:
         mean.add(loss)
-    references = [image.picture for image in training.images]
+    references = training.references
     samples = Samples(training.model, folder, references, lambda: (training.embeddings(), training.lora()), on_event)
     samples.begin(search.step)
     first, began = search.step, time.monotonic()

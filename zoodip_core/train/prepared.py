@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 
 from ..base.errors import ConfigError, NonFiniteLossError, NoRoomError
 from ..base.events import Event, Message
@@ -344,6 +345,11 @@ class Training:
         """Draws that stay the same: of several tokens, pictures of each in turn."""
         draws, order = self.config.check_draws(len(self.images)), self._in_turn
         return [dataclasses.replace(draw, image=order[draw.image]) for draw in draws] if order else draws
+
+    @property
+    def references(self) -> list[Image]:
+        """The pictures as they are shown: of several tokens, those of each in turn."""
+        return [self.images[i].picture for i in self._in_turn or range(len(self.images))]
 
     def far_out(self) -> str | None:
         """A line for the user if the token lies so far from the words that it may be of less use for it."""
