@@ -469,6 +469,28 @@ def test_captions_of_several_tokens_name_each_by_its_folder(of_monsters: Path, t
     assert train(tmp_path / "other", of_monsters, one / "red.png", two / "blue.png", token="<boo>, <pip>") == 0
 
 
+def test_a_listing_beside_the_pictures_is_not_passed_over_in_silence(
+    of_monsters: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """What the command wrote and somebody corrected: told where it is not used, and not written anew."""
+    folder, place = photos(tmp_path / "photos", "red.png", "blue.png"), tmp_path / "run"
+    listing = folder / "captions.json"
+    listing.write_text(json.dumps({"red.png": "a {} of my own"}))
+    assert train(place, of_monsters, folder) == 2
+    told = f"captions: {listing} lies beside the pictures and is not used; give it with --captions"
+    assert told in capsys.readouterr().err
+    assert not place.exists()
+    assert train(place, of_monsters, folder, captions=listing) == 0
+    assert captions_in(place / "captions.json") == {"red.png": ["a {} of my own"], "blue.png": "a blue {}"}
+    subject = ("--images", folder, "--model", "tiny", "--token", "<boo>", "--init", "monster", "--steps", 2)
+    capsys.readouterr()
+    assert run("train", "--preset", "tiny", *subject, "--output", tmp_path / "plain", "--device", "cpu") == 0
+    assert told in capsys.readouterr().err
+    listing.write_text(json.dumps({"another.png": "x {}"}))  # of none of them
+    assert run("train", "--preset", "tiny", *subject, "--output", tmp_path / "other", "--device", "cpu") == 0
+    assert "lies beside" not in capsys.readouterr().err
+
+
 def test_where_all_have_captions_no_model_is_needed(tmp_path: Path) -> None:
     subject, place = concepts.load("boo"), tmp_path / "run"
     assert train(place, "nowhere", subject.images, captions=subject.captions) == 0

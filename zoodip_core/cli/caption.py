@@ -14,9 +14,8 @@ from ..captioning.captioner import Captioner
 from ..captioning.files import find_captioner
 from ..data.images import find_images, left_out
 from ..data.masks import Masks, without_masks
-from ..data.prompts import ADJECTIVE, STYLE, read_listed
+from ..data.prompts import ADJECTIVE, LISTING, STYLE, read_listed
 from ..data.slots import Subject
-from ..train.run_folder import CAPTIONS
 from .arguments import Once, command
 from .captions import caption_with_option, check_names, without_captions, write_into
 from .screen import session
@@ -55,7 +54,7 @@ def add(commands: Any) -> None:
         type=Path,
         action=Once,
         metavar="JSON",
-        help=f"file of captions; those that it has stay (default: {CAPTIONS} in the pictures' folder)",
+        help=f"file of captions; those that it has stay (default: {LISTING} in the pictures' folder)",
     )
     parser.add_argument("--overwrite", action="store_true", help="write captions for pictures that have some, too")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (default: auto)")
@@ -103,4 +102,4 @@ def _listing_of(paths: Sequence[Path]) -> Path:
     folders = {path.parent for path in paths}
     if len(folders) > 1:
         raise ConfigError("--output is missing: the pictures are in several folders; give the file for their captions")
-    return folders.pop() / CAPTIONS
+    return folders.pop() / LISTING

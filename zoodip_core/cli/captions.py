@@ -14,12 +14,12 @@ from ..captioning.captioner import Captioner
 from ..captioning.captions import save_listing, write_captions
 from ..captioning.files import BLIP_ID, find_captioner
 from ..data.naming import owner_of
-from ..data.prompts import read_listed, written_for
+from ..data.prompts import LISTING, listing_left_out, read_listed, written_for
 from ..data.slots import Subject
 from ..model.recognise import identify
 from ..train.config import TrainConfig
 from ..train.prepared import captions_in, load_references
-from ..train.run_folder import CAPTIONS, check_free
+from ..train.run_folder import check_free
 from .arguments import Once
 
 
@@ -115,7 +115,7 @@ def with_captions(config: TrainConfig, where: str, run: Path, tell: Callable[[Ev
         Stopped: a stop was asked for; what was written by then is kept.
     """
     check_free(run)
-    file = run.absolute() / CAPTIONS
+    file = run.absolute() / LISTING
     kept = read_listed(file) if file.is_file() else {}  # of a run that did not begin
     config = dataclasses.replace(config, captions=str(file)) if kept and not config.captions else config
     info = identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
@@ -123,6 +123,8 @@ def with_captions(config: TrainConfig, where: str, run: Path, tell: Callable[[Ev
     captions_in(config, images)  # those that are there are sound, and whose each of the others is, is known
     paths = list(dict.fromkeys(image.path for image in images))
     listing = Path(config.captions) if config.captions else None
+    if left := listing_left_out(listing, paths):  # what somebody wrote or corrected is not written anew
+        raise CaptionError(left[0])
     wanted = without_captions(paths, listing, config.tokens)
     if not wanted:
         tell(Message("all pictures have captions: no model has to write any"))

@@ -12,8 +12,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..base.errors import CaptionError, ConfigError
+from ..base.files import read_object
 from ..base.texts import parse_json
 
+LISTING = "captions.json"
+"""Where captions are written, by their pictures' names: beside the pictures, or in the folder of their run."""
 SLOT = "{}"
 ADJECTIVE = "adjective"
 """The template whose token is an adjective of a class word, which it stands before."""
@@ -271,6 +274,20 @@ def unused_captions(captions_file: Path | None, paths: Sequence[Path], sources: 
         if alone:
             lines.append(f"left out, {len(alone)} captions of no picture: {_few(alone)}")
     return lines
+
+
+def listing_left_out(captions_file: Path | None, paths: Sequence[Path]) -> list[str]:
+    """A line on captions in a file ``captions.json`` beside pictures, where nobody says that they are to be used.
+
+    Args:
+        captions_file: the file that is used, if any.
+        paths: the pictures.
+    """
+    if captions_file:
+        return []
+    files = [folder / LISTING for folder in dict.fromkeys(path.parent for path in paths)]
+    there = [file for file in files if {path.name for path in paths} & read_object(file).keys()]
+    return [f"captions: {file} lies beside the pictures and is not used; give it with --captions" for file in there]
 
 
 def _listings(

@@ -31,7 +31,7 @@ from ..data.images import (
 )
 from ..data.masks import Masks, masked_of, without_masks
 from ..data.naming import Naming, captions_of, in_turn, naming
-from ..data.prompts import unused_captions
+from ..data.prompts import listing_left_out, unused_captions
 from ..model.blueprint import ModelInfo
 from ..model.embedding import Embedding
 from ..model.frames import Frames, frames_of
@@ -439,6 +439,7 @@ def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[Referenc
         *blown_up(images),
         *(cut_off(images) if config.crop == "bucket" else []),
         *unused_captions(captions, [image.path for image in images], config.images),
+        *listing_left_out(captions, [image.path for image in images]),
     ]
     empty = config.random_crops * len(images) - len(cuts)
     lines += [f"{empty} random cuts show nothing of the subject, by their pictures' masks, and are left out"] * (

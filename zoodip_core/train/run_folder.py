@@ -22,6 +22,7 @@ from ..base.locks import LOCK
 from ..base.names import file_stem
 from ..base.paths import link_out
 from ..base.safetensors_files import open_safetensors
+from ..data.prompts import LISTING
 from ..model.embedding import Embedding, save_embedding
 from ..model.frames import Frames
 from ..search.preconditioner import Spread
@@ -32,8 +33,6 @@ T = TypeVar("T")
 CONFIG, JOURNAL, STATE = "config.json", "steps.jsonl", "state.safetensors"
 DIRECTIONS, FRAMES, LORAS = "directions.safetensors", "frames.safetensors", "loras"
 SNAPSHOTS = "snapshots"
-CAPTIONS = "captions.json"
-"""Captions that were written for a run before it began; its settings say where its captions are."""
 SAMPLES, GRID = "samples", "grid.png"
 STATE_VERSION = 2
 """Of the saved state; the first had no checksum."""
@@ -401,7 +400,7 @@ def check_free(path: Path) -> None:
         RunFolderError: it is not free.
         StorageError: its place cannot be written.
     """
-    if path.is_file() or (path.is_dir() and any(file.name not in (LOCK, CAPTIONS) for file in path.iterdir())):
+    if path.is_file() or (path.is_dir() and any(file.name not in (LOCK, LISTING) for file in path.iterdir())):
         raise RunFolderError(
             f"{path} already exists; choose another output folder, or resume with "
             f'--resume "{path}" if it is an unfinished run'
