@@ -86,7 +86,7 @@ def complete(different: Mapping[str, Any]) -> dict[str, Any]:
     return {**{each.name: each.default for each in SETTINGS.values() if each.by_preset}, **different}
 
 
-PAPER_PRESETS = {kind: complete(different) for kind, different in _PAPER.items()}
+PAPER_PRESETS = {kind: complete({**MASKED, **different}) for kind, different in _PAPER.items()}
 """The paper's settings, by the kind of model."""
 
 
@@ -114,7 +114,7 @@ def preset_for(family: str, weights: str = "int8", dtype: str = "auto", preset: 
     paper = PAPER_PRESETS[kind]
     if preset in ("paper", "paper-released"):
         coarse = {"mu": _COARSE_MU} if weights == "int4" or dtype == "bfloat16" else {}
-        return {**paper, **MASKED, **coarse, **(_released(paper, _WIDTHS[kind]) if preset == "paper-released" else {})}
+        return {**paper, **coarse, **(_released(paper, _WIDTHS[kind]) if preset == "paper-released" else {})}
     steps: int = _STEPS.get(family, _STEPS["sdxl"])
     taken = int(steps * _SHARES.get(preset, Fraction(1)))
     weights_too = {**TWO_STAGE, **({"lora_rank": _NARROW_RANK} if family == "sdxl" else {})}
