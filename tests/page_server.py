@@ -216,7 +216,7 @@ class Visitor:
         canvases.first.wait_for()
 
         def said() -> str:
-            return str(self.page.locator("#zoodip_pictures_notice").first.inner_text())
+            return " ".join(self.page.locator("#zoodip_pictures_notice").all_inner_texts())  # it may not be there
 
         def strokes() -> bool:
             """The editor takes none until it has drawn the picture, which it does not tell."""
