@@ -184,8 +184,10 @@ def test_a_run_is_told_in_a_line() -> None:
     assert views.run_label(run()) == "rex · stopped · 3 / 9 steps · 2 days ago"
 
 
-def test_a_check_tells_sizes_that_differ(studio: Studio) -> None:
-    studio.draft.add([(each, each.name) for each in PHOTOGRAPHS])
+def test_a_check_tells_sizes_that_differ(studio: Studio, tmp_path: Path) -> None:
+    for number, size in enumerate([(96, 96), (90, 90), (60, 60), (140, 100)]):
+        Image.new("RGB", size, (9, 60 * number, 9)).save(tmp_path / f"{number}.png")
+    studio.draft.add([(each, each.name) for each in sorted(tmp_path.glob("*.png"))])
     found = studio.check({"token": "<rex>", "initializer": "monster", "model": "tiny"})
     assert found["sizes"] == "4 pictures: 3 at 48 x 48, 1 at 56 x 40"
     assert "4 pictures: 3 at 48 x 48, 1 at 56 x 40." in Tags(views.checked(found)).words

@@ -60,6 +60,7 @@ def fill_in(visitor: Visitor, token: str, **settings: int) -> None:
 # ---------------------------------------------------------------- masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1440, 480])
 def test_a_mask_is_painted_or_dropped(server: PageServer, browser: Any, tmp_path: Path, width: int) -> None:
     """Paint is white in the mask; outside, the picture's tile is dark."""

@@ -183,7 +183,7 @@ def train_in_node(pack: Any, **changes: Any) -> Any:
 
 def test_the_nodes_train_draw_and_save_with_it(pack: Any, host: FakeHost) -> None:
     out = train_in_node(pack)
-    embedding, previews, _, lora = out["result"]
+    embedding, previews, _, lora, _ = out["result"]
     assert lora is None
     assert previews.shape == (4, SIDE, SIDE, 3)
     assert host.calls == ["return_memory"]  # its memory is the host's to manage
