@@ -56,6 +56,26 @@ class Pictures:
 
     def build(self) -> None:
         """Add the components to the Blocks that are being made."""
+        self._add_sources()
+        self._notice = html(elem_id="zoodip_pictures_notice")
+        self.gallery = gr.Gallery(
+            show_label=False,
+            columns=5,
+            height="auto",
+            object_fit="contain",
+            allow_preview=False,
+            visible=False,
+            elem_id="zoodip_pictures",
+            **fitting(gr.Gallery, show_share_button=False, show_download_button=False, buttons=[], interactive=False),
+        )
+        # The browser's, no state of the server: a caption that is left goes with the picture that it was written for.
+        self._chosen = gr.Textbox("", visible=False)
+        self._add_tools()
+        self._box = paint_box(label="Paint over the subject", elem_id="zoodip_mask", height=_PAINTED)
+        self._keep = gr.Button("Keep what is painted", visible=False, variant="primary", elem_id="zoodip_keep_mask")
+
+    def _add_sources(self) -> None:
+        """Where pictures come from."""
         with gr.Row(elem_id="zoodip_files"):
             with gr.Column(scale=3, min_width=220):
                 self._drop = gr.File(
@@ -78,19 +98,9 @@ class Pictures:
                         min_width=120,
                     )
                     self._add_folder = gr.Button("Add", size="sm", scale=1, min_width=60, elem_id="zoodip_add_folder")
-        self._notice = html(elem_id="zoodip_pictures_notice")
-        self.gallery = gr.Gallery(
-            show_label=False,
-            columns=5,
-            height="auto",
-            object_fit="contain",
-            allow_preview=False,
-            visible=False,
-            elem_id="zoodip_pictures",
-            **fitting(gr.Gallery, show_share_button=False, show_download_button=False, buttons=[], interactive=False),
-        )
-        # The browser's, no state of the server: a caption that is left goes with the picture that it was written for.
-        self._chosen = gr.Textbox("", visible=False)
+
+    def _add_tools(self) -> None:
+        """What can be done with those that are there."""
         with gr.Column(visible=False, elem_id="zoodip_picture_tools") as self._tools:
             with gr.Row():
                 with gr.Column(scale=4, min_width=240):
@@ -123,9 +133,6 @@ class Pictures:
                 self._write = gr.Button(
                     "Write captions", size="sm", scale=1, min_width=130, elem_id="zoodip_write_captions"
                 )
-
-        self._box = paint_box(label="Paint over the subject", elem_id="zoodip_mask", height=_PAINTED)
-        self._keep = gr.Button("Keep what is painted", visible=False, variant="primary", elem_id="zoodip_keep_mask")
 
     def wire(self, fields: Sequence[Any], values: Callable[[], list[Any]]) -> None:
         """Attach the handlers.
