@@ -108,6 +108,7 @@ def prepare(model: Path, folder: Path, resolution: int, weights: str) -> dict[st
         ("load_references", "reading pictures"),
         ("tokenised", "tokenizers and captions"),
         ("_inputs", "waiting for the model's hash"),
+        ("inputs_of", "waiting for the model's hash"),
         ("_identity", "waiting for the model's hash"),
         ("write_copy", "quantising and writing the copy"),
     ):

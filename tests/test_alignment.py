@@ -33,9 +33,10 @@ from zoodip_core.tiny import concepts
 from zoodip_core.train.alignment import Alignment
 from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.draws import Draw
+from zoodip_core.train.inputs import aligned, load_references
 from zoodip_core.train.loop import train_token
 from zoodip_core.train.objective import DiffusionObjective
-from zoodip_core.train.prepared import Training, aligned, load_references
+from zoodip_core.train.prepared import Training
 from zoodip_core.train.presets import preset_for
 from zoodip_core.train.timesteps import PUTS
 

@@ -22,8 +22,9 @@ from zoodip_core.model.latents import encode_images
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
 from zoodip_core.train.config import TrainConfig
+from zoodip_core.train.inputs import load_references
 from zoodip_core.train.loop import TrainResult
-from zoodip_core.train.prepared import Training, load_references
+from zoodip_core.train.prepared import Training
 from zoodip_core.train.replay import rewind
 from zoodip_core.train.run_folder import RunFolder
 from zoodip_core.train.sizes import sizes_in

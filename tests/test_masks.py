@@ -30,9 +30,10 @@ from zoodip_core.tiny import concepts
 from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.draws import fixed_draws, mean_losses
 from zoodip_core.train.heldout import TIMESTEPS, heldout_losses
+from zoodip_core.train.inputs import load_references, masks_told
 from zoodip_core.train.loop import resume_training, train_token
 from zoodip_core.train.objective import DiffusionObjective
-from zoodip_core.train.prepared import Training, load_references, masks_told
+from zoodip_core.train.prepared import Training
 from zoodip_core.train.presets import check_given, preset_for
 from zoodip_core.train.timesteps import PUTS
 

@@ -34,7 +34,7 @@ from zoodip_core.model.tokens import EncodedPrompt
 from zoodip_core.search.guard import Guard
 from zoodip_core.tiny import concepts
 from zoodip_core.train.config import TrainConfig
-from zoodip_core.train.prepared import name_warning
+from zoodip_core.train.inputs import name_warning
 
 PIP = concepts.load("pip").images
 

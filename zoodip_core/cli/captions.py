@@ -18,7 +18,7 @@ from ..data.prompts import LISTING, listing_left_out, read_listed, written_for
 from ..data.slots import Subject
 from ..model.recognise import identify
 from ..train.config import TrainConfig
-from ..train.prepared import captions_in, load_references
+from ..train.inputs import captions_in, load_references
 from ..train.run_folder import check_free
 from .arguments import Once
 

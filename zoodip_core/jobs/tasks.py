@@ -28,10 +28,8 @@ from ..train.before_after import before_after
 from ..train.comparison import Compared, Comparison, write_comparison
 from ..train.config import TrainConfig, preset_of
 from ..train.hints import hints
-from ..train.loop import TrainResult, resume_training, train_token
-from ..train.prepared import (
+from ..train.inputs import (
     aligned,
-    load_model,
     load_references,
     masks_told,
     name_warning,
@@ -39,6 +37,8 @@ from ..train.prepared import (
     same_as_captions,
     tokenised,
 )
+from ..train.loop import TrainResult, resume_training, train_token
+from ..train.prepared import load_model
 from ..train.ranks import joined, place_in
 from ..train.run_folder import SNAPSHOTS, RunFolder
 from ..train.settings import ALL

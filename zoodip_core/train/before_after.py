@@ -16,7 +16,7 @@ from ..model.generation import with_lora
 from ..model.lora import Lora
 from ..model.token_model import TokenModel
 from .config import TrainConfig
-from .prepared import captions_in
+from .inputs import captions_in
 from .samples import Sampling
 
 
