@@ -346,6 +346,31 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
     assert {len(line["losses"]) for line in lines} == {config.make_estimator().num_candidates}
 
 
+@pytest.mark.parametrize("alignment", [30.0, 0.1])
+def test_a_token_that_was_pulled_off_its_pictures_is_told(
+    alignment: float, tiny_model: StableDiffusion, tmp_path: Path
+) -> None:
+    """Told where its loss on its pictures is not below its word's, both worked out apart from the run."""
+    said: list[str] = []
+    config = config_of(alignment=alignment, steps=40, n=4)
+    result = train_token(
+        config,
+        tmp_path / "run",
+        model=tiny_model,
+        on_event=lambda event: said.append(event.text) if isinstance(event, Message) and event.warning else None,
+    )
+    objective = objective_of(tiny_model)
+    draws = config.check_draws(len(objective.posteriors))
+    word = initial_vectors(tiny_model.tokenizers, tiny_model.text_encoders, "monster", 1)
+    before, now = (
+        float(np.mean([float(objective.losses(each[None], draw)) for draw in draws]))
+        for each in (word, result.embedding.vectors[0])
+    )
+    print(alignment, before, now)
+    assert sum("explains its pictures no better than monster" in line for line in said) == (alignment > 1)
+    assert (now >= before) == (alignment > 1)
+
+
 def test_two_subjects_are_aligned_with_one_scene(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     """The clean prompt has both class words; a caption's prediction has the rows of its own token alone."""
     config = config_of(

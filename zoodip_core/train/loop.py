@@ -24,6 +24,7 @@ from .config import TrainConfig
 from .journal import Journal, Past, cut
 from .prepared import Training
 from .ranks import Ranks
+from .remarks import remarks
 from .replay import restore
 from .run_folder import Inputs, RunFolder, SavedState, check_free, writing_nowhere_else
 from .samples import Samples
@@ -293,8 +294,8 @@ def _run(training: Training, folder: RunFolder, on_event: Callable[[Event], None
             lora_path = save_lora(lora, folder.lora_path)
         paths = folder.save_embeddings(training.embeddings())
         with contextlib.suppress(Stopped):  # all is kept
-            if far := training.far_out():
-                on_event(Message(far, warning=True))
+            for line in remarks(training):
+                on_event(Message(line, warning=True))
     grown = training.watch.grown()
     if grown is not None:
         on_event(Message(f"memory, measured: {megabytes(grown)} (predicted {megabytes(training.plan.use.total)})"))

@@ -23,7 +23,6 @@ from ..model.load import load_quantized
 from ..model.lora import Lora, lora_of
 from ..model.memory import Watch
 from ..model.memory_use import MemoryPlan
-from ..model.nearest import FAR, distances
 from ..model.posteriors import with_masks
 from ..model.recognise import identify
 from ..model.stable_diffusion import StableDiffusion
@@ -31,7 +30,7 @@ from ..model.token_model import Denoiser, Prompt, TokenModel
 from ..search.preconditioner import Spread, spread_of
 from ..search.staged import StagedSearch
 from .config import TrainConfig
-from .draws import Draw, Objective, mean_over
+from .draws import Draw, Objective, mean_losses, mean_over
 from .hints import hints
 from .inputs import (
     aligned,
@@ -231,6 +230,7 @@ class Training:
             self.config, said = adapted(config, self.objective, len(self.images), theta0, spread, numbers)
             self.on_event(said)
         self.search = self.config.make_search(theta0, spread, self.frames.numbers if self.frames else 0)
+        self._start = self.search.candidate.clone()
         model.load()  # a damaged file shows here, before anything is written
         self.fingerprint = model.fingerprint
         self.inputs = inputs_of(model, self.images, prompts)
@@ -342,19 +342,11 @@ class Training:
         """The pictures as they are shown: of several tokens, those of each in turn."""
         return [self.images[i].picture for i in self._in_turn or range(len(self.images))]
 
-    def far_out(self) -> str | None:
-        """A line for the user if the token lies so far from the words that it may be of less use for it."""
-        if 0 < self.search.radius <= FAR:
-            return None
-        each = distances(self.search.theta, self.model.word_rows(), self.model.info.dims).amax(dim=1)
-        farthest, row = float(each.max()), int(each.argmax())
-        if farthest <= FAR:
-            return None
-        return (
-            f"{self.config.tokens[row // self.config.num_vectors]} lies {farthest:.0f} times as far from the words' "
-            f"mean as words do; past {FAR:.0f} a token may show less of what it has learned. Directions vocabulary "
-            "with radius 6 keep it nearer"
-        )
+    def plain_losses(self) -> tuple[float, float]:
+        """Mean losses of where it began and of the token now, on draws that stay the same, without a target prompt."""
+        draws = self._check_draws()
+        before, now = (float(mean_losses(self._own, each, draws)) for each in (self._start, self.search.candidate))
+        return before, now
 
     @property
     def learns(self) -> str:
