@@ -17,12 +17,11 @@ from safetensors.torch import load_file
 
 from tests.e2e.comfyui import ROOT, ComfyUI, NodeError, Prompt
 from tests.e2e.launch_comfyui import declare_torchvision
+from tests.e2e.own_engine import CLOSE, OwnEngine, apart
 from tests.e2e.slim_sd15 import write_gguf, write_parts, write_sd15
 from tests.e2e.test_comfyui_api import example, of_kind
-from zoodip_core.model import generation
 from zoodip_core.model.embedding import load_embedding
 from zoodip_core.model.frames import read_text
-from zoodip_core.model.load import load_quantized
 from zoodip_core.model.lora import load_lora
 
 pytestmark = pytest.mark.e2e
@@ -32,7 +31,6 @@ GGUF_PACK = os.environ.get("COMFYUI_GGUF_DIR")
 """A checkout of city96's ComfyUI-GGUF, whose package gguf COMFYUI_PYTHON then has."""
 TINY = "tiny (embedded)"
 TEXT, STEPS, GUIDANCE, SEED = "a photo of a dog on a hill", 4, 7.5, 5
-CLOSE = 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +108,6 @@ def latents(comfy: ComfyUI, *parts: Prompt, model: str = "patched", clip: tuple[
     return load_file(file)["latent_tensor"]
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """How far two latents differ, as a share of their size."""
-    return float((one - other).norm() / other.norm())
-
-
 @pytest.fixture(scope="module")
 def plain(comfy: ComfyUI) -> torch.Tensor:
     """Latents without a LoRA."""
@@ -157,30 +150,13 @@ def test_the_model_that_was_given_stays_as_it_was(comfy: ComfyUI, plain: torch.T
     assert torch.equal(latents(comfy, model="checkpoint"), plain)
 
 
-def test_comfyui_draws_what_our_own_engine_draws(
-    comfy: ComfyUI, saved: str, plain: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_comfyui_draws_what_our_own_engine_draws(comfy: ComfyUI, saved: str, plain: torch.Tensor) -> None:
     """The same noise and steps, on weights that are not quantised."""
-    from diffusers import DDIMScheduler
-
-    model = load_quantized(
-        comfy.base / "models" / "checkpoints" / SD15, weights="none", dtype="float32", device="cpu", cache=None
-    )
-    model.scheduler = DDIMScheduler.from_config(model.scheduler.config, set_alpha_to_one=True)  # ComfyUI ends there
-    first = 1 + 1000 // STEPS * (STEPS - 1)
-    signal = float(model.alphas_cumprod[first])
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(SEED))  # as ComfyUI draws it
-    drawn: list[torch.Tensor] = []
-    # ComfyUI begins with noise alone, as large as it is at the first timestep.
-    monkeypatch.setattr(generation, "_noise", lambda *_given: noise * (1 - signal) ** 0.5)
-    monkeypatch.setattr(generation, "_decode", lambda _model, found: drawn.__iadd__(found))
+    engine = OwnEngine(comfy.base / "models" / "checkpoints" / SD15)
     theirs = {"with": latents(comfy, loaded(comfy, saved), clip=("patched", 1)), "without": plain}
     for name, lora in (("with", load_lora(comfy.base / "models" / "loras" / saved)), ("without", None)):
-        with generation.with_lora(model, lora):
-            generation.generate(
-                model, [TEXT], [SEED], num_inference_steps=STEPS, guidance_scale=GUIDANCE, resolution=64
-            )
-        ours = drawn.pop()[None] / model.blueprint.configs["vae"]["scaling_factor"]
+        ours = engine.latents(TEXT, SEED, STEPS, GUIDANCE, lora=lora)
+        ours = ours / engine.model.blueprint.configs["vae"]["scaling_factor"]
         print(f"{name} the LoRA: {apart(theirs[name], ours):.2e} apart")
         assert apart(theirs[name], ours) < CLOSE
     assert apart(theirs["with"], theirs["without"]) > 20 * CLOSE

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.e2e.comfyui import ROOT, RefusedError
 from tests.e2e.conftest import Before
-from tests.e2e.webui import A1111, FORGE, LIMIT, LONG, MODEL, Webui, request
+from tests.e2e.own_engine import CLOSE, OwnEngine, apart
+from tests.e2e.webui import A1111, FORGE, LIMIT, LONG, MODEL, Webui, request, small_model
+from zoodip_core.model.embedding import load_embedding
 from zoodip_core.model.lora import load_lora
 
 pytestmark = pytest.mark.e2e
@@ -189,6 +192,32 @@ def test_weights_that_were_learned_are_drawn_with_at_once(webui: Webui) -> None:
     assert not same(other, drawn)
     assert not same(other, without)
     assert same(webui.draw("a photo of a dog")[0], without)
+
+
+def test_it_draws_with_a_token_and_a_lora_what_our_own_engine_draws(webui: Webui) -> None:
+    """Latents, from the same noise by the same steps; the webui reads the prompts, and lays the weights on, itself."""
+    steps, guidance, seed = 4, 7.5, 5
+    job = webui.wait_for(
+        webui.start(token="<tide>", **on_sd15(steps=4, learn_weights=True, lora_mu=1, lora_lr=1)), "finished"
+    )
+    token, lora = load_embedding(job["embedding"]), load_lora(job["lora"])
+    engine = OwnEngine(small_model())
+    for prompt, text, embedding in (
+        ("a photo of a dog", "a photo of a dog", None),
+        ("a photo of tide", "a photo of <tide>", token),
+    ):
+        drawn = {}
+        for strength, written in ((0.0, ""), (1.0, " <lora:tide-lora:1>"), (0.5, " <lora:tide-lora:0.5>")):
+            webui.draw(prompt + written, steps, seed=seed, cfg_scale=guidance, sampler_name="Euler", scheduler="DDIM")
+            theirs = drawn[strength] = torch.tensor(webui.get("/spy/latents"))
+            laid = lora.scaled(strength) if strength else None
+            ours = engine.latents(text, seed, steps, guidance, lora=laid, embedding=embedding)
+            print(f"{webui.kind.name}, {prompt!r} at {strength}: {apart(theirs, ours):.2e} apart")
+            assert apart(theirs, ours) < CLOSE, (prompt, strength)
+        for one, other in ((1.0, 0.0), (0.5, 0.0), (1.0, 0.5)):
+            print(f"  at {one} against {other}: {apart(drawn[one], drawn[other]):.2e} apart")
+            assert apart(drawn[one], drawn[other]) > 20 * CLOSE
+    assert apart(drawn[0.0], engine.latents(prompt, seed, steps, guidance)) > 20 * CLOSE  # the word tide, not the token
 
 
 # ---------------------------------------------------------------- one at a time

@@ -1,8 +1,8 @@
-"""An extension for tests: it tells what ours does with the webui's models, and holds the webui's queue."""
+"""An extension for tests: it tells what ours does with the webui's models and what is drawn, and holds its queue."""
 
 from typing import Any
 
-from modules import call_queue, script_callbacks, sd_hijack, sd_models, shared
+from modules import call_queue, script_callbacks, scripts, sd_hijack, sd_models, shared
 
 _WATCHED = ("send_model_to_cpu", "send_model_to_device", "unload_model_weights")
 
@@ -69,9 +69,30 @@ def changed() -> list[float]:
     return sorted(each for each in far if each)
 
 
+class Latents(scripts.Script):  # type: ignore[misc]
+    """It keeps what is drawn, before the VAE makes pictures of it."""
+
+    last: Any = None
+
+    def title(self) -> str:
+        return "Spy"
+
+    def show(self, is_img2img: bool) -> Any:
+        return scripts.AlwaysVisible
+
+    def post_sample(self, p: Any, ps: Any, *_given: Any) -> None:
+        Latents.last = ps.samples
+
+
+def latents() -> Any:
+    """The last drawing's, ``[1, 4, height / 8, width / 8]``."""
+    return Latents.last.tolist()
+
+
 def add(_page: Any, app: Any) -> None:
     app.add_api_route("/spy/look", look, methods=["GET"])
     app.add_api_route("/spy/changed", changed, methods=["GET"])
+    app.add_api_route("/spy/latents", latents, methods=["GET"])
     app.add_api_route("/spy/hold", lambda: call_queue.queue_lock.acquire(False), methods=["POST"])
     app.add_api_route("/spy/let-go", call_queue.queue_lock.release, methods=["POST"])
     app.add_api_route("/spy/reload", shared.state.request_restart, methods=["POST"])
