@@ -10,7 +10,9 @@ passes. Then ten pictures of that prompt are drawn: **tone error** is how far th
 Rows are values of ``alignment`` (lambda), or one with an ablation of the paper's behind it: ``1 off-path`` takes the
 difference at the noisy pictures themselves, ``1 unscaled`` weighs timesteps as eq. 6 does before it is rescaled, ``1
 prompted`` takes the token's prediction for the target prompt in place of the caption, and ``1 alpha A beta B`` has
-guidance scales. The word's own pictures, before any training, are the first row.
+guidance scales. ``1 strength S`` moves the token that ``1`` learned towards the word it began as, or past itself: ``0
+strength S`` is what can be had without a target prompt. The word's own pictures, before any training, are the first
+row.
 """
 
 from __future__ import annotations
@@ -109,6 +111,12 @@ def settings_of(row: str) -> dict[str, Any]:
     return found
 
 
+def trained_by(row: str) -> tuple[str, float]:
+    """The row by which a row's token is learned, and the strength that it is drawn with."""
+    trained, _, strength = row.partition(" strength ")
+    return trained, float(strength or 1)
+
+
 def config_of(concept: concepts.Concept, style: str, row: str, seed: int, world: World, budget: int) -> TrainConfig:
     """The product's settings for a run of so many forward passes."""
     base = {**preset_for("tiny"), "model": world.model, "token": concept.token, "initializer": concept.initializer}
@@ -182,19 +190,20 @@ def measure(args: argparse.Namespace, save: Callable[[dict[str, Any]], None], kn
     world = WORLDS[args.bench]
     model, judge = world.load(), Judge.load(JUDGE)
     jobs = [(row, *each) for row in args.rows for each in itertools.product(args.concepts, args.styles, args.seeds)]
-    tokens: dict[tuple[str, int], torch.Tensor] = {}
+    tokens: dict[tuple[str, str, str, int], torch.Tensor] = {}
     for row, name, style, seed in tqdm(jobs, desc="runs"):
         key = f"{name} {style} {seed}"
         if key in known.setdefault(row, {}):
             continue
-        concept = concepts.load(name)
-        if row == WORD:
-            theta = None
-        elif row == "0" and (name, seed) in tokens:  # the style makes no difference
-            theta = tokens[name, seed]
-        else:
-            theta = learn(config_of(concept, style, row, seed, world, args.budget), model, row)
-            tokens[name, seed] = theta if row == "0" else tokens.get((name, seed), theta)
+        concept, (trained, strength) = concepts.load(name), trained_by(row)
+        theta = None
+        if row != WORD:
+            config = config_of(concept, style, trained, seed, world, args.budget)
+            which = (trained, name, style if config.aligned else "", seed)
+            if which not in tokens:
+                tokens[which] = learn(config, model, trained)
+            word = model.initial_vectors(concept.initializer, 1, config.initializer_mode)
+            theta = word + strength * (tokens[which] - word)
         known[row][key] = look(model, judge, concept, style, theta)
         save(known)
     return known
