@@ -21,6 +21,7 @@ from .nearest import NearestWords
 from .pictures import LoadReferenceImages
 from .search import PUTSSampler, SubspaceGradient
 from .train import ZOTrainToken
+from .words import WordAsEmbedding
 
 NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "ZoodipLoadQuantizedSD": LoadQuantizedSD,
@@ -34,6 +35,7 @@ NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "ZoodipSaveEmbedding": SaveEmbedding,
     "ZoodipLoadEmbedding": LoadEmbedding,
     "ZoodipConvertEmbedding": ConvertEmbedding,
+    "ZoodipWordAsEmbedding": WordAsEmbedding,
     "ZoodipMergeEmbeddings": MergeEmbeddings,
     "ZoodipNearestWords": NearestWords,
     "ZoodipApplyLora": ApplyLora,
@@ -55,6 +57,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "ZoodipSaveEmbedding": "Save Embedding",
     "ZoodipLoadEmbedding": "Load Embedding",
     "ZoodipConvertEmbedding": "Convert Embedding",
+    "ZoodipWordAsEmbedding": "Word as Embedding",
     "ZoodipMergeEmbeddings": "Merge Embeddings",
     "ZoodipNearestWords": "Nearest Words",
     "ZoodipApplyLora": "Apply LoRA",

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from zoodip_core.base.errors import ConfigError, EmbeddingFileError
+from zoodip_core.base.errors import ConfigError, EmbeddingFileError, TokenError
 from zoodip_core.cli.main import main
 from zoodip_core.model.embedding import Embedding, describe, load_embedding, save_embedding
-from zoodip_core.model.merging import concatenation, notes_on, weighted_mean
+from zoodip_core.model.merging import concatenation, notes_on, of_word, weighted_mean
 from zoodip_core.model.nearest import places, places_of, told
 from zoodip_core.model.stable_diffusion import StableDiffusion
+from zoodip_core.model.token_table import table_of
 from zoodip_core.model.words import Vocabulary
 
 
@@ -148,6 +149,54 @@ def test_the_merge_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main([*again, "--weights", "1", "1", "1"])
     assert "not allowed with argument --concatenate" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- with a word
+
+
+def words_of(model: StableDiffusion, *words: str) -> np.ndarray:
+    """Their rows in the text encoder's own table, by the tokenizer's own vocabulary."""
+    (encoder,), (tokenizer,) = model.text_encoders, model.tokenizers
+    ids = tokenizer.get_vocab()
+    return np.asarray(table_of(encoder).rows([ids[f"{word}</w>"] for word in words]), dtype=np.float64)
+
+
+def test_a_word_is_what_the_model_has_for_it(tiny_model: StableDiffusion) -> None:
+    one, two = of_word(tiny_model, "monster"), of_word(tiny_model, "snow monster", 3)
+    np.testing.assert_array_equal(one.tensors[0].double().numpy(), words_of(tiny_model, "monster"))
+    np.testing.assert_allclose(
+        two.tensors[0].double().numpy(), [words_of(tiny_model, "snow", "monster").mean(axis=0)] * 3, rtol=1e-6
+    )
+    assert one.token == "monster"
+    with pytest.raises(TokenError, match="unknown"):
+        of_word(tiny_model, "")
+
+
+def test_a_token_is_moved_towards_a_word(
+    tmp_path: Path, tiny_model: StableDiffusion, capsys: pytest.CaptureFixture[str]
+) -> None:
+    width = tiny_model.info.dims[0]
+    rex = learned("<rex>", width, vectors=2, seed=1)
+    given = [str(save_embedding(rex, tmp_path)), "--word", "monster", "--model", "tiny", "--as", "<soft>"]
+    assert main(["merge", *given, "--weights", "0.25", "0.75"]) == 0
+    made = load_embedding(tmp_path / "soft.safetensors")
+    expected = 0.25 * rex.tensors[0].double().numpy() + 0.75 * words_of(tiny_model, "monster")
+    np.testing.assert_allclose(made.tensors[0].numpy(), expected, rtol=1e-6)
+    assert "mean of 0.25 <rex>, 0.75 monster" in capsys.readouterr().out
+
+    assert main(["merge", *given, "--concatenate", "--overwrite"]) == 0
+    assert load_embedding(tmp_path / "soft.safetensors").num_vectors == 4
+
+
+def test_a_word_that_cannot_be_had_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rex = str(save_embedding(REX, tmp_path))
+    assert main(["merge", rex, "--word", "monster", "--as", "<soft>"]) != 0
+    assert "--word needs --model PATH" in capsys.readouterr().err
+    assert main(["merge", rex, "--model", "tiny", "--as", "<soft>"]) != 0
+    assert "--model names whose --word" in capsys.readouterr().err
+    assert main(["merge", rex, "--word", "monster", "--model", "tiny", "--as", "<soft>"]) != 0
+    assert "--model tiny" in capsys.readouterr().err
+    assert not (tmp_path / "soft.safetensors").exists()
 
 
 # ---------------------------------------------------------------- nearest words

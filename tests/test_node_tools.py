@@ -141,6 +141,27 @@ def test_of_several_tokens_none_is_taken_without_a_word(pack: Any, host: FakeHos
     assert not list(host.output_folder().rglob("*.pt"))
 
 
+# ---------------------------------------------------------------- Word as Embedding
+
+
+def test_a_word_is_merged_with_a_token(pack: Any, host: FakeHost) -> None:
+    model = FakeModel()
+    (vocabulary,) = model.vocabularies()
+    toy = vocabulary.rows([4])
+    (word,) = node(pack, "WordAsEmbedding").give(model, " toy ", 2)
+    assert (word.token, word.tensors[0].tolist()) == ("toy", [toy[0].tolist()] * 2)
+    token = type(word)("<x>", (-toy.repeat(2, 1),))
+    made, report = merge(pack, token, word, "weighted mean", weights=(0.25, 0.75))
+    torch.testing.assert_close(made.tensors[0], 0.5 * toy.repeat(2, 1))
+    assert "0.25 <x>, 0.75 toy" in report
+
+
+def test_a_word_that_is_none_is_refused(pack: Any) -> None:
+    kind = type(node(pack, "WordAsEmbedding"))
+    assert kind.VALIDATE_INPUTS(word=" ").startswith("word: ")
+    assert kind.VALIDATE_INPUTS(word=None) is kind.VALIDATE_INPUTS(word="dog") is True
+
+
 # ---------------------------------------------------------------- Nearest Words
 
 

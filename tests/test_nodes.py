@@ -35,6 +35,7 @@ NODES = (
     "ZoodipSaveEmbedding",
     "ZoodipLoadEmbedding",
     "ZoodipConvertEmbedding",
+    "ZoodipWordAsEmbedding",
     "ZoodipMergeEmbeddings",
     "ZoodipNearestWords",
     "ZoodipApplyLora",

@@ -25,9 +25,10 @@ from zoodip_core.base.events import Event, Message, Progress, Sampled, Saved
 from zoodip_core.cli.main import main
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_table import table_of
+from zoodip_core.train.identity import Inputs
 from zoodip_core.train.loop import TrainResult
 from zoodip_core.train.presets import PAPER_PRESETS
-from zoodip_core.train.run_folder import Inputs, RunFolder
+from zoodip_core.train.run_folder import RunFolder
 
 PIP = Path(__file__).parent.parent / "zoodip_core" / "tiny" / "concepts" / "pip"
 

@@ -44,6 +44,7 @@ NODES = {
     "ZoodipSaveEmbedding": "Save Embedding",
     "ZoodipLoadEmbedding": "Load Embedding",
     "ZoodipConvertEmbedding": "Convert Embedding",
+    "ZoodipWordAsEmbedding": "Word as Embedding",
     "ZoodipMergeEmbeddings": "Merge Embeddings",
     "ZoodipNearestWords": "Nearest Words",
     "ZoodipApplyLora": "Apply LoRA",

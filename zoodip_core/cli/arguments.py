@@ -20,13 +20,14 @@ from ..train.settings import NUMBER, PARTS, PATHS, SEARCH, SETTINGS, SWITCH, WHO
 PROGRAM = "python -m zoodip_core"
 
 
-def command(commands: Any, name: str, run: Any, help: str, example: str) -> argparse.ArgumentParser:
-    """Add a command, with an example of its use in its help."""
+def command(commands: Any, name: str, run: Any, help: str, *examples: str) -> argparse.ArgumentParser:
+    """Add a command, with examples of its use in its help."""
+    shown = "".join(f"\n  {PROGRAM} {each}" for each in examples)
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=help,
         description=help[0].upper() + help[1:] + ".",
-        epilog=f"example:\n  {PROGRAM} {example}",
+        epilog=f"example{'s'[: len(examples) - 1]}:{shown}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)

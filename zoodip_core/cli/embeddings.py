@@ -12,9 +12,10 @@ from ..base.errors import ConfigError
 from ..base.names import check_name, file_stem
 from ..base.texts import printable
 from ..model.conversion import FORMATS, Conversion, converted, joined, save_together
-from ..model.embedding import Embedding, describe, load_embedding, serialize
-from ..model.merging import concatenation, notes_on, weighted_mean
-from .arguments import Once, command, which_option
+from ..model.embedding import Embedding, check_fits, describe, load_embedding, serialize
+from ..model.kinds import TINY
+from ..model.merging import concatenation, notes_on, of_word, weighted_mean
+from .arguments import Once, command, parts_options, which_option
 
 
 def add_convert(commands: Any) -> None:
@@ -49,16 +50,26 @@ def add_merge(commands: Any) -> None:
         commands,
         "merge",
         _merge,
-        "make one embedding of several: their weighted mean, or their vectors one after the other",
+        "make one embedding of several, or of one and a word: a weighted mean, or their vectors one after the other",
         'merge rex.safetensors pip.safetensors --weights 0.7 0.3 --as "<both>"',
+        'merge rex.safetensors --word dog --model models/v1-5.safetensors --weights 0.5 0.5 --as "<softer>"',
     )
     parser.add_argument("file", nargs="+", type=Path, metavar="FILE", help="embeddings of one model family")
     way = parser.add_mutually_exclusive_group()
     way.add_argument(
-        "--weights", nargs="+", type=float, metavar="W", help="of each file in the mean, in any scale (default: equal)"
+        "--weights",
+        nargs="+",
+        type=float,
+        metavar="W",
+        help="of each file in the mean, and of the word last, in any scale (default: equal)",
     )
     way.add_argument("--concatenate", action="store_true", help="put all vectors one after the other, which keeps each")
     parser.add_argument("--as", dest="token", action=Once, required=True, metavar="NEW", help="name of the new token")
+    parser.add_argument(
+        "--word", action=Once, help="a word of the model's beside the files: half of it leaves a prompt more to itself"
+    )
+    parser.add_argument("--model", action=Once, metavar="PATH", help=f"whose word it is, or {TINY}")
+    parts_options(parser)
     _output_options(parser, "beside the first FILE, named after the token")
 
 
@@ -98,6 +109,10 @@ def _beside(args: argparse.Namespace, embedding: Embedding, ending: str) -> Path
 def _merge(args: argparse.Namespace) -> int:
     check_name(args.token)
     embeddings = [load_embedding(file) for file in args.file]
+    if args.word is not None:
+        embeddings.append(_word_of(args, embeddings[0]))
+    elif args.model is not None:
+        raise ConfigError("--model names whose --word is merged, and there is none; add --word, or leave --model out")
     if args.concatenate:
         made = concatenation(embeddings, args.token)
     else:
@@ -109,6 +124,23 @@ def _merge(args: argparse.Namespace) -> int:
         print(f"  note: {printable(note)}")
     _show(made)
     return 0
+
+
+def _word_of(args: argparse.Namespace, like: Embedding) -> Embedding:
+    """The word, in as many vectors as another embedding has.
+
+    Raises:
+        ConfigError: no model is named.
+        EmbeddingFileError: the model is of another family.
+        TokenError: the model does not know the word.
+    """
+    from ..model.load import load_quantized
+
+    if args.model is None:
+        raise ConfigError("--word needs --model PATH, the model whose word it is")
+    model = load_quantized(args.model, device="cpu", keep=False, clip=args.text_encoders, vae=args.vae)
+    check_fits(like, model.info.dims, f"--model {args.model}")
+    return of_word(model, args.word, like.num_vectors)
 
 
 def _check_ending(output: Path, ending: str, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Embeddings made of others: their weighted mean, or their vectors one after the other."""
+"""Embeddings made of others, and of a model's words: their weighted mean, or their vectors one after the other."""
 
 from __future__ import annotations
 
@@ -13,9 +13,22 @@ from ..base.version import __version__
 from .embedding import Embedding
 from .embedding_tensors import MOST_VECTORS
 from .kinds import STABLE_DIFFUSION, model_of_widths
+from .token_model import TokenModel
 
 _KEPT = ("base_model", "base_model_hash", "family", "initializer")
 """What is kept of the metadata where it is the same in all."""
+
+
+def of_word(model: TokenModel, word: str, num_vectors: int = 1) -> Embedding:
+    """A model's own word as an embedding: each vector what the model has for it, the mean of its tokens if several.
+
+    Raises:
+        TokenError: the model's tokenizer does not know it.
+    """
+    vectors = model.initial_vectors(word, num_vectors, "mean")
+    parts = tuple(part.contiguous() for part in vectors.split(model.info.dims, dim=1))
+    about = {"base_model": model.info.name, "family": model.info.family, "initializer": word}
+    return Embedding(word, parts, about, encoders=model.info.encoders)
 
 
 def weighted_mean(embeddings: Sequence[Embedding], token: str, weights: Sequence[float] = ()) -> Embedding:

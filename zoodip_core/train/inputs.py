@@ -22,7 +22,7 @@ from ..model.places import Rows
 from ..model.token_model import Prompt, TokenModel
 from .alignment import Alignment
 from .config import TrainConfig
-from .run_folder import Inputs
+from .identity import Inputs
 
 
 def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[ReferenceImage], list[str]]:

@@ -21,12 +21,13 @@ from ..model.memory_use import megabytes
 from ..model.token_model import TokenModel
 from ..search.preconditioner import Spread
 from .config import TrainConfig
+from .identity import Inputs
 from .journal import Journal, Past, cut
 from .prepared import Training
 from .ranks import Ranks
 from .remarks import remarks
 from .replay import restore
-from .run_folder import Inputs, RunFolder, SavedState, check_free, writing_nowhere_else
+from .run_folder import RunFolder, SavedState, check_free, writing_nowhere_else
 from .samples import Samples
 
 

@@ -28,6 +28,7 @@ from ..model.frames import Frames
 from ..search.preconditioner import Spread
 from . import journal
 from .config import TrainConfig
+from .identity import Inputs
 
 T = TypeVar("T")
 CONFIG, JOURNAL, STATE = "config.json", "steps.jsonl", "state.safetensors"
@@ -43,25 +44,6 @@ CHANGEABLE = (
 )
 """Settings that a run may change when it is resumed: they do not change the steps it takes. What stands at another
 place must have the same content, which is checked."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What identifies the model, images and captions of a run.
-
-    Args:
-        digest: of all of them.
-        parts: a digest of ``model``, with its noise schedule, of ``images``, of ``captions``, and of ``masks`` where
-            there are any; a state of before has none.
-    """
-
-    digest: str
-    parts: dict[str, str]
-
-    def differ_in(self, other: Inputs) -> list[str]:
-        """The parts of which it is known that they are not the same."""
-        names = {**other.parts, **self.parts} if self.parts and other.parts else {}
-        return [name for name in names if self.parts.get(name) != other.parts.get(name)]
 
 
 @dataclass(frozen=True)
