@@ -25,7 +25,6 @@ from .identity import Inputs
 from .journal import Journal, Past, cut
 from .prepared import Training
 from .ranks import Ranks
-from .remarks import remarks
 from .replay import restore
 from .run_folder import RunFolder, SavedState, check_free, writing_nowhere_else
 from .samples import Samples
@@ -295,7 +294,7 @@ def _run(training: Training, folder: RunFolder, on_event: Callable[[Event], None
             lora_path = save_lora(lora, folder.lora_path)
         paths = folder.save_embeddings(training.embeddings())
         with contextlib.suppress(Stopped):  # all is kept
-            for line in remarks(training):
+            for line in training.remarks():
                 on_event(Message(line, warning=True))
     grown = training.watch.grown()
     if grown is not None:

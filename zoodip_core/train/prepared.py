@@ -46,6 +46,7 @@ from .inputs import (
 from .journal import Record
 from .objective import DiffusionObjective
 from .ranks import Ranks
+from .remarks import far_out, pulled_away
 from .rounding import adapted
 from .run_folder import CHANGEABLE
 from .settings import ALL
@@ -342,11 +343,18 @@ class Training:
         """The pictures as they are shown: of several tokens, those of each in turn."""
         return [self.images[i].picture for i in self._in_turn or range(len(self.images))]
 
-    def plain_losses(self) -> tuple[float, float]:
-        """Mean losses of where it began and of the token now, on draws that stay the same, without a target prompt."""
-        draws = self._check_draws()
-        before, now = (float(mean_losses(self._own, each, draws)) for each in (self._start, self.search.candidate))
-        return before, now
+    def remarks(self) -> list[str]:
+        """Lines for the user on what was learned, once the run is over. Some take forward passes.
+
+        Raises:
+            Stopped: a stop was asked for.
+        """
+        found = [far_out(self.config, self.model, self.search.theta, self.search.radius)]
+        if self.alignment:
+            draws = self._check_draws()
+            before, now = (float(mean_losses(self._own, each, draws)) for each in (self._start, self.search.candidate))
+            found.append(pulled_away(self.config, before, now, self.search.step))
+        return [line for line in found if line]
 
     @property
     def learns(self) -> str:

@@ -2,50 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import torch
 
 from ..model.nearest import FAR, distances
-from .prepared import Training
+from ..model.token_model import TokenModel
+from .config import TrainConfig
 
 
-def remarks(training: Training) -> Iterator[str]:
-    """Lines on the token of a run that is over, mostly none. Some take forward passes.
+def far_out(config: TrainConfig, model: TokenModel, theta: torch.Tensor, radius: float) -> str | None:
+    """That a token lies far from the words, where directions that know of them did not keep it near.
+
+    Args:
+        config: of the run.
+        model: whose words they are.
+        theta: float ``[num_vectors, dim]``, of several tokens one below the other.
+        radius: within which the search kept it, 0 for none.
 
     Raises:
         Stopped: a stop was asked for.
     """
-    for line in (_far_out(training), _pulled_away(training)):
-        if line:
-            yield line
-
-
-def _far_out(training: Training) -> str | None:
-    """That a token lies far from the words, where directions that know of them did not keep it near."""
-    search, model, config = training.search, training.model, training.config
-    if 0 < search.radius <= FAR:
+    if 0 < radius <= FAR:
         return None
-    each = distances(search.theta, model.word_rows(), model.info.dims).amax(dim=1)
+    each = distances(theta, model.word_rows(), model.info.dims).amax(dim=1)
     farthest, row = float(each.max()), int(each.argmax())
     if farthest <= FAR:
         return None
+    token = config.tokens[row // config.num_vectors]
     return (
-        f"{config.tokens[row // config.num_vectors]} lies {farthest:.0f} times as far from the words' "
-        f"mean as words do; past {FAR:.0f} a token may show less of what it has learned. Directions vocabulary "
-        "with radius 6 keep it nearer"
+        f"{token} lies {farthest:.0f} times as far from the words' mean as words do; past {FAR:.0f} a token may show "
+        "less of what it has learned. Directions vocabulary with radius 6 keep it nearer"
     )
 
 
-def _pulled_away(training: Training) -> str | None:
-    """That a target prompt pulled harder than the pictures, until nothing of them was left."""
-    config = training.config
-    if not config.aligned:
-        return None
-    before, now = training.plain_losses()
+def pulled_away(config: TrainConfig, before: float, now: float, steps: int) -> str | None:
+    """That a target prompt pulled harder than the pictures, until nothing of them was left.
+
+    Args:
+        config: of the run.
+        before: the mean loss on the pictures of what it began as.
+        now: that of what it learned.
+        steps: that it took.
+    """
     if now < before:
         return None
     tokens, words = ", ".join(config.tokens), ", ".join(dict.fromkeys(config.initializers))
     return (
         f"{tokens} explains its pictures no better than {words}, where it began (loss {now:.4g}, {before:.4g} then): "
-        f"alignment {config.alignment:g} is too strong for {training.search.step} steps. Set it lower, or take more "
-        "steps"
+        f"alignment {config.alignment:g} is too strong for {steps} steps. Set it lower, or take more steps"
     )
