@@ -91,6 +91,18 @@ class GeneratePreview:
                     "ZOODIP_EMBEDDING",
                     {"tooltip": "Another token, of another run or file, for the same prompts, which name both."},
                 ),
+                "until": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.05,
+                        "max": 1.0,
+                        "step": 0.05,
+                        "tooltip": "The share of the steps in which the token stands in the prompt; from there on the "
+                        "word that it began as, which leaves more of the prompt to the model. Try 0.7 where a token "
+                        "draws over a style.",
+                    },
+                ),
             },
         }
 
@@ -106,6 +118,7 @@ class GeneratePreview:
         negative_prompt: str = "",
         lora: Lora | None = None,
         embedding_2: Tokens | None = None,
+        until: float = 1.0,
     ) -> dict[str, Any]:
         texts = [line.strip() for line in prompts.splitlines() if line.strip()]
         images = draw(
@@ -118,6 +131,7 @@ class GeneratePreview:
             num_inference_steps=steps,
             guidance_scale=guidance or None,
             resolution=resolution,
+            until=until,
         )
         notes = [line.removeprefix("note: ") for line in lora.notes_on(model)] if lora else []  # type: ignore[arg-type]
         return {"ui": {**thumbnails(images), "text": notes}, "result": (to_image(images),)}

@@ -156,6 +156,7 @@ class FakeModel:
         num_inference_steps: int = 25,
         guidance_scale: float | None = None,
         resolution: int = 0,
+        until: float = 1.0,
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
         given = [] if embedding is None else list(embedding) if isinstance(embedding, Sequence) else [embedding]

@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 import random_models
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 from transformers import CLIPTokenizerFast
 
 from zoodip_core.base import rng
+from zoodip_core.base.errors import ConfigError
 from zoodip_core.data.images import ReferenceImage, load_images, to_tensor
+from zoodip_core.model import generation
 from zoodip_core.model.attention import PiecewiseAttention, attend
 from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
 from zoodip_core.model.generation import encode_text, generate
@@ -354,6 +357,55 @@ def test_pictures_of_every_family(setting: Setting, weights: str) -> None:
     (alone,) = generate(model, ["a dog"], [1], num_inference_steps=2, resolution=SIDE)
     difference = np.abs(np.asarray(alone, dtype=int) - np.asarray(images[1], dtype=int))
     assert difference.max() <= 2
+
+
+@SDXL
+def test_a_token_stands_until_a_share_of_the_steps(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against denoising by hand with the token's text first and its word's from there on; two prompts in one batch."""
+    model, steps, guidance = load_quantized(setting.file, weights="none", prediction_type="epsilon"), 4, 3.0
+    noise = torch.Generator().manual_seed(1)
+    vectors = tuple(0.02 * torch.randn(1, dim, generator=noise) for dim in model.info.dims)
+    token = Embedding("<rex>", vectors, {"initializer": "dog"})
+    texts = ["a <rex> in the snow", "a <rex>"]
+    monkeypatch.setattr(generation, "_decode", lambda _model, latents: latents)
+
+    def drawn(until: float) -> torch.Tensor:
+        how: dict[str, Any] = {
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "resolution": SIDE,
+            "until": until,
+        }
+        latents: Any = generate(model, texts, [3, 4], embedding=token, negative_prompt="blurred", **how)
+        return torch.stack(latents)
+
+    def by_hand(text: str, seed: int, after: int) -> torch.Tensor:
+        scheduler = DDIMScheduler.from_config(model.scheduler.config)
+        scheduler.set_timesteps(steps)
+        x = rng.normal(seed, 0, "latents", (4, SIDE // 8, SIDE // 8))[None]
+        size = torch.tensor([SIDE, SIDE, 0, 0, SIDE, SIDE])
+        negative = encode_text(model, "blurred")
+        for step, t in enumerate(scheduler.timesteps):
+            words = (
+                encode_text(model, text, token) if step < after else encode_text(model, text.replace("<rex>", "dog"))
+            )
+            with torch.no_grad():
+                without, with_it = (model.predict(x, int(t), each, size) for each in (negative, words))
+            x = scheduler.step(without + guidance * (with_it - without), t, x).prev_sample
+        return x[0]
+
+    for until, after in ((0.5, 2), (0.05, 1), (1.0, 4)):
+        expected = torch.stack([by_hand(text, seed, after) for text, seed in zip(texts, (3, 4), strict=True)])
+        torch.testing.assert_close(drawn(until), expected, rtol=1e-3, atol=1e-3)
+    assert (drawn(0.5) - drawn(1.0)).abs().max() > 1e-2
+
+
+def test_a_word_is_needed_to_follow_a_token(tiny_model: StableDiffusion) -> None:
+    nameless = Embedding("<rex>", (torch.zeros(1, *tiny_model.info.dims),))
+    for until, message in ((0.5, "<rex> does not say which word"), (0.0, "until = 0"), (1.5, "until = 1.5")):
+        with pytest.raises(ConfigError, match=message):
+            generate(tiny_model, ["a <rex>"], [0], embedding=nameless, num_inference_steps=2, until=until)
+    generate(tiny_model, ["a monster"], [0], embedding=nameless, num_inference_steps=2, until=0.5)
 
 
 def test_the_size_of_a_photograph_reaches_sdxl(tmp_path: Path) -> None:

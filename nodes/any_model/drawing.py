@@ -15,7 +15,7 @@ from ...zoodip_core.base.errors import ModelError
 from ...zoodip_core.base.stopping import check_stop
 from ...zoodip_core.data.images import check_resolution
 from ...zoodip_core.model.blueprint import ModelInfo
-from ...zoodip_core.model.calls import calls_in
+from ...zoodip_core.model.calls import Call, calls_in
 from ...zoodip_core.model.embedding import Embedding, check_fits
 from ...zoodip_core.model.generation import check_settings
 from ...zoodip_core.model.places import Rows, rows_of
@@ -55,29 +55,42 @@ def generate(
     num_inference_steps: int,
     guidance_scale: float | None,
     resolution: int,
+    until: float,
     on_step: Callable[[int, int], None] | None,
 ) -> list[Image.Image]:
     """One picture for each prompt and seed; see ``TokenModel.generate``."""
     scale = _own_guidance(model) if guidance_scale is None else guidance_scale
-    check_settings(prompts, seeds, num_inference_steps, scale)
+    check_settings(prompts, seeds, num_inference_steps, scale, until)
     check_resolution(resolution)
     listed = [embedding] if isinstance(embedding, Embedding) else list(embedding or ())
     for each in listed:
         check_fits(each, model.info.dims, "generate", model.info.encoders)
     texts = list(dict.fromkeys([*prompts, negative_prompt]))
-    encoded = {}
-    for text, call in zip(texts, calls_in(texts, listed), strict=True):
-        vectors, firsts = call.vectors, (place.start for place in rows_of(call.counts, 0))
-        words = (plain_word(each.metadata.get("initializer", "")) for each in call.embeddings)
-        model.texts.words = dict(zip(firsts, words, strict=True))
-        prompt = model.prompt(call.text, call.counts)
-        encoded[text] = model.texts.conditioning(prompt, None if vectors is None else vectors[0])
+    calls = dict(zip(texts, calls_in(texts, listed), strict=True))
+    encoded = {text: _encode(model, call) for text, call in calls.items()}
+    if until < 1:
+        for text in set(prompts):
+            words = _encode(model, calls[text].in_words(until))
+            encoded[text] = _during(encoded[text], 0.0, until) + _during(words, until, 1.0)
     done = _Steps(on_step, num_inference_steps * len(prompts))
     pairs = zip(prompts, seeds, strict=True)
     how = (num_inference_steps, scale, resolution, done)
     # All are drawn before one is decoded: on a small card model and VAE take turns.
     latents = [_drawn(model, encoded[text], encoded[negative_prompt], seed, *how) for text, seed in pairs]
     return [_decoded(model, each) for each in latents]
+
+
+def _encode(model: Source, call: Call) -> Any:
+    """What a prompt conditions on, with what it calls."""
+    vectors, firsts = call.vectors, (place.start for place in rows_of(call.counts, 0))
+    words = (plain_word(each.metadata.get("initializer", "")) for each in call.embeddings)
+    model.texts.words = dict(zip(firsts, words, strict=True))
+    return model.texts.conditioning(model.prompt(call.text, call.counts), None if vectors is None else vectors[0])
+
+
+def _during(conditioning: Any, start: float, end: float) -> list[Any]:
+    """A conditioning for a part of the steps, as ComfyUI's node for it says."""
+    return [[tensor, {**more, "start_percent": start, "end_percent": end}] for tensor, more in conditioning]
 
 
 class _Steps:

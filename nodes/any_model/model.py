@@ -337,10 +337,11 @@ class ComfyUIModel:
         num_inference_steps: int = 25,
         guidance_scale: float | None = None,
         resolution: int = 0,
+        until: float = 1.0,
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
         side = resolution or self.info.resolution
-        more = (embedding, negative_prompt, num_inference_steps, guidance_scale, side, on_step)
+        more = (embedding, negative_prompt, num_inference_steps, guidance_scale, side, until, on_step)
         images: list[Image.Image] = self._tried(lambda: drawing.generate(self, prompts, seeds, *more))
         return images
 

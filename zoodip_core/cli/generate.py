@@ -46,6 +46,14 @@ def add(commands: Any) -> None:
     )
     which_option(parser, "all may be used")
     lora_options(parser)
+    parser.add_argument(
+        "--until",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of the steps in which tokens stand in the prompts; from there on the words that they began as, "
+        "which leave more of a prompt to the model: try 0.7 where a token draws over a style (default: 1)",
+    )
     drawing_options(parser, 1, seed="of the first image", count="images a prompt")
     loading_options(parser)
     parser.add_argument(
@@ -104,6 +112,7 @@ def _generate(args: argparse.Namespace) -> int:
             negative_prompt=args.negative_prompt,
             num_inference_steps=args.steps,
             guidance_scale=args.guidance,
+            until=args.until,
         )
     # A token's name comes from inside a file, perhaps a stranger's: never a path.
     stem = plain("-".join(dict.fromkeys(plain(each.token, 120) for each in used)), 120) or "image"

@@ -41,6 +41,26 @@ class Call:
         """The vectors of all places one after the other, ``[1, sum of counts, sum of dims]``; None without places."""
         return torch.cat([each.vectors for each in self.embeddings])[None] if self.embeddings else None
 
+    def in_words(self, until: float) -> Call:
+        """The prompt with the words that the embeddings began as in their places.
+
+        Args:
+            until: the setting for which this is wanted, for messages.
+
+        Raises:
+            ConfigError: an embedding does not say what it began as.
+        """
+        text = self.text
+        for each in self.embeddings:
+            word = each.metadata.get("initializer", "").strip()
+            if not word or SLOT in word:
+                raise ConfigError(
+                    f"until = {until:g}: {each.token[:80]} does not say which word it began as, to stand in its place "
+                    "from then on; draw with until 1, all of the steps"
+                )
+            text = text.replace(SLOT, word, 1)
+        return Call(text, ())
+
 
 def calls_in(texts: Sequence[str], embeddings: Sequence[Embedding]) -> list[Call]:
     """What each text calls. The texts are those of one drawing, the negative prompt among them.

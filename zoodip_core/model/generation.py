@@ -56,6 +56,7 @@ def generate(
     num_inference_steps: int = 25,
     guidance_scale: float | None = None,
     resolution: int = 0,
+    until: float = 1.0,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Image.Image]:
     """One image for each prompt and seed, paired.
@@ -68,6 +69,8 @@ def generate(
         embedding: a learned token or several, for prompts and negative prompt to call; see :func:`calls.calls_in`.
         guidance_scale: classifier-free guidance; 7.5 if None, 5 for the embedded tiny model.
         resolution: pixels a side, 0 for the model's own.
+        until: the share of the steps in which tokens stand in the prompts; from there on the words stand that they
+            began as, which leave the rest of a prompt to the model.
         on_step: called with (done, of) after each denoising step.
 
     Raises:
@@ -79,13 +82,14 @@ def generate(
     """
     if guidance_scale is None:
         guidance_scale = 5.0 if model.info.family == "tiny" else 7.5
-    check_settings(prompts, seeds, num_inference_steps, guidance_scale)
+    check_settings(prompts, seeds, num_inference_steps, guidance_scale, until)
     check_resolution(resolution)
     for each in _listed(embedding):
         check_fits(each, model.info.dims, "generate")
     texts = list(dict.fromkeys([*prompts, negative_prompt]))
-    calls = calls_in(texts, _listed(embedding))
-    encoded = {text: _encode(model, call) for text, call in zip(texts, calls, strict=True)}
+    calls = dict(zip(texts, calls_in(texts, _listed(embedding)), strict=True))
+    encoded = {text: _encode(model, call) for text, call in calls.items()}
+    later = {text: _encode(model, calls[text].in_words(until)) for text in set(prompts)} if until < 1 else {}
     side = resolution or model.info.resolution
     at_once = max(1, _PIXELS_AT_ONCE // side**2)
     batches = range(0, len(prompts), at_once)
@@ -94,6 +98,8 @@ def generate(
     for first in batches:
         rows = slice(first, first + at_once)
         conditions = [encoded[text] for text in prompts[rows]]
+        words = [later[text] for text in prompts[rows]] if later else []
+        after_each = _Changing(told, words, steps_until(until, num_inference_steps))
         latents += run(
             **_embeds(conditions, ""),
             **_embeds([encoded[negative_prompt]] * len(conditions), "negative_"),
@@ -102,7 +108,8 @@ def generate(
             width=side,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            callback_on_step_end=told,
+            callback_on_step_end=after_each,
+            callback_on_step_end_tensor_inputs=after_each.inputs,
             output_type="latent",
         ).images
     return _decode(model, latents)
@@ -124,21 +131,57 @@ def with_lora(model: object, lora: Lora | None) -> Iterator[None]:
         yield
 
 
-def _after_each_step(on_step: Callable[[int, int], None] | None, total: int) -> Callable[..., dict[str, Any]]:
-    """What the pipeline calls after each denoising step: it tells of it and answers a stop."""
+def _after_each_step(on_step: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:
+    """What is called after each denoising step: it tells of it and answers a stop."""
     steps = itertools.count(1)
 
-    def told(_pipe: Any, _index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def told() -> None:
         check_stop()
         if on_step:
             on_step(next(steps), total)
-        return kwargs
 
     return told
 
 
+class _Changing:
+    """Called after each denoising step; after one of them it has the pipeline go on with other conditionings.
+
+    Args:
+        told: called as well.
+        later: of each row; none where nothing changes.
+        after: how many steps are done by then.
+    """
+
+    def __init__(self, told: Callable[[], None], later: Sequence[Conditioning], after: int) -> None:
+        self._told, self._after = told, after
+        self._later = {"prompt_embeds": torch.cat([each.hidden for each in later])} if later else {}
+        if pooled := [each.pooled for each in later if each.pooled is not None]:
+            self._later["add_text_embeds"] = torch.cat(pooled)
+
+    @property
+    def inputs(self) -> list[str]:
+        """What the pipeline is to hand over."""
+        return list(self._later)
+
+    def __call__(self, _pipe: Any, index: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        self._told()
+        if index + 1 != self._after:
+            return {}
+        # With guidance the negative prompt's rows are above.
+        return {name: torch.cat([kwargs[name][: -len(own)], own]) for name, own in self._later.items()}
+
+
+def steps_until(until: float, num_inference_steps: int) -> int:
+    """How many of the steps a token stands in, at least one."""
+    return max(1, round(until * num_inference_steps))
+
+
 def check_settings(
-    prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float | None
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    num_inference_steps: int,
+    guidance_scale: float | None,
+    until: float = 1.0,
 ) -> None:
     """Refuse what :func:`generate` could not draw; needs no model.
 
@@ -151,6 +194,8 @@ def check_settings(
         raise ConfigError(f"steps = {num_inference_steps}: must be from 1 to 999")
     if guidance_scale is not None and not 0 <= guidance_scale <= 100:
         raise ConfigError(f"guidance = {guidance_scale}: must be from 0 to 100")
+    if not 0 < until <= 1:
+        raise ConfigError(f"until = {until}: must be above 0 and at most 1, all of the steps")
 
 
 def _noise(model: QuantizedModel, seeds: Sequence[int], side: int) -> torch.Tensor:

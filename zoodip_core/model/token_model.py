@@ -261,6 +261,7 @@ class TokenModel(Protocol):
         num_inference_steps: int = 25,
         guidance_scale: float | None = None,
         resolution: int = 0,
+        until: float = 1.0,
         on_step: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
         """One image for each prompt and seed; see :func:`generation.generate`."""
