@@ -346,6 +346,37 @@ def others_tokens(case: Case) -> Any:
     return {"places": len(prompt.places), "kept": kept, "left": len(left) == len(wanted), "drawn": len(pictures)}
 
 
+def until(case: Case) -> Any:
+    """A token for half of the steps, its word for the rest: as ComfyUI's own nodes make a prompt of two."""
+    import nodes
+
+    drawing, steps = _pack("nodes.any_model.drawing"), 4
+    parts = case.candidates[0].split(case.model.info.dims, dim=1)
+    kind = _pack("zoodip_core.model.embedding").Embedding
+    token = kind("<rex>", parts, {"initializer": "dog"}, encoders=case.model.info.encoders)
+    how = {"num_inference_steps": steps, "guidance_scale": 2.0, "resolution": 64}
+
+    def drawn(text: str, share: float) -> bytes:
+        (picture,) = case.model.generate([text], [0], embedding=token, until=share, **how)
+        return bytes(picture.tobytes())
+
+    encoded = {
+        text: case.model.texts.conditioning(case.model.prompt(text, rows), vectors)
+        for text, rows, vectors in (("a {}", VECTORS, case.candidates[0]), ("a dog", 0, None), ("", 0, None))
+    }
+    during = nodes.ConditioningSetTimestepRange().set_range
+    (first,), (then,) = during(encoded["a {}"], 0.0, 0.5), during(encoded["a dog"], 0.5, 1.0)
+    (both,) = nodes.ConditioningCombine().combine(first, then)
+    told = drawing._Steps(None, steps)
+    latents = drawing._drawn(case.model, both, encoded[""], 0, steps, 2.0, 64, told)
+    half = drawn("a <rex>", 0.5)
+    return {
+        "as by the host's nodes": half == bytes(drawing._decoded(case.model, latents).tobytes()),
+        "not the token alone": half != drawn("a <rex>", 1.0),
+        "not the word alone": half != drawn("a dog", 1.0),
+    }
+
+
 def several(case: Case) -> Any:
     """Two tokens' rows: each place has its own token's, and those of a token that is not named do not count."""
     model, (first, second) = case.model, (range(1), range(1, 2))
@@ -442,7 +473,7 @@ def _loaded(case: Case, parts: Parts) -> None:
 # ---------------------------------------------------------------- the process
 
 CHECKS: Sequence[Callable[[Case], Any]] = (
-    *(losses, masked_losses, shares, words, several, patches, schedules, interrupts, caches, training),
+    *(losses, masked_losses, shares, words, several, until, patches, schedules, interrupts, caches, training),
 )
 ONCE: Sequence[Callable[[Case], Any]] = (others_tokens, refusals)
 

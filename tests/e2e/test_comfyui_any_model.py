@@ -135,6 +135,11 @@ def test_each_place_has_its_own_token(found: Found, kind: str) -> None:
 
 
 @each_kind
+def test_a_token_stands_until_a_share_of_the_steps(found: Found, kind: str) -> None:
+    assert [name for name, holds in found(kind, "until").items() if not holds] == []
+
+
+@each_kind
 def test_caches_change_no_loss(found: Found, kind: str) -> None:
     assert found(kind, "caches") == {"EasyCacheNode": True, "LazyCacheNode": True}
 
