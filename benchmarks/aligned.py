@@ -10,9 +10,9 @@ passes. Then ten pictures of that prompt are drawn: **tone error** is how far th
 Rows are values of ``alignment`` (lambda), or one with an ablation of the paper's behind it: ``1 off-path`` takes the
 difference at the noisy pictures themselves, ``1 unscaled`` weighs timesteps as eq. 6 does before it is rescaled, ``1
 prompted`` takes the token's prediction for the target prompt in place of the caption, and ``1 alpha A beta B`` has
-guidance scales. ``1 strength S`` moves the token that ``1`` learned towards the word it began as, or past itself: ``0
-strength S`` is what can be had without a target prompt. The word's own pictures, before any training, are the first
-row.
+guidance scales. The token that ``1`` learned is drawn otherwise by ``1 strength S``, moved towards the word it began as
+or past itself, and by ``1 until S``, in this share of the steps alone and the word in the rest: with ``0`` these are
+what can be had without a target prompt. The word's own pictures, before any training, are the first row.
 """
 
 from __future__ import annotations
@@ -111,10 +111,26 @@ def settings_of(row: str) -> dict[str, Any]:
     return found
 
 
-def trained_by(row: str) -> tuple[str, float]:
-    """The row by which a row's token is learned, and the strength that it is drawn with."""
-    trained, _, strength = row.partition(" strength ")
-    return trained, float(strength or 1)
+@dataclass(frozen=True)
+class Drawn:
+    """How a token is drawn.
+
+    Args:
+        trained: the row by which it is learned.
+        strength: where it stands between the word it began as, 0, and itself, 1.
+        until: the share of the steps in which it stands in the prompt.
+    """
+
+    trained: str
+    strength: float
+    until: float
+
+    @classmethod
+    def by(cls, row: str) -> Drawn:
+        """As a row's name says."""
+        trained, _, until = row.partition(" until ")
+        trained, _, strength = trained.partition(" strength ")
+        return cls(trained, float(strength or 1), float(until or 1))
 
 
 def config_of(concept: concepts.Concept, style: str, row: str, seed: int, world: World, budget: int) -> TrainConfig:
@@ -148,13 +164,20 @@ def learn(config: TrainConfig, model: StableDiffusion, row: str) -> torch.Tensor
 
 
 def look(
-    model: StableDiffusion, judge: Judge, concept: concepts.Concept, style: str, theta: torch.Tensor | None
+    model: StableDiffusion,
+    judge: Judge,
+    concept: concepts.Concept,
+    style: str,
+    theta: torch.Tensor | None,
+    until: float = 1.0,
 ) -> dict[str, float]:
     """How near the style the pictures are, and how like the subject; of its word where there is no token."""
     text = f"a {concept.initializer if theta is None else concept.token} in {style} style"
-    embedding = None if theta is None else Embedding(concept.token, (theta,))
+    about = {"initializer": concept.initializer}
+    embedding = None if theta is None else Embedding(concept.token, (theta,), about)
     seeds = list(range(PICTURES))
-    made = generate(model, [text] * PICTURES, seeds, embedding=embedding, num_inference_steps=DDIM_STEPS)
+    how: dict[str, Any] = {"num_inference_steps": DDIM_STEPS, "until": until}
+    made = generate(model, [text] * PICTURES, seeds, embedding=embedding, **how)
     read = judge.read(made)
     shares = [float(read[k][:, judge.classes[k].index(concept.attributes[k])].mean()) for k in IDENTITY]
     return {"tone error": tone_error(STYLES[style], made), "identity": statistics.fmean(shares)}
@@ -195,16 +218,16 @@ def measure(args: argparse.Namespace, save: Callable[[dict[str, Any]], None], kn
         key = f"{name} {style} {seed}"
         if key in known.setdefault(row, {}):
             continue
-        concept, (trained, strength) = concepts.load(name), trained_by(row)
+        concept, drawn = concepts.load(name), Drawn.by(row)
         theta = None
         if row != WORD:
-            config = config_of(concept, style, trained, seed, world, args.budget)
-            which = (trained, name, style if config.aligned else "", seed)
+            config = config_of(concept, style, drawn.trained, seed, world, args.budget)
+            which = (drawn.trained, name, style if config.aligned else "", seed)
             if which not in tokens:
-                tokens[which] = learn(config, model, trained)
+                tokens[which] = learn(config, model, drawn.trained)
             word = model.initial_vectors(concept.initializer, 1, config.initializer_mode)
-            theta = word + strength * (tokens[which] - word)
-        known[row][key] = look(model, judge, concept, style, theta)
+            theta = word + drawn.strength * (tokens[which] - word)
+        known[row][key] = look(model, judge, concept, style, theta, drawn.until)
         save(known)
     return known
 

@@ -348,8 +348,7 @@ def others_tokens(case: Case) -> Any:
 
 def until(case: Case) -> Any:
     """A token for half of the steps, its word for the rest: as ComfyUI's own nodes make a prompt of two."""
-    import nodes
-
+    nodes: Any = importlib.import_module("nodes")  # the host's
     drawing, steps = _pack("nodes.any_model.drawing"), 4
     parts = case.candidates[0].split(case.model.info.dims, dim=1)
     kind = _pack("zoodip_core.model.embedding").Embedding
