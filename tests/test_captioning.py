@@ -34,6 +34,7 @@ from zoodip_core.tiny import concepts
 
 DOG, CAT = Subject("dog"), Subject("cat")
 ROOT = Path(__file__).parent.parent
+PHOTOGRAPHS = ROOT / "tests" / "photographs"
 
 
 @pytest.fixture(scope="module")
@@ -457,6 +458,17 @@ def test_what_is_wrong_is_told_before_any_caption_is_written(
     assert train(place, of_monsters, folder / "red.png", folder / "blue.png", token="<a>, <b>, <c>") == 2
     assert "nobody knows whose it is" in capsys.readouterr().err
     assert not place.exists()
+
+
+def test_what_cannot_come_of_it_is_told_before_the_first_caption_and_once(
+    of_monsters: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert train(tmp_path / "run", of_monsters, PHOTOGRAPHS, steps=1, sample_prompt="a sky; a {}") == 0
+    told = capsys.readouterr().err
+    written = told.index("dog-00.jpg: ")
+    for warning in ("look like photographs", "'a sky' has no place for the token"):
+        assert told.index(warning) < written
+        assert told.count(warning) == 1
 
 
 def test_captions_of_several_tokens_name_each_by_its_folder(of_monsters: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ..data.prompts import LISTING, listing_left_out, read_listed, written_for
 from ..data.slots import Subject
 from ..model.recognise import identify
 from ..train.config import TrainConfig
+from ..train.hints import hints
 from ..train.inputs import captions_in, load_references
 from ..train.run_folder import check_free
 from .arguments import Once
@@ -120,6 +121,8 @@ def with_captions(config: TrainConfig, where: str, run: Path, tell: Callable[[Ev
     config = dataclasses.replace(config, captions=str(file)) if kept and not config.captions else config
     info = identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
     images, _ = load_references(dataclasses.replace(config, flip=False, random_crops=0), info)
+    for line in hints(config, info, [image.path for image in images]):  # who reads them may stop before the long part
+        tell(Message(line, warning=True))
     captions_in(config, images)  # those that are there are sound, and whose each of the others is, is known
     paths = list(dict.fromkeys(image.path for image in images))
     listing = Path(config.captions) if config.captions else None

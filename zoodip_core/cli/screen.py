@@ -18,13 +18,18 @@ from .arguments import PROGRAM
 
 
 class Screen:
-    """Events as a progress bar and lines."""
+    """Events as a progress bar and lines. A warning is shown once, whoever tells it again."""
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._warned: set[str] = set()
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Message):
+            if event.warning and event.text in self._warned:
+                return
+            if event.warning:
+                self._warned.add(event.text)
             self._line(("warning: " if event.warning else "") + event.text)
         elif isinstance(event, Progress):
             self._progress(event)
