@@ -133,10 +133,13 @@ def _subject(word: str, template: str) -> Subject:
 
 def _texts(captions: Sequence[Any] | None, pictures: int) -> list[str]:
     from ..zoodip_core.base.errors import CaptionError
+    from ..zoodip_core.base.texts import how_many
 
     texts = list(captions or [""] * pictures)
     if len(texts) != pictures:
-        raise CaptionError(f"captions: {len(texts)} texts for {pictures} images; give one for each, or none")
+        raise CaptionError(
+            f"captions: {how_many(len(texts), 'text')} for {how_many(pictures, 'image')}; give one for each, or none"
+        )
     return [text if isinstance(text, str) else "" for text in texts]
 
 
@@ -159,11 +162,13 @@ def _corrected(texts: Sequence[str], corrections: str) -> list[str]:
         CaptionError: they are more than there are pictures.
     """
     from ..zoodip_core.base.errors import CaptionError
+    from ..zoodip_core.base.texts import how_many
 
     own = [line.strip() for line in corrections.rstrip().splitlines()]
     if len(own) > len(texts):
         raise CaptionError(
-            f"corrections: {len(own)} lines for {len(texts)} images; give a line for each, an empty one for none"
+            f"corrections: {len(own)} lines for {how_many(len(texts), 'image')}; give a line for each, an empty "
+            "one for none"
         )
     own += [""] * (len(texts) - len(own))
     return [re.sub(r"^\d+\. ", "", mine) or text for mine, text in zip(own, texts, strict=True)]

@@ -101,9 +101,11 @@ class Live:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         from ..zoodip_core.base.stopping import Stopped
+        from ..zoodip_core.base.texts import how_many
 
         if isinstance(error, Stopped):
-            kept = f"stopped; {self._data['step']} steps are kept" if self._data.get("step") else ""
+            step = self._data.get("step")
+            kept = f"stopped; {how_many(step, 'step')} kept" if step else ""
             self.end(
                 "stopped",
                 str(error) or kept or "stopped before the first step of this run; steps saved earlier are kept",

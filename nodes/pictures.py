@@ -94,6 +94,7 @@ def to_masks(masks: Sequence[Any] | None, pictures: Sequence[Image.Image]) -> li
     from PIL import Image
 
     from ..zoodip_core.base.errors import ImagesError
+    from ..zoodip_core.base.texts import how_many
     from ..zoodip_core.data.masks import alike
 
     found: list[Image.Image | None] = []
@@ -111,8 +112,8 @@ def to_masks(masks: Sequence[Any] | None, pictures: Sequence[Image.Image]) -> li
         return [None] * len(pictures)
     if len(found) != len(pictures):
         raise ImagesError(
-            f"masks: {len(found)} masks for {len(pictures)} images; give one for each, in their order: an empty one "
-            "where all of a picture is to be learned"
+            f"masks: {how_many(len(found), 'mask')} for {how_many(len(pictures), 'image')}; give one for each, in "
+            "their order: an empty one where all of a picture is to be learned"
         )
     for number, (mask, picture) in enumerate(zip(found, pictures, strict=True), 1):
         if mask and not alike(mask.size, picture.size):

@@ -81,6 +81,7 @@ class ZOTrainToken:
     def train(self, **inputs: Any) -> dict[str, Any]:
         check_packages()
         from ..zoodip_core.base.stopping import Stopped
+        from ..zoodip_core.base.texts import how_many
 
         model: TokenModel = _one(inputs.pop("model"))
         pictures = to_pictures(inputs.pop("images"), "images")
@@ -101,7 +102,8 @@ class ZOTrainToken:
                 again = "queue again" if resume else "turn resume on and queue again"
                 raise Stopped(f"stopped at step {trained.step}; {again} to resume")
             previews = _previews(config, model, trained)
-        chart = live.end("finished", f"{config.token} learned in {trained.step} steps, kept in {FOLDER}/{folder.name}")
+        taken = how_many(trained.step, "step")
+        chart = live.end("finished", f"{config.token} learned in {taken}, kept in {FOLDER}/{folder.name}")
         curve = to_image([_loss_curve(folder / "run" / "loss.png")])
         grid = to_image([_grid(trained, previews)])
         return {
@@ -214,6 +216,7 @@ def _check_prompt(prompt: str, token: str) -> None:
 def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list[str]:
     from ..zoodip_core.base.errors import CaptionError
     from ..zoodip_core.base.names import check_names
+    from ..zoodip_core.base.texts import how_many
     from ..zoodip_core.data.naming import naming
     from ..zoodip_core.data.prompts import SLOT
 
@@ -223,7 +226,9 @@ def _captions(captions: Sequence[str] | None, token: str, pictures: int) -> list
     if len(texts) == 1:
         texts *= pictures
     if len(texts) != pictures:
-        raise CaptionError(f"captions: {len(texts)} texts for {pictures} images; give one for each, or a single one")
+        raise CaptionError(
+            f"captions: {len(texts)} texts for {how_many(pictures, 'image')}; give one for each, or a single one"
+        )
     for i, text in enumerate(texts, 1):
         lines = list(filter(str.strip, text.splitlines()))
         if len(tokens) > 1 and (not lines or SLOT in text):

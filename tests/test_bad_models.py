@@ -149,7 +149,7 @@ OTHERS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "vae of a checkpoint": ({VAE + "encoder.conv_in.weight": CONV}, "is a VAE alone"),
     "text encoder": ({"text_model.encoder.layers.0.self_attn.q_proj.weight": (8, 8)}, "is a text encoder alone"),
     "open_clip": ({"transformer.resblocks.0.attn.in_proj_weight": (24, 8)}, "is a text encoder alone"),
-    "embedding": ({"emb_params": (2, 768)}, "holds 1 tensors, an embedding perhaps, not a model"),
+    "embedding": ({"emb_params": (2, 768)}, "holds 1 tensor, an embedding perhaps, not a model"),
     "sdxl embedding": ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "holds 2 tensors, an embedding perhaps"),
     "controlnet": (
         {"control_model.input_blocks.0.0.weight": CONV, "control_model.zero_convs.0.0.weight": CONV},

@@ -289,7 +289,7 @@ def test_a_model_that_says_nothing(small: SmallCaptioners) -> None:
     """Of one picture: its caption is empty; of all of them: an error."""
     captioner = Captioner(find_captioner(small.of("blip", red=". .", blue=BLUE)), "cpu")
     assert write_captions(captioner, pictures(), [CAT, CAT]) == ["", "a {} in the room"]
-    with pytest.raises(CaptionError, match="says nothing of any of the 1 pictures"):
+    with pytest.raises(CaptionError, match="says nothing of any picture"):
         write_captions(captioner, pictures()[:1], [CAT])
 
 
@@ -340,7 +340,7 @@ def test_the_command_writes_a_file_to_edit(small: SmallCaptioners, tmp_path: Pat
     assert (again["red.png"], again["old.png"]) == (["mine {}", "and {}"], ["x {}"])
     assert again["red-3.png"] == "a {} sitting on grass"
     assert run(*base[:-1], "nowhere") == 0
-    assert "all 5 pictures have captions" in capsys.readouterr().out
+    assert "all pictures have captions" in capsys.readouterr().out
     assert run(*base, "--overwrite") == 0
     anew = captions_in(folder / "captions.json")
     assert anew["red.png"] == anew["red-2.png"] == "a {} sitting on grass"
@@ -355,7 +355,7 @@ def test_masks_beside_pictures_get_no_captions(small: SmallCaptioners, tmp_path:
         assert run("caption", "--images", *images, *base) == 0
         assert list(captions_in(folder / "captions.json")) == ["blue.png", "red.png"]
         warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-        assert warned == ["warning: left out, 1 masks of no picture: gone.mask.png"]
+        assert warned == ["warning: left out: gone.mask.png is a mask of no picture"]
         (folder / "captions.json").unlink()
 
 

@@ -247,7 +247,9 @@ def test_a_useless_file_among_good_ones_is_skipped_with_a_line(draft: Draft, upl
 def test_the_first_frame_of_what_moves_is_used_and_that_is_told(draft: Draft, uploads: Uploads, kind: str) -> None:
     upload = uploads.one("dance.jpg", animated(kind))
     (line,) = draft.add([upload, *uploads(good__png=encoded())])
-    assert line.endswith("of which the first picture alone is used: dance.jpg")
+    assert line == (
+        "dance.jpg is a moving picture or a file of several pages, of which the first picture alone is used"
+    )
     assert names(draft) == ["0001-dance.jpg", "0002-good.png"]
     assert draft.pictures()[0].path.read_bytes() == upload[0].read_bytes()
 
@@ -315,7 +317,7 @@ def test_500_files_are_refused_as_a_whole(draft: Draft, uploads: Uploads, monkey
     assert len(names(draft)) == MAX_PICTURES
     assert names(draft) == sorted(names(draft))
     assert len(draft.add(files[: MAX_PICTURES - 1])) == MAX_PICTURES - 1  # the same ones are none too many
-    with pytest.raises(ImagesError, match="1 pictures are too many beside the 100"):
+    with pytest.raises(ImagesError, match="1 picture is too many beside the 100 that are there, and it was not taken"):
         draft.add(files[-1:])
 
 
@@ -796,7 +798,7 @@ def test_a_folder_comes_with_its_masks(draft: Draft, tmp_path: Path) -> None:
     (source / "a.mask.png").write_bytes(mask_of())
     (source / "masks" / "b.png").write_bytes(mask_of())
     (source / "gone.mask.png").write_bytes(mask_of())
-    assert draft.add_folder(source) == ["left out, 1 masks of no picture: gone.mask.png"]
+    assert draft.add_folder(source) == ["left out: gone.mask.png is a mask of no picture"]
     assert [each.mask is not None for each in draft.pictures()] == [True, True, False]
     assert draft.add_folder(source)  # twins, whose masks are the same
     assert [each.mask is not None for each in draft.pictures()] == [True, True, False]

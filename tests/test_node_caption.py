@@ -71,7 +71,7 @@ def test_texts_that_are_there_are_kept_and_get_the_token_s_place(pack: Any, host
         "a photo of a {}, a puppy\na {}'s tail",
     ]
     assert host.calls == []
-    with pytest.raises(ValueError, match="captions: 1 texts for 2 images"):
+    with pytest.raises(ValueError, match="captions: 1 text for 2 images"):
         caption(pack, blip, captions=["one"])
 
 

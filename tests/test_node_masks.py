@@ -65,7 +65,7 @@ def test_a_run_with_masks_is_another_and_resumes_as_itself(pack: Any, model: Any
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        ([painted()], "masks: 1 masks for 6 images; give one for each, in their order"),
+        ([painted()], "masks: 1 mask for 6 images; give one for each, in their order"),
         ([painted()] * 7, "masks: 7 masks for 6 images"),
         ([painted()[:, :, :30]] * 6, "masks: mask 1 is 30 x 48, another shape than its picture of 48 x 48"),
         ([torch.zeros(1, 48, 48, 3)] * 6, r"masks: expected MASK batches .* got \[1, 48, 48, 3\]; connect a MASK"),

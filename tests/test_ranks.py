@@ -195,7 +195,7 @@ def test_more_ranks_have_a_share_of_a_run_of_one_process(batch: int, tmp_path: P
     assert batches == [4, batch or 2]
     (said,) = told
     if batch:
-        assert said.startswith("rank 1 is idle: a step has 1 forward passes")
+        assert said.startswith("rank 1 is idle: a step has 1 forward pass ")
     else:
         assert said.startswith("4 candidates in one forward, as before, would leave ranks without any: from now on ")
         assert "there are 2, and the last digits will differ" in said
@@ -251,7 +251,7 @@ def test_a_card_that_runs_out_of_memory_makes_all_forwards_smaller(
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     told, _ = together(2, work)
     assert first not in led
-    assert sum("1 candidates in one forward from now on" in line for line in told) == 1
+    assert sum("1 candidate in one forward from now on" in line for line in told) == 1
     batches = [json.loads(line)["batch"] for line in (tmp_path / "run" / "steps.jsonl").read_text().splitlines()]
     assert batches == [1, 1, 1]
 

@@ -306,14 +306,14 @@ def fill(folder: Path) -> Path:
     return folder
 
 
-MASK = "left out, 1 masks, which are not used: a-masklabel.png"
+MASK = "left out: a-masklabel.png is a mask, which is not used"
 LEFT_OUT = {
     "left out, 2 videos; save some frames of them as pictures: b.mp4, c.mov",
-    "left out, 1 raw files of cameras; save them as JPEG: d.dng",
-    "left out, 1 no JPEG, PNG or WebP; save them as one of these: e.psd",
-    "left out, 1 HEIC: install pillow-heif, or save as JPEG: f",
+    "left out: d.dng is a camera's raw file; save it as JPEG",
+    "left out: e.psd is not a JPEG, PNG or WebP file; convert it first",
+    "left out: f is HEIC: install pillow-heif, or save as JPEG",
     MASK,
-    "left out, 1 captions of no picture: lone.txt",
+    "left out, 1 caption of no picture: lone.txt",
 }
 
 
@@ -427,7 +427,7 @@ def test_captions_on_a_page(tmp_path: Path) -> None:
     draft = Draft(tmp_path / "draft")
     with_captions(tmp_path / "photos")
     (line,) = draft.add_folder(tmp_path / "photos")
-    assert line.endswith("metadata.jsonl: 1 of its 2 names are of no picture here: z.png")
+    assert line.endswith("metadata.jsonl: 1 of its 2 names is of no picture here: z.png")
     assert [each.caption for each in draft.pictures()] == OWN
 
 
@@ -435,12 +435,12 @@ def test_captions_dropped_on_a_page(tmp_path: Path) -> None:
     draft, uploads = Draft(tmp_path / "draft"), Uploads(tmp_path / "uploads")
     with_captions(tmp_path / "photos")
     files = [uploads.one(path.name, path.read_bytes()) for path in sorted((tmp_path / "photos").iterdir())]
-    assert draft.add(files) == ["metadata.jsonl: 1 of its 2 names are of no picture here: z.png"]
+    assert draft.add(files) == ["metadata.jsonl: 1 of its 2 names is of no picture here: z.png"]
     assert [each.caption for each in draft.pictures()] == OWN
     listed = {"b.png": ["a {} later", "the {}"], "q.png": "{}"}
     lines = draft.add([uploads.one("captions.json", json.dumps(listed).encode()), uploads.one("w.json", b"{}")])
     assert lines[0].startswith("no captions were taken: w.json: expected an object")
-    assert lines[1:] == ["captions.json: 1 of its 2 names are of no picture here: q.png"]
+    assert lines[1:] == ["captions.json: 1 of its 2 names is of no picture here: q.png"]
     assert draft.pictures()[1].caption == "a {} later\nthe {}"
 
 
@@ -449,7 +449,7 @@ def test_captions_on_the_node(pack: Any, host: Any) -> None:
     done = pack.NODE_CLASS_MAPPINGS["ZoodipLoadReferenceImages"]().load("photos")
     assert done["result"][1] == OWN
     (line,) = done["ui"]["text"]
-    assert line.endswith("metadata.jsonl: 1 of its 2 names are of no picture here: z.png")
+    assert line.endswith("metadata.jsonl: 1 of its 2 names is of no picture here: z.png")
 
 
 def test_the_profile_of_a_cmyk_tiff_is_used(tmp_path: Path) -> None:

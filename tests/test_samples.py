@@ -362,6 +362,7 @@ def test_the_command_tells_where_the_picture_is(tmp_path: Path, capsys: pytest.C
     assert main(command) == 0
     said = capsys.readouterr()
     assert f"samples over time: {tmp_path / 'run' / 'samples' / 'grid.png'}" in said.out
+    assert "done: 1 step, token <pip> in " in said.out
     assert "sample_prompt: 'a dog' has no place for the token" in said.err
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (kept["sample_negative_prompt"], kept["sample_guidance"], kept["sample_steps"]) == ("night", 3.0, 1)

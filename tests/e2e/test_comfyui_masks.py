@@ -100,7 +100,7 @@ def test_an_empty_mask_is_none_and_a_lone_one_is_refused(comfy: ComfyUI) -> None
     comfy.run(training(comfy, ["other", 1]))  # 64 x 64 zeros
     (folder,) = folders(comfy) - before
     assert sorted(path.name for path in (folder / "images").iterdir()) == ["0001.png", "0002.png"]
-    with pytest.raises(NodeError, match="masks: 1 masks for 2 images; give one for each"):
+    with pytest.raises(NodeError, match="masks: 1 mask for 2 images; give one for each"):
         comfy.run(training(comfy, ["one", 1]))
 
 

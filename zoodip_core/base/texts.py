@@ -25,6 +25,18 @@ def parse_json(text: str | bytes) -> Any:
     return found
 
 
+def how_many(count: int, one: str, many: str = "", form: str = "") -> str:
+    """A number with its noun, as in "1 mask" and "2 masks".
+
+    Args:
+        count: how many there are.
+        one: the noun.
+        many: its plural, where that is not the noun and an s.
+        form: of the number, such as "," for thousands.
+    """
+    return f"{count:{form}} {one if count == 1 else many or one + 's'}"
+
+
 def printable(text: str) -> str:
     """A text that may be a stranger's, for a screen: without what would command a terminal, or is not text."""
     return "".join(char if char.isprintable() else "?" for char in text)

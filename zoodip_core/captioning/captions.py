@@ -53,8 +53,7 @@ def write_captions(
         on_caption(number, captions[-1])
     if pictures and not any(captions):
         raise CaptionError(
-            f"{captioner.files.name} says nothing of any of the {len(pictures)} pictures; give another model, or write "
-            "the captions yourself"
+            f"{captioner.files.name} says nothing of any picture; give another model, or write the captions yourself"
         )
     return captions
 

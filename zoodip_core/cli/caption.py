@@ -10,6 +10,7 @@ from typing import Any
 
 from ..base.errors import ConfigError
 from ..base.stopping import Stopped, stopped_by
+from ..base.texts import how_many
 from ..captioning.captioner import Captioner
 from ..captioning.files import find_captioner
 from ..data.images import find_images, left_out
@@ -74,7 +75,7 @@ def _caption(args: argparse.Namespace) -> int:
     known = any(path.name in there for path in paths)
     wanted = paths if args.overwrite else without_captions(paths, file if known else None)
     if not wanted:
-        print(f"all {len(paths)} pictures have captions; --overwrite writes them anew")
+        print("all pictures have captions; --overwrite writes them anew")
         return 0
     word = " ".join(args.word.split())
     subject = Subject(word, keep_word=args.template == ADJECTIVE, style=args.template == STYLE)
@@ -87,9 +88,14 @@ def _caption(args: argparse.Namespace) -> int:
         except Stopped:
             stopped = True
     if stopped:
-        print(f"stopped; {len(found)} of {len(wanted)} captions are in {file}" if found else "stopped", file=sys.stderr)
+        print(
+            f"stopped; {file} has {len(found)} of {how_many(len(wanted), 'caption')}" if found else "stopped",
+            file=sys.stderr,
+        )
         return 1
-    print(f'{len(found)} captions in {file}; correct them there, then train with --captions "{file}"')
+    print(
+        f'{how_many(len(found), "caption")} in {file}; correct there what is wrong, then train with --captions "{file}"'
+    )
     return 0
 
 

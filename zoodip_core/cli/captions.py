@@ -10,6 +10,7 @@ from typing import Any
 
 from ..base.errors import CaptionError
 from ..base.events import Event, Message
+from ..base.texts import how_many
 from ..captioning.captioner import Captioner
 from ..captioning.captions import save_listing, write_captions
 from ..captioning.files import BLIP_ID, find_captioner
@@ -72,7 +73,8 @@ def write_into(
         else:
             tell(Message(f"{name}: the model says nothing of it; write its caption yourself", warning=True))
 
-    tell(Message(f"writing captions of {len(paths)} pictures with {captioner.files.name}, on {captioner.device.type}"))
+    pictures = how_many(len(paths), "picture")
+    tell(Message(f"writing captions of {pictures} with {captioner.files.name}, on {captioner.device.type}"))
     try:
         write_captions(captioner, paths, subjects, on_caption, vectors=vectors)
     finally:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..base.events import Commands, Event, Message, Progress, Sampled, Saved
 from ..base.stopping import stopped_by
+from ..base.texts import how_many
 from ..train.ranks import Ranks, joined, place_in
 from .arguments import PROGRAM
 
@@ -161,7 +162,7 @@ def closing(
     if finished:
         weights = f", and the weights learned with {'it' if one else 'them'} as a LoRA in {lora}" if lora else ""
         said = ", ".join(f"{token} in {path}" for token, path in learned.items())
-        print(f"done: {step} steps, {'token' if one else 'tokens'} {said}{weights}")
+        print(f"done: {how_many(step, 'step')}, {'token' if one else 'tokens'} {said}{weights}")
         return 0
     so_far = f"the token so far is {next(iter(learned.values()))}" if one else "the tokens so far are "
     files = "" if one else ", ".join(map(str, learned.values()))

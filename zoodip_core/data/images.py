@@ -125,6 +125,14 @@ def _is_beside(path: Path) -> bool:
     return path.name.startswith((".", "__")) or path.suffix.lower() in _BESIDE
 
 
+_UNUSED_MASK = Why("is a mask, which is not used", "masks, which are not used")
+_MASK_ALONE = Why("is a mask of no picture", "masks of no picture")
+_FOLDER = Why(
+    "is a folder with pictures in it; give it with --images too, or move the pictures",
+    "folders with pictures in them; give them with --images too, or move the pictures",
+)
+
+
 def left_out(sources: Sequence[str | Path], used: Collection[Path] | None = None) -> list[str]:
     """A line on each kind of thing in the given folders that nothing is learned from: nothing is left out unsaid.
 
@@ -154,29 +162,32 @@ def left_out(sources: Sequence[str | Path], used: Collection[Path] | None = None
                 masks += [] if used is not None and path in used else [path.name]
             elif why := why_not(path):
                 files.append((path.name, why))
-    told = [(masks, "masks, which are not used" if used is None else "masks of no picture")]
-    told.append((folders, "folders with pictures in them; give them with --images too, or move the pictures"))
+    told = [(masks, _UNUSED_MASK if used is None else _MASK_ALONE), (folders, _FOLDER)]
     return counted(files) + [_counted(names, why) for names, why in told if names]
 
 
 def counted(files: Sequence[tuple[str, Why]]) -> list[str]:
     """A line for each reason why files are left out, with their names."""
-    by_reason: dict[str, list[str]] = {}
+    by_reason: dict[Why, list[str]] = {}
     for name, why in files:
-        by_reason.setdefault(why.many, []).append(name)
+        by_reason.setdefault(why, []).append(name)
     return [_counted(names, why) for why, names in by_reason.items()]
 
 
-def _counted(names: Sequence[str], why: str) -> str:
-    return f"left out, {len(names)} {why}: {_few(names)}"
+def _counted(names: Sequence[str], why: Why) -> str:
+    if len(names) == 1:
+        return f"left out: {names[0]} {why.one}"
+    return f"left out, {len(names)} {why.many}: {_few(names)}"
 
 
 def only_first(names: Sequence[str]) -> list[str]:
     """A line on the pictures that have more behind the first."""
     if not names:
         return []
-    kinds = "moving pictures or files of several pages, of which the first picture alone is used"
-    return [f"{len(names)} {kinds}: {_few(names)}"]
+    rest = "of which the first picture alone is used"
+    if len(names) == 1:
+        return [f"{names[0]} is a moving picture or a file of several pages, {rest}"]
+    return [f"{len(names)} moving pictures or files of several pages, {rest}: {_few(names)}"]
 
 
 def _few(names: Sequence[str]) -> str:
@@ -254,7 +265,7 @@ def load_images(
         except ImagesError as error:
             skipped.append(str(error))
     if not images:
-        raise ImagesError(f"none of the {len(skipped)} images can be used: " + "; ".join(skipped))
+        raise ImagesError("no image can be used: " + "; ".join(skipped))
     return images, skipped
 
 

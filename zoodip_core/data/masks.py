@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..base.errors import ImagesError
+from ..base.texts import how_many
 from .images import (
     MASKS,
     is_mask,
@@ -206,4 +207,4 @@ def masked_of(pictures: Mapping[Path, bool]) -> list[str]:
     if not own:
         return []
     rest = "" if own == len(pictures) else "; the rest is learned whole"
-    return [f"masks for {own} of {len(pictures)} picture{'' if len(pictures) == 1 else 's'}{rest}"]
+    return [f"masks for {own} of {how_many(len(pictures), 'picture')}{rest}"]

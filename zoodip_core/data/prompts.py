@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..base.errors import CaptionError, ConfigError
 from ..base.files import read_object
-from ..base.texts import parse_json
+from ..base.texts import how_many, parse_json
 
 LISTING = "captions.json"
 """Where captions are written, by their pictures' names: beside the pictures, or in the folder of their run."""
@@ -117,7 +117,7 @@ def captions_for(
         raise _no_place(without, token)
     if classless:
         (where, text), more = classless[0], len(classless) - 1
-        others = f"; nor do {more} more" if more else ""
+        others = f"; nor {'does' if more == 1 else 'do'} {more} more" if more else ""
         raise CaptionError(
             f"{where}: the caption {text!r} does not say {class_word}, the class word{others}: write {SLOT} "
             f"{class_word} where the subject stands, or leave class_word out"
@@ -272,7 +272,7 @@ def unused_captions(captions_file: Path | None, paths: Sequence[Path], sources: 
         stems = {path.stem for path in (*files, *paths) if path.suffix.lower() not in CAPTION_SUFFIXES}
         alone = [path.name for path in texts if path.stem not in stems]
         if alone:
-            lines.append(f"left out, {len(alone)} captions of no picture: {_few(alone)}")
+            lines.append(f"left out, {how_many(len(alone), 'caption')} of no picture: {_few(alone)}")
     return lines
 
 
@@ -304,7 +304,10 @@ def _listings(
 
 def of_no_picture(file: str, names: Sequence[str], count: int) -> list[str]:
     """A line on the names in a file of captions, of ``count`` in all, that are of no picture."""
-    return [f"{file}: {len(names)} of its {count} names are of no picture here: {_few(names)}"] if names else []
+    if not names:
+        return []
+    are = "is" if len(names) == 1 else "are"
+    return [f"{file}: {len(names)} of its {how_many(count, 'name')} {are} of no picture here: {_few(names)}"]
 
 
 def _few(names: Sequence[str]) -> str:

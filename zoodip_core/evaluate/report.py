@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..base.files import write_atomically
-from ..base.texts import printable
+from ..base.texts import how_many, printable
 from ..data.images import fit, open_picture
 from ..data.prompts import SLOT
 from ..data.sheets import contact_sheet
@@ -75,8 +75,9 @@ def as_markdown(evaluation: Evaluation) -> str:
             ],
         ),
         "",
-        f"{evaluation.references} reference images; {len(plan.prompts)} prompts, {plan.seeds} images of each, seeds "
-        f"from {plan.first_seed}; {plan.num_inference_steps} denoising steps, guidance {guidance}; model "
+        f"{how_many(evaluation.references, 'reference image')}; {how_many(len(plan.prompts), 'prompt')}, "
+        f"{how_many(plan.seeds, 'image')} of each, seeds from {plan.first_seed}; "
+        f"{how_many(plan.num_inference_steps, 'denoising step')}, guidance {guidance}; model "
         f"{_code(evaluation.model)}.",
         "Scored by " + " and ".join(_code(name) for name in evaluation.judges.values()) + ".",
         *(f"\nLeft out: {why}" for why in evaluation.left_out),

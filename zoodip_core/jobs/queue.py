@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from ..base.errors import ConfigError, RunFolderError, for_user
 from ..base.stopping import Stopped
+from ..base.texts import how_many
 from .environment import Trainer
 from .job import Job
 from .job_folder import LOG, log_tail, write_task
@@ -236,7 +237,7 @@ class Jobs:
             if job.kind in ASIDE:
                 return (FINISHED, "finished") if last.get("state") == FINISHED else (STOPPED, "stopped")
             if last.get("state") == FINISHED:
-                return FINISHED, f"finished after {job.step} steps"
+                return FINISHED, f"finished after {how_many(job.step, 'step')}"
             return STOPPED, f"stopped at step {job.step}" if job.step else "stopped before the first step"
         if last.get("event") == "failed" and not last.get("fault"):
             return FAILED, str(last.get("error"))

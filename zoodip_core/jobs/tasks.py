@@ -16,6 +16,7 @@ from typing import Any
 from ..base.errors import ConfigError, for_user
 from ..base.events import Commands, Event, Message, Progress, Sampled, Saved, Started
 from ..base.stopping import Stopped, stopped_by
+from ..base.texts import how_many
 from ..captioning.captioner import Captioner
 from ..captioning.captions import write_captions
 from ..captioning.files import find_captioner
@@ -275,7 +276,7 @@ def _caption(job: Task, out: Outbox, commands: Commands) -> int:
     with stopped_by(lambda: commands.stopping):
         out.send("message", text=f"loading {found.name}", warning=False)
         captioner.load()
-        out.send("message", text=f"looking at {len(paths)} pictures", warning=False)
+        out.send("message", text=f"looking at {how_many(len(paths), 'picture')}", warning=False)
         write_captions(captioner, paths, [config.subject()] * len(paths), on_caption, vectors=config.num_vectors)
     out.send("ended", state="finished")
     return Exit.FINISHED

@@ -24,7 +24,7 @@ from ..base.errors import ModelError
 from ..base.pickles import load_plain, tensors_in
 from ..base.safetensors_files import MOST_TENSORS, open_safetensors
 from ..base.stopping import check_stop
-from ..base.texts import parse_json
+from ..base.texts import how_many, parse_json
 from .quantized_parts import PARTS, Parts, part_shapes
 from .source import Source
 
@@ -296,7 +296,7 @@ class _PickleReader(_Reader):
                 "run; get its .safetensors version"
             ) from error
         if not isinstance(data, Mapping) or len(tensors) > MOST_TENSORS:
-            what = f"{len(tensors)} tensors" if tensors else f"a {type(data).__name__}"
+            what = how_many(len(tensors), "tensor") if tensors else f"a {type(data).__name__}"
             raise ModelError(f"model: {self.path} holds {what}, not a checkpoint")
         return tensors
 

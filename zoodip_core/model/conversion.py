@@ -19,6 +19,7 @@ from ..base.errors import EmbeddingFileError
 from ..base.files import finish, storage_errors, unfinished_in
 from ..base.pickles import bytes_of_plain
 from ..base.safetensors_files import bytes_of
+from ..base.texts import how_many
 from .embedding import Embedding, load_embedding, serialize
 from .embedding_tensors import ONETRAINERS, RENAMED, SDXL_KEYS, T5
 from .kinds import model_of_widths
@@ -99,8 +100,8 @@ def joined(parts: Sequence[Embedding]) -> Embedding:
     one, other = halves
     if one.token != other.token or one.num_vectors != other.num_vectors:
         raise EmbeddingFileError(
-            f"the two files are not one token: {one.token} with {one.num_vectors} vectors, {other.token} with "
-            f"{other.num_vectors}"
+            f"the two files are not one token: {one.token} with {how_many(one.num_vectors, 'vector')}, {other.token} "
+            f"with {other.num_vectors}"
         )
     return replace(one, tensors=one.tensors + other.tensors, encoders=())
 

@@ -14,6 +14,7 @@ from PIL import Image
 from ..base import rng
 from ..base.errors import ConfigError, LoraFileError, ModelError
 from ..base.stopping import check_stop
+from ..base.texts import how_many
 from ..data.images import check_resolution
 from .building import empty_network
 from .calls import Call, calls_in
@@ -189,7 +190,9 @@ def check_settings(
         ConfigError: a setting out of range.
     """
     if len(prompts) != len(seeds) or not prompts:
-        raise ConfigError(f"generate: {len(prompts)} prompts and {len(seeds)} seeds; give one seed a prompt")
+        raise ConfigError(
+            f"generate: {how_many(len(prompts), 'prompt')} and {how_many(len(seeds), 'seed')}; give one seed a prompt"
+        )
     if not 1 <= num_inference_steps <= 999:  # the schedule starts at step 1 of 1000
         raise ConfigError(f"steps = {num_inference_steps}: must be from 1 to 999")
     if guidance_scale is not None and not 0 <= guidance_scale <= 100:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection
 
 from ..base.errors import ModelError
+from ..base.texts import how_many
 from . import layouts
 from .checkpoints import Checkpoint, ComponentReader, Part
 from .layouts import Layout, PrunedError, Shapes
@@ -122,7 +123,7 @@ def check_known(shapes: Shapes, where: str) -> None:
     if unread:
         names = ", ".join(unread[:3]) + (" ..." if len(unread) > 3 else "")
         raise ModelError(
-            f"model: {where} has {len(unread)} tensors that are of no Stable Diffusion ({names}); it is a variant "
+            f"model: {where} has {how_many(len(unread), 'tensor')} of no Stable Diffusion ({names}); it is a variant "
             f"that is not supported; {_SUPPORTED}"
         )
 
@@ -195,5 +196,5 @@ def _what_else(shapes: Shapes) -> str:
         if any(re.search(pattern, name) for name in shapes):
             return what
     if len(shapes) <= 4:
-        return f"holds {len(shapes)} tensors, an embedding perhaps, not a model; {_SUPPORTED}"
+        return f"holds {how_many(len(shapes), 'tensor')}, an embedding perhaps, not a model; {_SUPPORTED}"
     return f"is not a Stable Diffusion checkpoint (no {UNET} in it); {_SUPPORTED}"

@@ -9,6 +9,7 @@ import torch
 
 from ..base.errors import ConfigError, EmbeddingFileError
 from ..base.names import file_stem
+from ..base.texts import how_many
 from ..base.version import __version__
 from .embedding import Embedding
 from .embedding_tensors import MOST_VECTORS
@@ -44,7 +45,7 @@ def weighted_mean(embeddings: Sequence[Embedding], token: str, weights: Sequence
     """
     weights = list(weights) or [1.0] * len(embeddings)
     if len(weights) != len(embeddings):
-        raise ConfigError(f"weights: {len(weights)} for {len(embeddings)} embeddings; give one for each")
+        raise ConfigError(f"weights: {len(weights)} for {how_many(len(embeddings), 'embedding')}; give one for each")
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not 0 < sum(weights) < math.inf:
         raise ConfigError(f"weights {' '.join(map(str, weights))}: give numbers from 0 on that are not all 0")
     _check_together(embeddings)

@@ -13,7 +13,7 @@ import torch
 
 from ..base.errors import ConfigError, ModelError
 from ..base.files import is_newer
-from ..base.texts import parse_json
+from ..base.texts import how_many, parse_json
 from . import ldm, separate
 from .blueprint import COPY_FORMAT, COPY_MARK, Blueprint, ModelInfo, _config_useless, stored_name
 from .checkpoints import SUFFIXES, Checkpoint, ComponentReader, Part, component_files, read_json
@@ -102,7 +102,7 @@ def _checked(blueprint: Blueprint) -> Blueprint:
         layers = [max((n for name in names for n in _numbers_in(config.get(name))), default=1) for names in _COUNTS]
         count = math.prod((levels, *layers))
         if not count <= tensors:
-            error = ValueError(f"it has {count:g} layers, and the weights {tensors} tensors")
+            error = ValueError(f"its layers are {count:g}, and the weights have {how_many(tensors, 'tensor')}")
             raise ModelError(_config_useless(blueprint.info.path, part, error))
     return blueprint
 

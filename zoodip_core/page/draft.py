@@ -23,7 +23,7 @@ from PIL import Image
 from ..base.errors import CaptionError, ImagesError
 from ..base.files import is_newer, read_object, sha256_of, storage_errors, write_atomically, written_atomically
 from ..base.names import listed_in, plain
-from ..base.texts import whole_text
+from ..base.texts import how_many, whole_text
 from ..data.images import (
     MASKS,
     MAX_FILE_BYTES,
@@ -343,9 +343,10 @@ class Draft:
         fresh, twins, captions, lines = _without_twins(given, there)
         if len(there) + len(fresh) > MAX_PICTURES:
             before = f" beside the {len(there)} that are there" if there else ""
+            are, none = ("is", "it was not") if len(given) == 1 else ("are", "none of them was")
             raise ImagesError(
-                f"{len(given)} pictures are too many{before}, and none of them was taken: three to ten good ones are "
-                f"enough, and at most {MAX_PICTURES} are taken"
+                f"{how_many(len(given), 'picture')} {are} too many{before}, and {none} taken: three to ten good ones "
+                f"are enough, and at most {MAX_PICTURES} are taken"
             )
         total = sum(_size(path) for path in (*there, *(each.path for each in fresh)))
         if total > MAX_TOTAL_BYTES:

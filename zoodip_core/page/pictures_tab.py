@@ -13,6 +13,7 @@ from PIL import Image, ImageColor, ImageEnhance, ImageOps
 
 from ..base.errors import ConfigError, ImagesError
 from ..base.paths import contains
+from ..base.texts import how_many
 from ..data.cuts import cut_of
 from ..data.images import check_resolution, open_picture
 from ..data.masks import BLACK, Masks
@@ -262,7 +263,7 @@ class Pictures:
 
     def _added(self, skipped: Sequence[str]) -> tuple[str, str]:
         count = len(self._studio.draft.pictures())
-        lines = [f"{count} picture{'' if count == 1 else 's'}", *skipped[:_MOST_LINES]]
+        lines = [how_many(count, "picture"), *skipped[:_MOST_LINES]]
         if len(skipped) > _MOST_LINES:
             lines.append(f"and {len(skipped) - _MOST_LINES} more like these")
         return "\n".join(lines), "warning" if skipped else "good"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..base.texts import whole_text
+from ..base.texts import how_many, whole_text
 from ..data.curves import smooth
 from ..jobs.job import Job, Run
 from ..jobs.protocol import CAPTION, FAILED, FINISHED
@@ -161,7 +161,8 @@ def checked(found: Mapping[str, Any]) -> str:
     named = found["model"] if found["model"] == found["family"] else f"{found['model']} ({found['family']})"
     lines = [
         f"<p><b>{escape(named)}</b>, {escape(settings['weights'])} weights: takes about {room}.</p>",
-        f"<p>{found['images']} pictures, {found['captions']} captions; {steps:,} steps of {forwards} forward passes. "
+        f"<p>{how_many(found['images'], 'picture')}, {how_many(found['captions'], 'caption')}; "
+        f"{how_many(steps, 'step', form=',')} of {how_many(forwards, 'forward pass', 'forward passes')}. "
         f"lr {settings['lr']:g}, mu {settings['mu']:g}, timesteps {settings['t_lower']}-{settings['t_upper']}.</p>",
     ]
     if found.get("sizes"):
@@ -184,7 +185,7 @@ def checked(found: Mapping[str, Any]) -> str:
 def run_head(run: Run) -> str:
     """How a run ended, and why."""
     kind = {FAILED: "error", FINISHED: "good"}.get(run.state, "")
-    said = f"{run.state}, {run.step:,} of {run.steps:,} steps"
+    said = f"{run.state}, {run.step:,} of {how_many(run.steps, 'step', form=',')}"
     parts = [f'<p class="zoodip-said"><b>{escape(run.token)}</b><span>{escape(said)}</span></p>']
     if run.message:
         parts.append(f"<p>{_lines(run.message)}</p>")
@@ -217,7 +218,8 @@ def _setting(value: Any) -> str:
 
 def run_label(run: Run) -> str:
     """A run in one line."""
-    return f"{run.name} · {run.state} · {run.step:,} / {run.steps:,} steps · {ago(time.time() - run.when)}"
+    steps = f"{run.step:,} / {how_many(run.steps, 'step', form=',')}"
+    return f"{run.name} · {run.state} · {steps} · {ago(time.time() - run.when)}"
 
 
 def installation(why: str, lines: Sequence[str], running: bool, failed: bool) -> str:

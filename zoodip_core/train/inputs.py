@@ -13,6 +13,7 @@ import torch
 
 from ..base.errors import ConfigError
 from ..base.names import file_stem
+from ..base.texts import how_many
 from ..data.images import ReferenceImage, blown_up, cut_off, left_out, load_images, only_first, random_cuts, with_flips
 from ..data.masks import Masks, masked_of, without_masks
 from ..data.naming import Naming, captions_of, naming
@@ -52,9 +53,8 @@ def load_references(config: TrainConfig, info: ModelInfo) -> tuple[list[Referenc
         *listing_left_out(captions, [image.path for image in images]),
     ]
     empty = config.random_crops * len(images) - len(cuts)
-    lines += [f"{empty} random cuts show nothing of the subject, by their pictures' masks, and are left out"] * (
-        empty > 0
-    )
+    if empty:
+        lines.append(f"left out, {how_many(empty, 'random cut')} without the subject, by their pictures' masks")
     images += cuts
     _check_target(config, images)
     return with_flips(images) if config.flip else images, lines

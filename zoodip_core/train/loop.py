@@ -13,6 +13,7 @@ from ..base.errors import RanksError, RunFolderError, StorageError
 from ..base.events import Commands, Event, Message, Progress, Saved, Started
 from ..base.locks import locked
 from ..base.stopping import Stopped, stopped_by
+from ..base.texts import how_many
 from ..data.sheets import loss_curve
 from ..model.embedding import Embedding
 from ..model.frames import Frames
@@ -260,9 +261,9 @@ def _run(training: Training, folder: RunFolder, on_event: Callable[[Event], None
     of_target = f", {more} of them for the target prompt" if more else ""
     on_event(
         Message(
-            f"{len(training.images)} images on {training.model.info.name} ({training.model.info.family}), weights "
-            f"{training.model.weights}, {candidates + more} forward passes a step{of_target}, {training.plan.batch} at "
-            "once"
+            f"{how_many(len(training.images), 'image')} on {training.model.info.name} ({training.model.info.family}), "
+            f"weights {training.model.weights}, {how_many(candidates + more, 'forward pass', 'forward passes')} a "
+            f"step{of_target}, {training.plan.batch} at once"
         )
     )
 

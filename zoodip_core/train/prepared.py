@@ -13,6 +13,7 @@ from PIL.Image import Image
 
 from ..base.errors import ConfigError, NonFiniteLossError, NoRoomError
 from ..base.events import Event, Message
+from ..base.texts import how_many
 from ..base.version import __version__
 from ..data.naming import in_turn
 from ..model.embedding import Embedding
@@ -178,8 +179,8 @@ class Training:
         except NoRoomError:
             found = laid_out(0)
             self.warnings.append(
-                f"there is room for {found.batch} candidates in one forward, not {batch} as before: the last digits "
-                "will differ from a run that was not stopped"
+                f"there is room for {how_many(found.batch, 'candidate')} in one forward, not {batch} as before: the "
+                "last digits will differ from a run that was not stopped"
             )
             return found
 
@@ -200,7 +201,7 @@ class Training:
         """The long part: encode the images while the device is empty, then load the rest."""
         config, model = self.config, self.model
         model.lay_out(self.plan)
-        self.on_event(Message(f"encoding {len(self.images)} images"))
+        self.on_event(Message(f"encoding {how_many(len(self.images), 'image')}"))
         posteriors = with_masks(model.encode_images(self.images), self.images, config.mask_background)
         self.on_event(Message(f"loading {model.info.name}, {model.weights} weights"))
         how = config.num_vectors, config.initializer_mode
@@ -213,7 +214,10 @@ class Training:
             config.make_timesteps(model.alphas_cumprod),
             self.plan.batch,
             lambda batch: self.on_event(
-                Message(f"the device ran out of memory: {batch} candidates in one forward from now on", warning=True)
+                Message(
+                    f"the device ran out of memory: {how_many(batch, 'candidate')} in one forward from now on",
+                    warning=True,
+                )
             ),
             self._denoiser(prompts, self.alignment.prompts if self.alignment else []),
             self.alignment,
@@ -299,7 +303,9 @@ class Training:
         guard = self.search.guard
         if self.search.converged:
             self.on_event(
-                Message(f"no progress in the last {guard.patience} checks: the best token so far is the result")
+                Message(
+                    f"no progress in the last {how_many(guard.patience, 'check')}: the best token so far is the result"
+                )
             )
         elif guard.scale < scale and self.search.began == began:
             what = "is not finite any more" if check_loss == _WORST else f"rose to {check_loss:.4g}"

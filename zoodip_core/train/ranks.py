@@ -25,6 +25,7 @@ from safetensors.torch import load, save
 
 from ..base.errors import ConfigError, RanksError, for_user
 from ..base.stopping import Stopped, check_stop
+from ..base.texts import how_many
 from ..base.version import __version__
 from .settings import ALL
 
@@ -170,8 +171,9 @@ class Ranks:
         busy = -(-jobs // -(-jobs // self.size))
         if busy >= self.size:
             return ""
+        shared = how_many(jobs, "forward pass", "forward passes")
         return (
-            f"ranks {busy} to {self.size - 1} are idle: a step has {jobs} forward passes to share out. Start {busy}, "
+            f"ranks {busy} to {self.size - 1} are idle: a step has {shared} to share out. Start {busy}, "
             "or a run with more directions (n) or fewer candidates in a forward pass (batch)"
         ).replace(f"ranks {busy} to {busy} are", f"rank {busy} is")
 

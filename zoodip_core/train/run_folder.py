@@ -22,6 +22,7 @@ from ..base.locks import LOCK
 from ..base.names import file_stem
 from ..base.paths import link_out
 from ..base.safetensors_files import open_safetensors
+from ..base.texts import how_many
 from ..data.prompts import LISTING
 from ..model.embedding import Embedding, save_embedding
 from ..model.frames import Frames
@@ -124,8 +125,8 @@ class RunFolder:
     def _check_steps(self, before: TrainConfig) -> None:
         if not before.can_grow:
             raise RunFolderError(
-                f"{self.path}: the run's schedules and checks follow its {before.steps} steps, so their number cannot "
-                "change; start a new run"
+                f"{self.path}: the run's schedules and checks follow its {how_many(before.steps, 'step')}, so their "
+                "number cannot change; start a new run"
             )
         if self.config.steps < self.step():
             raise RunFolderError(f"{self.path}: the run is at step {self.step()} already, beyond {self.config.steps}")

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from ..base.texts import how_many
 from ..data.images import ReferenceImage
 
 _TOLD = 6
@@ -29,5 +30,5 @@ def sizes_in(images: Sequence[ReferenceImage]) -> str:
         return ""
     count = sum(sizes.values())
     each = [f"{some} at {width} x {height}" for (width, height), some in sizes.most_common()]
-    more = f" and {len(each) - _TOLD} sizes more" if len(each) > _TOLD else ""
-    return f"{count} picture{'' if count == 1 else 's'}: {', '.join(each[:_TOLD])}{more}"
+    more = f" and {how_many(len(each) - _TOLD, 'size')} more" if len(each) > _TOLD else ""
+    return f"{how_many(count, 'picture')}: {', '.join(each[:_TOLD])}{more}"
