@@ -492,7 +492,19 @@ def test_the_class_word_makes_the_clean_prompt() -> None:
         ({"target_prompt": "a {}", "class_word": "dog"}, "target_prompt: 'a {}' does not say dog, the class word"),
         (
             {"token": "<pip>, <tom>", "target_prompt": "a {} in Paris"},
-            "target_prompt: 'a {} in Paris' has no placeholder; write <pip> or <tom>",
+            "target_prompt = 'a {} in Paris' holds {}, which may be any of 2 tokens; write <pip> or <tom> in its place",
+        ),
+        (
+            {"token": "<pip>, <tom>", "target_prompt": "<pip> in Paris; <tom> and {} there"},
+            "target_prompt = '<pip> in Paris; <tom> and {} there' holds {}, which may be any of 2 tokens",
+        ),
+        (
+            {"token": "<pip>, <tom>", "target_prompt": "a monster in Paris"},
+            "target_prompt: 'a monster in Paris' has no placeholder; write <pip> or <tom> where the token will stand",
+        ),
+        (
+            {"token": "<pip>, <tom>", "class_word": "dog, cat", "target_prompt": "a <pip> dog; a <tom> in Paris"},
+            "does not say cat, the class word: write <tom> cat where the subject stands",
         ),
         ({"alignment": -0.1}, "alignment = -0.1: must be from 0"),
         ({"alignment": 101.0}, "alignment = 101.0: must be from 0"),

@@ -768,10 +768,15 @@ class Settings:
             raise ConfigError(
                 f"sample_prompt: {len(self.sample_prompts)} prompts are too many; at most {MOST_COLUMNS} are drawn"
             )
-        if len(self.tokens) > 1 and SLOT in (self.sample_negative_prompt or ""):
+        self._check_names_in("sample_negative_prompt")
+
+    def _check_names_in(self, name: str) -> None:
+        """Refuse a prompt that leaves open which of several tokens it means."""
+        text = getattr(self, name) or ""
+        if len(self.tokens) > 1 and SLOT in text:
             raise ConfigError(
-                f"sample_negative_prompt = {self.sample_negative_prompt!r} holds {SLOT}, which may be any of "
-                f"{len(self.tokens)} tokens; write {' or '.join(self.tokens)}"
+                f"{name} = {text!r} holds {SLOT}, which may be any of {len(self.tokens)} tokens; write "
+                f"{' or '.join(self.tokens)} in its place"
             )
 
     @property
@@ -800,17 +805,20 @@ class Settings:
     def _check_target(self) -> None:
         if self.target_prompt is not None and not self.targets:
             raise ConfigError("target_prompt is empty: write the prompt that you will use, or leave it out")
+        self._check_names_in("target_prompt")
+        alone, names = len(self.tokens) == 1, " or ".join(self.tokens)
         for target in self.targets:
-            if not target.tokens or target.text.count(SLOT) > len(target.tokens):
-                name = SLOT if len(self.tokens) == 1 else " or ".join(self.tokens)
+            if not target.tokens:
                 raise ConfigError(
-                    f"target_prompt: {target.text!r} has no placeholder; write {name} where the token will stand"
+                    f"target_prompt: {target.text!r} has no placeholder; write {SLOT if alone else names} where the "
+                    "token will stand"
                 )
             for number in target.tokens if self.class_words else ():
                 word = self.class_words[number]
                 if not says(target.text, word):
+                    name = SLOT if alone else self.tokens[number]
                     raise ConfigError(
-                        f"target_prompt: {target.text!r} does not say {word}, the class word: write {SLOT} {word} "
+                        f"target_prompt: {target.text!r} does not say {word}, the class word: write {name} {word} "
                         "where the subject stands, or leave class_word out"
                     )
 
