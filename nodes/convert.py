@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .host import host
-from .saving import Written, holds, target
+from .saving import SavesFile, Written, holds, target
 from .tokens import one_of
 
 if TYPE_CHECKING:
@@ -18,10 +18,8 @@ FORMATS = ("a1111-pt", "diffusers-bin", "diffusers-safetensors", "onetrainer", "
 """Those of ``zoodip_core.model.conversion``, which takes torch to import; Save Embedding's is the last."""
 _PLACE = "the output folder's embeddings"
 
-_written = Written()
 
-
-class ConvertEmbedding:
+class ConvertEmbedding(SavesFile):
     """Writes a learned token as another program's file."""
 
     CATEGORY = "ZOODiP"
@@ -34,6 +32,7 @@ class ConvertEmbedding:
     OUTPUT_TOOLTIPS = ("The paths of the files, one a line.", "The files, and what of the token they do not hold.")
     FUNCTION = "convert"
     OUTPUT_NODE = True
+    WRITTEN = Written()
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
@@ -73,17 +72,8 @@ class ConvertEmbedding:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, filename: str | None) -> bool | str:  # noqa: N802
-        try:
-            if filename is not None:
-                _target(filename, "<token>", ".pt")
-        except ValueError as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def IS_CHANGED(cls, unique_id: str = "", **_inputs: Any) -> str:  # noqa: N802
-        return _written.state(unique_id)
+    def target(cls, filename: str, token: str, ending: str = ".pt") -> Path:
+        return target(filename, token, host().output_folder() / "embeddings", _PLACE, ending)
 
     def convert(
         self,
@@ -103,7 +93,7 @@ class ConvertEmbedding:
         made, files = _free(whole, format, filename, overwrite)
         if not all(holds(*each) for each in files.items()):
             save_together(files)
-        _written.add(unique_id, files)
+        self.WRITTEN.add(unique_id, files)
         lines = [path.name for path in files]
         if made.lost:
             lines.append(f"not kept, for the format has no place for it: {printable(', '.join(made.lost))}")
@@ -116,7 +106,7 @@ def _free(embedding: Embedding, to: str, filename: str, overwrite: bool) -> tupl
     from ..zoodip_core.model.conversion import converted
 
     ending = KNOWN[to].ending if to in KNOWN else ".safetensors"
-    first = _target(filename, embedding.token, ending)
+    first = ConvertEmbedding.target(filename, embedding.token, ending)
     stem, count = first.stem, 1
     while True:
         made = converted(embedding, to, stem)
@@ -125,8 +115,3 @@ def _free(embedding: Embedding, to: str, filename: str, overwrite: bool) -> tupl
             return made, files
         count += 1
         stem = f"{first.stem}-{count}"
-
-
-def _target(filename: str, token: str, ending: str) -> Path:
-    """The file in the output folder that a name stands for; see :func:`.saving.target`."""
-    return target(filename, token, host().output_folder() / "embeddings", _PLACE, ending)

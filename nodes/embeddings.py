@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .host import host
+from .loading import LoadsFile
 from .placing import names_in, nfc, replaced, with_token
-from .saving import Written, free, holds, name_in, target
+from .saving import SavesFile, Written, free, holds, name_in, target
 from .tokenizer import encoder_names, missing_encoders, text_widths
 from .tokens import each_of
 
 if TYPE_CHECKING:
     from ..zoodip_core.model.embedding import Embedding
     from .tokens import Tokens
-
-_written = Written()
 
 
 class ApplyEmbedding:
@@ -86,7 +85,7 @@ class ApplyEmbedding:
         check_fits(embedding, text_widths(clip), "embedding does not fit clip", encoder_names(clip))
 
 
-class SaveEmbedding:
+class SaveEmbedding(SavesFile):
     """Writes a learned token into the user's embeddings folder."""
 
     CATEGORY = "ZOODiP"
@@ -102,6 +101,7 @@ class SaveEmbedding:
     )
     FUNCTION = "save"
     OUTPUT_NODE = True
+    WRITTEN = Written()
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
@@ -137,17 +137,8 @@ class SaveEmbedding:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, filename: str | None) -> bool | str:  # noqa: N802
-        try:
-            if filename is not None:
-                _target(filename, "<token>")
-        except ValueError as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def IS_CHANGED(cls, unique_id: str = "", **_inputs: Any) -> str:  # noqa: N802
-        return _written.state(unique_id)
+    def target(cls, filename: str, token: str) -> Path:
+        return target(filename, token, host().embeddings_folder(), "the embeddings folder")
 
     def save(
         self, embedding: Tokens, filename: str, overwrite: bool, prompt: str, unique_id: str = ""
@@ -160,12 +151,12 @@ class SaveEmbedding:
         contents: dict[Path, bytes] = {}
         for each in tokens:
             own = f"{filename.strip()}-{file_stem(each.token)}" if filename.strip() and len(tokens) > 1 else filename
-            path, content = _target(own, each.token), serialize(each)
+            path, content = self.target(own, each.token), serialize(each)
             path = path if overwrite else free(path, content)
             contents[path] = content
             if not holds(path, content):
                 save_embedding(each, path)
-        _written.add(unique_id, contents)
+        self.WRITTEN.add(unique_id, contents)
         names = [name_in(host().embeddings_folder(), path) for path in contents]
         called = [f"embedding:{name}" for name in names]
         by_token = dict(zip((nfc(each.token) for each in tokens), called, strict=True))
@@ -173,7 +164,7 @@ class SaveEmbedding:
         return {"ui": {"text": called}, "result": (text, ", ".join(f"{name}.safetensors" for name in names))}
 
 
-class LoadEmbedding:
+class LoadEmbedding(LoadsFile):
     """Reads an embedding file of any common tool."""
 
     CATEGORY = "ZOODiP"
@@ -182,12 +173,13 @@ class LoadEmbedding:
     RETURN_NAMES = ("embedding", "report")
     OUTPUT_TOOLTIPS = ("For Apply, Save and Evaluate Embedding, and Generate Preview.", "What is known of the token.")
     FUNCTION = "load"
+    CALLED = "embeddings"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {
             "required": {
-                "file": (list(host().embeddings()), {"tooltip": "A file in ComfyUI's embeddings folders."}),
+                "file": (list(cls.listed()), {"tooltip": "A file in ComfyUI's embeddings folders."}),
             },
             "optional": {
                 "which": (
@@ -201,38 +193,12 @@ class LoadEmbedding:
             },
         }
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, file: str | None) -> bool | str:  # noqa: N802
-        try:
-            _ = file is None or _known(file)
-        except ValueError as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def IS_CHANGED(cls, file: str, which: str = "") -> str:  # noqa: N802
-        from ..zoodip_core.base.files import sha256_of
-
-        return sha256_of(_known(file))
+    @staticmethod
+    def listed() -> dict[str, Path]:
+        return host().embeddings()
 
     def load(self, file: str, which: str = "") -> tuple[Embedding, str]:
         from ..zoodip_core.model.embedding import describe, load_embedding
 
-        embedding = load_embedding(_known(file), which.strip())
+        embedding = load_embedding(self.path_of(file), which.strip())
         return embedding, "\n".join(f"{label}: {text}" for label, text in describe(embedding))
-
-
-def _known(file: str) -> Path:
-    from ..zoodip_core.base.errors import EmbeddingFileError
-
-    known = host().embeddings()
-    if file not in known:
-        raise EmbeddingFileError(
-            f"file: {file} is not among ComfyUI's embeddings; press R to read them anew, and choose another"
-        )
-    return known[file]
-
-
-def _target(filename: str, token: str) -> Path:
-    """The file in the embeddings folder that a name stands for; see :func:`.saving.target`."""
-    return target(filename, token, host().embeddings_folder(), "the embeddings folder")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .host import host
-from .saving import Written, free, holds, name_in, target
+from .loading import LoadsFile
+from .saving import SavesFile, Written, free, holds, name_in, target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from ..zoodip_core.model.lora import Lora
     from ..zoodip_core.model.token_model import TokenModel
 
-_written = Written()
 _PREFIX, _FAMILIES = "lora_unet_", {"SD15": "sd1", "SD20": "sd2", "SDXL": "sdxl"}
 """What ComfyUI calls a UNet's layers in LoRA files, and families of models."""
 
@@ -79,7 +79,7 @@ class ApplyLora:
         return (patched,)
 
 
-class SaveLora:
+class SaveLora(SavesFile):
     """Writes learned weights into the user's folder of LoRAs."""
 
     CATEGORY = "ZOODiP"
@@ -92,6 +92,7 @@ class SaveLora:
     OUTPUT_TOOLTIPS = ("The name of the file, as Load LoRA lists it.",)
     FUNCTION = "save"
     OUTPUT_NODE = True
+    WRITTEN = Written()
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
@@ -117,33 +118,27 @@ class SaveLora:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, filename: str | None) -> bool | str:  # noqa: N802
-        try:
-            if filename is not None:
-                _target(filename, "<token>")
-        except ValueError as error:
-            return str(error)
-        return True
+    def target(cls, filename: str, token: str) -> Path:
+        from ..zoodip_core.train.run_folder import lora_beside
 
-    @classmethod
-    def IS_CHANGED(cls, unique_id: str = "", **_inputs: Any) -> str:  # noqa: N802
-        return _written.state(unique_id)
+        path = target(filename, token, host().loras_folder(), "the loras folder")
+        return path if filename.strip() else lora_beside(path)
 
     def save(self, lora: Lora | None, filename: str, overwrite: bool, unique_id: str = "") -> dict[str, Any]:
         from ..zoodip_core.model.lora import save_lora, serialize
 
         there = _learned(lora)
-        path, content = _target(filename, there.metadata.get("token", "")), serialize(there)
+        path, content = self.target(filename, there.metadata.get("token", "")), serialize(there)
         if not overwrite:
             path = free(path, content)
         if not holds(path, content):
             save_lora(there, path)
-        _written.add(unique_id, {path: content})
+        self.WRITTEN.add(unique_id, {path: content})
         name = f"{name_in(host().loras_folder(), path)}.safetensors"
         return {"ui": {"text": [name]}, "result": (name,)}
 
 
-class LoadLearnedLora:
+class LoadLearnedLora(LoadsFile):
     """Reads learned weights that were saved."""
 
     CATEGORY = "ZOODiP"
@@ -155,39 +150,21 @@ class LoadLearnedLora:
     RETURN_NAMES = ("lora", "report")
     OUTPUT_TOOLTIPS = ("For Generate Preview, Evaluate Embedding and Apply LoRA.", "What is known of the weights.")
     FUNCTION = "load"
+    CALLED = "LoRAs"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        return {"required": {"file": (list(host().loras()), {"tooltip": "A file in ComfyUI's folders of LoRAs."})}}
+        return {"required": {"file": (list(cls.listed()), {"tooltip": "A file in ComfyUI's folders of LoRAs."})}}
 
-    @classmethod
-    def VALIDATE_INPUTS(cls, file: str | None) -> bool | str:  # noqa: N802
-        try:
-            _ = file is None or _known(file)
-        except ValueError as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def IS_CHANGED(cls, file: str) -> str:  # noqa: N802
-        from ..zoodip_core.base.files import sha256_of
-
-        return sha256_of(_known(file))
+    @staticmethod
+    def listed() -> dict[str, Path]:
+        return host().loras()
 
     def load(self, file: str) -> tuple[Lora, str]:
         from ..zoodip_core.model.lora import describe, load_lora
 
-        lora = load_lora(_known(file))
+        lora = load_lora(self.path_of(file))
         return lora, "\n".join(f"{label}: {text}" for label, text in describe(lora))
-
-
-def _known(file: str) -> Path:
-    from ..zoodip_core.base.errors import LoraFileError
-
-    known = host().loras()
-    if file not in known:
-        raise LoraFileError(f"file: {file} is not among ComfyUI's LoRAs; press R to read them anew, and choose another")
-    return known[file]
 
 
 @contextlib.contextmanager
@@ -262,11 +239,3 @@ def _misfit(model: Any, lora: Lora, why: str) -> Exception:
         f"lora does not fit model: it is for {FAMILIES.get(family, family or 'another model')}, the model is {called}, "
         f"{why}; connect a MODEL of the family that the LoRA was learned on"
     )
-
-
-def _target(filename: str, token: str) -> Path:
-    """The file in the folder of LoRAs that a name stands for; see :func:`.saving.target`."""
-    from ..zoodip_core.train.run_folder import lora_beside
-
-    path = target(filename, token, host().loras_folder(), "the loras folder")
-    return path if filename.strip() else lora_beside(path)

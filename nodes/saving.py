@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _ENDING = ".safetensors"
 
@@ -29,6 +30,35 @@ class Written:
             del self._files[node]
             self._lost[node] = self._lost.get(node, 0) + 1
         return str(self._lost.get(node, 0))
+
+
+class SavesFile:
+    """What nodes share that save under the name which their input ``filename`` gives."""
+
+    WRITTEN: Written
+    """What each node of the class has written."""
+
+    @classmethod
+    def target(cls, filename: str, token: str) -> Path:
+        """The file that a name stands for; see :func:`target`.
+
+        Args:
+            token: what it is called by where no name is given.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename: str | None) -> bool | str:  # noqa: N802 - ComfyUI's name
+        try:
+            if filename is not None:  # None: it comes from another node
+                cls.target(filename, "<token>")
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def IS_CHANGED(cls, unique_id: str = "", **_inputs: Any) -> str:  # noqa: N802
+        return cls.WRITTEN.state(unique_id)
 
 
 def target(filename: str, otherwise: str, folder: Path, called: str, ending: str = _ENDING) -> Path:
