@@ -355,7 +355,7 @@ def test_masks_beside_pictures_get_no_captions(small: SmallCaptioners, tmp_path:
         assert run("caption", "--images", *images, *base) == 0
         assert list(captions_in(folder / "captions.json")) == ["blue.png", "red.png"]
         warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-        assert warned == ["warning: left out: gone.mask.png is a mask of no picture"]
+        assert warned == ["warning: gone.mask.png is a mask of no picture"]
         (folder / "captions.json").unlink()
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from zoodip_core.base.errors import ConfigError, ImagesError
 from zoodip_core.data.cuts import CROPS, cut_of
-from zoodip_core.data.images import fit, load_images, open_picture
+from zoodip_core.data.images import load_images, open_picture
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 SIDE = 32
@@ -121,10 +121,11 @@ def test_transparency_with_an_old_pillow(tmp_path: Path, mode: str, monkeypatch:
 
 @pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("size", [(97, 41), (41, 97), (8, 300), (32, 32)])
-def test_a_picture_alone_is_fitted_as_for_training(tmp_path: Path, crop: str, size: tuple[int, int]) -> None:
+def test_a_picture_alone_is_cut_as_for_training(tmp_path: Path, crop: str, size: tuple[int, int]) -> None:
     path = tmp_path / "a.png"
     Image.effect_noise(size, 90).convert("RGB").save(path)
-    assert fit(open_picture(path), SIDE, crop).tobytes() == loaded(path, crop).tobytes()
+    picture = open_picture(path)
+    assert cut_of(picture.size, SIDE, crop).apply(picture).tobytes() == loaded(path, crop).tobytes()
 
 
 @pytest.mark.parametrize("side", [32, 48, 56, 512])
@@ -141,9 +142,9 @@ def test_the_middle_is_cut_as_pillow_does(side: int) -> None:
         assert cut.apply(mask, Image.Resampling.BOX).size == (side, side)
 
 
-def test_an_unknown_crop_of_a_picture_alone() -> None:
+def test_an_unknown_crop() -> None:
     with pytest.raises(ConfigError, match="crop = 'middle': choose one of bucket, center, resize"):
-        fit(stripes(RED), SIDE, "middle")
+        cut_of((SIDE, SIDE), SIDE, "middle")
 
 
 def test_no_program_is_run_on_a_file(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_masks_that_a_glob_brings_along_are_no_pictures(tmp_path: Path) -> None:
     images, _, masks = load(without_masks(sources))  # type: ignore[arg-type]
     assert all(image.mask for image in images)
     told = left_out(sources, {*masks.known, *without_masks(sources)})  # type: ignore[arg-type]
-    assert told == ["left out: gone.mask.png is a mask of no picture"]
+    assert told == ["gone.mask.png is a mask of no picture"]
     assert without_masks([tmp_path / "a.mask.png"]) == [tmp_path / "a.mask.png"]  # alone it is a picture
 
 
@@ -452,10 +452,10 @@ def test_without_the_setting_masks_are_passed_over_as_before(tmp_path: Path, tin
     pair(tmp_path, "a", (80, 80), (20, 20, 50, 50))
     images, lines = load_references(config_of(tmp_path, mask_background=1.0), tiny_model.info)
     assert [image.mask for image in images] == [None]
-    assert lines == ["left out: a.mask.png is a mask, which is not used"]
+    assert lines == ["a.mask.png is a mask, which is not used"]
     (tmp_path / "masks").mkdir()
     (tmp_path / "a.mask.png").rename(tmp_path / "masks" / "a.png")
-    assert left_out([tmp_path]) == ["left out: masks/a.png is a mask, which is not used"]
+    assert left_out([tmp_path]) == ["masks/a.png is a mask, which is not used"]
 
 
 def test_a_run_says_how_many_have_masks_and_checks_use_them(tmp_path: Path, tiny_model: StableDiffusion) -> None:

@@ -306,12 +306,12 @@ def fill(folder: Path) -> Path:
     return folder
 
 
-MASK = "left out: a-masklabel.png is a mask, which is not used"
+MASK = "a-masklabel.png is a mask, which is not used"
 LEFT_OUT = {
     "left out, 2 videos; save some frames of them as pictures: b.mp4, c.mov",
-    "left out: d.dng is a camera's raw file; save it as JPEG",
-    "left out: e.psd is not a JPEG, PNG or WebP file; convert it first",
-    "left out: f is HEIC: install pillow-heif, or save as JPEG",
+    "d.dng is a camera's raw file; save it as JPEG",
+    "e.psd is not a JPEG, PNG or WebP file; convert it first",
+    "f is HEIC: install pillow-heif, or save as JPEG",
     MASK,
     "left out, 1 caption of no picture: lone.txt",
 }

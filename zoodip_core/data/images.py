@@ -167,7 +167,7 @@ def left_out(sources: Sequence[str | Path], used: Collection[Path] | None = None
 
 
 def counted(files: Sequence[tuple[str, Why]]) -> list[str]:
-    """A line for each reason why files are left out, with their names."""
+    """A line for each reason why files are left out, with their names; of one file it says more."""
     by_reason: dict[Why, list[str]] = {}
     for name, why in files:
         by_reason.setdefault(why, []).append(name)
@@ -176,7 +176,7 @@ def counted(files: Sequence[tuple[str, Why]]) -> list[str]:
 
 def _counted(names: Sequence[str], why: Why) -> str:
     if len(names) == 1:
-        return f"left out: {names[0]} {why.one}"
+        return f"{names[0]} {why.one}"
     return f"left out, {len(names)} {why.many}: {_few(names)}"
 
 
@@ -492,15 +492,6 @@ def _is_transparent(picture: Image.Image) -> bool:
         or "transparency" in picture.info
         or (palette is not None and palette.mode.endswith("A"))
     )
-
-
-def fit(picture: Image.Image, side: int, crop: str = "center") -> Image.Image:
-    """A picture cut at a resolution of ``side`` pixels, as :func:`.cuts.cut_of` says.
-
-    Raises:
-        ConfigError: an unknown ``crop``.
-    """
-    return cut_of(picture.size, side, crop).apply(picture)
 
 
 def _fit(path: Path, picture: Image.Image, cut: Cut, mask: Image.Image | None) -> ReferenceImage:

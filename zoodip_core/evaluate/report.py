@@ -10,7 +10,8 @@ from PIL import Image
 
 from ..base.files import write_atomically
 from ..base.texts import how_many, printable
-from ..data.images import fit, open_picture
+from ..data.cuts import cut_of
+from ..data.images import open_picture
 from ..data.prompts import SLOT
 from ..data.sheets import contact_sheet
 from .encoders import Picture
@@ -146,4 +147,4 @@ def _label(text: str) -> str:
 def _tile(picture: Picture) -> Image.Image:
     """A picture's centre square, not larger than it is shown."""
     opened = picture.convert("RGB") if isinstance(picture, Image.Image) else open_picture(picture)
-    return fit(opened, min(_TILE, *opened.size))
+    return cut_of(opened.size, min(_TILE, *opened.size), "center").apply(opened)

@@ -97,6 +97,70 @@ class _Given:
         return _shown(self.name)
 
 
+class _Dropped:
+    """Files that were dropped onto the page, by what they are.
+
+    Args:
+        files: where each lies now, and its own name.
+        tokens: that captions may name.
+    """
+
+    def __init__(self, files: Sequence[tuple[Path, str]], tokens: Sequence[str]) -> None:
+        self.masks: dict[str, tuple[Path, str]] = {}
+        self.listed: dict[str, dict[str, str]] = {}
+        """The captions in each file of several pictures', by the pictures' names."""
+        self._pictures: list[_Given] = []
+        self._texts: dict[str, tuple[str, str]] = {}
+        self._others: list[tuple[str, Why]] = []
+        self._lines: list[str] = []
+        for path, original in sorted(files, key=lambda each: _split(each[1])[1] == CAPTION_SUFFIXES[1]):
+            try:
+                self._put(path, re.split(r"[/\\]", original)[-1], tokens)
+            except CaptionError as error:
+                self._lines.append(str(error))
+
+    def _put(self, path: Path, name: str, tokens: Sequence[str]) -> None:
+        suffix = _split(name)[1]
+        if suffix in CAPTION_SUFFIXES:
+            text = _caption_in(path, _shown(name), tokens)
+            self._check_first(name, self._texts.setdefault(_key(name), (name, text))[0])
+        elif suffix in (".json", ".jsonl"):
+            self.listed[_shown(name)], told = _listed(path, None, _shown(name))
+            self._lines += told
+        elif why := why_not(path, name):
+            self._others.append((_shown(name), why))
+        elif is_mask(Path(name)):
+            self._check_first(name, self.masks.setdefault(mask_key(Path(name)), (path, name))[1])
+        else:
+            self._pictures.append(_Given(path, name))
+
+    def _check_first(self, name: str, first: str) -> None:
+        """Tell of a second file for the same picture."""
+        if name != first:
+            self._lines.append(f"{_shown(name)} was skipped: {_shown(first)} is there as well")
+
+    def lines(self) -> list[str]:
+        """On what is not used, and why."""
+        return self._lines + counted(self._others)
+
+    def pictures(self) -> list[_Given]:
+        """The pictures with their captions and masks."""
+        by_name = {name: text for each in self.listed.values() for name, text in each.items()}
+        return [
+            replace(
+                each,
+                caption=by_name.get(each.name) or self._texts.get(_key(each.name), ("", ""))[1],
+                mask=next((self.masks[key] for key in picture_keys(Path(each.name)) if key in self.masks), None),
+            )
+            for each in self._pictures
+        ]
+
+    def lone_texts(self) -> list[tuple[str, str]]:
+        """The names and texts of caption files that came without their pictures."""
+        keys = {_key(each.name) for each in self._pictures}
+        return [text for key, text in self._texts.items() if key not in keys]
+
+
 class Draft:
     """A form's values, pictures and captions in a folder, which is made when something is first put in.
 
@@ -235,50 +299,14 @@ class Draft:
             ImagesError: they are too many; none was taken.
             StorageError: no room; none was taken.
         """
-        pictures: list[_Given] = []
-        masks: dict[str, tuple[Path, str]] = {}
-        texts: dict[str, tuple[str, str]] = {}
-        listed: dict[str, dict[str, str]] = {}
-        others: list[tuple[str, Why]] = []
-        lines = []
-        for path, original in sorted(files, key=lambda each: _split(each[1])[1] == CAPTION_SUFFIXES[1]):
-            name = re.split(r"[/\\]", original)[-1]
-            suffix = _split(name)[1]
-            try:
-                if suffix in CAPTION_SUFFIXES:
-                    text = _caption_in(path, _shown(name), self._tokens())
-                    if texts.setdefault(_key(name), (name, text))[0] != name:
-                        lines.append(f"{_shown(name)} was skipped: {_shown(texts[_key(name)][0])} is there as well")
-                elif suffix in (".json", ".jsonl"):
-                    listed[_shown(name)], told = _listed(path, None, _shown(name))
-                    lines += told
-                elif why := why_not(path, name):
-                    others.append((_shown(name), why))
-                elif is_mask(Path(name)):
-                    if masks.setdefault(mask_key(Path(name)), (path, name))[1] != name:
-                        other = _shown(masks[mask_key(Path(name))][1])
-                        lines.append(f"{_shown(name)} was skipped: {other} is there as well")
-                else:
-                    pictures.append(_Given(path, name))
-            except CaptionError as error:
-                lines.append(str(error))
-        by_name = {name: text for each in listed.values() for name, text in each.items()}
-        given = [
-            replace(
-                each,
-                caption=by_name.get(each.name) or texts.get(_key(each.name), ("", ""))[1],
-                mask=next((masks[key] for key in picture_keys(Path(each.name)) if key in masks), None),
-            )
-            for each in pictures
-        ]
-        keys = {_key(each.name) for each in pictures}
-        alone = [text for key, text in texts.items() if key not in keys]
+        dropped = _Dropped(files, self._tokens())
+        given = dropped.pictures()
+        names, masks = {each.name for each in given}, [each.mask for each in given]
         with _lock:
-            lines += _left_out(others) + self._take(given) + self._caption_by_name(alone)
-            taken = [each.mask for each in given]
-            lines += self._mask_by_name([mask for mask in masks.values() if mask not in taken])
-            for name, each in listed.items():
-                later = {picture: each[picture] for picture in sorted(set(each) - {given.name for given in pictures})}
+            lines = dropped.lines() + self._take(given) + self._caption_by_name(dropped.lone_texts())
+            lines += self._mask_by_name([mask for mask in dropped.masks.values() if mask not in masks])
+            for name, each in dropped.listed.items():
+                later = {picture: each[picture] for picture in sorted(set(each) - names)}
                 lines += of_no_picture(name, self._caption_all(later), len(each))
             return lines
 
@@ -670,18 +698,6 @@ def _in_folder(folder: Path, masks: Masks) -> tuple[list[Path], list[str]]:
         raise
     except (OSError, ValueError) as error:  # a name too long, a NUL in it, no permission
         raise ImagesError(f"{folder} cannot be read ({error}); give the path of a folder of pictures") from error
-
-
-def _left_out(files: Sequence[tuple[str, Why]]) -> list[str]:
-    """Lines on files that are no pictures: one on each reason, which is more than a number if it is of one file."""
-    alike: dict[Why, list[str]] = {}
-    for shown, why in files:
-        alike.setdefault(why, []).append(shown)
-    return [
-        line
-        for why, names in alike.items()
-        for line in ([f"{names[0]} {why.one}"] if len(names) == 1 else counted([(name, why) for name in names]))
-    ]
 
 
 def _looked_at(given: _Given) -> tuple[str, bool]:
