@@ -413,6 +413,47 @@ def one_scene() -> list[list[Node]]:
     return [[note(text, 420), model, images], [sampler], [training], [curve, saved], [loader, *first], *others]
 
 
+def masks_and_captions() -> list[list[Node]]:
+    """A token of a subject amid other things on Stable Diffusion 1.5: with masks, and captions that a model writes."""
+    checkpoint, word = "v1-5-pruned-emaonly-fp16.safetensors", "toy"
+    model = Node("ZoodipLoadQuantizedSD", {"checkpoint": checkpoint, "weights": "int8"})
+    images = Node("ZoodipLoadReferenceImages", {"folder": "bundled: boo"}, size=(300, 300))
+    captions = Node(
+        "ZoodipCaptionImages",
+        {"class_word": word},
+        {"images": (images, 0), "captions": (images, 1)},
+        size=(340, 420),
+    )
+    _, sampler = search_parts()
+    training = trainer(model, images, None, sampler, token="<my-subject>", initializer=word, preview_every=300)
+    training.links |= {"captions": (captions, 0), "masks": (images, 2)}
+    curve = Node("PreviewImage", {}, {"images": (training, 2)}, title="Loss curve", size=(340, 300))
+    saved = Node("ZoodipSaveEmbedding", {}, {"embedding": (training, 0)}, size=(340, 260))
+    text = (
+        "### Your subject amid other things\n\n"
+        f"1. Choose your checkpoint of Stable Diffusion 1.5 in **both** loaders ({checkpoint}).\n"
+        "2. **Load Reference Images**: choose a folder with photos and, beside **rex.jpg**, its mask **rex.mask.png**: "
+        "white where your subject is. Photos without a mask are learned whole.\n"
+        "3. **Caption Images**: a model on your computer that sees pictures (BLIP, Florence-2, Qwen-VL) writes what "
+        "else is in them. Without one the node says how to fetch it. **class_word** is the plain word for your subject "
+        "(*dog*, *toy*, *backpack*). What you have written yourself stays; correct the rest in **corrections**.\n"
+        "4. **ZO Train Token**: name the token; **initializer** is the same plain word.\n"
+        "5. Run. Cancel whenever you like: queue again to resume.\n\n"
+        "Masks and captions both keep what is around the subject out of the token. **mask_background**, among the "
+        "advanced inputs, says how much it still counts."
+    )
+    loader = Node("CheckpointLoaderSimple", {"ckpt_name": checkpoint})
+    first, *others = standard((loader, 0), (loader, 1), (loader, 2), training, Node("EmptyLatentImage"))
+    return [
+        [note(text, 430), model, images],
+        [captions, sampler],
+        [training],
+        [curve, saved],
+        [loader, *first],
+        *others,
+    ]
+
+
 def from_comfyui(
     title: str, files: str, end: str, loaders: list[Node], parts: tuple[Output, Output, Output], t_lower: int = 500
 ) -> tuple[list[list[Node]], Node]:
@@ -567,6 +608,7 @@ def examples() -> dict[str, list[list[Node]]]:
         "sdxl_int8": full_size("Stable Diffusion XL, int8 weights", "sd_xl_base_1.0.safetensors", 1024, 700, "4 GB"),
         "token_and_lora": token_and_lora(),
         "one_scene": one_scene(),
+        "masks_and_captions": masks_and_captions(),
         "ablation_subspace_gradient_puts": ablation(),
         "flux1_dev_fp8": flux(),
         "z_image": z_image(),
