@@ -19,14 +19,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from zoodip_core.captioning.captioner import TASK, chat
 
 RED, BLUE = "a dog sitting on grass", "a cat in the room"
+_QWEN = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+)
 _SPECIALS = {
     "blip": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]"),
     "blip-2": ("<pad>", "<unk>", "<s>", "</s>", "<image>"),
     "florence2": ("<s>", "<pad>", "</s>", "<unk>", "<image>"),
-    "qwen2_vl": (
-        *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
-        *("<|image_pad|>", "<|video_pad|>"),
-    ),
+    "git": ("[PAD]", "[UNK]", "[CLS]", "[SEP]"),
+    "qwen2_vl": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "qwen3_vl": _QWEN,
 }
 KINDS = tuple(_SPECIALS)
 _NARROW: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -164,17 +168,52 @@ def _make_florence2(folder: Path, texts: Sequence[str]) -> None:
 _BART = {"layers": 1, "ffn_dim": 64, "attention_heads": 2}
 
 
+def _make_git(folder: Path, texts: Sequence[str]) -> None:
+    roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = _tokenizer("git", texts, frame=("[CLS]", "[SEP]"), **roles)
+    size = {"height": 32, "width": 32}
+    images = _images("CLIPImageProcessor", size=size, crop_size=size, do_center_crop=False)
+    processor = transformers.GitProcessor(images, tokenizer)
+    vision = {**_NARROW, "image_size": 32, "patch_size": 16}
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    text = {**_NARROW, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 128}
+    config = transformers.GitConfig(vision_config=vision, **text)
+    batch = dict(processor(images=pictures(), text=list(texts), return_tensors="pt", padding=True))
+    batch["labels"] = batch["input_ids"].masked_fill(batch["input_ids"] == 0, -100)
+    _teach(transformers.GitForCausalLM(config), batch, folder)
+    processor.save_pretrained(folder)
+
+
 def _make_qwen2_vl(folder: Path, texts: Sequence[str]) -> None:
-    marks = [mark for mark in _SPECIALS["qwen2_vl"] if mark not in ("<|endoftext|>", "<|im_end|>")]
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    _make_qwen(folder, texts, "Qwen2VL", vision)
+
+
+def _make_qwen2_5_vl(folder: Path, texts: Sequence[str]) -> None:
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_heads": 2}
+    _make_qwen(folder, texts, "Qwen2_5_VL", {**vision, "window_size": 56, "fullatt_block_indexes": [1]})
+
+
+def _make_qwen3_vl(folder: Path, texts: Sequence[str]) -> None:
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_heads": 2}
+    _make_qwen(folder, texts, "Qwen3VL", {**vision, "deepstack_visual_indexes": [0], "num_position_embeddings": 64}, 16)
+
+
+def _make_qwen(folder: Path, texts: Sequence[str], name: str, vision: dict[str, Any], patch: int = 14) -> None:
+    """A chat of a class of the library's, whose processor of pictures they all have."""
+    marks = [mark for mark in _QWEN if mark not in ("<|endoftext|>", "<|im_end|>")]
     roles: dict[str, Any] = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     tokenizer = _tokenizer("qwen2_vl", texts, additional_special_tokens=marks, **roles)
-    images = _images("Qwen2VLImageProcessor", min_pixels=28 * 28, max_pixels=4 * 28 * 28)
+    side = 2 * patch
+    images = _images("Qwen2VLImageProcessor", min_pixels=side * side, max_pixels=4 * side * side, patch_size=patch)
     text = {**_NARROW, "vocab_size": len(tokenizer), "num_key_value_heads": 2, "tie_word_embeddings": True}
     text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}}
     text |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0}
-    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    vision = {**vision, "patch_size": patch}
     ids = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 3, "vision_end_token_id": 4}
-    config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
+    config = getattr(transformers, f"{name}Config")(
+        text_config=text, vision_config=vision, tie_word_embeddings=True, **ids
+    )
     batch = dict(images(images=pictures(), return_tensors="pt"))
     count = int(batch["image_grid_thw"][0].prod()) // images.merge_size**2
     asked = chat("<|image_pad|>" * count)
@@ -184,7 +223,7 @@ def _make_qwen2_vl(folder: Path, texts: Sequence[str]) -> None:
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     batch["labels"][:, :question] = -100
     batch.pop("token_type_ids", None)
-    model = transformers.Qwen2VLForConditionalGeneration(config)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
     model.generation_config.update(do_sample=True, temperature=0.7)  # as published ones have it
     _teach(model, batch, folder)
     images.save_pretrained(folder)
