@@ -6,15 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from .generate import drawing_inputs, seed_input
 from .host import host, on_the_device
+from .loras import check_draws_with
 from .pictures import thumbnails, to_image
 from .tokens import each_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..zoodip_core.model.token_model import TokenModel
+    from ..zoodip_core.train.comparison import Compared
     from .tokens import Tokens
 
 _MOST = 6
-"""Inputs for tokens."""
+"""Inputs for tokens, and for weights that were learned with them."""
 
 
 class CompareEmbeddings:
@@ -65,6 +69,7 @@ class CompareEmbeddings:
                     "STRING",
                     {"default": "", "tooltip": "A first row with this plain word, like dog; empty: none."},
                 ),
+                **{f"lora_{row}": _lora_input(row) for row in range(1, _MOST + 1)},
             },
         }
 
@@ -79,14 +84,43 @@ class CompareEmbeddings:
         guidance: float,
         resolution: int,
         word: str = "",
-        **more: Tokens | None,
+        **more: Any,
     ) -> dict[str, Any]:
-        from ..zoodip_core.train.comparison import Compared, Comparison, comparison_sheet
+        from ..zoodip_core.train.comparison import Comparison, comparison_sheet
 
-        others = [more.get(f"embedding_{row}") for row in range(2, _MOST + 1)]
-        compared = [Compared(each, each.alias) for some in (embedding_1, *others) for each in each_of(some)]
+        compared = _compared(model, {"embedding_1": embedding_1, **more})
         seeds = range(seed, seed + count)
         asked = Comparison(compared, seeds, prompt, word, steps, guidance or None, resolution)
         with on_the_device(model):
             sheet = comparison_sheet(model, asked, host().bar().update)
-        return {"ui": thumbnails([sheet]), "result": (to_image([sheet]),)}
+        notes = [line for each in compared if each.lora for line in each.lora.notes_on(model)]  # type: ignore[arg-type]
+        told = [line.removeprefix("note: ") for line in dict.fromkeys(notes)]
+        return {"ui": {**thumbnails([sheet]), "text": told}, "result": (to_image([sheet]),)}
+
+
+def _lora_input(row: int) -> tuple[str, dict[str, Any]]:
+    tooltip = (
+        f"Weights that were learned with embedding_{row}, to draw it with, from ZO Train Token or Load Learned LoRA. "
+        "For the model of Load Quantized SD."
+    )
+    return "ZOODIP_LORA", {"tooltip": tooltip}
+
+
+def _compared(model: TokenModel, inputs: Mapping[str, Any]) -> list[Compared]:
+    """The rows, by the inputs' names.
+
+    Raises:
+        ConfigError: there are weights without their token.
+        LoraFileError: the model has a way of its own for weights.
+    """
+    from ..zoodip_core.base.errors import ConfigError
+    from ..zoodip_core.train.comparison import Compared
+
+    rows: list[Compared] = []
+    for row in range(1, _MOST + 1):
+        tokens, lora = each_of(inputs.get(f"embedding_{row}")), inputs.get(f"lora_{row}")
+        check_draws_with(model, lora, f"lora_{row}")
+        if lora and not tokens:
+            raise ConfigError(f"lora_{row}: connect the token that these weights were learned with to embedding_{row}")
+        rows += [Compared(each, each.alias, lora) for each in tokens]
+    return rows

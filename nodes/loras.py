@@ -148,7 +148,10 @@ class LoadLearnedLora(LoadsFile):
     )
     RETURN_TYPES = ("ZOODIP_LORA", "STRING")
     RETURN_NAMES = ("lora", "report")
-    OUTPUT_TOOLTIPS = ("For Generate Preview, Evaluate Embedding and Apply LoRA.", "What is known of the weights.")
+    OUTPUT_TOOLTIPS = (
+        "For Generate Preview, Compare Embeddings, Evaluate Embedding and Apply LoRA.",
+        "What is known of the weights.",
+    )
     FUNCTION = "load"
     CALLED = "LoRAs"
 
@@ -185,8 +188,11 @@ def drawn_with(model: TokenModel, lora: Lora | None) -> Iterator[None]:
         raise LoraFileError(f"lora: {error}") from None
 
 
-def check_draws_with(model: TokenModel, lora: Lora | None) -> None:
+def check_draws_with(model: TokenModel, lora: Lora | None, name: str = "lora") -> None:
     """Refuse weights on a model that has a way of its own for them.
+
+    Args:
+        name: of the input that they come from.
 
     Raises:
         LoraFileError: it has one.
@@ -195,7 +201,7 @@ def check_draws_with(model: TokenModel, lora: Lora | None) -> None:
 
     if lora is not None and not model.own_memory:
         raise LoraFileError(
-            "lora: a model of ComfyUI's draws with what is applied to its MODEL; put Apply LoRA before Model from "
+            f"{name}: a model of ComfyUI's draws with what is applied to its MODEL; put Apply LoRA before Model from "
             "ComfyUI, and leave this input unconnected"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,54 @@ def test_the_sheet_is_the_core_s(pack: Any, host: FakeHost, model: Any) -> None:
     expected = comparison.comparison_sheet(model, comparison.Comparison(rows, [3, 4], "", "monster", 2, 2.0, 32))
     np.testing.assert_array_equal((sheet[0].numpy() * 255).round().astype(np.uint8), np.asarray(expected))
     assert len(out["ui"]["images"]) == 1
+
+
+@pytest.fixture(scope="module")
+def weights(model: Any) -> Any:
+    """Weights that are seen, of a run on int4 weights."""
+    frames = core("model.frames").frames_of(model.unet, 2)
+    values = torch.randn(frames.numbers, generator=torch.Generator().manual_seed(2))
+    model.unload()
+    about = {"token": "<boo>", "family": "tiny", "config": json.dumps({"weights": "int4"})}
+    return core("model.lora").lora_of(frames, values, about)
+
+
+def test_rows_are_drawn_with_the_weights_of_their_number(pack: Any, host: FakeHost, model: Any, weights: Any) -> None:
+    """Also of several tokens of one run; the same token without them in another row; a run that has learned none."""
+    out = compare(pack, model, (token(0.5), token(0.6)), None, token(), token(0.5), lora_1=weights, lora_3=None)
+    comparison = core("train.comparison")
+    rows = [
+        *(comparison.Compared(token(strength), lora=weights) for strength in (0.5, 0.6)),
+        *(comparison.Compared(token(strength)) for strength in (0.0, 0.5)),
+    ]
+    (sheet,) = out["result"]
+    expected = comparison.comparison_sheet(model, comparison.Comparison(rows, [3, 4], num_inference_steps=2))
+    np.testing.assert_array_equal((sheet[0].numpy() * 255).round().astype(np.uint8), np.asarray(expected))
+    assert out["ui"]["text"] == [
+        "the LoRA was learned on int4 weights, this model has int8: it draws nearly the same, not exactly"
+    ]
+    plain = compare(pack, model, token(0.5))
+    assert plain["ui"]["text"] == []
+
+
+def test_the_inputs_for_weights_are_the_last(pack: Any, host: FakeHost) -> None:
+    """A workflow that was saved before them still has each value at its place."""
+    kinds = pack.NODE_CLASS_MAPPINGS["ZoodipCompareEmbeddings"].INPUT_TYPES()
+    assert [*kinds["required"], *kinds["optional"]][-7:] == ["word", *(f"lora_{row}" for row in range(1, 7))]
+
+
+def test_weights_that_cannot_be_drawn_with_are_refused_first(
+    pack: Any, host: FakeHost, model: Any, weights: Any
+) -> None:
+    other = core("model.lora").Lora({"nowhere": (torch.ones(8, 1), torch.ones(1, 8))}, {"family": "sd1"})
+    with pytest.raises(ValueError, match=r"^token 2: the LoRA for Stable Diffusion 1.x does not fit this model"):
+        compare(pack, model, token(), token(0.3), lora_2=other)
+    with pytest.raises(ValueError, match=r"^lora_4: connect the token .* to embedding_4"):
+        compare(pack, model, token(), lora_4=weights)
+    with pytest.raises(ValueError, match=r"^lora_1: .* put Apply LoRA before Model from ComfyUI"):
+        compare(pack, SimpleNamespace(own_memory=False), token(), lora_1=weights)
+    assert host.shown == []
+    assert host.calls.count("make_room") == host.calls.count("return_memory")
 
 
 def test_there_are_as_many_rows_as_tokens(pack: Any, host: FakeHost) -> None:

@@ -198,6 +198,26 @@ def test_a_preview_is_drawn_with_the_weights(comfy: ComfyUI, saved: str) -> None
     assert drawn[1] == drawn[2]  # as saved, so loaded
 
 
+def test_tokens_are_compared_with_their_weights(comfy: ComfyUI, saved: str) -> None:
+    read = {**trained(comfy), "read": comfy.node("ZoodipLoadLearnedLora", file=saved)}
+    sheets = []
+    for weights in ({}, {"lora_2": ["train", 3]}, {"lora_2": ["read", 0]}):
+        node = comfy.node(
+            "ZoodipCompareEmbeddings",
+            model=["quantized", 0],
+            embedding_1=["train", 0],
+            embedding_2=["train", 0],
+            count=1,
+            steps=2,
+            resolution=64,
+            **weights,
+        )
+        (sheet,) = comfy.images(comfy.run({**read, "sheet": node}), "sheet")
+        sheets.append(sheet.tobytes())
+    assert sheets[0] != sheets[1]
+    assert sheets[1] == sheets[2]
+
+
 # ---------------------------------------------------------------- names
 
 

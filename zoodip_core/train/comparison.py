@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..base.errors import ConfigError
+from ..base.errors import ConfigError, LoraFileError
 from ..base.names import file_stem
 from ..base.texts import printable
 from ..data.prompts import SLOT, with_slots
@@ -145,6 +145,20 @@ def check(model: TokenModel, comparison: Comparison) -> None:
         model.prompt(text.replace(SLOT, word))
 
 
+def _check_loras(model: TokenModel, comparison: Comparison) -> None:
+    """Refuse weights that are for another model before any row is drawn.
+
+    Raises:
+        LoraFileError: some are.
+    """
+    for row, each in enumerate(comparison.compared, 1):
+        try:
+            with with_lora(model, each.lora):
+                pass  # it fits
+        except LoraFileError as error:
+            raise LoraFileError(f"token {row}{f' ({each.name})' if each.name else ''}: {error}") from None
+
+
 def draw(
     model: TokenModel, comparison: Comparison, on_step: Callable[[int, int], None] | None = None
 ) -> list[tuple[str, list[Image.Image]]]:
@@ -155,10 +169,11 @@ def draw(
 
     Raises:
         ZoodipError: as :func:`check`.
-        LoraFileError: weights are for another model.
+        LoraFileError: weights are for another model; none is drawn.
         Stopped: a stop was asked for.
     """
     check(model, comparison)
+    _check_loras(model, comparison)
     text, word = comparison.text, comparison.word.strip()
     rows: list[tuple[str, str, Compared | None]] = [
         (label, text, each) for label, each in zip(comparison.labels, comparison.compared, strict=True)
