@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..base.texts import how_many
 from ..model.nearest import FAR, distances
 from ..model.token_model import TokenModel
 from .config import TrainConfig
@@ -48,5 +49,5 @@ def pulled_away(config: TrainConfig, before: float, now: float, steps: int) -> s
     tokens, words = ", ".join(config.tokens), ", ".join(dict.fromkeys(config.initializers))
     return (
         f"{tokens} explains its pictures no better than {words}, where it began (loss {now:.4g}, {before:.4g} then): "
-        f"alignment {config.alignment:g} is too strong for {steps} steps. Set it lower, or take more steps"
+        f"alignment {config.alignment:g} is too strong for {how_many(steps, 'step')}. Set it lower, or take more steps"
     )
