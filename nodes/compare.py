@@ -70,6 +70,14 @@ class CompareEmbeddings:
                     {"default": "", "tooltip": "A first row with this plain word, like dog; empty: none."},
                 ),
                 **{f"lora_{row}": _lora_input(row) for row in range(1, _MOST + 1)},
+                "until": (
+                    "STRING",
+                    {
+                        "default": "1",
+                        "tooltip": "The share of the steps in which a token stands in the prompt; in the rest the word "
+                        "that it began as. Several, with commas between: a row for each, such as 1, 0.8, 0.6.",
+                    },
+                ),
             },
         }
 
@@ -84,11 +92,12 @@ class CompareEmbeddings:
         guidance: float,
         resolution: int,
         word: str = "",
+        until: str = "1",
         **more: Any,
     ) -> dict[str, Any]:
-        from ..zoodip_core.train.comparison import Comparison, comparison_sheet
+        from ..zoodip_core.train.comparison import Comparison, comparison_sheet, shares_in, until_each
 
-        compared = _compared(model, {"embedding_1": embedding_1, **more})
+        compared = until_each(_compared(model, {"embedding_1": embedding_1, **more}), shares_in(until))
         seeds = range(seed, seed + count)
         asked = Comparison(compared, seeds, prompt, word, steps, guidance or None, resolution)
         with on_the_device(model):

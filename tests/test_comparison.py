@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from zoodip_core.model.embedding import Embedding, load_embedding, save_embeddin
 from zoodip_core.model.frames import frames_of
 from zoodip_core.model.lora import Lora, load_lora, lora_of, save_lora
 from zoodip_core.model.stable_diffusion import StableDiffusion
-from zoodip_core.train.comparison import Compared, Comparison, comparison_sheet, draw
+from zoodip_core.train.comparison import Compared, Comparison, comparison_sheet, draw, shares_in, until_each
 
 TARGET = "a {} in the snow"
 
@@ -70,6 +71,24 @@ def test_a_row_with_a_lora_is_drawn_with_it_alone(tiny_model: StableDiffusion) -
     np.testing.assert_array_equal(pixels(without[1]), pixels([expected]))
     assert not np.array_equal(pixels(with_it[1]), pixels(without[1]))
     assert (with_it[0], without[0]) == ("<rex>\nwith its LoRA", "<rex>")
+
+
+def test_each_token_is_drawn_with_each_share_of_the_steps(tiny_model: StableDiffusion) -> None:
+    rex = replace(token(), metadata={"initializer": "monster"})
+    rows = draw(tiny_model, Comparison(until_each([Compared(rex)], [1.0, 0.5]), [0], num_inference_steps=2))
+    assert [label for label, _ in rows] == ["<rex>", "<rex>\nuntil 0.5"]
+    for (_, drawn), until in zip(rows, (1.0, 0.5), strict=True):
+        expected = generate(tiny_model, ["a photo of a {}"], [0], embedding=rex, num_inference_steps=2, until=until)
+        np.testing.assert_array_equal(pixels(drawn), pixels(expected))
+    with pytest.raises(ConfigError, match="until = 2"):
+        draw(tiny_model, Comparison(until_each([Compared(rex)], [1.0, 2.0]), [0]))
+
+
+def test_shares_of_the_steps_are_read_from_a_text() -> None:
+    assert shares_in("1, 0.8;0.6 ") == [1.0, 0.8, 0.6]
+    assert shares_in(" ") == [1.0]
+    with pytest.raises(ConfigError, match="until = 'half': write shares"):
+        shares_in("half")
 
 
 def weights(model: StableDiffusion) -> Lora:

@@ -81,10 +81,21 @@ def test_rows_are_drawn_with_the_weights_of_their_number(pack: Any, host: FakeHo
     assert plain["ui"]["text"] == []
 
 
-def test_the_inputs_for_weights_are_the_last(pack: Any, host: FakeHost) -> None:
+def test_its_latest_inputs_are_its_last(pack: Any, host: FakeHost) -> None:
     """A workflow that was saved before them still has each value at its place."""
     kinds = pack.NODE_CLASS_MAPPINGS["ZoodipCompareEmbeddings"].INPUT_TYPES()
-    assert [*kinds["required"], *kinds["optional"]][-7:] == ["word", *(f"lora_{row}" for row in range(1, 7))]
+    assert [*kinds["required"], *kinds["optional"]][-8:] == ["word", *(f"lora_{row}" for row in range(1, 7)), "until"]
+
+
+def test_each_share_of_the_steps_has_a_row(pack: Any, host: FakeHost, model: Any) -> None:
+    rex = core("model.embedding").Embedding("<boo>", token(0.5).tensors, {"initializer": "monster"})
+    (sheet,) = compare(pack, model, rex, until="1, 0.5")["result"]
+    comparison = core("train.comparison")
+    rows = [comparison.Compared(rex), comparison.Compared(rex, until=0.5)]
+    expected = comparison.comparison_sheet(model, comparison.Comparison(rows, [3, 4], num_inference_steps=2))
+    np.testing.assert_array_equal((sheet[0].numpy() * 255).round().astype(np.uint8), np.asarray(expected))
+    with pytest.raises(ValueError, match="until = 'half': write shares"):
+        compare(pack, model, rex, until="half")
 
 
 def test_weights_that_cannot_be_drawn_with_are_refused_first(

@@ -17,7 +17,7 @@ from ...zoodip_core.data.images import check_resolution
 from ...zoodip_core.model.blueprint import ModelInfo
 from ...zoodip_core.model.calls import Call, calls_in
 from ...zoodip_core.model.embedding import Embedding, check_fits
-from ...zoodip_core.model.generation import check_settings
+from ...zoodip_core.model.generation import check_settings, check_until
 from ...zoodip_core.model.places import Rows, rows_of
 from ..placing import plain_word
 from .kinds import is_distilled, is_guided
@@ -60,7 +60,8 @@ def generate(
 ) -> list[Image.Image]:
     """One picture for each prompt and seed; see ``TokenModel.generate``."""
     scale = _own_guidance(model) if guidance_scale is None else guidance_scale
-    check_settings(prompts, seeds, num_inference_steps, scale, until)
+    check_settings(prompts, seeds, num_inference_steps, scale)
+    check_until(until)
     check_resolution(resolution)
     listed = [embedding] if isinstance(embedding, Embedding) else list(embedding or ())
     for each in listed:

@@ -41,6 +41,15 @@ def add(commands: Any) -> None:
         action="store_true",
         help="draw each token with the weights that were learned with it, NAME-lora.safetensors beside its file",
     )
+    parser.add_argument(
+        "--until",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="SHARE",
+        help="share of the steps in which tokens stand in the prompt, as in generate; several: a row for each "
+        "(default: 1)",
+    )
     drawing_options(parser, 4, seed="of the first column", count="images of each token")
     loading_options(parser)
     parser.add_argument(
@@ -54,7 +63,7 @@ def add(commands: Any) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     from ..data.sheets import MOST_COLUMNS
-    from ..train.comparison import Compared, Comparison, write_comparison
+    from ..train.comparison import Compared, Comparison, until_each, write_comparison
 
     if not 1 <= args.count <= MOST_COLUMNS:
         raise ConfigError(f"--count {args.count}: must be from 1 to {MOST_COLUMNS}")
@@ -69,7 +78,7 @@ def _compare(args: argparse.Namespace) -> int:
         for embedding in load_embeddings(file)
     ]
     seeds = range(args.seed, args.seed + args.count)
-    comparison = Comparison(compared, seeds, args.prompt, args.word, args.steps, args.guidance)
+    comparison = Comparison(until_each(compared, args.until), seeds, args.prompt, args.word, args.steps, args.guidance)
     print(f"prompt: {comparison.text}", file=sys.stderr)
     model = load(args)
     for line in dict.fromkeys(line for each in compared if each.lora for line in each.lora.notes_on(model)):

@@ -83,7 +83,8 @@ def generate(
     """
     if guidance_scale is None:
         guidance_scale = 5.0 if model.info.family == "tiny" else 7.5
-    check_settings(prompts, seeds, num_inference_steps, guidance_scale, until)
+    check_settings(prompts, seeds, num_inference_steps, guidance_scale)
+    check_until(until)
     check_resolution(resolution)
     for each in _listed(embedding):
         check_fits(each, model.info.dims, "generate")
@@ -178,11 +179,7 @@ def steps_until(until: float, num_inference_steps: int) -> int:
 
 
 def check_settings(
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    num_inference_steps: int,
-    guidance_scale: float | None,
-    until: float = 1.0,
+    prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float | None
 ) -> None:
     """Refuse what :func:`generate` could not draw; needs no model.
 
@@ -197,8 +194,16 @@ def check_settings(
         raise ConfigError(f"steps = {num_inference_steps}: must be from 1 to 999")
     if guidance_scale is not None and not 0 <= guidance_scale <= 100:
         raise ConfigError(f"guidance = {guidance_scale}: must be from 0 to 100")
+
+
+def check_until(until: float) -> None:
+    """Refuse a share of the steps that is none.
+
+    Raises:
+        ConfigError: it is out of range.
+    """
     if not 0 < until <= 1:
-        raise ConfigError(f"until = {until}: must be above 0 and at most 1, all of the steps")
+        raise ConfigError(f"until = {until:g}: must be above 0 and at most 1, all of the steps")
 
 
 def _noise(model: QuantizedModel, seeds: Sequence[int], side: int) -> torch.Tensor:

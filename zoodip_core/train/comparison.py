@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -18,7 +18,7 @@ from ..base.texts import printable
 from ..data.prompts import SLOT, with_slots
 from ..data.sheets import MOST_COLUMNS, MOST_ROWS, save_png, sheet_of
 from ..model.embedding import Embedding, check_fits, settings_in
-from ..model.generation import check_settings, with_lora
+from ..model.generation import check_settings, check_until, with_lora
 from ..model.lora import Lora
 from ..model.token_model import TokenModel
 from .settings import MOST_ALIGNMENT, SEPARATOR
@@ -37,11 +37,32 @@ class Compared:
         embedding: the token.
         name: of its file or run, which tells it from others of its name; may be empty.
         lora: weights that were learned with it.
+        until: the share of the steps in which it stands in the prompt, as for :func:`generation.generate`.
     """
 
     embedding: Embedding
     name: str = ""
     lora: Lora | None = None
+    until: float = 1.0
+
+
+def until_each(compared: Sequence[Compared], shares: Sequence[float]) -> list[Compared]:
+    """Each row drawn with each share of the steps."""
+    return [replace(each, until=share) for each in compared for share in shares]
+
+
+def shares_in(text: str) -> list[float]:
+    """The shares of the steps that a user wrote, with commas between; all of the steps if there is none.
+
+    Raises:
+        ConfigError: one is no number.
+    """
+    try:
+        return [float(share) for share in text.replace(";", ",").split(",") if share.strip()] or [1.0]
+    except ValueError:
+        raise ConfigError(
+            f"until = {text[:80]!r}: write shares of the steps with commas between, such as 1, 0.8"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -117,6 +138,8 @@ def _label(compared: Compared, aligned: bool) -> str:
         lines.append(printable(compared.name))
     if compared.lora:
         lines.append("with its LoRA")
+    if compared.until != 1:
+        lines.append(f"until {compared.until:g}")
     return "\n".join(lines)
 
 
@@ -139,6 +162,7 @@ def check(model: TokenModel, comparison: Comparison) -> None:
     check_settings([text] * len(seeds), seeds, comparison.num_inference_steps, comparison.guidance_scale)
     for row, each in enumerate(compared, 1):
         embedding, named = each.embedding, f" ({each.name})" if each.name else ""
+        check_until(each.until)
         check_fits(embedding, model.info.dims, f"token {row}{named}", model.info.encoders)
         model.prompt(text, [embedding.num_vectors] * text.count(SLOT))
     if word:
@@ -194,6 +218,7 @@ def draw(
                 num_inference_steps=comparison.num_inference_steps,
                 guidance_scale=comparison.guidance_scale,
                 resolution=comparison.resolution,
+                until=compared.until if compared else 1.0,
                 on_step=told(row),
             )
         drawn.append((label, pictures))
