@@ -129,8 +129,15 @@ def double_model() -> StableDiffusion:
     return replace(load_quantized(weights="none"), dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (3.0, 1.5)])
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    ("kind", "alpha", "beta"),
+    [
+        ("epsilon", 1.0, 1.0),
+        ("v_prediction", 3.0, 1.5),
+        pytest.param("epsilon", 3.0, 1.5, marks=pytest.mark.slow),
+        pytest.param("v_prediction", 1.0, 1.0, marks=pytest.mark.slow),
+    ],
+)
 def test_losses_lead_along_the_papers_gradient(
     double_model: StableDiffusion, kind: str, alpha: float, beta: float
 ) -> None:
@@ -322,7 +329,7 @@ def test_alignment_0_is_as_without_a_target_prompt(tiny_model: StableDiffusion, 
 
 
 CASES: list[Any] = [
-    {},
+    pytest.param({}, marks=pytest.mark.slow),
     {"preset": "two-stage", "lora_share": 0.5, "alignment_alpha": 2.0},
     pytest.param({"preset": "paper", "n": 2, "alignment_beta": 2.0}, marks=pytest.mark.slow),
     pytest.param({"estimator": "spsa", "num_vectors": 2, "checks": 4, "patience": 2}, marks=pytest.mark.slow),
@@ -346,7 +353,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
     assert {len(line["losses"]) for line in lines} == {config.make_estimator().num_candidates}
 
 
-@pytest.mark.parametrize("alignment", [30.0, 0.1])
+@pytest.mark.parametrize("alignment", [30.0, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_a_token_that_was_pulled_off_its_pictures_is_told(
     alignment: float, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
@@ -396,6 +403,7 @@ def test_two_subjects_are_aligned_with_one_scene(tiny_model: StableDiffusion, tm
     assert [path.read_bytes() for path in resumed.paths] == [path.read_bytes() for path in whole.paths]
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_the_bytes_of_one(tmp_path: Path) -> None:
     config = config_of(batch=1)
     train_token(config, tmp_path / "one", model=load_quantized("tiny"))
@@ -561,6 +569,7 @@ def test_cuts_are_pieces_of_the_larger_picture() -> None:
     assert [cut.crop_top_left for cut in random_cuts(pictures, 5, seed=8)] != [cut.crop_top_left for cut in cuts]
 
 
+@pytest.mark.slow
 def test_the_preset_for_one_picture(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     default, own = preset_for("sd1"), preset_for("sd1", preset="aligned")
     assert own == {**default, "random_crops": 8, "steps": 3750}

@@ -238,7 +238,11 @@ def test_latents_are_of_their_pictures_shapes(photos: Path, tiny_model: StableDi
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"flip": True, "random_crops": 1, "target_prompt": "a {} in the snow"}], ids=["plain", "aligned"]
+    "more",
+    [
+        pytest.param({}, id="plain", marks=pytest.mark.slow),
+        pytest.param({"flip": True, "random_crops": 1, "target_prompt": "a {} in the snow"}, id="aligned"),
+    ],
 )
 def test_a_run_on_three_shapes_goes_on_to_the_same_bytes(
     more: dict[str, Any], photos: Path, tiny_model: StableDiffusion, tmp_path: Path

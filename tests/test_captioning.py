@@ -471,6 +471,7 @@ def test_what_cannot_come_of_it_is_told_before_the_first_caption_and_once(
         assert told.count(warning) == 1
 
 
+@pytest.mark.slow
 def test_captions_of_several_tokens_name_each_by_its_folder(of_monsters: Path, tmp_path: Path) -> None:
     one, two = photos(tmp_path / "one", "red.png"), photos(tmp_path / "two", "x.png", "blue.png")
     place = tmp_path / "run"

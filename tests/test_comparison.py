@@ -80,8 +80,13 @@ def test_each_token_is_drawn_with_each_share_of_the_steps(tiny_model: StableDiff
     for (_, drawn), until in zip(rows, (1.0, 0.5), strict=True):
         expected = generate(tiny_model, ["a photo of a {}"], [0], embedding=rex, num_inference_steps=2, until=until)
         np.testing.assert_array_equal(pixels(drawn), pixels(expected))
-    with pytest.raises(ConfigError, match="until = 2"):
-        draw(tiny_model, Comparison(until_each([Compared(rex)], [1.0, 2.0]), [0]))
+    told: list[tuple[int, int]] = []
+    for rows_of, message in (([rex], "until = 2"), ([rex, token()], "until = 0.5: <rex> does not say which word")):
+        shares = [1.0, 2.0] if len(rows_of) == 1 else [0.5]
+        asked = Comparison(until_each([Compared(each) for each in rows_of], shares), [0], num_inference_steps=2)
+        with pytest.raises(ConfigError, match=message):
+            draw(tiny_model, asked, lambda *done: told.append(done))
+    assert told == []  # before the first row
 
 
 def test_shares_of_the_steps_are_read_from_a_text() -> None:

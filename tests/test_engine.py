@@ -145,7 +145,7 @@ SHAPES = {
 60 x 180 become 34.7 x 104."""
 
 
-@pytest.mark.parametrize("setting", ["sd15", "sdxl", pytest.param("sd21", marks=pytest.mark.slow)], indirect=True)
+@SDXL
 def test_pictures_of_each_shape_have_the_plain_losses(setting: Setting, tmp_path: Path) -> None:
     """Three shapes in one run, each judged twice and in turn, as diffusers computes them one by one."""
     values = np.random.default_rng(1)
@@ -394,7 +394,7 @@ def test_a_token_stands_until_a_share_of_the_steps(setting: Setting, monkeypatch
             x = scheduler.step(without + guidance * (with_it - without), t, x).prev_sample
         return x[0]
 
-    for until, after in ((0.5, 2), (0.05, 1), (1.0, 4)):
+    for until, after in ((0.5, 2), (0.05, 1)):
         expected = torch.stack([by_hand(text, seed, after) for text, seed in zip(texts, (3, 4), strict=True)])
         torch.testing.assert_close(drawn(until), expected, rtol=1e-3, atol=1e-3)
     assert (drawn(0.5) - drawn(1.0)).abs().max() > 1e-2

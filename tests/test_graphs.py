@@ -198,6 +198,7 @@ def test_each_shape_is_captured(models: Callable[[str], StableDiffusion]) -> Non
     assert recording.captured == 6  # with one place and with two, of three shapes
 
 
+@pytest.mark.slow
 def test_pictures_of_more_shapes_than_are_captured_are_done_plainly(models: Callable[[str], StableDiffusion]) -> None:
     """What is captured stays: captured and dropped in turn, each step would take as long as many."""
     model, recording = models("tiny"), Recording()

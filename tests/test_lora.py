@@ -611,6 +611,7 @@ def test_other_settings_resume_as_well(settings: dict[str, Any], tmp_path: Path)
     assert moved == (config.lora_share < 1)
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_the_bytes_of_one(whole: TrainResult, tmp_path: Path) -> None:
     from tests.test_ranks import together
 

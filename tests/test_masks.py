@@ -328,7 +328,7 @@ def objective_of(model: StableDiffusion, folder: Path, side: int, background: fl
     return DiffusionObjective(model, posteriors, [[prompt]] * 2, PUTS())
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", [pytest.param("sd15", marks=pytest.mark.slow), "sdxl"])
 def test_the_loss_is_the_weighted_mean(tmp_path: Path, small: SmallModels, family: str) -> None:
     """sum(w e^2) / (channels sum(w)), in NumPy from the model's own outputs."""
     model = load_quantized(small.write(family, vocab=49_408), weights="none", dtype="float32", device="cpu")

@@ -123,6 +123,7 @@ def test_previews_of_several(pack: Any, host: FakeHost, model: Any) -> None:
         draw(model, prompt, **how, embedding=one, embedding_2=learned("<rex>", 5))
 
 
+@pytest.mark.slow
 def test_one_is_scored_beside_another(pack: Any, host: FakeHost, model: Any, models: Path) -> None:
     """As the core does it; what was learned together and is not named does not count."""
     one, other = learned("<boo>", 0), learned("<tom>", 1)

@@ -261,6 +261,7 @@ def test_events_tell_a_run_from_beginning_to_end(ran: Ran) -> None:
     assert ran.folder.name in told(ran.host, "text")[-1]
 
 
+@pytest.mark.slow
 def test_listed_previews_are_shown_over_time(pack: Any, model: Any, host: FakeHost) -> None:
     """The same picture whether the run was stopped or not, and as it lies in the run's folder."""
     listed = {"preview_prompt": "a {}; my {} in the snow", "preview_every": 3, "preview_steps": 2}

@@ -191,7 +191,6 @@ def test_a_check_tells_sizes_that_differ(studio: Studio, tmp_path: Path) -> None
     found = studio.check({"token": "<rex>", "initializer": "monster", "model": "tiny"})
     assert found["sizes"] == "4 pictures: 3 at 48 x 48, 1 at 56 x 40"
     assert "4 pictures: 3 at 48 x 48, 1 at 56 x 40." in Tags(views.checked(found)).words
-    assert "sizes" not in studio.check({"token": "<rex>", "initializer": "monster", "model": "tiny", "crop": "center"})
 
 
 def test_learned_weights_are_told_of() -> None:

@@ -183,7 +183,7 @@ def test_listed_prompts_are_kept_over_time(listed: TrainResult, tiny_model: Stab
     assert [np.array_equal(*pair) for pair in zip(first, last, strict=True)] == [False, False, True]
 
 
-@pytest.mark.parametrize("step", [1, 3, 7])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 7))])
 def test_a_resumed_run_has_the_same_picture(
     step: int, listed: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
 ) -> None:
@@ -193,7 +193,7 @@ def test_a_resumed_run_has_the_same_picture(
     assert resumed.path.read_bytes() == listed.path.read_bytes()
 
 
-@pytest.mark.parametrize("at", [0, 6])
+@pytest.mark.parametrize("at", [0, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_stop_while_they_are_drawn_is_made_up_for(
     at: int, listed: TrainResult, tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,7 @@ def test_weights_learned_with_several_are_called_like_the_first(tiny_model: Stab
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_samples_show_the_tokens_in_turn(tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: Any) -> None:
     asked: list[Sequence[str]] = []
     generate = type(tiny_model).generate

@@ -75,7 +75,8 @@ def generate(
         on_step: called with (done, of) after each denoising step.
 
     Raises:
-        ConfigError: a setting out of range, or ``{}`` in a prompt for one of several embeddings.
+        ConfigError: a setting out of range, ``{}`` in a prompt for one of several embeddings, or an embedding that does
+            not say which word it began as, to stand there after ``until``.
         EmbeddingFileError: an embedding is of another model family, or two have the same token.
         CaptionError: a prompt longer than the model reads.
         ModelError: what comes out is not finite.
@@ -146,7 +147,7 @@ def _after_each_step(on_step: Callable[[int, int], None] | None, total: int) -> 
 
 
 class _Changing:
-    """Called after each denoising step; after one of them it has the pipeline go on with other conditionings.
+    """Called after each denoising step; after one of them the pipeline has other conditionings from there on.
 
     Args:
         told: called as well.

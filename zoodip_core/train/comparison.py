@@ -17,6 +17,7 @@ from ..base.names import file_stem
 from ..base.texts import printable
 from ..data.prompts import SLOT, with_slots
 from ..data.sheets import MOST_COLUMNS, MOST_ROWS, save_png, sheet_of
+from ..model.calls import Call
 from ..model.embedding import Embedding, check_fits, settings_in
 from ..model.generation import check_settings, check_until, with_lora
 from ..model.lora import Lora
@@ -55,7 +56,7 @@ def shares_in(text: str) -> list[float]:
     """The shares of the steps that a user wrote, with commas between; all of the steps if there is none.
 
     Raises:
-        ConfigError: one is no number.
+        ConfigError: one is not a number.
     """
     try:
         return [float(share) for share in text.replace(";", ",").split(",") if share.strip()] or [1.0]
@@ -147,7 +148,8 @@ def check(model: TokenModel, comparison: Comparison) -> None:
     """Find what would go wrong, before anything is drawn or loaded.
 
     Raises:
-        ConfigError: a setting out of range, too many tokens or none, or a prompt without a place for them.
+        ConfigError: a setting out of range, too many tokens or none, a prompt without a place for them, or a token that
+            does not say which word it began as where that is to be drawn.
         CaptionError: a prompt longer than the model reads.
         EmbeddingFileError: an embedding is of another model family.
     """
@@ -165,6 +167,8 @@ def check(model: TokenModel, comparison: Comparison) -> None:
         check_until(each.until)
         check_fits(embedding, model.info.dims, f"token {row}{named}", model.info.encoders)
         model.prompt(text, [embedding.num_vectors] * text.count(SLOT))
+        if each.until < 1:
+            model.prompt(Call(text, (embedding,) * text.count(SLOT)).in_words(each.until).text)
     if word:
         model.prompt(text.replace(SLOT, word))
 
