@@ -715,7 +715,7 @@ def test_runs_with_a_token_can_be_compared(page: Page, studio: Studio, tmp_path:
         assert [name for _, name in told["choices"]] == ["rex", "rex-2"]
         assert told["value"] == ["rex-2"]
         assert "value" not in page._comparison.look()  # left as it is on each page
-    told = page._comparison._compared("", "")
+    told = page._comparison._compared("", "", "")
     assert "at least two runs" in told["value"]
     assert "zoodip-error" in told["value"]
 

@@ -697,11 +697,11 @@ def test_runs_are_compared_in_a_folder_of_their_own(desk: Desk) -> None:
     desk.train()
     desk.stop(desk.studio.start({**FORM, "overwrite": True}))
     before = contents(desk.home / "pip")
-    job = desk.studio.compare(["pip-2", "pip"], " a {} in the snow ")
+    job = desk.studio.compare(["pip-2", "pip"], " a {} in the snow ", "1, 0.7")
     assert (job.kind, job.token, job.folder) == ("compare", "pip-2, pip", desk.home / ".comparison")
     task = json.loads(job.file.read_text())
     assert task["runs"] == [str(desk.home / "pip-2"), str(desk.home / "pip")]
-    assert task["prompt"] == "a {} in the snow"
+    assert (task["prompt"], task["until"]) == ("a {} in the snow", [1.0, 0.7])
     with pytest.raises(RunFolderError, match="is being worked on already"):
         desk.studio.compare(["pip-2", "pip"])
     told = desk.finish(job)
@@ -729,6 +729,9 @@ def test_what_can_not_be_compared_is_refused(desk: Desk) -> None:
     for names, told in refusals:
         with pytest.raises(ZoodipError, match=told):
             desk.studio.compare(names)
+    for shares, told in (("much", "until = 'much': write shares"), ("1, 2", "until = 2: must be above 0")):
+        with pytest.raises(ZoodipError, match=told):
+            desk.studio.compare(["pip"], "", shares)
     assert not (desk.home / ".comparison").exists()
 
 

@@ -804,11 +804,11 @@ def test_drawing_is_stopped_as_well(
 # ---------------------------------------------------------------- runs side by side
 
 
-def comparison_of(folder: Path, *runs: Path, prompt: str = "") -> Path:
+def comparison_of(folder: Path, *runs: Path, **more: Any) -> Path:
     """The file of a job that compares runs."""
     place = folder / ".comparison"
     place.mkdir(exist_ok=True)
-    return write_task(place, "compare", place, runs=[str(run) for run in runs], prompt=prompt)
+    return write_task(place, "compare", place, runs=[str(run) for run in runs], **more)
 
 
 def aligned_runs(folder: Path, model: StableDiffusion, *strengths: float, **more: Any) -> list[Path]:
@@ -858,9 +858,12 @@ def test_runs_are_compared_with_their_weights_and_another_prompt(
     runs += aligned_runs(tmp_path / "other", tiny_model, 0.0, initializer="star")
     asked: list[Comparison] = []
     monkeypatch.setattr(tasks, "write_comparison", lambda _model, comparison, _path: asked.append(comparison))
-    assert done(comparison_of(tmp_path, *runs, prompt="a {} at night"), monkeypatch, tiny_model)[0] == 0
+    assert done(comparison_of(tmp_path, *runs, prompt="a {} at night", until=[1, 0.7]), monkeypatch, tiny_model)[0] == 0
     assert asked[0].text == "a {} at night"
-    assert [each.lora is not None for each in asked[0].compared] == [True, False]
+    assert [(each.lora is not None, each.until) for each in asked[0].compared] == [
+        *((True, until) for until in (1.0, 0.7)),
+        *((False, until) for until in (1.0, 0.7)),
+    ]
     assert asked[0].word == ""  # they began as different words
 
 

@@ -44,6 +44,7 @@ class Task:
             do not say how.
         runs: the folders of the runs that are compared, as :attr:`run` is found in ``folder``.
         prompt: that they are compared with; empty for their own.
+        until: shares of the steps in which their tokens stand in it, a row for each.
         caption_with: the model that writes captions: an absolute path, or a name in Hugging Face's cache.
     """
 
@@ -58,6 +59,7 @@ class Task:
     runs: tuple[Path, ...] = ()
     prompt: str = ""
     caption_with: str = ""
+    until: tuple[float, ...] = (1.0,)
 
     @classmethod
     def read(cls, file: Path) -> Task:
@@ -78,7 +80,9 @@ class Task:
             where, resumed, weights = Path(data["folder"]), bool(data.get("resumed")), bool(data.get("learn_weights"))
             runs, prompt = tuple(map(Path, data.get("runs", ()))), str(data.get("prompt", ""))
             preset, captioner = preset_in(data), str(data.get("caption_with", ""))
-            return cls(data["kind"], where, settings, preset, changes, file, resumed, weights, runs, prompt, captioner)
+            until = tuple(map(float, data.get("until", (1.0,))))
+            more = (file, resumed, weights, runs, prompt, captioner, until)
+            return cls(data["kind"], where, settings, preset, changes, *more)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -102,7 +106,7 @@ def preset_in(task: dict[str, Any]) -> str:
 
 def write_task(folder: Path, kind: str, work_on: Path, **more: Any) -> Path:
     """Write a job file into ``folder``, for a worker; ``more`` are settings, preset, learn_weights, changes,
-    runs, prompt, caption_with.
+    runs, prompt, until, caption_with.
 
     Raises:
         StorageError: it cannot be written.

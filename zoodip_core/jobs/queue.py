@@ -78,7 +78,7 @@ class Jobs:
             folder: its folder, which exists.
             token: the placeholder.
             warnings: what needs the user's eye already.
-            more: settings, preset, learn_weights, changes, runs, prompt and caption_with, as in the job file.
+            more: settings, preset, learn_weights, changes, runs, prompt, until and caption_with, as in the job file.
 
         Raises:
             RunFolderError: the folder is in another job's hands.

@@ -26,7 +26,7 @@ from ..model.memory import predict_memory
 from ..model.recognise import identify
 from ..model.stable_diffusion import StableDiffusion
 from ..train.before_after import before_after
-from ..train.comparison import Compared, Comparison, write_comparison
+from ..train.comparison import Compared, Comparison, until_each, write_comparison
 from ..train.config import TrainConfig, preset_of
 from ..train.hints import hints
 from ..train.inputs import (
@@ -249,10 +249,11 @@ def _compare(job: Task, out: Outbox, commands: Commands) -> int:
         compared += [Compared(load_embedding(each), name, lora) for each in folder.beside(token)]
     config, words = runs[0][1].config, {word for _, folder in runs for word in folder.config.initializers}
     word = words.pop() if len(words) == 1 else ""
+    compared = until_each(compared, job.until)
     comparison = Comparison(compared, range(_SEEDS), job.prompt, word, resolution=config.resolution)
     with stopped_by(lambda: commands.stopping):
         model = load_model(config, telling(out))
-        out.send("message", text=f"drawing {len(compared)} tokens side by side", warning=False)
+        out.send("message", text=f"drawing {len(compared)} rows side by side", warning=False)
         write_comparison(model, comparison, job.folder / COMPARISON)
     out.send("shown", path=str(job.folder / COMPARISON))
     out.send("ended", state="finished")

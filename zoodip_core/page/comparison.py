@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..base.texts import how_many
 from ..jobs.protocol import COMPARE, FAILED
 from . import views
 from .gradios import attempt, html, listen, picture_box, pictured, shown
@@ -41,6 +42,14 @@ class Comparison:
                     scale=3,
                     elem_id="zoodip_compare_prompt",
                 )
+                self._until = gr.Textbox(
+                    "1",
+                    label="Shares of the steps",
+                    info="In which a token stands in the prompt, its word in the rest. 1, 0.8, 0.6: a row each.",
+                    max_lines=1,
+                    scale=2,
+                    elem_id="zoodip_compare_until",
+                )
                 self._compare = gr.Button("Compare", scale=1, elem_id="zoodip_compare")
             self._notice = html(elem_id="zoodip_compare_notice")
             self._sheet = picture_box(show_label=False, elem_id="zoodip_sheet")
@@ -51,7 +60,7 @@ class Comparison:
         listen(self._runs.change, None, [self._runs], [self._chosen], js="(names) => (names || []).join('\\n')")
         for event in events:
             listen(event, self.look, [self._chosen], [self._runs])
-        listen(self._compare.click, self._compared, [self._chosen, self._prompt], [self._notice])
+        listen(self._compare.click, self._compared, [self._chosen, self._prompt, self._until], [self._notice])
 
     def look(self, chosen: str | None = None) -> Any:
         """The runs that have a token, as they are now; ``chosen`` are the names of those that were, a line each."""
@@ -73,11 +82,12 @@ class Comparison:
         """The components that :meth:`follow` changes."""
         return [self._notice, self._runs, self._sheet]
 
-    def _compared(self, chosen: str, prompt: str | None) -> Any:
+    def _compared(self, chosen: str, prompt: str | None, until: str | None) -> Any:
         def work() -> str:
             names = chosen.splitlines()
-            message = self._studio.compare(names, prompt or "").message
-            text = f"{len(names)} runs are being drawn; the picture appears here"
+            message = self._studio.compare(names, prompt or "", until or "").message
+            are = "is" if len(names) == 1 else "are"
+            text = f"{how_many(len(names), 'run')} {are} being drawn; the picture appears here"
             return text if message == "waiting" else f"{text}; {message}"
 
         return shown(attempt(work))

@@ -23,7 +23,9 @@ from ..jobs.job_folder import COMPARISON, RUN, WITH_WEIGHTS, preset_in, task_of,
 from ..jobs.process import ask, python_of
 from ..jobs.protocol import ASIDE, CAPTION, COMPARE, FAILED, FINISHED
 from ..jobs.queue import JobHost, Jobs
+from ..model.generation import check_until
 from ..model.kinds import TINY
+from ..train.comparison import shares_in
 from ..train.config import TrainConfig
 from ..train.hints import photographs, too_much_for_the_embedded_model
 from ..train.presets import PRESET
@@ -310,30 +312,32 @@ class Studio:
         run = self._with_token(name)
         return self.jobs.submit("show", run.folder, run.token)
 
-    def compare(self, names: Sequence[str], prompt: str = "") -> Job:
+    def compare(self, names: Sequence[str], prompt: str = "", until: str = "") -> Job:
         """Queue a picture of what several runs have learned, side by side: :attr:`comparison`.
 
         Args:
             names: of the runs.
             prompt: with ``{}`` for each one's token; empty for the target prompt that they have.
+            until: shares of the steps in which tokens stand in it, with commas between, a row for each; empty for all.
 
         Raises:
             RunFolderError: no such run, or another comparison is at work.
             EmbeddingFileError: one has no token yet.
-            ConfigError: fewer than two runs, or of several models.
+            ConfigError: fewer than two rows, runs of several models, or a share that is none.
         """
-        runs = [self._with_token(name) for name in names]
-        if len(runs) < 2:
-            raise ConfigError("choose at least two runs to compare")
+        runs, shares = [self._with_token(name) for name in names], shares_in(until)
+        for share in shares:
+            check_until(share)
+        if len(runs) * len(shares) < 2:
+            raise ConfigError("choose at least two runs to compare, or one and several shares of the steps")
         other = next((run for run in runs if run.settings.get("model") != runs[0].settings.get("model")), None)
         if other is not None:
             learned = " and ".join(f"{run.name} on {run.model}" for run in (runs[0], other))
             raise ConfigError(f"{learned} were learned on different models; compare runs of one model")
         folder = self.comparison.parent
         make_folder(folder)
-        return self.jobs.submit(
-            COMPARE, folder, ", ".join(names), runs=[str(run.folder) for run in runs], prompt=prompt.strip()
-        )
+        asked: dict[str, Any] = {"runs": [str(run.folder) for run in runs], "prompt": prompt.strip(), "until": shares}
+        return self.jobs.submit(COMPARE, folder, ", ".join(names), **asked)
 
     @property
     def comparison(self) -> Path:
