@@ -89,10 +89,7 @@ def generate(
     check_resolution(resolution)
     for each in _listed(embedding):
         check_fits(each, model.info.dims, "generate")
-    texts = list(dict.fromkeys([*prompts, negative_prompt]))
-    calls = dict(zip(texts, calls_in(texts, _listed(embedding)), strict=True))
-    encoded = {text: _encode(model, call) for text, call in calls.items()}
-    later = {text: _encode(model, calls[text].in_words(until)) for text in set(prompts)} if until < 1 else {}
+    encoded, later = _encoded(model, prompts, negative_prompt, _listed(embedding), until)
     side = resolution or model.info.resolution
     at_once = max(1, _PIXELS_AT_ONCE // side**2)
     batches = range(0, len(prompts), at_once)
@@ -116,6 +113,16 @@ def generate(
             output_type="latent",
         ).images
     return _decode(model, latents)
+
+
+def _encoded(
+    model: QuantizedModel, prompts: Sequence[str], negative_prompt: str, embeddings: Sequence[Embedding], until: float
+) -> tuple[dict[str, Conditioning], dict[str, Conditioning]]:
+    """All texts by themselves, and the prompts as they are after ``until``; none where that is the end."""
+    texts = list(dict.fromkeys([*prompts, negative_prompt]))
+    calls = dict(zip(texts, calls_in(texts, embeddings), strict=True))
+    encoded = {text: _encode(model, call) for text, call in calls.items()}
+    return encoded, {text: _encode(model, calls[text].in_words(until)) for text in set(prompts)} if until < 1 else {}
 
 
 @contextlib.contextmanager
