@@ -18,6 +18,7 @@ inversion's held-out gain, in percent: 0 is the initializer's word, 100 the grad
     ours        what the product does
     two-stage   what it does where weights are learned after the token (``--preset two-stage``), at as many forwards
     gradient, weights too   the gradient on the token and those weights together
+    two-stage, KIND and gradient, KIND too   the same with other numbers in the weights (``kinds.py``)
 
 NAME@N is the same in runs of N forward passes, for instance ``--methods "ours@15000,paper, tuned@15000"``.
 
@@ -59,6 +60,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gains import MARKS, Figures, curves_in, curves_of, derived, draw_figure, tables
+from benchmarks.kinds import CORES, HEADS, OF_RANK, OUTPUTS, kind_of
 from benchmarks.stacked import BACKWARD, Lane, Stack, Subject, descend, heldout, run
 from benchmarks.worlds import WORLDS, World
 from zoodip_core import SubspaceGradient, TrainConfig, ZerothOrderSearch, ZOAdam, generate
@@ -66,9 +68,8 @@ from zoodip_core.base import rng
 from zoodip_core.base.files import read_object, write_atomically
 from zoodip_core.cli.demo import demo_config
 from zoodip_core.model.embedding import Embedding
-from zoodip_core.model.frames import frames_of, read_text
 from zoodip_core.model.generation import with_lora
-from zoodip_core.model.lora import Lora, lora_of
+from zoodip_core.model.lora import Lora
 from zoodip_core.model.nearest import words_middle
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_table import table_of
@@ -91,6 +92,8 @@ FINE_STEP, FINE_END = 150, 3_000
 """Ours is measured on this grid as well, for the forwards it needs to come to a loss."""
 GRADIENT = {"batch": 8, "forwards": 2_400}
 GRADIENT_WEIGHTS_LR = 1e-2
+OTHER_KINDS: dict[str, dict[str, Any]] = {f"{OF_RANK}2": {"lora_rank": 2}, HEADS: {}, OUTPUTS: {}}
+"""Of numbers in the weights, and the settings that go with them."""
 GF_TI_SIGMA = 1.0
 """Its sigma and alpha are 1."""
 IMAGES, DDIM_STEPS = 12, 20
@@ -179,12 +182,14 @@ class Method:
         budget: forward passes of one candidate.
         lane: a training of a subject with a seed; None for gradients, which :func:`descend` trains.
         fine: whether it is measured on the fine grid.
+        kind: of the numbers in weights, where some are learned.
     """
 
     settings: dict[str, Any]
     budget: int
     lane: Callable[[Subject, int], Lane] | None
     fine: bool = False
+    kind: str = CORES
 
     @property
     def marks(self) -> list[int]:
@@ -300,8 +305,11 @@ def forwards_of(config: TrainConfig) -> int:
     return config.steps * config.make_estimator().num_candidates + looks * CHECK_DRAWS + adapting
 
 
-def our_lane(config: TrainConfig, subject: Subject) -> Lane:
-    """A training as the product would run it. What mu's rounding is measured for here is the token's alone."""
+def our_lane(config: TrainConfig, subject: Subject, kind: str = CORES) -> Lane:
+    """A training as the product would run it, but for the kind of its numbers in weights.
+
+    What mu's rounding is measured for here is the token's alone.
+    """
     model = subject.model
     objective = subject.training(config.make_timesteps(model.scheduler.alphas_cumprod))
     spread = vocabulary_spread(model.tokenizers, model.text_encoders) if config.directions == "vocabulary" else None
@@ -314,7 +322,7 @@ def our_lane(config: TrainConfig, subject: Subject) -> Lane:
     def held(step: int) -> list[Draw]:
         return config.check_draws(len(objective.posteriors)) if config.checked(step, search.began) else []
 
-    numbers = len(read_text(model.unet)) * config.lora_rank**2
+    numbers = kind_of(kind, model.unet).numbers if config.lora_rank else 0
     search = config.make_search(subject.theta0, spread, numbers)
     return Lane(
         subject,
@@ -342,17 +350,23 @@ class Counted:
         return self.objective.losses(candidates, draw, at)
 
 
-def our_method(plan: Plan, budget: int, fine: bool = False, **changes: Any) -> Method:
+def our_method(plan: Plan, budget: int, fine: bool = False, kind: str = CORES, **changes: Any) -> Method:
     """Ours, or an ablation of it."""
     shown = ours(concepts.load(plan.concepts[0]), plan, budget, 0, **changes).to_dict()
     for own in ("images", "captions", "token", "initializer", "seed"):
         del shown[own]
     return Method(
-        {**shown, **CONSTANTS},
+        {**shown, **CONSTANTS, **_kind_in(kind)},
         budget,
-        lambda subject, seed: our_lane(ours(subject.concept, plan, budget, seed, **changes), subject),
+        lambda subject, seed: our_lane(ours(subject.concept, plan, budget, seed, **changes), subject, kind),
         fine,
+        kind,
     )
+
+
+def _kind_in(kind: str) -> dict[str, str]:
+    """Of a method's settings."""
+    return {} if kind == CORES else {"kind": kind}
 
 
 def methods(plan: Plan) -> dict[str, Method]:
@@ -380,14 +394,21 @@ def methods(plan: Plan) -> dict[str, Method]:
         f"ours@{plan.budget // 3}": our_method(plan, plan.budget // 3),
         "two-stage": our_method(plan, plan.budget, **TWO_STAGE),
         "gradient, weights too": gradient(world, weights_lr=GRADIENT_WEIGHTS_LR),
+        **{
+            f"two-stage, {kind}": our_method(plan, plan.budget, kind=kind, **{**TWO_STAGE, **more})
+            for kind, more in OTHER_KINDS.items()
+        },
+        **{f"gradient, {kind} too": gradient(world, weights_lr=GRADIENT_WEIGHTS_LR, kind=kind) for kind in OTHER_KINDS},
     }
 
 
-def gradient(world: World, lr: float = 0.0, timesteps: str = "puts", weights_lr: float = 0.0) -> Method:
-    """Textual inversion with gradients; with the weights of the two-stage preset as well, if they have a rate."""
+def gradient(
+    world: World, lr: float = 0.0, timesteps: str = "puts", weights_lr: float = 0.0, kind: str = CORES
+) -> Method:
+    """Textual inversion with gradients; with numbers of a kind in the weights as well, if they have a rate."""
     settings = {"lr": lr or world.gradient_lr, "timesteps": timesteps, **GRADIENT}
-    settings |= {"weights_lr": weights_lr} if weights_lr else {}
-    return Method(settings, int(GRADIENT["forwards"]), None)
+    settings |= {"weights_lr": weights_lr, **_kind_in(kind)} if weights_lr else {}
+    return Method(settings, int(GRADIENT["forwards"]), None, kind=kind)
 
 
 def ablations(plan: Plan) -> dict[str, Method]:
@@ -544,7 +565,6 @@ class Bench:
         self.model = plan.world.load(plan.weights, plan.dtype)
         self.words = Words(self.model)
         self.stack = Stack(self.model, on_cost=clock.add)
-        self.stack.frames = frames_of(self.model.unet, TWO_STAGE["lora_rank"])
         self.judge = Judge.load(JUDGE)
         self.subjects = [Subject(self.model, concepts.load(name), plan.num_vectors) for name in plan.concepts]
         self.keys = [(subject, seed) for subject in self.subjects for seed in plan.seeds]
@@ -578,6 +598,7 @@ class Bench:
 
     def runs(self, method: Method, places: Sequence[int]) -> tuple[list[dict[str, Any]], int]:
         """The figures of some of the trainings, by their places in ``keys``, and the forward passes they took."""
+        self.stack.kind = kind_of(method.kind, self.model.unet)
         keys, before = [self.keys[place] for place in places], self.stack.forwards
         tokens: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -621,14 +642,14 @@ class Bench:
 
     @property
     def _numbers(self) -> int:
-        return self.stack.frames.numbers if self.stack.frames else 0
+        return self.stack.kind.numbers if self.stack.kind else 0
 
     def _parted(self, learned: torch.Tensor) -> tuple[torch.Tensor, Lora | None]:
         """A token ``[num_vectors, dim]``, and the weights that were learned with it."""
-        if learned.ndim == 2 or self.stack.frames is None:
+        if learned.ndim == 2 or self.stack.kind is None:
             return learned, None
         theta = learned[: -self._numbers].view(-1, *self.model.info.dims)
-        return theta, lora_of(self.stack.frames, learned[-self._numbers :], {"family": self.model.info.family})
+        return theta, self.stack.kind.lora(learned[-self._numbers :])
 
     def _class_word(self, subject: Subject, weights: torch.Tensor) -> float:
         """By which share weights raise the loss of the initializer's word on the other subjects' pictures."""

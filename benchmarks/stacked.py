@@ -19,9 +19,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.kinds import Kind
 from zoodip_core.data.images import load_images
 from zoodip_core.data.prompts import captions_for
-from zoodip_core.model.frames import Frames, with_cores
 from zoodip_core.model.latents import encode_images
 from zoodip_core.model.posteriors import CachedPosteriors
 from zoodip_core.model.quantized import Prompt
@@ -73,7 +73,7 @@ class Subject:
 class Request(NamedTuple):
     """Candidates to evaluate on one draw of an objective: ``[K, num_vectors, dim]``, or flat with weights behind them.
 
-    Weights are numbers of the stack's frames; see :class:`zoodip_core.search.staged.StagedSearch`.
+    Weights are numbers of the stack's kind; see :class:`zoodip_core.search.staged.StagedSearch`.
     """
 
     objective: DiffusionObjective
@@ -99,8 +99,8 @@ class Stack:
         self.model = model
         self.rows = rows
         self.on_cost = on_cost
-        self.frames: Frames | None = None
-        """Of weights that candidates may have."""
+        self.kind: Kind | None = None
+        """Of numbers in weights that candidates may have."""
         self.forwards = 0
         """Forward passes of one candidate so far."""
 
@@ -142,7 +142,7 @@ class Stack:
     def _parted(self, candidates: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Tokens ``[N, num_vectors, dim]``, and weights ``[N, numbers]`` if one of the candidates has some."""
         (dim,) = self.model.info.dims
-        numbers = self.frames.numbers if self.frames else 0
+        numbers = self.kind.numbers if self.kind else 0
         tokens = torch.cat(
             [c if c.ndim == 3 else c[:, : len(c[0]) - numbers].view(len(c), -1, dim) for c in candidates]
         )
@@ -152,9 +152,9 @@ class Stack:
         return tokens, torch.cat([plain.expand(len(c), -1) if c.ndim == 3 else c[:, -numbers:] for c in candidates])
 
     def _weights(self, numbers: torch.Tensor | None) -> contextlib.AbstractContextManager[None]:
-        if numbers is None or self.frames is None:
+        if numbers is None or self.kind is None:
             return contextlib.nullcontext()
-        return with_cores(self.model.unet, self.frames, numbers)
+        return self.kind.within(self.model.unet, numbers)
 
     @staticmethod
     def _prompt(request: Request) -> EncodedPrompt:
@@ -340,10 +340,10 @@ def descend(
     Args:
         trainings: subject, objective and seed of each.
         budget: forward passes; the backward passes come on top, uncounted.
-        weights_lr: where it is above 0, the weights of the stack's frames are learned with the token at this rate.
+        weights_lr: where it is above 0, numbers of the stack's kind are learned with the token at this rate.
     """
     thetas = [subject.theta0.clone().requires_grad_() for subject, _, _ in trainings]
-    numbers = stack.frames.numbers if stack.frames and weights_lr else 0
+    numbers = stack.kind.numbers if stack.kind and weights_lr else 0
     weights = [torch.zeros(1, numbers, requires_grad=True) for _ in trainings]
     rates = (lr, weights_lr)
     optimizer = torch.optim.Adam([{"params": thetas, "lr": lr}, {"params": weights, "lr": weights_lr or lr}])

@@ -28,10 +28,12 @@ from benchmarks.gains import (
     geometric_mean,
     tables,
 )
+from benchmarks.kinds import CORES, HEADS, OUTPUTS, Cores, kind_of
 from benchmarks.stacked import Lane, Request, Stack, Subject, descend, heldout, run
 from benchmarks.worlds import WORLDS
 from zoodip_core import PUTS
-from zoodip_core.model.frames import frames_of
+from zoodip_core.model.frames import frames_of, read_text
+from zoodip_core.model.generation import with_lora
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
@@ -83,7 +85,7 @@ def test_stacked_losses_are_the_objectives(model: StableDiffusion, subjects: lis
 def test_stacked_losses_with_weights_are_the_objectives(model: StableDiffusion, subjects: list[Subject]) -> None:
     """Beside a request of tokens alone, whose losses they leave as they are."""
     stack, frames = Stack(model, rows=4), frames_of(model.unet, 4)
-    stack.frames = frames
+    stack.kind = Cores(frames)
     numbers = 0.3 * torch.randn(3, frames.numbers, generator=torch.Generator().manual_seed(0))
     flat = torch.cat([around(subjects[0], 3).flatten(1), numbers], dim=1)
     objective = subjects[0].training(PUTS())
@@ -100,6 +102,30 @@ def test_stacked_losses_with_weights_are_the_objectives(model: StableDiffusion, 
     (gradient,) = stack.gradients([Request(objective, draw, flat)])
     assert gradient.shape == flat.shape
     assert (gradient[:, 128:].norm(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize(("name", "count"), [(HEADS, 4 * 2 * 4), (OUTPUTS, 4 * 2 * 128)])
+def test_gains_are_weights_times_as_much(
+    model: StableDiffusion, subjects: list[Subject], name: str, count: int
+) -> None:
+    """In the layers' outputs as in the weights themselves, drawn by as a LoRA; a head's gain is that of its outputs."""
+    kind = kind_of(name, model.unet)
+    assert kind.numbers == count
+    values = 0.3 * torch.randn(2, count, generator=torch.Generator().manual_seed(0))
+    stack, objective = Stack(model), subjects[0].training(PUTS())
+    stack.kind = kind
+    draw, token = objective.draw(0, 0), subjects[0].theta0[None]
+    flat = torch.cat([token.flatten(1).expand(2, -1), values], dim=1)
+    (found,) = stack.losses([Request(objective, draw, flat)])
+    (plain,) = stack.losses([Request(objective, draw, token)])
+    for own, loss in zip(values, found, strict=True):
+        with with_lora(model, kind.lora(own)):
+            assert torch.allclose(objective.losses(token, draw), loss, rtol=0, atol=1e-6)
+        assert abs(loss - plain) > 1e-5
+    first = next(iter(kind.lora(values[0]).layers.values()))[0]  # g W of a layer of 4 heads
+    weight = model.unet.get_submodule(sorted(read_text(model.unet))[0]).weight
+    gains = (first / weight).nanmedian(dim=1).values.view(4, -1)
+    assert ((gains - gains[:, :1]).abs().amax(dim=1) < 1e-5).all() == (name == HEADS)
 
 
 def test_stacked_gradients_are_slopes(model: StableDiffusion, subjects: list[Subject]) -> None:
@@ -207,7 +233,7 @@ def test_two_stages_are_what_the_product_does(model: StableDiffusion, subjects: 
     for _ in range(4):
         product.step()
     lane, stack = fidelity.our_lane(config, subjects[0]), Stack(model)
-    stack.frames = frames_of(model.unet, 4)
+    stack.kind = kind_of(CORES, model.unet)
     assert lane.spent == LEAST_FORWARDS + WEIGHTS_FORWARDS
     found: list[torch.Tensor] = []
     budget = lane.spent + 4 * config.n
