@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .generate import seed_input
+from .generate import seed_input, until_input
 from .host import host, on_the_device
 from .loras import check_draws_with
 from .pictures import thumbnails, to_image, to_pictures
@@ -160,6 +160,7 @@ def _optional() -> dict[str, Any]:
             "ZOODIP_EMBEDDING",
             {"tooltip": "Another token, which your prompts name beside {}. Before, the word it began as stands there."},
         ),
+        "until": until_input(),
     }
 
 
@@ -193,6 +194,7 @@ def _plan(model: TokenModel, embedding: Embedding, given: dict[str, Any]) -> Eva
         given["seed"],
         given["steps"],
         given["guidance"] or None,
+        given.get("until", 1.0),
     )
 
 

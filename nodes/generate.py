@@ -25,6 +25,18 @@ def seed_input(tooltip: str) -> tuple[str, dict[str, Any]]:
     return "INT", {"default": 0, "min": 0, "max": _SEED_LIMIT, "control_after_generate": False, "tooltip": tooltip}
 
 
+def until_input() -> tuple[str, dict[str, Any]]:
+    """The share of the steps in which a token stands in its prompt."""
+    return "FLOAT", {
+        "default": 1.0,
+        "min": 0.05,
+        "max": 1.0,
+        "step": 0.05,
+        "tooltip": "The share of the steps in which the token stands in the prompt; from there on the word that it "
+        "began as, which leaves more of the prompt to the model. Try 0.7 where a token draws over a style.",
+    }
+
+
 def drawing_inputs() -> dict[str, Any]:
     """How pictures are drawn: steps, guidance and size."""
     return {
@@ -91,18 +103,7 @@ class GeneratePreview:
                     "ZOODIP_EMBEDDING",
                     {"tooltip": "Another token, of another run or file, for the same prompts, which name both."},
                 ),
-                "until": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.05,
-                        "max": 1.0,
-                        "step": 0.05,
-                        "tooltip": "The share of the steps in which the token stands in the prompt; from there on the "
-                        "word that it began as, which leaves more of the prompt to the model. Try 0.7 where a token "
-                        "draws over a style.",
-                    },
-                ),
+                "until": until_input(),
             },
         }
 

@@ -119,6 +119,38 @@ def drawn(done: tuple[Evaluation, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(done[1], tmp_path / "out"))
 
 
+def test_a_token_that_gives_way_to_its_word(
+    done: tuple[Evaluation, Path], tiny_model: StableDiffusion, judges: Judges, references: list[Path], tmp_path: Path
+) -> None:
+    """The images before are the same, those after are what is drawn so; its file says no word: the class word."""
+    plan, folder = replace(PLAN, until=0.5), tmp_path / "half"
+    found = evaluate(tiny_model, token(), references, plan, judges, folder)
+    text = PROMPTS[0].replace("{}", "<boo>")
+    own = replace(token(), metadata={"initializer": "monster"})
+    expected = generate(tiny_model, [text] * 2, [0, 1], embedding=own, num_inference_steps=2, until=0.5)
+    for seed, picture in enumerate(expected):
+        drawn = np.asarray(Image.open(image_path(folder, "after", 0, seed)))
+        np.testing.assert_array_equal(drawn, np.asarray(picture))
+        assert drawn.tobytes() != np.asarray(Image.open(image_path(done[1], "after", 0, seed))).tobytes()
+        paths = (image_path(each, "before", 0, seed) for each in (folder, done[1]))
+        assert len({path.read_bytes() for path in paths}) == 1
+    assert found.before == done[0].before
+    assert found.after != done[0].after
+    assert as_text(found).splitlines()[2].startswith("after: the token <boo> until 0.5 ")
+    assert "the token in the first 0.5 of the steps, its word in the rest" in as_markdown(found)
+    with pytest.raises(RunFolderError, match="until differ"):
+        evaluate(tiny_model, token(), references, PLAN, judges, folder)
+
+
+@pytest.mark.parametrize("until", [0.0, -1.0, 1.1, float("nan")])
+def test_a_share_of_the_steps_that_is_none(
+    until: float, tiny_model: StableDiffusion, judges: Judges, references: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"until = .*must be above 0 and at most 1"):
+        evaluate(tiny_model, token(), references, replace(PLAN, until=until), judges, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # ---------------------------------------------------------------- the figures
 
 
@@ -764,6 +796,8 @@ def test_the_command_scores_a_token(command: list[str], capsys: pytest.CaptureFi
     assert "drawing 100%" in err
     assert (folder / MARKDOWN).is_file()
     assert {path.name for path in folder.glob("*/*.png")} == {"prompt001-seed0.png", "prompt002-seed0.png"}
+    assert cli.main([*command, "--until", "0.5"]) == 0  # beside it, in a folder of its own
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder.with_name("boo-until-0.5") / SHEET)
     assert cli.main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((folder / JSON).read_text())
 
@@ -797,6 +831,7 @@ def test_the_commands_errors(command: list[str], capsys: pytest.CaptureFixture[s
     save_embedding(token(), tmp_path / "wordless.safetensors")
     save_embedding(token(width=768, initializer="dog"), tmp_path / "sd1.safetensors")
     assert "seeds = 0: must be from 1" in told("--seeds", "0")
+    assert "until = 2: must be above 0" in told("--until", "2")
     assert "no JPEG, PNG or WebP image" in told("--images", "empty")
     assert "does not exist" in told("--images", "gone")
     assert "--class dog" in told("--embedding", "wordless.safetensors")

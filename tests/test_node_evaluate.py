@@ -117,6 +117,18 @@ def test_the_device_is_its_own_and_a_stop_keeps_what_is_drawn(
     assert len(list(host.root.glob("output/zoodip/evaluations/*/*/*.png"))) == 8
 
 
+def test_a_token_that_gives_way_to_its_word(pack: Any, host: FakeHost, model: Any, models: Path) -> None:
+    """In a folder of its own, with other images after and the same before."""
+    one = {"seeds": 1, "prompts": "a {} in the snow", "class_word": "monster"}
+    run(pack, model, **one)
+    table = run(pack, model, **one, until=0.5)["result"][1]
+    assert "until 0.5" in table
+    root = host.root / "output" / "zoodip" / "evaluations"
+    assert sorted(json.loads(path.read_text()).get("until", 1) for path in root.glob("*/settings.json")) == [0.5, 1]
+    for when, count in (("before", 1), ("after", 2)):
+        assert len({path.read_bytes() for path in root.glob(f"*/{when}/prompt001-seed0.png")}) == count
+
+
 def test_weights_draw_the_images_with_the_token(pack: Any, host: FakeHost, model: Any, models: Path) -> None:
     frames = core("model.frames").frames_of(model.unet, 4)
     lora = core("model.lora").lora_of(frames, torch.ones(frames.numbers), {})

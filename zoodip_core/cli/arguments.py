@@ -60,6 +60,18 @@ def which_option(parser: argparse.ArgumentParser, otherwise: str) -> None:
 # ---------------------------------------------------------------- settings of a training
 
 
+def until_option(parser: argparse.ArgumentParser) -> None:
+    """``--until``, where pictures are drawn with tokens."""
+    parser.add_argument(
+        "--until",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of the steps in which tokens stand in the prompts; from there on the words that they began as, "
+        "which leave more of a prompt to the model: try 0.7 where a token draws over a style (default: 1)",
+    )
+
+
 def setting_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each setting of the table. One that is not given is absent: the preset's value stands."""
     for part in PARTS:

@@ -14,7 +14,7 @@ from ..data.masks import without_masks
 from ..evaluate.encoders import CLIP_ID, DINO_ID
 from ..evaluate.prompt_sets import PROMPT_SETS, default_set, prompts_of
 from ..model.embedding import load_embedding
-from .arguments import command, load, loading_options, lora_in, lora_options, model_option, which_option
+from .arguments import command, load, loading_options, lora_in, lora_options, model_option, until_option, which_option
 from .screen import Stages, session
 
 
@@ -62,6 +62,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--seeds", type=int, default=4, metavar="N", help="images of each prompt (default: 4)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the first image of each (default: 0)")
     parser.add_argument("--steps", type=int, default=25, metavar="N", help="denoising steps (default: 25)")
+    until_option(parser)
     parser.add_argument(
         "--guidance", type=float, metavar="SCALE", help="classifier-free guidance (default: 7.5; tiny: 5)"
     )
@@ -90,11 +91,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     for why in (*left_out(args.images), *judges.left_out):
         print(f"warning: {why}", file=sys.stderr)
     word = class_word_of(embedding, args.class_word)
-    folder = args.output or folder_for(Path("evaluations"), embedding, "-".join(plain(e.token, 40) for e in beside))
+    share = [f"until-{args.until:g}"] if args.until != 1 else []
+    key = "-".join([*(plain(each.token, 40) for each in beside), *share])
+    folder = args.output or folder_for(Path("evaluations"), embedding, key)
     lora = lora_in(args)
     model = load(args)
     prompts = prompts_of(args.prompts or default_set(model.info.family))
-    plan = EvaluationPlan(prompts, word, args.seeds, args.seed, args.steps, args.guidance)
+    plan = EvaluationPlan(prompts, word, args.seeds, args.seed, args.steps, args.guidance, args.until)
     with session() as (_, commands), stopped_by(lambda: commands.stopping), Stages() as bar:
         try:
             evaluation = evaluate(model, embedding, references, plan, judges, folder, bar, lora, beside)

@@ -21,6 +21,7 @@ from .arguments import (
     lora_in,
     lora_options,
     model_option,
+    until_option,
     which_option,
 )
 
@@ -46,14 +47,7 @@ def add(commands: Any) -> None:
     )
     which_option(parser, "all may be used")
     lora_options(parser)
-    parser.add_argument(
-        "--until",
-        type=float,
-        default=1.0,
-        metavar="SHARE",
-        help="share of the steps in which tokens stand in the prompts; from there on the words that they began as, "
-        "which leave more of a prompt to the model: try 0.7 where a token draws over a style (default: 1)",
-    )
+    until_option(parser)
     drawing_options(parser, 1, seed="of the first image", count="images a prompt")
     loading_options(parser)
     parser.add_argument(

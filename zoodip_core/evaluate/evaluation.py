@@ -29,7 +29,7 @@ from ..data.prompts import SLOT
 from ..data.sheets import save_png
 from ..model.calls import Call, calls_in
 from ..model.embedding import Embedding, check_fits
-from ..model.generation import check_settings, with_lora
+from ..model.generation import check_settings, check_until, with_lora
 from ..model.lora import Lora, serialize
 from ..model.token_model import TokenModel
 from .encoders import ClipFeatures, DinoFeatures, MissingModelError, ModelFiles, Picture, find_clip, find_dino
@@ -60,6 +60,7 @@ class EvaluationPlan:
         first_seed: of the first of them; the others count on.
         num_inference_steps: denoising steps.
         guidance_scale: classifier-free guidance, None for the model's own.
+        until: the share of the steps in which tokens stand in the prompts, as for :func:`generation.generate`.
     """
 
     prompts: tuple[str, ...]
@@ -68,6 +69,7 @@ class EvaluationPlan:
     first_seed: int = 0
     num_inference_steps: int = 25
     guidance_scale: float | None = None
+    until: float = 1.0
 
     def images(self) -> list[tuple[int, int]]:
         """The (prompt's index, seed) of each image, in the order of their features."""
@@ -174,7 +176,9 @@ class Texts:
         """
         # The token's own name, which may be red or in, is a plain word in these prompts; so are the files' names.
         place = _SUBJECT if beside else SLOT
-        tokens = (replace(embedding, token=place, alias=""), *(replace(each, alias="") for each in beside))
+        about = {"initializer": plan.class_word, **embedding.metadata}  # the word that it gives way to
+        subject = replace(embedding, token=place, alias="", metadata=about)
+        tokens = (subject, *(replace(each, alias="") for each in beside))
         after = tuple(prompt.replace(SLOT, place) for prompt in plan.prompts)
         pairs = list(zip(calls_in(after, tokens), plan.prompts, strict=True))
         called = {each.token for call, _ in pairs for each in call.embeddings}
@@ -222,12 +226,15 @@ def check(
     if not 1 <= plan.seeds <= MAX_SEEDS:
         raise ConfigError(f"seeds = {plan.seeds}: must be from 1 to {MAX_SEEDS}")
     check_settings(plan.prompts, range(len(plan.prompts)), plan.num_inference_steps, plan.guidance_scale)
+    check_until(plan.until)
     for each in (embedding, *beside):
         check_fits(each, model.info.dims, "evaluate", model.info.encoders)
     texts = Texts.of(embedding, plan, beside)
     for before, call in zip(texts.before, calls_in(texts.after, texts.tokens), strict=True):
         model.prompt(before)
         model.prompt(call.text, call.counts)
+        if plan.until < 1:
+            model.prompt(call.in_words(plan.until).text)
     if not references:
         raise ImagesError("images: there are no reference images; give 3 to 10 pictures of the subject")
     for reference in references:
@@ -332,6 +339,7 @@ def _settings(
     """What decides the images, as the folder keeps it."""
     others = {"beside": {each.token[:_LONGEST_WORD]: _digest(each) for each in beside}} if beside else {}
     weights = {"lora": hashlib.sha256(serialize(Lora(lora.layers))).hexdigest()} if lora else {}
+    share = {"until": plan.until} if plan.until < 1 else {}
     return {
         "evaluation_version": SETTINGS_VERSION,
         "model": model.fingerprint,
@@ -347,6 +355,7 @@ def _settings(
         "guidance": plan.guidance_scale,
         **weights,
         **others,
+        **share,
     }
 
 
@@ -415,6 +424,7 @@ def _draw(
                 embedding=texts.tokens if when == AFTER else None,
                 num_inference_steps=plan.num_inference_steps,
                 guidance_scale=plan.guidance_scale,
+                until=plan.until if when == AFTER else 1.0,
                 on_step=lambda part, of, done=done, steps=steps: told(done + steps * part // of),  # type: ignore[misc]
             )
         for image, path in zip(images, _paths(folder, when, prompt, seeds), strict=True):

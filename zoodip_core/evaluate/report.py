@@ -15,7 +15,7 @@ from ..data.images import open_picture
 from ..data.prompts import SLOT
 from ..data.sheets import contact_sheet
 from .encoders import Picture
-from .evaluation import AFTER, BEFORE, Evaluation, as_json, image_path
+from .evaluation import AFTER, BEFORE, Evaluation, EvaluationPlan, as_json, image_path
 from .metrics import Scores
 
 MARKDOWN, JSON, SHEET = "evaluation.md", "evaluation.json", "evaluation.png"
@@ -59,6 +59,7 @@ def as_markdown(evaluation: Evaluation) -> str:
     """The table, that of each prompt, and how it was made."""
     plan = evaluation.plan
     guidance = "the model's own" if plan.guidance_scale is None else f"{plan.guidance_scale:g}"
+    share = f", the token in the first {plan.until:g} of the steps, its word in the rest" if plan.until < 1 else ""
     lines = [
         f"# {_code(evaluation.token[:60])}",
         "",
@@ -78,7 +79,7 @@ def as_markdown(evaluation: Evaluation) -> str:
         "",
         f"{how_many(evaluation.references, 'reference image')}; {how_many(len(plan.prompts), 'prompt')}, "
         f"{how_many(plan.seeds, 'image')} of each, seeds from {plan.first_seed}; "
-        f"{how_many(plan.num_inference_steps, 'denoising step')}, guidance {guidance}; model "
+        f"{how_many(plan.num_inference_steps, 'denoising step')}, guidance {guidance}{share}; model "
         f"{_code(evaluation.model)}.",
         "Scored by " + " and ".join(_code(name) for name in evaluation.judges.values()) + ".",
         *(f"\nLeft out: {why}" for why in evaluation.left_out),
@@ -89,9 +90,13 @@ def as_markdown(evaluation: Evaluation) -> str:
 def _rows(evaluation: Evaluation, quoted: Callable[[str], str] = str) -> list[tuple[str, Scores]]:
     return [
         (f"before: the word {quoted(evaluation.plan.class_word)}", evaluation.before),
-        (f"after: the token {quoted(evaluation.token[:60])}", evaluation.after),
+        (f"after: the token {quoted(evaluation.token[:60])}{_until(evaluation.plan)}", evaluation.after),
         ("the references themselves", evaluation.ceiling),
     ]
+
+
+def _until(plan: EvaluationPlan) -> str:
+    return f" until {plan.until:g}" if plan.until < 1 else ""
 
 
 def _figures(scores: Scores) -> tuple[str, ...]:
@@ -120,7 +125,7 @@ def _write_sheet(evaluation: Evaluation, references: Sequence[Picture], folder: 
     ]
     for when, label in (
         (BEFORE, f'before: the word\n"{plan.class_word}"'),
-        (AFTER, f"after: the token\n{evaluation.token}"),
+        (AFTER, f"after: the token\n{evaluation.token}\n{_until(plan).strip()}"),
     ):
         rows.append((_label(label), [_tile(image_path(folder, when, prompt, seed)) for prompt, seed in shown]))
     columns = [
