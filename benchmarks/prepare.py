@@ -4,7 +4,10 @@ Each load is a process of its own. With ``--before`` the same is done with anoth
 turn with this one, so that both meet the same computer. Pictures are drawn anew; a model of full size and random
 weights is written by ``python tools/random_models.py --family sd15 --size full --dtype float16 MODEL.safetensors``.
 
-    python benchmarks/prepare.py MODEL [--before DIR] [--resolution 512] [--weights int8] [--rounds 1]
+    python benchmarks/prepare.py MODEL [--before DIR] [--resolution 512] [--weights int8] [--rounds 1] [--imported]
+
+With ``--imported`` the process has prepared a training of the embedded model before: torch, diffusers and transformers
+are imported by then, as they are in ComfyUI, in a webui, and in whatever trains a second time.
 """
 
 from __future__ import annotations
@@ -33,9 +36,12 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--weights", default="int8")
     parser.add_argument("--rounds", type=int, default=1, help="the best of each part is shown")
+    parser.add_argument("--imported", action="store_true", help="leave out the import of libraries")
     parser.add_argument("--child", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
+        if args.imported:
+            import_all()
         print(json.dumps(prepare(args.model, Path(args.child), args.resolution, args.weights)))
         return
     trees = {"before": args.before, "after": ROOT} if args.before else {"now": ROOT}
@@ -51,7 +57,7 @@ def main() -> None:
 def in_process(args: argparse.Namespace, tree: Path, folder: Path) -> dict[str, float]:
     """The parts' seconds of one load by a checkout."""
     command = [sys.executable, __file__, args.model.absolute(), "--child", folder]
-    command += ["--resolution", args.resolution, "--weights", args.weights]
+    command += ["--resolution", args.resolution, "--weights", args.weights, *["--imported"] * args.imported]
     words, environment = [str(part) for part in command], {**os.environ, "PYTHONPATH": str(tree.resolve())}
     done = subprocess.run(words, env=environment, cwd=tree, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -72,6 +78,15 @@ def table(found: dict[tuple[str, str], dict[str, float]]) -> str:
     lines += [[part, *(f"{each.get(part, 0):.1f}" for each in found.values())] for part in parts]
     rows = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([rows[0], "|---" * len(lines[0]) + "|", *rows[1:]])
+
+
+def import_all() -> None:
+    """Have the libraries imported that a training needs, by preparing one."""
+    from zoodip_core.cli.demo import demo_config
+    from zoodip_core.tiny import concepts
+    from zoodip_core.train.prepared import Training
+
+    Training(demo_config(concepts.load("boo")))
 
 
 def prepare(model: Path, folder: Path, resolution: int, weights: str) -> dict[str, float]:

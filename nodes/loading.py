@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 
-class LoadsFile:
+class LoadsFile(ABC):
     """What nodes share that read the file which their input ``file`` names."""
 
     CALLED: str
     """ComfyUI's files of this kind, for people."""
 
     @staticmethod
+    @abstractmethod
     def listed() -> dict[str, Path]:
         """ComfyUI's files of this kind, by the names that the user sees."""
-        raise NotImplementedError
 
     @classmethod
     def path_of(cls, file: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,20 +33,20 @@ class Written:
         return str(self._lost.get(node, 0))
 
 
-class SavesFile:
+class SavesFile(ABC):
     """What nodes share that save under the name which their input ``filename`` gives."""
 
     WRITTEN: Written
     """What each node of the class has written."""
 
     @classmethod
+    @abstractmethod
     def target(cls, filename: str, token: str) -> Path:
         """The file that a name stands for; see :func:`target`.
 
         Args:
             token: what it is called by where no name is given.
         """
-        raise NotImplementedError
 
     @classmethod
     def VALIDATE_INPUTS(cls, filename: str | None) -> bool | str:  # noqa: N802 - ComfyUI's name

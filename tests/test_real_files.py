@@ -508,7 +508,10 @@ def test_what_is_given_and_not_used_is_counted(tmp_path: Path, capsys: pytest.Ca
     assert "film is a video; save some frames of it as pictures" in told
     assert "left out, 1 caption of no picture: lone.txt" in told
     assert "dance.gif is a moving picture or a file of several pages, of which the first picture alone is used" in told
-    assert "left out, 3 no JPEG, PNG or WebP; save them as one of these: pcx.pcx, ppm.ppm, tga.tga" in told
+    assert (
+        "left out, 3 of another kind than JPEG, PNG or WebP; save them as one of these: pcx.pcx, ppm.ppm, tga.tga"
+        in told
+    )
     assert "masks for 1 of 4 pictures; the rest is learned whole" in told
     assert "10_rex (1) is a folder with pictures in it; give it with --images too, or move the pictures" in told
     assert "dot.jpg (6.0 times)" in told

@@ -51,7 +51,10 @@ class Why:
     many: str
 
 
-_OTHER = Why("is not a JPEG, PNG or WebP file; convert it first", "no JPEG, PNG or WebP; save them as one of these")
+_OTHER = Why(
+    "is not a JPEG, PNG or WebP file; convert it first",
+    "of another kind than JPEG, PNG or WebP; save them as one of these",
+)
 _WHY = {
     _VIDEO: Why("is a video; save some frames of it as pictures", "videos; save some frames of them as pictures"),
     _RAW: Why("is a camera's raw file; save it as JPEG", "raw files of cameras; save them as JPEG"),

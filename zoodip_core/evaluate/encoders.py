@@ -7,6 +7,7 @@ are taken by the settings known here, as the rest may name code for the library 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -153,15 +154,15 @@ _DINO_KEYS = (
 )
 
 
-class _ImageFeatures:
+class _ImageFeatures(ABC):
     """Pictures through a model's processor and the model, a batch at a time."""
 
     _model: Any
     _processor: Any
 
+    @abstractmethod
     def _images(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features ``[N, dim]`` of a batch as the processor makes it."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def of_images(self, pictures: Sequence[Picture], on_step: OnStep | None = None) -> torch.Tensor:
