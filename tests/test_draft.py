@@ -19,7 +19,8 @@ from zoodip_core.base.errors import CaptionError, ConfigError, ImagesError, Stor
 from zoodip_core.data.images import MAX_PICTURES, find_images, load_images
 from zoodip_core.data.masks import Masks
 from zoodip_core.data.prompts import captions_for
-from zoodip_core.page.draft import MAX_CAPTION, Draft
+from zoodip_core.page.draft import Draft
+from zoodip_core.page.given import MAX_CAPTION
 from zoodip_core.tiny import concepts
 
 MP4 = b"\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom" + b"\x00" * 1000
@@ -297,7 +298,7 @@ def test_500_files_are_refused_as_a_whole(draft: Draft, uploads: Uploads, monkey
     files = [uploads.one(f"{i}.png", bytes(picture) + i.to_bytes(2, "big")) for i in range(500)]
     with monkeypatch.context() as patch:
         patch.setattr("zoodip_core.page.draft.open_picture", unwanted)
-        patch.setattr("zoodip_core.page.draft.read_picture", unwanted)
+        patch.setattr("zoodip_core.page.given.read_picture", unwanted)
         patch.setattr("zoodip_core.page.draft._copy", unwanted)
         with counted_reads() as reads, pytest.raises(ImagesError) as caught:
             draft.add(files)
