@@ -76,6 +76,7 @@ def test_predicted_memory_is_what_a_step_takes(model_path: str | Path, weights: 
     assert use.encoding == pytest.approx(encoding, rel=0.15)
 
 
+@pytest.mark.parametrize("model_path", [TINY, pytest.param("sdxl", marks=pytest.mark.slow), *OTHERS], indirect=True)
 @torch.no_grad()
 def test_the_largest_of_several_shapes_is_foretold(model_path: str | Path) -> None:
     """A run on pictures of three shapes takes what is predicted for the largest, squares or none among them."""
