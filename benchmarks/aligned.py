@@ -21,9 +21,11 @@ import argparse
 import itertools
 import json
 import math
+import multiprocessing
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,11 @@ SUBJECTS = ("boo", "kiwi", "pip", "zig")
 IDENTITY = ("shape", "pattern", "eyes", "head")
 PICTURES, DDIM_STEPS = 10, 15
 WORD = "the word"
+MODE = TrainConfig.initializer_mode
+PARTS = 2
+"""Processes of one thread each."""
+
+Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -186,50 +193,126 @@ def look(
 # ---------------------------------------------------------------- the table
 
 
-def table(found: dict[str, dict[str, dict[str, float]]], styles: Sequence[str]) -> str:
-    """Tone error and identity by row: the means, and the share of the first trained row's."""
-    lines = [
-        f"| alignment | tone error | {' | '.join(styles)} | identity | tone error, of 0's | identity, of 0's |",
-        f"|---|---|{'---|' * len(styles)}---|---|---|",
-    ]
-    base = found.get("0")
+def table(found: dict[str, dict[str, Figures]], subjects: Sequence[str], styles: Sequence[str]) -> str:
+    """Tone error and identity by row: the means, those by style and by subject, and the share of the row 0's."""
+    head = ["drawn", "tone error", *styles, "identity", *subjects, "tone error, of 0's", "identity, of 0's"]
+    lines, base = [head, ["---"] * len(head)], found.get("0", {})
     for row, cells in found.items():
-        errors = {style: [v["tone error"] for k, v in cells.items() if k.split()[1] == style] for style in styles}
-        identity = statistics.fmean(v["identity"] for v in cells.values())
-        error = statistics.fmean(itertools.chain.from_iterable(errors.values()))
-        shares = ["", ""]
-        if base and row not in ("0", WORD):
-            pairs = [(v, base[k]) for k, v in cells.items() if k in base]
-            shares = [
-                f"{statistics.fmean(v[name] for v, _ in pairs) / statistics.fmean(b[name] for _, b in pairs):.0%}"
-                for name in ("tone error", "identity")
-            ]
-        each = " | ".join(f"{statistics.fmean(errors[style]):.1f}" for style in styles)
-        lines.append(f"| {row} | {error:.1f} | {each} | {identity:.3f} | {' | '.join(shares)} |")
-    return "\n".join(lines)
+        by_style = [_mean("tone error", cells, style) for style in styles]
+        by_subject = [_mean("identity", cells, subject) for subject in subjects]
+        pairs = {key: base[key] for key in cells if key in base} if row not in ("0", WORD) else {}
+        own = {key: cells[key] for key in pairs}
+        shares = [
+            f"{_mean(name, own) / _mean(name, pairs):.0%}" if pairs else "" for name in ("tone error", "identity")
+        ]
+        tones = [f"{value:.1f}" for value in (_mean("tone error", cells), *by_style)]
+        likeness = [f"{_mean('identity', cells):.3f}", *(f"{value:.2f}" for value in by_subject)]
+        lines.append([row, *tones, *likeness, *shares])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _mean(name: str, cells: dict[str, Figures], part: str = "") -> float:
+    """Of a figure over the cells, or over those whose subject or style this is."""
+    values = [each[name] for key, each in cells.items() if not part or part in key.split()[:2]]
+    return statistics.fmean(values) if values else math.nan
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A token to learn: by which row, of which subject, for which style, with which seed."""
+
+    row: str
+    subject: str
+    style: str
+    seed: int
+
+    @classmethod
+    def for_cell(cls, row: str, subject: str, style: str, seed: int) -> Wanted:
+        """What a cell is drawn with. Without a target prompt a token is the same for all styles."""
+        trained = Drawn.by(row).trained
+        return cls(trained, subject, style if settings_of(trained)["alignment"] else "", seed)
+
+    def __str__(self) -> str:
+        return f"{self.row}, {self.subject}, {self.style or 'any style'}, {self.seed}"
+
+
+class Bench:
+    """The model and the judge, and processes that trainings and drawings are dealt to.
+
+    Args:
+        bench: the model's name.
+        budget: forward passes of a training.
+    """
+
+    def __init__(self, bench: str, budget: int) -> None:
+        self.world, self.budget = WORLDS[bench], budget
+        self.model, self.judge = self.world.load(), Judge.load(JUDGE)
+
+    def learned(self, wanted: Sequence[Wanted]) -> Iterator[torch.Tensor]:
+        """The tokens ``[1, dim]``."""
+        with self._processes() as pool:
+            yield from pool.map(_learned, wanted)
+
+    def learned_here(self, wanted: Wanted) -> torch.Tensor:
+        concept, style = concepts.load(wanted.subject), wanted.style or next(iter(STYLES))
+        config = config_of(concept, style, wanted.row, wanted.seed, self.world, self.budget)
+        return learn(config, self.model, wanted.row)
+
+    def drawn(self, cells: Sequence[tuple[str, str, str, int]], tokens: dict[str, list[float]]) -> Iterator[Figures]:
+        """What tokens draw, by their names in ``tokens``, in cells as :meth:`Wanted.for_cell` has them."""
+        with self._processes() as pool:
+            yield from pool.map(_drawn, [(cell, tokens) for cell in cells])
+
+    def drawn_here(self, cell: tuple[str, str, str, int], tokens: dict[str, list[float]]) -> Figures:
+        row, subject, style, _ = cell
+        concept, drawn = concepts.load(subject), Drawn.by(row)
+        if row == WORD:
+            return look(self.model, self.judge, concept, style, None)
+        word = self.model.initial_vectors(concept.initializer, 1, MODE)
+        token = torch.tensor(tokens[str(Wanted.for_cell(*cell))]).view_as(word)
+        return look(self.model, self.judge, concept, style, word + drawn.strength * (token - word), drawn.until)
+
+    def _processes(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(PARTS, multiprocessing.get_context("fork"), _take, (self,))
+
+
+_bench: Bench
+"""What a process was forked for."""
+
+
+def _take(bench: Bench) -> None:
+    global _bench
+    torch.set_num_threads(1)
+    _bench = bench
+
+
+def _learned(wanted: Wanted) -> torch.Tensor:
+    return _bench.learned_here(wanted)
+
+
+def _drawn(asked: tuple[tuple[str, str, str, int], dict[str, list[float]]]) -> Figures:
+    return _bench.drawn_here(*asked)
 
 
 def measure(args: argparse.Namespace, save: Callable[[dict[str, Any]], None], known: dict[str, Any]) -> dict[str, Any]:
-    world = WORLDS[args.bench]
-    model, judge = world.load(), Judge.load(JUDGE)
-    jobs = [(row, *each) for row in args.rows for each in itertools.product(args.concepts, args.styles, args.seeds)]
-    tokens: dict[tuple[str, str, str, int], torch.Tensor] = {}
-    for row, name, style, seed in tqdm(jobs, desc="runs"):
-        key = f"{name} {style} {seed}"
-        if key in known.setdefault(row, {}):
-            continue
-        concept, drawn = concepts.load(name), Drawn.by(row)
-        theta = None
-        if row != WORD:
-            config = config_of(concept, style, drawn.trained, seed, world, args.budget)
-            which = (drawn.trained, name, style if config.aligned else "", seed)
-            if which not in tokens:
-                tokens[which] = learn(config, model, drawn.trained)
-            word = model.initial_vectors(concept.initializer, 1, config.initializer_mode)
-            theta = word + drawn.strength * (tokens[which] - word)
-        known[row][key] = look(model, judge, concept, style, theta, drawn.until)
+    """Learn and draw what is not known: figures by row and cell, and numbers of tokens by their names."""
+    rows, tokens = known.setdefault("rows", {}), known.setdefault("tokens", {})
+    cells = [(row, *each) for row in args.rows for each in itertools.product(args.concepts, args.styles, args.seeds)]
+    cells = [cell for cell in cells if _key(cell) not in rows.setdefault(cell[0], {})]
+    every = dict.fromkeys(Wanted.for_cell(*cell) for cell in cells if cell[0] != WORD)
+    bench = Bench(args.bench, args.budget)
+    missing = [each for each in every if str(each) not in tokens]
+    for each, token in zip(missing, tqdm(bench.learned(missing), "learning", len(missing)), strict=True):
+        tokens[str(each)] = token.flatten().tolist()
+        save(known)
+    for cell, figures in zip(cells, tqdm(bench.drawn(cells, tokens), "drawing", len(cells)), strict=True):
+        rows[cell[0]][_key(cell)] = figures
         save(known)
     return known
+
+
+def _key(cell: tuple[str, str, str, int]) -> str:
+    return " ".join(map(str, cell[1:]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -241,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--styles", type=listed, default=list(STYLES), metavar="A,B")
     parser.add_argument("--seeds", type=lambda text: list(range(int(text))), default=[0, 1, 2], metavar="N")
     parser.add_argument("--budget", type=int, default=3200, metavar="N", help="forward passes (default 3200)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures here, and resume from it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep figures and tokens here, and resume from it")
     args = parser.parse_args(argv)
     known = read_object(args.json, 100_000_000) if args.json and args.json.exists() else {}
 
@@ -249,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.json:
             write_atomically(args.json, json.dumps(found).encode())
 
-    print(table(measure(args, save, known), args.styles))
+    print(table(measure(args, save, known)["rows"], args.concepts, args.styles))
 
 
 if __name__ == "__main__":
