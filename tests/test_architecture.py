@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,12 @@ def test_each_room_imports_what_it_may() -> None:
     ]
     assert not wrong, "\n".join(wrong)
     assert {_room(name) for name in FILES if name not in DOORS} == set(ROOMS)
+
+
+def test_the_document_has_the_same_table() -> None:
+    document = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(.+?)` \|(.*)\|$", document.replace(".py`", "`"), re.MULTILINE)
+    assert {room: " ".join(re.findall("`(.+?)`", may)).replace("/", ".") for room, may in rows} == ROOMS
 
 
 def test_nothing_goes_through_the_door_from_inside() -> None:

@@ -20,6 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "example_workflows"
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 _COLUMN, _GAP, _TOP, _ROW = 60, 50, 60, 26
+_NAMED = (
+    "name the token, and the plain word for what it is (*dog*, *toy*, *backpack*). Name the token in the prompt behind "
+    "**Apply Embedding** too."
+)
+"""What a note asks for where a token is learned and drawn in one graph."""
 
 # ComfyUI's own nodes in the examples: inputs as (name, type), widgets as (name, type, value), outputs.
 STANDARD: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str, Any]], list[str]]] = {
@@ -317,10 +322,10 @@ def full_size(title: str, checkpoint: str, side: int, t_lower: int, memory: str,
         f"### {title}\n\n"
         f"1. Choose your checkpoint in **both** loaders ({checkpoint}).\n"
         "2. **Load Reference Images**: upload three to ten pictures of your subject.\n"
-        "3. **ZO Train Token**: name the token, and the plain word for what it is (*dog*, *toy*, *backpack*).\n"
+        f"3. **ZO Train Token**: {_NAMED}\n"
         "4. Run. Cancel whenever you like: queue again to resume.\n\n"
-        f"Training takes about {memory} of GPU memory, by count. Write the token's name in any prompt behind "
-        "**Apply Embedding**, or **embedding:my-subject** elsewhere once it is saved."
+        f"Training takes about {memory} of GPU memory, by count. In prompts that are not behind "
+        "**Apply Embedding** write **embedding:my-subject**, once it is saved."
     )
     loader = Node("CheckpointLoaderSimple", {"ckpt_name": checkpoint})
     latents = Node("EmptyLatentImage", {"width": side, "height": side})
@@ -358,7 +363,7 @@ def token_and_lora() -> list[list[Node]]:
         "### A token, and a LoRA beside it\n\n"
         f"1. Choose your checkpoint of Stable Diffusion 1.5 in **both** loaders ({checkpoint}).\n"
         "2. **Load Reference Images**: upload three to ten pictures of your subject.\n"
-        "3. **ZO Train Token**: name the token, and the plain word for what it is (*dog*, *toy*, *backpack*). The "
+        f"3. **ZO Train Token**: {_NAMED} The "
         "preset **two-stage** learns the token first, and then 512 numbers in the weights that read the text.\n"
         "4. Run. Cancel whenever you like: queue again to resume.\n\n"
         "Token and weights belong together: **Apply Embedding** teaches the CLIP the one, **Apply LoRA** lays the "
@@ -400,7 +405,7 @@ def one_scene() -> list[list[Node]]:
         f"1. Choose your checkpoint of Stable Diffusion 1.5 in **both** loaders ({checkpoint}).\n"
         "2. **Load Reference Images**: upload pictures of your subject. With a single one, choose the "
         "preset **aligned**.\n"
-        "3. **ZO Train Token**: name the token, and the plain word for what it is (*dog*, *toy*, *backpack*). "
+        f"3. **ZO Train Token**: {_NAMED} "
         "**target_prompt**, among the advanced inputs, is the prompt you will use, with {} for the token. The token "
         "then learns to leave the rest of that prompt to the model.\n"
         "4. Run. Cancel whenever you like: queue again to resume.\n\n"
@@ -437,7 +442,8 @@ def masks_and_captions() -> list[list[Node]]:
         "3. **Caption Images**: a model on your computer that sees pictures (BLIP, Florence-2, Qwen-VL) writes what "
         "else is in them. Without one the node says how to fetch it. **class_word** is the plain word for your subject "
         "(*dog*, *toy*, *backpack*). What you have written yourself stays; correct the rest in **corrections**.\n"
-        "4. **ZO Train Token**: name the token; **initializer** is the same plain word.\n"
+        "4. **ZO Train Token**: name the token; **initializer** is the same plain word. Name the token in the prompt "
+        "behind **Apply Embedding** too.\n"
         "5. Run. Cancel whenever you like: queue again to resume.\n\n"
         "Masks and captions both keep what is around the subject out of the token. **mask_background**, among the "
         "advanced inputs, says how much it still counts."
@@ -479,10 +485,9 @@ def from_comfyui(
         f"### {title}\n\n"
         f"1. {files}\n"
         "2. **Load Reference Images**: upload three to ten pictures of your subject.\n"
-        "3. **ZO Train Token**: name the token, and the plain word for what it is (*dog*, *toy*, *backpack*).\n"
+        f"3. **ZO Train Token**: {_NAMED}\n"
         "4. Run. Cancel whenever you like: queue again to resume.\n\n"
-        f"{end} Write the token's name in any prompt behind **Apply Embedding**, or **embedding:my-subject** elsewhere "
-        "once it is saved."
+        f"{end} In prompts that are not behind **Apply Embedding** write **embedding:my-subject**, once it is saved."
     )
     columns = [[note(text, 380), *loaders], [wrapped, report, images, sampler], [training], [curve, saved]]
     return columns, training
