@@ -162,7 +162,10 @@ def _optional() -> dict[str, Any]:
             "SUBSPACE_GRADIENT",
             {"tooltip": "From Subspace Gradient. Unconnected: gradients are used as estimated."},
         ),
-        "timestep_sampler": ("TIMESTEP_SAMPLER", {"tooltip": "From PUTS Sampler. Unconnected: all timesteps alike."}),
+        "timestep_sampler": (
+            "TIMESTEP_SAMPLER",
+            {"tooltip": "From PUTS Sampler. Unconnected: all timesteps alike, of which a token learns less."},
+        ),
         "resume": (
             "BOOLEAN",
             {

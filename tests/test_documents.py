@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from node_pack import import_pack, without_files
 
+import zoodip_core
 from zoodip_core.cli.main import _parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,6 +128,18 @@ def test_a_wrong_command_and_a_wrong_option_are_found() -> None:
     assert "--tokn" in fault_of(wrong)
     assert "--port" in fault_of(other)
     assert fault_of(["train", "--images", "a", "--token", "b"]) == ""
+
+
+def test_every_script_is_python_with_names_of_ours() -> None:
+    scripts = [
+        ast.parse(block)
+        for path in DOCUMENTS
+        for block in re.findall(r"^```python\n(.*?)^```$", text_of(path), re.DOTALL | re.MULTILINE)
+    ]
+    imports = [node for script in scripts for node in ast.walk(script) if isinstance(node, ast.ImportFrom)]
+    names = {each.name for node in imports if node.module == "zoodip_core" for each in node.names}
+    assert len(names) > 3
+    assert names <= set(zoodip_core.__all__)
 
 
 # ---------------------------------------------------------------- links

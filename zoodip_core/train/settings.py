@@ -676,7 +676,7 @@ class Settings:
         "auto",
         RUN,
         "Graphs",
-        "auto: on a CUDA card a step's work is launched as one, about twice as fast. off: kernel by kernel.",
+        "auto: on a CUDA card a step's work is launched as one, which is faster. off: kernel by kernel.",
         choices=("auto", "off"),
     )
 
