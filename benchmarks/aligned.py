@@ -1,11 +1,12 @@
 """What a target prompt does (``zoodip_core/train/alignment.py``): the prompt obeyed, and what it costs of the subject.
 
-python benchmarks/aligned.py --bench tiny|words [--rows 0,0.3,1,3] [--json FILE]
+python benchmarks/aligned.py --bench tiny|words [--rows 0,0.3,1,3] [--asked sepia,horns] [--json FILE]
 
-Each subject is learned for "a SUBJECT in STYLE style", from its pictures and the template's captions, which say nothing
-of what else is in them: the case in which a token takes over what the prompt asks for. All runs take as many forward
-passes. Then ten pictures of that prompt are drawn: **tone error** is how far their colours lie from the style's, in RGB
-(lower is better), **identity** the judge's mean probability of the subject's shape, pattern, eyes and head.
+Each subject is learned for "a SUBJECT in STYLE style", or "a SUBJECT with horns", from its pictures and the template's
+captions, which say nothing of what else is in them: the case in which a token takes over what the prompt asks for. All
+runs take as many forward passes. Then ten pictures of that prompt are drawn. Their **error** is, of a style, how far
+their colours lie from it, in RGB, and of an attribute, what the judge's probability of it lacks, in percent;
+**identity** is the judge's mean probability of the subject's shape, pattern, eyes and head, but for what is asked.
 
 Rows are values of ``alignment`` (lambda), or one with an ablation of the paper's behind it: ``1 off-path`` takes the
 difference at the noisy pictures themselves, ``1 unscaled`` weighs timesteps as eq. 6 does before it is rescaled, ``1
@@ -56,6 +57,29 @@ from zoodip_core.train.presets import preset_for
 
 SUBJECTS = ("boo", "kiwi", "pip", "zig")
 IDENTITY = ("shape", "pattern", "eyes", "head")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a prompt asks for beside its subject: a style, or a value of an attribute of the judge's.
+
+    Args:
+        prompt: with ``{}`` for the subject.
+        attribute: empty for a style.
+    """
+
+    prompt: str
+    attribute: str = ""
+    value: str = ""
+
+
+ASKED = {
+    **{style: Asked(f"a {{}} in {style} style") for style in STYLES},
+    **{head: Asked(f"a {{}} with {head}", "head", head) for head in ("horns", "antennae")},
+    "one-eye": Asked("a {} with one eye", "eyes", "1"),
+    "three-eyes": Asked("a {} with three eyes", "eyes", "3"),
+}
+"""By the names that ``--asked`` takes; an attribute that a subject has already is not asked of it."""
 PICTURES, DDIM_STEPS = 10, 15
 WORD = "the word"
 MODE = TrainConfig.initializer_mode
@@ -140,11 +164,11 @@ class Drawn:
         return cls(trained, float(strength or 1), float(until or 1))
 
 
-def config_of(concept: concepts.Concept, style: str, row: str, seed: int, world: World, budget: int) -> TrainConfig:
+def config_of(concept: concepts.Concept, asked: str, row: str, seed: int, world: World, budget: int) -> TrainConfig:
     """The product's settings for a run of so many forward passes."""
     base = {**preset_for("tiny"), "model": world.model, "token": concept.token, "initializer": concept.initializer}
     given = {"images": (str(concept.images),), "seed": seed, "cache": None, **settings_of(row)}
-    config = TrainConfig.from_dict({**base, **given, "target_prompt": f"a {{}} in {style} style"})
+    config = TrainConfig.from_dict({**base, **given, "target_prompt": ASKED[asked].prompt})
     more, candidates = config.forwards_for_target, config.make_estimator().num_candidates
     steps = budget // (candidates + more)
     while (
@@ -174,66 +198,70 @@ def look(
     model: StableDiffusion,
     judge: Judge,
     concept: concepts.Concept,
-    style: str,
+    name: str,
     theta: torch.Tensor | None,
     until: float = 1.0,
-) -> dict[str, float]:
-    """How near the style the pictures are, and how like the subject; of its word where there is no token."""
-    text = f"a {concept.initializer if theta is None else concept.token} in {style} style"
+) -> Figures:
+    """How far pictures are from what is asked for, and how like the subject; of its word where there is no token."""
+    asked = ASKED[name]
+    text = asked.prompt.format(concept.initializer if theta is None else concept.token)
     about = {"initializer": concept.initializer}
     embedding = None if theta is None else Embedding(concept.token, (theta,), about)
     seeds = list(range(PICTURES))
     how: dict[str, Any] = {"num_inference_steps": DDIM_STEPS, "until": until}
     made = generate(model, [text] * PICTURES, seeds, embedding=embedding, **how)
     read = judge.read(made)
-    shares = [float(read[k][:, judge.classes[k].index(concept.attributes[k])].mean()) for k in IDENTITY]
-    return {"tone error": tone_error(STYLES[style], made), "identity": statistics.fmean(shares)}
+
+    def share(attribute: str, value: Any) -> float:
+        return float(read[attribute][:, judge.classes[attribute].index(value)].mean())
+
+    own = [share(each, concept.attributes[each]) for each in IDENTITY if each != asked.attribute]
+    error = 100 * (1 - share(asked.attribute, asked.value)) if asked.attribute else tone_error(STYLES[name], made)
+    return {"error": error, "identity": statistics.fmean(own)}
 
 
 # ---------------------------------------------------------------- the table
 
 
-def table(found: dict[str, dict[str, Figures]], subjects: Sequence[str], styles: Sequence[str]) -> str:
-    """Tone error and identity by row: the means, those by style and by subject, and the share of the row 0's."""
-    head = ["drawn", "tone error", *styles, "identity", *subjects, "tone error, of 0's", "identity, of 0's"]
+def table(found: dict[str, dict[str, Figures]], subjects: Sequence[str], asked: Sequence[str]) -> str:
+    """Error and identity by row: the means, those by what is asked and by subject, and the share of the row 0's."""
+    head = ["drawn", "error", *asked, "identity", *subjects, "error, of 0's", "identity, of 0's"]
     lines, base = [head, ["---"] * len(head)], found.get("0", {})
     for row, cells in found.items():
-        by_style = [_mean("tone error", cells, style) for style in styles]
+        by_asked = [_mean("error", cells, each) for each in asked]
         by_subject = [_mean("identity", cells, subject) for subject in subjects]
         pairs = {key: base[key] for key in cells if key in base} if row not in ("0", WORD) else {}
         own = {key: cells[key] for key in pairs}
-        shares = [
-            f"{_mean(name, own) / _mean(name, pairs):.0%}" if pairs else "" for name in ("tone error", "identity")
-        ]
-        tones = [f"{value:.1f}" for value in (_mean("tone error", cells), *by_style)]
+        shares = [f"{_mean(name, own) / _mean(name, pairs):.0%}" if pairs else "" for name in ("error", "identity")]
+        tones = [f"{value:.1f}" for value in (_mean("error", cells), *by_asked)]
         likeness = [f"{_mean('identity', cells):.3f}", *(f"{value:.2f}" for value in by_subject)]
         lines.append([row, *tones, *likeness, *shares])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _mean(name: str, cells: dict[str, Figures], part: str = "") -> float:
-    """Of a figure over the cells, or over those whose subject or style this is."""
+    """Of a figure over the cells, or over those that have this subject, or ask for this."""
     values = [each[name] for key, each in cells.items() if not part or part in key.split()[:2]]
     return statistics.fmean(values) if values else math.nan
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A token to learn: by which row, of which subject, for which style, with which seed."""
+    """A token to learn: by which row, of which subject, for what that is asked for, with which seed."""
 
     row: str
     subject: str
-    style: str
+    asked: str
     seed: int
 
     @classmethod
-    def for_cell(cls, row: str, subject: str, style: str, seed: int) -> Wanted:
-        """What a cell is drawn with. Without a target prompt a token is the same for all styles."""
+    def for_cell(cls, row: str, subject: str, asked: str, seed: int) -> Wanted:
+        """What a cell is drawn with. Without a target prompt a token is the same for all."""
         trained = Drawn.by(row).trained
-        return cls(trained, subject, style if settings_of(trained)["alignment"] else "", seed)
+        return cls(trained, subject, asked if settings_of(trained)["alignment"] else "", seed)
 
     def __str__(self) -> str:
-        return f"{self.row}, {self.subject}, {self.style or 'any style'}, {self.seed}"
+        return f"{self.row}, {self.subject}, {self.asked or 'anything'}, {self.seed}"
 
 
 class Bench:
@@ -254,8 +282,8 @@ class Bench:
             yield from pool.map(_learned, wanted)
 
     def learned_here(self, wanted: Wanted) -> torch.Tensor:
-        concept, style = concepts.load(wanted.subject), wanted.style or next(iter(STYLES))
-        config = config_of(concept, style, wanted.row, wanted.seed, self.world, self.budget)
+        concept, asked = concepts.load(wanted.subject), wanted.asked or next(iter(STYLES))
+        config = config_of(concept, asked, wanted.row, wanted.seed, self.world, self.budget)
         return learn(config, self.model, wanted.row)
 
     def drawn(self, cells: Sequence[tuple[str, str, str, int]], tokens: dict[str, list[float]]) -> Iterator[Figures]:
@@ -264,13 +292,13 @@ class Bench:
             yield from pool.map(_drawn, [(cell, tokens) for cell in cells])
 
     def drawn_here(self, cell: tuple[str, str, str, int], tokens: dict[str, list[float]]) -> Figures:
-        row, subject, style, _ = cell
+        row, subject, asked, _ = cell
         concept, drawn = concepts.load(subject), Drawn.by(row)
         if row == WORD:
-            return look(self.model, self.judge, concept, style, None)
+            return look(self.model, self.judge, concept, asked, None)
         word = self.model.initial_vectors(concept.initializer, 1, MODE)
         token = torch.tensor(tokens[str(Wanted.for_cell(*cell))]).view_as(word)
-        return look(self.model, self.judge, concept, style, word + drawn.strength * (token - word), drawn.until)
+        return look(self.model, self.judge, concept, asked, word + drawn.strength * (token - word), drawn.until)
 
     def _processes(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(PARTS, multiprocessing.get_context("fork"), _take, (self,))
@@ -297,7 +325,8 @@ def _drawn(asked: tuple[tuple[str, str, str, int], dict[str, list[float]]]) -> F
 def measure(args: argparse.Namespace, save: Callable[[dict[str, Any]], None], known: dict[str, Any]) -> dict[str, Any]:
     """Learn and draw what is not known: figures by row and cell, and numbers of tokens by their names."""
     rows, tokens = known.setdefault("rows", {}), known.setdefault("tokens", {})
-    cells = [(row, *each) for row in args.rows for each in itertools.product(args.concepts, args.styles, args.seeds)]
+    cells = [(row, *each) for row in args.rows for each in itertools.product(args.concepts, args.asked, args.seeds)]
+    cells = [cell for cell in cells if not _has(cell[1], ASKED[cell[2]])]
     cells = [cell for cell in cells if _key(cell) not in rows.setdefault(cell[0], {})]
     every = dict.fromkeys(Wanted.for_cell(*cell) for cell in cells if cell[0] != WORD)
     bench = Bench(args.bench, args.budget)
@@ -311,6 +340,11 @@ def measure(args: argparse.Namespace, save: Callable[[dict[str, Any]], None], kn
     return known
 
 
+def _has(subject: str, asked: Asked) -> bool:
+    """Whether a subject has the attribute already."""
+    return bool(asked.attribute) and str(concepts.load(subject).attributes[asked.attribute]) == asked.value
+
+
 def _key(cell: tuple[str, str, str, int]) -> str:
     return " ".join(map(str, cell[1:]))
 
@@ -321,7 +355,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bench", choices=tuple(WORLDS), default="tiny", help="the model (default tiny)")
     parser.add_argument("--rows", type=listed, default=[WORD, "0", "0.3", "1", "3"], metavar="A,B")
     parser.add_argument("--concepts", type=listed, default=list(SUBJECTS), metavar="A,B")
-    parser.add_argument("--styles", type=listed, default=list(STYLES), metavar="A,B")
+    parser.add_argument(
+        "--asked", type=listed, default=list(STYLES), metavar="A,B", help=f"of {', '.join(ASKED)} (default: the styles)"
+    )
     parser.add_argument("--seeds", type=lambda text: list(range(int(text))), default=[0, 1, 2], metavar="N")
     parser.add_argument("--budget", type=int, default=3200, metavar="N", help="forward passes (default 3200)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep figures and tokens here, and resume from it")
@@ -332,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.json:
             write_atomically(args.json, json.dumps(found).encode())
 
-    print(table(measure(args, save, known)["rows"], args.concepts, args.styles))
+    print(table(measure(args, save, known)["rows"], args.concepts, args.asked))
 
 
 if __name__ == "__main__":
