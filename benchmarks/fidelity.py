@@ -634,7 +634,7 @@ class Bench:
         theta, lora = self._parted(learned)
         figures = {"distance": self.words.distance(theta)}
         if lora:
-            figures["class word"] = self._class_word(subject, learned[-self._numbers :])
+            figures["class word"] = class_word_change(self.stack, self.subjects, subject, learned[-self._numbers :])
         if self.images:
             figures |= draw(subject, self.judge, theta, self.images, lora)
             self.clock.add(2 * pictures_of(self.images) * DDIM_STEPS)  # with and without the text, for guidance
@@ -651,14 +651,15 @@ class Bench:
         theta = learned[: -self._numbers].view(-1, *self.model.info.dims)
         return theta, self.stack.kind.lora(learned[-self._numbers :])
 
-    def _class_word(self, subject: Subject, weights: torch.Tensor) -> float:
-        """By which share weights raise the loss of the initializer's word on the other subjects' pictures."""
-        others = [each for each in self.subjects if each.concept.initializer == subject.concept.initializer]
-        others = [each for each in others if each is not subject]
-        plain = heldout(self.stack.losses, [(each, each.theta0) for each in others])
-        flat = [(each, torch.cat([each.theta0.flatten(), weights])) for each in others]
-        changes = [after / before - 1 for before, after in zip(plain, heldout(self.stack.losses, flat), strict=True)]
-        return statistics.fmean(changes) if changes else 0.0
+
+def class_word_change(stack: Stack, subjects: Sequence[Subject], subject: Subject, weights: torch.Tensor) -> float:
+    """By which share numbers of the stack's kind raise the loss of a subject's word on the others' pictures."""
+    others = [each for each in subjects if each.concept.initializer == subject.concept.initializer]
+    others = [each for each in others if each is not subject]
+    plain = heldout(stack.losses, [(each, each.theta0) for each in others])
+    flat = [(each, torch.cat([each.theta0.flatten(), weights])) for each in others]
+    changes = [after / before - 1 for before, after in zip(plain, heldout(stack.losses, flat), strict=True)]
+    return statistics.fmean(changes) if changes else 0.0
 
 
 _work: tuple[Bench, Method]

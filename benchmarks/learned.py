@@ -14,6 +14,8 @@ diversity   the paper's table S9, DINO_inter: the mean cosine between the featur
             judge's features here
 weights     of a row that learns weights (``--rows two-stage``): what they leave of another subject's token, ours of the
             same seed, which was learned without them
+strength    of such a row: the weights at 0, 0.5, 0.7, 0.85 times what was learned and as it was, with the token beside
+            them, and by how much they raise the loss of the subject's word on the other subjects' pictures
 """
 
 from __future__ import annotations
@@ -31,23 +33,34 @@ from torch.nn.functional import cosine_similarity
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.fidelity import DDIM_STEPS, IMAGES, PLACES, Plan, Words, alignment, draw, features
+from benchmarks.fidelity import (
+    DDIM_STEPS,
+    IMAGES,
+    PLACES,
+    Plan,
+    Words,
+    alignment,
+    class_word_change,
+    draw,
+    features,
+    methods,
+)
 from benchmarks.gains import Figures, gain, table
+from benchmarks.kinds import Kind, kind_of
 from benchmarks.stacked import Stack, Subject, heldout
 from zoodip_core import generate
 from zoodip_core.base.files import read_object
 from zoodip_core.model.embedding import Embedding
-from zoodip_core.model.frames import frames_of
-from zoodip_core.model.lora import Lora, lora_of
+from zoodip_core.model.lora import Lora
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.tokens import placed
 from zoodip_core.model.words import word_rows
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge
 from zoodip_core.tiny.scores import JUDGE
-from zoodip_core.train.presets import TWO_STAGE
 
 LENGTHS = (1, 3, 10, 30)
+STRENGTHS = (0, 0.5, 0.7, 0.85, 1)
 SHARES = (1, 1 / 2, 1 / 3, 1 / 4, 1 / 8)
 """Of the token's components that ``dims`` keeps: the paper keeps a third."""
 PICTURES = 16
@@ -111,7 +124,6 @@ class Learned:
         self.subjects = {
             name: Subject(model, concepts.load(name), self.plan.num_vectors) for name in self.plan.concepts
         }
-        self.frames = frames_of(model.unet, TWO_STAGE["lora_rank"])
         self.rows, self.seeds = rows, self.plan.seeds[:seeds]
         self.figures = Figures(self.data)
 
@@ -125,16 +137,22 @@ class Learned:
             if run["seed"] in self.seeds:
                 yield self.subjects[run["concept"]], torch.tensor(run["token"]), run["seed"]
 
+    def weights(self, row: str) -> Iterator[tuple[Kind, Subject, torch.Tensor, torch.Tensor, int]]:
+        """Of each run of a row the kind of its weights, the subject, token and weights apart, and the seed."""
+        kind = kind_of(methods(self.plan)[row].kind, self.model.unet)
+        for subject, numbers, seed in self._runs(row):
+            token, weights = numbers.split([subject.theta0.numel(), len(numbers) - subject.theta0.numel()])
+            if len(weights) != kind.numbers:
+                raise ValueError(f"the row {row} has no weights; choose two-stage")
+            yield kind, subject, token.view_as(subject.theta0), weights, seed
+
     def beside(self, row: str) -> Iterator[tuple[Lora, Subject, torch.Tensor]]:
         """The weights of each run of a row, and the next subject with ours of the same seed."""
         names = list(self.subjects)
         ours = {(subject.concept.name, seed): numbers for subject, numbers, seed in self._runs("ours")}
-        for subject, numbers, seed in self._runs(row):
+        for kind, subject, _, weights, seed in self.weights(row):
             other = self.subjects[names[(names.index(subject.concept.name) + 1) % len(names)]]
-            weights = numbers[subject.theta0.numel() :]
-            if len(weights) != self.frames.numbers:
-                raise ValueError(f"the row {row} has no weights; choose two-stage")
-            yield lora_of(self.frames, weights, {}), other, ours[other.concept.name, seed].view_as(other.theta0)
+            yield kind.lora(weights), other, ours[other.concept.name, seed].view_as(other.theta0)
 
     def gain(self, subject: Subject, theta: torch.Tensor) -> float:
         """In percent of the gradient's."""
@@ -231,7 +249,30 @@ def weights_table(learned: Learned) -> str:
     return table(("", "the other subject's token, and these weights", *head), lines)
 
 
-FIGURES = {"length": length_table, "dims": dims_table, "diversity": diversity_table, "weights": weights_table}
+def strength_table(learned: Learned) -> str:
+    lines = []
+    for row, strength in itertools.product(learned.rows, STRENGTHS):
+        found = []
+        for kind, subject, theta, weights, _ in learned.weights(row):
+            learned.stack.kind, some = kind, strength * weights
+            drawn = draw(subject, learned.judge, theta, IMAGES, kind.lora(some))
+            change = class_word_change(learned.stack, list(learned.subjects.values()), subject, some)
+            own = learned.gain(subject, torch.cat([theta.flatten(), some]))
+            found.append({"gain": own, **drawn, "class word": 100 * change})
+        worst = min(each["gain"] for each in found)
+        lines.append([row, str(strength), *mean_cells(found, ("gain", *DRAWN, "class word")), f"{worst:.3g}"])
+        print(lines[-1], flush=True)
+    drawn_head = "attributes", "features", "text alignment: place", "another attribute"
+    return table(("", "strength", "gain, %", *drawn_head, "the class word's loss, %", "worst run's gain"), lines)
+
+
+FIGURES = {
+    "length": length_table,
+    "dims": dims_table,
+    "diversity": diversity_table,
+    "weights": weights_table,
+    "strength": strength_table,
+}
 
 
 def main() -> None:
