@@ -184,12 +184,13 @@ def measured(
                 "apart": (both_tokens, apart),
                 "beside the word": (prompt(token, second, second), apart[:1]),
             }
+            said = {"words": round(share(managed), 2)}
             for way, (text, tokens) in ways.items():
                 figures, pictures = seen(text, tokens)
                 for figure, values in figures.items():
                     found.setdefault(way, {}).setdefault(figure, []).extend(values)
+                    said[f"{way}: {figure}"] = round(share(values), 2)
                 rows.append((f"{name}, {second}\n{way}", pictures[:8]))
-            said = {way: {figure: round(share(v), 2) for figure, v in each.items()} for way, each in found.items()}
             print(name, second, seed, said, flush=True)
     contact_sheet(rows, out / f"{pairs[0][1]}.png")
     return {way: {figure: share(values) for figure, values in each.items()} for way, each in found.items()}
