@@ -233,10 +233,14 @@ def table(found: dict[str, dict[str, Figures]], subjects: Sequence[str], asked: 
         pairs = {key: base[key] for key in cells if key in base} if row not in ("0", WORD) else {}
         own = {key: cells[key] for key in pairs}
         shares = [f"{_mean(name, own) / _mean(name, pairs):.0%}" if pairs else "" for name in ("error", "identity")]
-        tones = [f"{value:.1f}" for value in (_mean("error", cells), *by_asked)]
-        likeness = [f"{_mean('identity', cells):.3f}", *(f"{value:.2f}" for value in by_subject)]
-        lines.append([row, *tones, *likeness, *shares])
+        errors = [_cell(value, 1) for value in (_mean("error", cells), *by_asked)]
+        likeness = [_cell(_mean("identity", cells), 3), *(_cell(value, 2) for value in by_subject)]
+        lines.append([row, *errors, *likeness, *shares])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _mean(name: str, cells: dict[str, Figures], part: str = "") -> float:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import fidelity, learned, paper_figures, paper_tables, trained_memory
+from benchmarks import aligned, fidelity, learned, paper_figures, paper_tables, trained_memory
 from benchmarks.fidelity import Method, Plan, Recipe
 from benchmarks.gains import (
     ORDER,
@@ -570,3 +570,38 @@ def test_activations_are_counted_as_by_hand(weight: bool, text: bool, bytes_: in
     unet = OneLayer()
     trained_ = list(unet.parameters()) if weight else []
     assert trained_memory.kept_for_backward(unet, 64, trained_, text) == bytes_
+
+
+# ---------------------------------------------------------------- what a target prompt does
+
+
+def test_rows_without_alignment_share_their_token() -> None:
+    wanted, rows = aligned.Wanted.for_cell, ("0", "0.3", "0.3 off-path", "0.3 alpha 3 beta 1.5")
+    assert wanted("0 until 0.7", "boo", "neon", 1) == wanted("0", "boo", "horns", 1)
+    assert wanted("0", "boo", "neon", 1) != wanted("0", "boo", "neon", 2)
+    assert wanted("0.3 until 0.8", "boo", "neon", 1) == wanted("0.3", "boo", "neon", 1)
+    assert wanted("0.3", "boo", "neon", 1) != wanted("0.3", "boo", "rosy", 1)
+    assert len({str(wanted(row, "boo", "neon", 1)) for row in rows}) == len(rows)
+
+
+def test_an_attribute_is_not_asked_of_a_subject_that_has_it() -> None:
+    def asked(name: str) -> list[str]:
+        return [each for each, what in aligned.ASKED.items() if not aligned._has(name, what)]
+
+    styles = ["sepia", "grayscale", "neon", "olive", "rosy"]
+    assert set(asked("boo")) == {*styles, "antennae", "one-eye", "three-eyes"}
+    assert set(asked("kiwi")) == {*styles, "antennae", "one-eye"}
+    assert set(asked("zig")) == {*styles, "horns", "antennae", "one-eye", "three-eyes"}
+
+
+def test_shares_are_of_the_same_cells() -> None:
+    """A row that is not whole is compared with the cells it has."""
+    rows = {
+        "the word": {"boo neon 0": {"error": 5.0, "identity": 0.2}},
+        "0": {"boo neon 0": {"error": 40.0, "identity": 0.5}, "zig rosy 0": {"error": 10.0, "identity": 1.0}},
+        "0.3": {"boo neon 0": {"error": 10.0, "identity": 0.4}},
+    }
+    lines = aligned.table(rows, ["boo", "zig"], ["neon", "rosy"]).splitlines()
+    assert lines[2] == "| the word | 5.0 | 5.0 |  | 0.200 | 0.20 |  |  |  |"
+    assert lines[3] == "| 0 | 25.0 | 40.0 | 10.0 | 0.750 | 0.50 | 1.00 |  |  |"
+    assert lines[4] == "| 0.3 | 10.0 | 10.0 |  | 0.400 | 0.40 |  | 25% | 80% |"
