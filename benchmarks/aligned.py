@@ -82,11 +82,12 @@ ASKED = {
 """By the names that ``--asked`` takes; an attribute that a subject has already is not asked of it."""
 PICTURES, DDIM_STEPS = 10, 15
 WORD = "the word"
-MODE = TrainConfig.initializer_mode
 PARTS = 2
 """Processes of one thread each."""
 
 Figures = dict[str, float]
+Cell = tuple[str, str, str, int]
+"""Row, subject, what is asked for, and seed."""
 
 
 @dataclass(frozen=True)
@@ -290,18 +291,18 @@ class Bench:
         config = config_of(concept, asked, wanted.row, wanted.seed, self.world, self.budget)
         return learn(config, self.model, wanted.row)
 
-    def drawn(self, cells: Sequence[tuple[str, str, str, int]], tokens: dict[str, list[float]]) -> Iterator[Figures]:
-        """What tokens draw, by their names in ``tokens``, in cells as :meth:`Wanted.for_cell` has them."""
+    def drawn(self, cells: Sequence[Cell], tokens: Sequence[list[float] | None]) -> Iterator[Figures]:
+        """What each cell's token draws; the word, where there is none."""
         with self._processes() as pool:
-            yield from pool.map(_drawn, [(cell, tokens) for cell in cells])
+            yield from pool.map(_drawn, cells, tokens)
 
-    def drawn_here(self, cell: tuple[str, str, str, int], tokens: dict[str, list[float]]) -> Figures:
+    def drawn_here(self, cell: Cell, numbers: list[float] | None) -> Figures:
         row, subject, asked, _ = cell
         concept, drawn = concepts.load(subject), Drawn.by(row)
-        if row == WORD:
+        if numbers is None:
             return look(self.model, self.judge, concept, asked, None)
-        word = self.model.initial_vectors(concept.initializer, 1, MODE)
-        token = torch.tensor(tokens[str(Wanted.for_cell(*cell))]).view_as(word)
+        word = self.model.initial_vectors(concept.initializer, 1, TrainConfig.initializer_mode)
+        token = torch.tensor(numbers).view_as(word)
         return look(self.model, self.judge, concept, asked, word + drawn.strength * (token - word), drawn.until)
 
     def _processes(self) -> ProcessPoolExecutor:
@@ -322,12 +323,19 @@ def _learned(wanted: Wanted) -> torch.Tensor:
     return _bench.learned_here(wanted)
 
 
-def _drawn(asked: tuple[tuple[str, str, str, int], dict[str, list[float]]]) -> Figures:
-    return _bench.drawn_here(*asked)
+def _drawn(cell: Cell, numbers: list[float] | None) -> Figures:
+    return _bench.drawn_here(cell, numbers)
 
 
 def measure(args: argparse.Namespace, save: Callable[[dict[str, Any]], None], known: dict[str, Any]) -> dict[str, Any]:
-    """Learn and draw what is not known: figures by row and cell, and numbers of tokens by their names."""
+    """Learn and draw what is not known: figures by row and cell, and numbers of tokens by their names.
+
+    Raises:
+        ValueError: what is known is of another bench, or of another budget.
+    """
+    plan = {"bench": args.bench, "budget": args.budget}
+    if known.setdefault("plan", plan) != plan:
+        raise ValueError(f"{args.json} is of a run with {known['plan']}; give another --json FILE")
     rows, tokens = known.setdefault("rows", {}), known.setdefault("tokens", {})
     cells = [(row, *each) for row in args.rows for each in itertools.product(args.concepts, args.asked, args.seeds)]
     cells = [cell for cell in cells if not _has(cell[1], ASKED[cell[2]])]
@@ -338,7 +346,8 @@ def measure(args: argparse.Namespace, save: Callable[[dict[str, Any]], None], kn
     for each, token in zip(missing, tqdm(bench.learned(missing), "learning", len(missing)), strict=True):
         tokens[str(each)] = token.flatten().tolist()
         save(known)
-    for cell, figures in zip(cells, tqdm(bench.drawn(cells, tokens), "drawing", len(cells)), strict=True):
+    own = [None if cell[0] == WORD else tokens[str(Wanted.for_cell(*cell))] for cell in cells]
+    for cell, figures in zip(cells, tqdm(bench.drawn(cells, own), "drawing", len(cells)), strict=True):
         rows[cell[0]][_key(cell)] = figures
         save(known)
     return known
@@ -349,7 +358,7 @@ def _has(subject: str, asked: Asked) -> bool:
     return bool(asked.attribute) and str(concepts.load(subject).attributes[asked.attribute]) == asked.value
 
 
-def _key(cell: tuple[str, str, str, int]) -> str:
+def _key(cell: Cell) -> str:
     return " ".join(map(str, cell[1:]))
 
 
@@ -366,13 +375,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=int, default=3200, metavar="N", help="forward passes (default 3200)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep figures and tokens here, and resume from it")
     args = parser.parse_args(argv)
+    if unknown := set(args.asked) - set(ASKED):
+        parser.error(f"--asked: {', '.join(unknown)} unknown; choose from {', '.join(ASKED)}")
     known = read_object(args.json, 100_000_000) if args.json and args.json.exists() else {}
 
     def save(found: dict[str, Any]) -> None:
         if args.json:
             write_atomically(args.json, json.dumps(found).encode())
 
-    print(table(measure(args, save, known)["rows"], args.concepts, args.asked))
+    try:
+        found = measure(args, save, known)
+    except ValueError as error:
+        parser.error(str(error))
+    print(table(found["rows"], args.concepts, args.asked))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     gains of heads    each head of each key and value projection times 1 + g: "one gain a head"
     gains of outputs  each of their outputs: PEQA's scales, of the layers that Custom Diffusion tunes
 
-All are 0 where the weights are as they were. Of gains, ``lora_of`` gives the whole product, for drawing alone.
+All are 0 where the weights are as they were. Of gains, ``lora`` gives the whole product, for drawing alone.
 """
 
 from __future__ import annotations
