@@ -121,7 +121,7 @@ _NOT_ASKED = ("images", "captions", "background", "transparency", "device", "cli
 _LATEST = (
     *("radius", "eps", "class_word", "lora_rank", "lora_share", "lora_mu", "lora_lr", "lora_with_token"),
     *("target_prompt", "alignment", "alignment_alpha", "alignment_beta", "random_crops"),
-    *("preview_negative_prompt", "preview_guidance", "preview_steps", "mask_background"),
+    *("preview_negative_prompt", "preview_guidance", "preview_steps", "mask_background", "lora_weight_decay"),
 )
 """Inputs that came later are the last ones: saved workflows know an input's value by its place."""
 

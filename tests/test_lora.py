@@ -38,7 +38,7 @@ from zoodip_core.search.staged import PURPOSE, StagedSearch
 from zoodip_core.search.zeroth_order import ZerothOrderSearch
 from zoodip_core.tiny import concepts
 from zoodip_core.train.loop import TrainResult
-from zoodip_core.train.presets import preset_for
+from zoodip_core.train.presets import PRESETS, preset_for
 from zoodip_core.train.replay import rewind
 from zoodip_core.train.run_folder import RunFolder
 
@@ -655,9 +655,18 @@ def test_the_presets() -> None:
     assert preset_for("sd1", preset="coarse")["steps"] == default["steps"] // 6
 
 
+def test_runs_of_before_decay_have_none() -> None:
+    """A config that was kept without one goes on as it began; every preset has one."""
+    kept = {name: value for name, value in config_of().to_dict().items() if name != "lora_weight_decay"}
+    assert TrainConfig.from_dict(kept).lora_weight_decay == 0
+    assert {preset_for("sd1", preset=each)["lora_weight_decay"] for each in PRESETS} == {0.1}
+
+
 def test_what_cannot_be_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"lora_rank = 65: must be from 0 to 64"):
         config_of(lora_rank=65)
+    with pytest.raises(ConfigError, match=r"lora_weight_decay = 0\.1: a step shrinks weights by this times lora"):
+        config_of(lora_lr=10.0)
     with pytest.raises(ConfigError, match=r"lora_mu = 0\.2 is a setting of weights, of which none are learned"):
         config_of(lora_rank=0, lora_mu=0.2)
     with pytest.raises(ConfigError, match="give class_word, the word that the token stands before"):

@@ -455,6 +455,6 @@ def test_the_trainers_latest_inputs_are_its_last(pack: Any, host: FakeHost) -> N
     names = [*kinds["required"], *kinds["optional"]]
     latest = ["class_word", "lora_rank", "lora_share", "lora_mu", "lora_lr", "lora_with_token"]
     latest += ["target_prompt", "alignment", "alignment_alpha", "alignment_beta", "random_crops"]
-    latest += ["preview_negative_prompt", "preview_guidance", "preview_steps", "mask_background"]
+    latest += ["preview_negative_prompt", "preview_guidance", "preview_steps", "mask_background", "lora_weight_decay"]
     assert names[-len(latest) - 1 :] == [*latest, "masks"]  # the last has no value of its own
     assert all(kinds["optional"][name][1]["advanced"] for name in latest)

@@ -368,7 +368,7 @@ def test_every_setting_is_in_the_form_or_left_out_on_purpose() -> None:
 
 def test_what_is_left_to_the_preset_says_so() -> None:
     left = [each for each in form.fields() if each.setting.by_preset]
-    assert len(left) == 32
+    assert len(left) == 33
     for each in left:
         assert each.value == each.setting.left
         assert re.search(rf"(^| ){each.value}: ", each.setting.explained), each.name

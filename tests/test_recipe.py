@@ -326,6 +326,28 @@ def test_equal_gradients_of_any_size_make_the_same_step() -> None:
     assert torch.equal(NormalizedSGD(0.5).step(none, none), none)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weight_decay_is_adamw_s(name: str, scale: float) -> None:
+    """Against torch's own for Adam; for all, each step leaves 1 - lr * weight_decay of theta beside its own move."""
+    lr, decay = 0.2, 0.4
+    gradients = torch.randn(6, 1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    theirs = torch.nn.Parameter(torch.ones(1, 5, dtype=torch.float64))
+    adamw = torch.optim.AdamW([theirs], lr * scale, weight_decay=decay)
+    ours, plain = OPTIMIZERS[name](lr=lr, weight_decay=decay), OPTIMIZERS[name](lr=lr)
+    theta = theirs.detach().clone()
+    for gradient in gradients:
+        theirs.grad = gradient
+        adamw.step()
+        expected = plain.step(theta, gradient, scale) - scale * lr * decay * theta
+        theta = ours.step(theta, gradient, scale)
+        torch.testing.assert_close(theta, expected, rtol=1e-12, atol=1e-12)
+        if name == "zoadam":
+            torch.testing.assert_close(theta, theirs.detach(), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ConfigError, match=r"weight_decay = 5: times lr = 0\.2 it must be from 0 to below 1"):
+        OPTIMIZERS[name](lr=lr, weight_decay=5)
+
+
 # ---------------------------------------------------------------- the guard
 
 

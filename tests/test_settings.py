@@ -23,7 +23,7 @@ from zoodip_core.cli.main import _parser
 from zoodip_core.page import form
 from zoodip_core.page.studio import Studio
 from zoodip_core.train import settings as table
-from zoodip_core.train.presets import MASKED, PRESETS, RECIPE, complete, preset_for, untried
+from zoodip_core.train.presets import BESIDE, PRESETS, RECIPE, complete, preset_for, untried
 from zoodip_core.train.settings import PARTS, SEARCH, SETTINGS, WHOLE, Setting, given
 
 NEW = {
@@ -141,7 +141,7 @@ def test_presets_hold_what_differs_and_are_laid_over_as_a_whole() -> None:
     assert all(RECIPE[name] != defaults[name] for name in RECIPE)
     for preset in PRESETS:
         assert preset_for("sd1", preset=preset).keys() == defaults.keys()
-    assert preset_for("sd1", preset="paper") == {**defaults, **MASKED}
+    assert preset_for("sd1", preset="paper") == {**defaults, **BESIDE}
 
 
 @pytest.mark.parametrize(("family", "width", "lr"), [("sd1", 768, 1e-2), ("sdxl", 2048, 1e-2), ("tiny", 128, 4e-2)])
@@ -169,7 +169,7 @@ def test_families_that_nobody_has_tried_take_our_search_at_the_same_shares_of_no
     assert own == {**preset_for("sdxl"), "t_lower": 500, "t_upper": 900}
     assert (own["steps"], own["t_lower"], own["t_upper"]) == (4000, 500, 900)
     assert preset_for(family, preset="fast")["steps"] == 4000 // 3
-    assert preset_for(family, preset="paper") == complete(MASKED)
+    assert preset_for(family, preset="paper") == complete(BESIDE)
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "tiny"])

@@ -37,20 +37,42 @@ class Optimizer(Protocol):
         ...
 
 
-def _check_lr(lr: float) -> None:
-    if not 0 < lr <= MOST_LR:
-        raise ConfigError(f"lr = {lr}: must be above 0 and at most {MOST_LR}")
+class _Rate:
+    """A learning rate, and how it shrinks what is learned: by ``lr * weight_decay`` a step, as AdamW's does.
+
+    Args:
+        lr: learning rate.
+        weight_decay: 0 for none.
+
+    Raises:
+        ConfigError: one is out of range, or a step would take all that is learned away.
+    """
+
+    def __init__(self, lr: float, weight_decay: float) -> None:
+        if not 0 < lr <= MOST_LR:
+            raise ConfigError(f"lr = {lr}: must be above 0 and at most {MOST_LR}")
+        if not 0 <= lr * weight_decay < 1:
+            raise ConfigError(f"weight_decay = {weight_decay}: times lr = {lr:g} it must be from 0 to below 1")
+        self.lr, self.weight_decay = lr, weight_decay
+
+    def _kept(self, theta: torch.Tensor, lr_scale: float) -> torch.Tensor:
+        """What a step leaves of theta before it moves on."""
+        return theta if not self.weight_decay else (1 - self.lr * lr_scale * self.weight_decay) * theta
 
 
-class ZOSGD:
-    """Plain descent: theta - lr * g."""
+class ZOSGD(_Rate):
+    """Plain descent: theta - lr * g.
 
-    def __init__(self, lr: float = 5e-3) -> None:
-        _check_lr(lr)
-        self.lr = lr
+    Args:
+        lr: learning rate.
+        weight_decay: see :class:`_Rate`.
+    """
+
+    def __init__(self, lr: float = 5e-3, weight_decay: float = 0.0) -> None:
+        super().__init__(lr, weight_decay)
 
     def step(self, theta: torch.Tensor, gradient: torch.Tensor, lr_scale: float = 1.0) -> torch.Tensor:
-        return theta - self.lr * lr_scale * gradient
+        return self._kept(theta, lr_scale) - self.lr * lr_scale * gradient
 
     def reset(self) -> None:
         """Nothing to forget: plain descent has no memory."""
@@ -62,22 +84,28 @@ class ZOSGD:
         """Nothing to restore."""
 
 
-class ZOAdam:
+class ZOAdam(_Rate):
     """Adam with bias correction (MeZO's ZOAdam), on an estimated gradient.
 
     Args:
         lr: learning rate, in units of the token embedding.
         betas: decay of the running mean of g and of g^2, each in [0, 1).
         eps: added to the root of the running mean of g^2.
+        weight_decay: see :class:`_Rate`.
     """
 
-    def __init__(self, lr: float = 5e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        _check_lr(lr)
+    def __init__(
+        self,
+        lr: float = 5e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(lr, weight_decay)
         if not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"betas = {betas}: both must be at least 0 and below 1")
         if not eps > 0:
             raise ConfigError(f"eps = {eps}: must be above 0")
-        self.lr = lr
         self.betas = betas
         self.eps = eps
         self.reset()
@@ -96,7 +124,7 @@ class ZOAdam:
         self._square = second * square + (1 - second) * gradient.square()
         corrected = self._mean / (1 - first**self._steps)
         scale = (self._square / (1 - second**self._steps)).sqrt() + self.eps
-        return theta - self.lr * lr_scale * corrected / scale
+        return self._kept(theta, lr_scale) - self.lr * lr_scale * corrected / scale
 
     def state_dict(self) -> State:
         state = {"steps": torch.tensor(self._steps)}
@@ -110,7 +138,7 @@ class ZOAdam:
         self._steps, self._mean, self._square = steps, mean, square
 
 
-class NormalizedSGD:
+class NormalizedSGD(_Rate):
     """Descent along the running mean of gradients that are first scaled to a root mean square of 1.
 
     The size of one step's gradient tells of its timestep, noise and image; only its direction tells of the token.
@@ -119,10 +147,11 @@ class NormalizedSGD:
     Args:
         lr: learning rate.
         momentum: decay of the running mean, in [0, 1); its bias towards 0 is corrected.
+        weight_decay: see :class:`_Rate`.
     """
 
-    def __init__(self, lr: float = 0.5, momentum: float = 0.9) -> None:
-        _check_lr(lr)
+    def __init__(self, lr: float = 0.5, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        super().__init__(lr, weight_decay)
         if not 0 <= momentum < 1:
             raise ConfigError(f"momentum = {momentum}: must be at least 0 and below 1")
         self.lr = lr
@@ -139,7 +168,7 @@ class NormalizedSGD:
         mean = torch.zeros_like(theta) if self._mean is None else self._mean
         self._steps += 1
         self._mean = self.momentum * mean + (1 - self.momentum) * unit
-        return theta - self.lr * lr_scale * self._mean / (1 - self.momentum**self._steps)
+        return self._kept(theta, lr_scale) - self.lr * lr_scale * self._mean / (1 - self.momentum**self._steps)
 
     def state_dict(self) -> State:
         state = {"steps": torch.tensor(self._steps)}

@@ -20,7 +20,7 @@ from ..model.kinds import TINY
 from ..model.recognise import identify
 from ..search.estimators import ESTIMATORS, Estimator
 from ..search.guard import Guard
-from ..search.optimizers import OPTIMIZERS, Optimizer, ZOAdam
+from ..search.optimizers import OPTIMIZERS, Optimizer
 from ..search.preconditioner import Spread
 from ..search.staged import PURPOSE, StagedSearch
 from ..search.subspace import SubspaceGradient
@@ -53,6 +53,11 @@ class TrainConfig(Settings):
             object.__setattr__(self, "sample_prompt", of_template(ADJECTIVE, self.class_word)[0])
         # To check what concerns several settings, in use or not.
         self.make_estimator(), self.make_timesteps(), self.make_optimizer(), SubspaceGradient(self.tau, self.nu)
+        if self.lora_lr * self.lora_weight_decay >= 1:
+            raise ConfigError(
+                f"lora_weight_decay = {self.lora_weight_decay:g}: a step shrinks weights by this times lora_lr = "
+                f"{self.lora_lr:g}, which must be below 1; lower one of them"
+            )
 
     def subject(self, number: int = 0) -> Subject:
         """What a caption that is written for a picture of one of the tokens is to name."""
@@ -71,9 +76,10 @@ class TrainConfig(Settings):
     def make_subspace(self) -> SubspaceGradient | None:
         return SubspaceGradient(tau=self.tau, nu=self.nu) if self.subspace_gradient else None
 
-    def make_optimizer(self, lr: float | None = None) -> Optimizer:
+    def make_optimizer(self, lr: float | None = None, weight_decay: float = 0.0) -> Optimizer:
         lr = self.lr if lr is None else lr
-        return ZOAdam(lr, eps=self.eps) if self.optimizer == "zoadam" else OPTIMIZERS[self.optimizer](lr=lr)
+        more = {"eps": self.eps} if self.optimizer == "zoadam" else {}
+        return OPTIMIZERS[self.optimizer](lr=lr, weight_decay=weight_decay, **more)
 
     def make_search(self, theta0: Tensor, spread: Spread | None = None, numbers: int = 0) -> Search:
         """The search from a starting token ``[num_vectors, dim]`` on.
@@ -91,7 +97,7 @@ class TrainConfig(Settings):
             zeros(1, numbers),
             ESTIMATORS[self.estimator](n=self.n, mu=self.lora_mu),
             None,
-            self.make_optimizer(self.lora_lr),
+            self.make_optimizer(self.lora_lr, self.lora_weight_decay),
             self.seed,
             None,
             Guard(self.patience),

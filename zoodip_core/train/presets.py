@@ -16,7 +16,7 @@ from ..data.masks import MASK
 from .settings import CHOICE, SEARCH, SETTINGS, Setting
 
 _ALIGNED = ("alignment", "alignment_alpha", "alignment_beta")
-_LORA = ("lora_share", "lora_mu", "lora_lr", "lora_with_token")
+_LORA = ("lora_share", "lora_mu", "lora_lr", "lora_weight_decay", "lora_with_token")
 _COARSE_MU = 1e-2
 """Supplement S3.2, for int4; and what bfloat16 needs as well."""
 _PAPER: dict[str, dict[str, Any]] = {
@@ -55,8 +55,8 @@ _NARROW_RANK = 2
 """SDXL's, of 140 matrices: as many numbers as a rank of 4 has of the 32 of others."""
 ALIGNED: dict[str, Any] = {"random_crops": 8}
 """Beside the recipe, for one picture and a target prompt."""
-MASKED: dict[str, Any] = {"mask_background": 0.1}
-"""Beside all of them, the paper's too, for pictures that have masks."""
+BESIDE: dict[str, Any] = {"mask_background": 0.1, "lora_weight_decay": 0.1}
+"""Beside all of them, the paper's too: for pictures that have masks, and where weights are learned."""
 _SHARES = {"fast": Fraction(1, 3), "careful": Fraction(3), "coarse": Fraction(1, 6), "aligned": Fraction(5, 8)}
 """Of the recipe's steps. Those of ``aligned`` have eight forward passes in place of five."""
 PRESETS = ("fast", "default", "careful", "two-stage", "aligned", "coarse", "paper", "paper-released")
@@ -86,7 +86,7 @@ def complete(different: Mapping[str, Any]) -> dict[str, Any]:
     return {**{each.name: each.default for each in SETTINGS.values() if each.by_preset}, **different}
 
 
-PAPER_PRESETS = {kind: complete({**MASKED, **different}) for kind, different in _PAPER.items()}
+PAPER_PRESETS = {kind: complete({**BESIDE, **different}) for kind, different in _PAPER.items()}
 """The paper's settings, by the kind of model."""
 
 
@@ -118,7 +118,7 @@ def preset_for(family: str, weights: str = "int8", dtype: str = "auto", preset: 
     steps: int = _STEPS.get(family, _STEPS["sdxl"])
     taken = int(steps * _SHARES.get(preset, Fraction(1)))
     weights_too = {**TWO_STAGE, **({"lora_rank": _NARROW_RANK} if family == "sdxl" else {})}
-    more = {**MASKED, **{"two-stage": weights_too, "aligned": ALIGNED}.get(preset, {})}
+    more = {**BESIDE, **{"two-stage": weights_too, "aligned": ALIGNED}.get(preset, {})}
     return complete({**RECIPE, "t_lower": paper["t_lower"], "t_upper": paper["t_upper"], "steps": taken, **more})
 
 

@@ -530,6 +530,16 @@ class Settings:
         above=True,
         left=0,
     )
+    lora_weight_decay: float = _setting(
+        0.0,
+        LORA,
+        "Weight decay",
+        "How firmly weights are held to what they were: a step shrinks what is learned of them by the learning rate "
+        "times this. More: the class word stays as it was, and the subject is a little less like.",
+        metavar="SIZE",
+        range=(0, 1),
+        left=-1,
+    )
     lora_with_token: bool = _setting(
         False,
         LORA,
