@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..zoodip_core.train.settings import Setting
+    from ..zoodip_core.train.setting import Setting
 
 _LARGEST = 2**53 - 1
 """The page rounds whole numbers beyond."""
@@ -20,7 +20,7 @@ def input_of(setting: Setting, *, default: Any = None, advanced: bool = True) ->
         default: in place of the setting's own; with one it is not left to the preset.
         advanced: whether the page keeps it out of sight until it is asked for.
     """
-    from ..zoodip_core.train.settings import CHOICE, NUMBER, SWITCH, TEXT, WHOLE
+    from ..zoodip_core.train.setting import CHOICE, NUMBER, SWITCH, TEXT, WHOLE
 
     left = setting.by_preset and default is None
     about = {
@@ -40,7 +40,7 @@ def input_of(setting: Setting, *, default: Any = None, advanced: bool = True) ->
 
 
 def _number(setting: Setting, about: dict[str, Any], left: bool) -> tuple[Any, dict[str, Any]]:
-    from ..zoodip_core.train.settings import WHOLE
+    from ..zoodip_core.train.setting import WHOLE
 
     assert setting.range, setting.name
     low, high = setting.range

@@ -37,7 +37,8 @@ from zoodip_core.page.pictures_tab import Pictures
 from zoodip_core.page.standalone import Alone, check_address, password_for
 from zoodip_core.page.studio import TINY_LABEL, Published, Studio
 from zoodip_core.train.config import TrainConfig
-from zoodip_core.train.settings import CHOICE, IMAGES, LORA, MODEL, NUMBER, SWITCH, TEXT, WHOLE, of_part
+from zoodip_core.train.setting import CHOICE, NUMBER, SWITCH, TEXT, WHOLE
+from zoodip_core.train.settings import IMAGES, LORA, MODEL, of_part
 
 HOSTILE = "<img src=x onerror=alert(1)>\n\"'&<script>alert(2)</script></div></p>"
 

@@ -22,9 +22,9 @@ from zoodip_core.base.errors import ConfigError
 from zoodip_core.cli.main import _parser
 from zoodip_core.page import form
 from zoodip_core.page.studio import Studio
-from zoodip_core.train import settings as table
 from zoodip_core.train.presets import BESIDE, PRESETS, RECIPE, complete, preset_for, untried
-from zoodip_core.train.settings import PARTS, SEARCH, SETTINGS, WHOLE, Setting, given
+from zoodip_core.train.setting import NUMBER, SWITCH, WHOLE, Setting
+from zoodip_core.train.settings import PARTS, SEARCH, SETTINGS, given
 
 NEW = {
     "name": "sharpness",
@@ -108,8 +108,8 @@ def test_a_setting_is_told_in_full(each: Setting) -> None:
     assert len(each.help) > 15
     assert each.help.endswith((".", "..."))
     assert re.fullmatch("--[a-z][a-z-]*", each.flag)
-    assert bool(each.metavar) != bool(each.choices or each.kind == table.SWITCH)
-    assert bool(each.range) == (each.kind in (table.WHOLE, table.NUMBER))
+    assert bool(each.metavar) != bool(each.choices or each.kind == SWITCH)
+    assert bool(each.range) == (each.kind in (WHOLE, NUMBER))
     if each.by_preset and each.range and each.name != "t_lower":  # whose 0 is that of uniform timesteps
         with pytest.raises(ConfigError, match=f"{each.name} = "):  # what stands for the preset is no value of its own
             each.check(each.left)

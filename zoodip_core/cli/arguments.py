@@ -15,7 +15,8 @@ from ..model.lora import MOST_STRENGTH, Lora, load_lora
 from ..model.quantize import WEIGHTS
 from ..model.stable_diffusion import StableDiffusion
 from ..train.presets import PAPER_PRESETS, PRESET, said
-from ..train.settings import NUMBER, PARTS, PATHS, SEARCH, SETTINGS, SWITCH, WHOLE, Setting, of_part
+from ..train.setting import NUMBER, PATHS, SWITCH, WHOLE, Setting
+from ..train.settings import PARTS, SEARCH, SETTINGS, of_part
 
 PROGRAM = "python -m zoodip_core"
 

@@ -18,7 +18,8 @@ from ..train.loop import TrainResult, resume_training, train_token
 from ..train.presets import check_given, complete
 from ..train.ranks import Ranks
 from ..train.run_folder import CHANGEABLE, free_folder
-from ..train.settings import ALL, AUTO, SETTINGS
+from ..train.setting import AUTO
+from ..train.settings import ALL, SETTINGS
 from .arguments import PROGRAM, Once, command, setting_options
 from .captions import caption_with_option, with_captions
 from .screen import closing, shared_session

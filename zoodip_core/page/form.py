@@ -10,21 +10,8 @@ from typing import Any
 import torch
 
 from ..train.presets import PRESET
-from ..train.settings import (
-    ALL,
-    AUTO,
-    CHOICE,
-    LORA,
-    MODEL,
-    NUMBER,
-    PARTS,
-    RUN,
-    SETTINGS,
-    SWITCH,
-    WHOLE,
-    Setting,
-    of_part,
-)
+from ..train.setting import AUTO, CHOICE, NUMBER, SWITCH, WHOLE, Setting
+from ..train.settings import ALL, LORA, MODEL, PARTS, RUN, SETTINGS, of_part
 
 _MOST = 2**53
 """The largest whole number that browsers tell from its neighbours."""

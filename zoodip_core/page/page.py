@@ -20,7 +20,7 @@ from ..jobs.installer import Installer
 from ..jobs.job import Job, Run
 from ..jobs.job_folder import WITH_WEIGHTS
 from ..jobs.protocol import ASIDE, CAPTION, RUNNING, STOPPING, WAITING
-from ..train.settings import CHOICE, SWITCH, TEXT, WHOLE
+from ..train.setting import CHOICE, SWITCH, TEXT, WHOLE
 from . import form, views
 from .comparison import Comparison
 from .form import Field

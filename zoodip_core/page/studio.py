@@ -30,7 +30,8 @@ from ..train.config import TrainConfig
 from ..train.hints import photographs, too_much_for_the_embedded_model
 from ..train.presets import PRESET
 from ..train.run_folder import CONFIG, RunFolder
-from ..train.settings import ALL, AUTO, SETTINGS, given
+from ..train.setting import AUTO
+from ..train.settings import ALL, SETTINGS, given
 from .draft import Draft
 from .form import KEEP_COPY, OWN
 from .shelf import Shelf, check_room, put_together

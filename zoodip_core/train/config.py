@@ -28,7 +28,8 @@ from ..search.zeroth_order import ZerothOrderSearch
 from .alignment import forwards_beside
 from .draws import Draw, spread_draws
 from .presets import PAPER_PRESETS, check_given, preset_for
-from .settings import SETTINGS, Settings, paths_of
+from .setting import paths_of
+from .settings import SETTINGS, Settings
 from .timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
 
 CONFIG_VERSION = 1

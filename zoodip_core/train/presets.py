@@ -13,7 +13,8 @@ from typing import Any
 
 from ..base.errors import ConfigError
 from ..data.masks import MASK
-from .settings import CHOICE, SEARCH, SETTINGS, Setting
+from .setting import CHOICE, Setting
+from .settings import SEARCH, SETTINGS
 
 _ALIGNED = ("alignment", "alignment_alpha", "alignment_beta")
 _LORA = ("lora_share", "lora_mu", "lora_lr", "lora_weight_decay", "lora_with_token")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,18 +27,9 @@ from ..model.quantize import WEIGHTS
 from ..search.estimators import ESTIMATORS, MOST_DIRECTIONS, MOST_MU
 from ..search.optimizers import MOST_LR, OPTIMIZERS
 from ..search.subspace import TAU_RANGE
+from .setting import AUTO, OFF, ON, SWITCH, TEXT, Setting, checked, described, setting
 from .timesteps import TIMESTEP_SAMPLERS
 
-TEXT, WHOLE, NUMBER, CHOICE, SWITCH, PATHS = "text", "whole", "number", "choice", "switch", "paths"
-_KINDS = {"str": TEXT, "str | None": TEXT, "int": WHOLE, "float": NUMBER, "bool": SWITCH, "tuple[str, ...]": PATHS}
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "str | None": (str, type(None)),
-    "int": (int,),
-    "float": (float,),
-    "bool": (bool,),
-    "tuple[str, ...]": (tuple,),
-}
 SUBJECT, MODEL, IMAGES, ALIGNMENT, SEARCH, LORA, SUBSPACE, TIMESTEPS, RUN = (
     "What to learn",
     "Model",
@@ -55,7 +45,6 @@ SUBJECT, MODEL, IMAGES, ALIGNMENT, SEARCH, LORA, SUBSPACE, TIMESTEPS, RUN = (
 PARTS = (SUBJECT, MODEL, IMAGES, ALIGNMENT, SEARCH, LORA, SUBSPACE, TIMESTEPS, RUN)
 DIRECTIONS = ("normal", "vocabulary")
 LR_SCHEDULES = ("constant", "cosine")
-AUTO, ON, OFF = "auto", "on", "off"
 ALL = "all"
 """The device that stands for all cards of a computer, each in a process of its own."""
 _MANY = 10_000_000
@@ -67,94 +56,6 @@ MOST_SAMPLE_STEPS = 999
 """Of a schedule that starts at step 1 of 1000."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What every front needs to know of a setting.
-
-    Args:
-        name: as in :class:`Settings`.
-        kind: text, whole (number), number, choice, switch, or paths.
-        part: one of :data:`PARTS`.
-        label: for people, a word or three.
-        help: for people, a sentence or two.
-        default: its value where nothing is given.
-        flag: its option on the command line.
-        alias: another name of that option.
-        metavar: what stands for the value there.
-        choices: of a choice.
-        range: the least and the largest number.
-        above: whether a number has to be above the least, which is not allowed itself.
-        below: whether a number has to be below the largest, which is not allowed itself.
-        multiple: what a whole number has to be a multiple of.
-        left: what a front shows, and is given, where the setting is left to the preset; None if it never is.
-        left_means: what that stands for, in a word.
-        node_input: the name of its input in ComfyUI.
-    """
-
-    name: str
-    kind: str
-    part: str
-    label: str
-    help: str
-    default: Any
-    flag: str
-    alias: str = ""
-    metavar: str | None = None
-    choices: tuple[str, ...] = ()
-    range: tuple[float, float] | None = None
-    above: bool = False
-    below: bool = False
-    multiple: int = 1
-    left: Any = None
-    left_means: str = "as the preset says"
-    node_input: str = ""
-
-    @property
-    def by_preset(self) -> bool:
-        """Whether presets decide it."""
-        return self.left is not None
-
-    @property
-    def shown(self) -> Any:
-        """The value that a form begins with."""
-        return self.left if self.by_preset else self.default
-
-    @property
-    def offered(self) -> tuple[str, ...]:
-        """The choices of a form, leaving it to the preset among them."""
-        if self.kind == SWITCH and self.by_preset:
-            return (AUTO, ON, OFF)
-        return (AUTO, *self.choices) if self.left == AUTO else self.choices
-
-    @property
-    def explained(self) -> str:
-        """Its help for a form: with what stands for leaving it to the preset."""
-        return f"{self.help} {self.left}: {self.left_means}." if self.by_preset else self.help
-
-    def check(self, value: Any) -> None:
-        """Refuse a value of the right type that is not one of the choices, or out of range.
-
-        Raises:
-            ConfigError: naming the setting, and what is possible.
-        """
-        if self.choices and value not in self.choices:
-            raise ConfigError(f"{self.name} = {value!r}: choose one of {', '.join(self.choices)}")
-        if self.range and value is not None:
-            low, high = self.range
-            outside = (self.above and value == low) or (self.below and value == high)
-            if outside or not low <= value <= high:
-                limits = f"from {low} to {high}"
-                if self.above:
-                    limits = f"above {low} and {'below' if self.below else 'at most'} {high}"
-                raise ConfigError(f"{self.name} = {value}: must be {limits}")
-
-
-def _setting(default: Any, part: str, label: str, help: str, **more: Any) -> Any:
-    """A field of :class:`Settings` with what its :class:`Setting` has; required where the default is missing."""
-    about = {"part": part, "label": label, "help": help, **more}
-    return dataclasses.field(default=default, metadata={"setting": about})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that decides a run, checked. The defaults are the paper's for SD1.5 (section 4).
@@ -164,14 +65,14 @@ class Settings:
         TokenError: a placeholder token that cannot be used.
     """
 
-    images: tuple[str, ...] = _setting(
+    images: tuple[str, ...] = setting(
         dataclasses.MISSING,
         SUBJECT,
         "Images",
         "Folder of reference images, or image files.",
         metavar="PATH",
     )
-    token: str = _setting(
+    token: str = setting(
         dataclasses.MISSING,
         SUBJECT,
         "Token",
@@ -179,7 +80,7 @@ class Settings:
         "learned together.",
         metavar="NAME",
     )
-    initializer: str = _setting(
+    initializer: str = setting(
         dataclasses.MISSING,
         SUBJECT,
         "Initializer",
@@ -188,7 +89,7 @@ class Settings:
         flag="--init",
         metavar="WORD",
     )
-    num_vectors: int = _setting(
+    num_vectors: int = setting(
         1,
         SUBJECT,
         "Vectors",
@@ -197,7 +98,7 @@ class Settings:
         metavar="N",
         range=(1, 75),
     )
-    initializer_mode: str = _setting(
+    initializer_mode: str = setting(
         "single",
         SUBJECT,
         "Long initializers",
@@ -205,7 +106,7 @@ class Settings:
         flag="--init-mode",
         choices=("single", "mean", "first"),
     )
-    model: str = _setting(
+    model: str = setting(
         TINY,
         MODEL,
         "Model",
@@ -213,14 +114,14 @@ class Settings:
         alias="--unet",
         metavar="PATH",
     )
-    weights: str = _setting(
+    weights: str = setting(
         "int8",
         MODEL,
         "Weights",
         "How weights are kept in memory. int4 takes half of int8, float8 as much as int8.",
         choices=WEIGHTS,
     )
-    dtype: str = _setting(
+    dtype: str = setting(
         "auto",
         MODEL,
         "Activations",
@@ -228,21 +129,21 @@ class Settings:
         choices=("auto", *DTYPES),
         node_input="activations",
     )
-    device: str = _setting(
+    device: str = setting(
         "auto",
         MODEL,
         "Device",
         "auto, cpu, cuda, cuda:1, ... On the page also all: every card, where there are several.",
         metavar="NAME",
     )
-    prediction_type: str = _setting(
+    prediction_type: str = setting(
         "auto",
         MODEL,
         "Prediction type",
         "What the model predicts. auto reads it from the file; change it only where a v-prediction model draws noise.",
         choices=PREDICTION_TYPES,
     )
-    clip: tuple[str, ...] = _setting(
+    clip: tuple[str, ...] = setting(
         (),
         MODEL,
         "Text encoders",
@@ -250,20 +151,20 @@ class Settings:
         alias="--text-encoders",
         metavar="FILE",
     )
-    vae: str | None = _setting(
+    vae: str | None = setting(
         None, MODEL, "VAE", "File of the model's VAE, where it is not in it, or another is wanted.", metavar="FILE"
     )
-    cache: str | None = _setting(
+    cache: str | None = setting(
         AUTO,
         MODEL,
         "Cache",
         "Folder for quantised copies of models: the next load takes seconds. auto: the user's own for such files.",
         metavar="DIR",
     )
-    captions: str | None = _setting(
+    captions: str | None = setting(
         None, IMAGES, "Captions", "JSON file of captions by file name, with {} for the token.", metavar="JSON"
     )
-    template: str = _setting(
+    template: str = setting(
         "object",
         IMAGES,
         "Captions by",
@@ -271,7 +172,7 @@ class Settings:
         "class word.",
         choices=tuple(TEMPLATES),
     )
-    class_word: str | None = _setting(
+    class_word: str | None = setting(
         None,
         IMAGES,
         "Class word",
@@ -279,7 +180,7 @@ class Settings:
         "tokens one for each, or one for all.",
         metavar="WORD",
     )
-    resolution: int = _setting(
+    resolution: int = setting(
         0,
         IMAGES,
         "Resolution",
@@ -288,7 +189,7 @@ class Settings:
         range=(0, 4096),
         multiple=8,
     )
-    crop: str = _setting(
+    crop: str = setting(
         "bucket",
         IMAGES,
         "Crop",
@@ -296,7 +197,7 @@ class Settings:
         "squeezes the picture into one.",
         choices=CROPS,
     )
-    random_crops: int = _setting(
+    random_crops: int = setting(
         0,
         IMAGES,
         "Random cuts",
@@ -305,8 +206,8 @@ class Settings:
         range=(0, 100),
         left=-1,
     )
-    background: str = _setting("white", IMAGES, "Background", "Colour behind transparent pictures.", metavar="COLOUR")
-    transparency: str = _setting(
+    background: str = setting("white", IMAGES, "Background", "Colour behind transparent pictures.", metavar="COLOUR")
+    transparency: str = setting(
         "background",
         IMAGES,
         "Transparency",
@@ -314,7 +215,7 @@ class Settings:
         "outside of the picture's mask.",
         choices=TRANSPARENCIES,
     )
-    mask_background: float = _setting(
+    mask_background: float = setting(
         1.0,
         IMAGES,
         "Outside of masks",
@@ -324,10 +225,10 @@ class Settings:
         range=(0, 1),
         left=-1,
     )
-    flip: bool = _setting(
+    flip: bool = setting(
         False, IMAGES, "Mirror", "Train on mirror images too; not for subjects with a left and a right."
     )
-    target_prompt: str | None = _setting(
+    target_prompt: str | None = setting(
         None,
         ALIGNMENT,
         "Target prompt",
@@ -335,7 +236,7 @@ class Settings:
         "model, with three more forward passes a step. Several, separated by ;, are drawn in turn.",
         metavar="TEXT",
     )
-    alignment: float = _setting(
+    alignment: float = setting(
         0.3,
         ALIGNMENT,
         "Alignment",
@@ -345,7 +246,7 @@ class Settings:
         range=(0, MOST_ALIGNMENT),
         left=-1,
     )
-    alignment_alpha: float = _setting(
+    alignment_alpha: float = setting(
         1.0,
         ALIGNMENT,
         "Guidance of the target (alpha)",
@@ -356,7 +257,7 @@ class Settings:
         above=True,
         left=0,
     )
-    alignment_beta: float = _setting(
+    alignment_beta: float = setting(
         1.0,
         ALIGNMENT,
         "Guidance of the token (beta)",
@@ -366,7 +267,7 @@ class Settings:
         above=True,
         left=0,
     )
-    steps: int = _setting(
+    steps: int = setting(
         30_000,
         SEARCH,
         "Steps",
@@ -375,7 +276,7 @@ class Settings:
         range=(1, _MANY),
         left=0,
     )
-    lr: float = _setting(
+    lr: float = setting(
         5e-3,
         SEARCH,
         "Learning rate",
@@ -385,7 +286,7 @@ class Settings:
         above=True,
         left=0,
     )
-    lr_schedule: str = _setting(
+    lr_schedule: str = setting(
         "constant",
         SEARCH,
         "Schedule",
@@ -393,7 +294,7 @@ class Settings:
         choices=LR_SCHEDULES,
         left=AUTO,
     )
-    averaging: float = _setting(
+    averaging: float = setting(
         0.0,
         SEARCH,
         "Averaging",
@@ -402,7 +303,7 @@ class Settings:
         range=(0, 1),
         left=-1,
     )
-    seed: int = _setting(
+    seed: int = setting(
         0,
         SEARCH,
         "Seed",
@@ -410,7 +311,7 @@ class Settings:
         metavar="N",
         range=(0, 2**63 - 1),
     )
-    estimator: str = _setting(
+    estimator: str = setting(
         "rge",
         SEARCH,
         "Estimator",
@@ -419,7 +320,7 @@ class Settings:
         choices=tuple(ESTIMATORS),
         left=AUTO,
     )
-    n: int = _setting(
+    n: int = setting(
         2,
         SEARCH,
         "Directions (n)",
@@ -429,7 +330,7 @@ class Settings:
         range=(1, MOST_DIRECTIONS),
         left=0,
     )
-    mu: float = _setting(
+    mu: float = setting(
         1e-3,
         SEARCH,
         "Perturbation (mu)",
@@ -439,7 +340,7 @@ class Settings:
         above=True,
         left=0,
     )
-    mu_end: float = _setting(
+    mu_end: float = setting(
         1.0,
         SEARCH,
         "Share of mu at the end",
@@ -449,10 +350,10 @@ class Settings:
         above=True,
         left=0,
     )
-    adapt_mu: bool = _setting(
+    adapt_mu: bool = setting(
         False, SEARCH, "Adapt mu", "Doubles mu until losses differ by more than rounding.", left=AUTO
     )
-    directions: str = _setting(
+    directions: str = setting(
         "normal",
         SEARCH,
         "Directions",
@@ -461,7 +362,7 @@ class Settings:
         choices=DIRECTIONS,
         left=AUTO,
     )
-    radius: float = _setting(
+    radius: float = setting(
         0.0,
         SEARCH,
         "Radius",
@@ -471,7 +372,7 @@ class Settings:
         range=(0, 1000),
         left=-1,
     )
-    optimizer: str = _setting(
+    optimizer: str = setting(
         "zoadam",
         SEARCH,
         "Optimizer",
@@ -480,7 +381,7 @@ class Settings:
         choices=tuple(OPTIMIZERS),
         left=AUTO,
     )
-    eps: float = _setting(
+    eps: float = setting(
         1e-8,
         SEARCH,
         "Adam's eps",
@@ -490,7 +391,7 @@ class Settings:
         above=True,
         left=0,
     )
-    lora_rank: int = _setting(
+    lora_rank: int = setting(
         0,
         LORA,
         "Rank",
@@ -500,7 +401,7 @@ class Settings:
         range=(0, MOST_RANK),
         left=-1,
     )
-    lora_share: float = _setting(
+    lora_share: float = setting(
         0.5,
         LORA,
         "Share of the steps",
@@ -510,7 +411,7 @@ class Settings:
         above=True,
         left=0,
     )
-    lora_mu: float = _setting(
+    lora_mu: float = setting(
         0.1,
         LORA,
         "Perturbation of weights",
@@ -520,7 +421,7 @@ class Settings:
         above=True,
         left=0,
     )
-    lora_lr: float = _setting(
+    lora_lr: float = setting(
         0.02,
         LORA,
         "Learning rate of weights",
@@ -530,7 +431,7 @@ class Settings:
         above=True,
         left=0,
     )
-    lora_weight_decay: float = _setting(
+    lora_weight_decay: float = setting(
         0.0,
         LORA,
         "Weight decay",
@@ -540,21 +441,21 @@ class Settings:
         range=(0, 1),
         left=-1,
     )
-    lora_with_token: bool = _setting(
+    lora_with_token: bool = setting(
         False,
         LORA,
         "Token as well",
         "The token is learned on together with the weights. Off: it stays as it is by then.",
         left=AUTO,
     )
-    subspace_gradient: bool = _setting(
+    subspace_gradient: bool = setting(
         True,
         SUBSPACE,
         "Subspace Gradient",
         "Drops from gradients what the token's own path shows to be noise.",
         left=AUTO,
     )
-    tau: int = _setting(
+    tau: int = setting(
         128,
         SUBSPACE,
         "Buffer (tau)",
@@ -563,7 +464,7 @@ class Settings:
         range=TAU_RANGE,
         left=0,
     )
-    nu: float = _setting(
+    nu: float = setting(
         1e-3,
         SUBSPACE,
         "Share dropped (nu)",
@@ -574,7 +475,7 @@ class Settings:
         below=True,
         left=0,
     )
-    timesteps: str = _setting(
+    timesteps: str = setting(
         "puts",
         TIMESTEPS,
         "Sampling",
@@ -582,7 +483,7 @@ class Settings:
         choices=TIMESTEP_SAMPLERS,
         left=AUTO,
     )
-    t_lower: int = _setting(
+    t_lower: int = setting(
         500,
         TIMESTEPS,
         "From (T_L)",
@@ -592,7 +493,7 @@ class Settings:
         left=0,
         node_input="T_L",
     )
-    t_upper: int = _setting(
+    t_upper: int = setting(
         900,
         TIMESTEPS,
         "To (T_U)",
@@ -602,7 +503,7 @@ class Settings:
         left=0,
         node_input="T_U",
     )
-    sample_prompt: str = _setting(
+    sample_prompt: str = setting(
         "a photo of a {}",
         RUN,
         "Sample prompt",
@@ -611,7 +512,7 @@ class Settings:
         metavar="TEXT",
         node_input="preview_prompt",
     )
-    sample_negative_prompt: str | None = _setting(
+    sample_negative_prompt: str | None = setting(
         None,
         RUN,
         "Negative prompt of samples",
@@ -619,7 +520,7 @@ class Settings:
         metavar="TEXT",
         node_input="preview_negative_prompt",
     )
-    sample_guidance: float = _setting(
+    sample_guidance: float = setting(
         0.0,
         RUN,
         "Guidance of samples",
@@ -629,7 +530,7 @@ class Settings:
         range=(0, MOST_GUIDANCE),
         node_input="preview_guidance",
     )
-    sample_steps: int = _setting(
+    sample_steps: int = setting(
         25,
         RUN,
         "Denoising steps of samples",
@@ -638,7 +539,7 @@ class Settings:
         range=(1, MOST_SAMPLE_STEPS),
         node_input="preview_steps",
     )
-    sample_every: int = _setting(
+    sample_every: int = setting(
         0,
         RUN,
         "Samples every",
@@ -647,7 +548,7 @@ class Settings:
         range=(0, _MANY),
         node_input="preview_every",
     )
-    save_every: int = _setting(
+    save_every: int = setting(
         500,
         RUN,
         "Save every",
@@ -655,7 +556,7 @@ class Settings:
         metavar="STEPS",
         range=(1, _MANY),
     )
-    checks: int = _setting(
+    checks: int = setting(
         0,
         RUN,
         "Checks",
@@ -665,7 +566,7 @@ class Settings:
         range=(0, 10_000),
         left=-1,
     )
-    patience: int = _setting(
+    patience: int = setting(
         0,
         RUN,
         "Patience",
@@ -674,7 +575,7 @@ class Settings:
         range=(0, 10_000),
         left=-1,
     )
-    batch: int = _setting(
+    batch: int = setting(
         0,
         RUN,
         "Candidates at once",
@@ -682,7 +583,7 @@ class Settings:
         metavar="N",
         range=(0, 1024),
     )
-    graphs: str = _setting(
+    graphs: str = setting(
         "auto",
         RUN,
         "Graphs",
@@ -692,11 +593,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for spec in dataclasses.fields(self):
-            value = getattr(self, spec.name)
-            value = paths_of(spec.name, value) if _KINDS[str(spec.type)] == PATHS else value
-            value = _typed(spec.name, str(spec.type), value)
-            object.__setattr__(self, spec.name, value)
-            SETTINGS[spec.name].check(value)
+            object.__setattr__(self, spec.name, checked(spec, getattr(self, spec.name)))
         if not self.images:
             raise ConfigError("images: give a folder of images or image files")
         check_resolution(self.resolution)
@@ -839,13 +736,7 @@ class Settings:
         }
 
 
-def _described(spec: dataclasses.Field[Any]) -> Setting:
-    about = {"flag": "--" + spec.name.replace("_", "-"), "node_input": spec.name, **spec.metadata["setting"]}
-    default = None if spec.default is dataclasses.MISSING else spec.default
-    return Setting(spec.name, _KINDS[str(spec.type)], default=default, **about)
-
-
-SETTINGS: dict[str, Setting] = {spec.name: _described(spec) for spec in dataclasses.fields(Settings)}
+SETTINGS: dict[str, Setting] = {spec.name: described(spec) for spec in dataclasses.fields(Settings)}
 """The table. Fronts read it when they are made."""
 Settings.__doc__ = (Settings.__doc__ or "").replace(
     "    Raises:",
@@ -878,27 +769,3 @@ def given(values: Mapping[str, Any], own: Mapping[str, Setting] | None = None) -
         switched = setting is not None and setting.kind == SWITCH and value in (ON, OFF)
         found[name] = value == ON if switched else value
     return found
-
-
-def paths_of(name: str, value: Any) -> tuple[str, ...]:
-    """A path or several as texts.
-
-    Raises:
-        ConfigError: something else.
-    """
-    paths = (value,) if isinstance(value, str) else value
-    if not isinstance(paths, (list, tuple)) or not all(isinstance(path, (str, os.PathLike)) for path in paths):
-        raise ConfigError(f"{name} = {value!r}: expected a list of paths")
-    return tuple(str(path) for path in paths)
-
-
-def _typed(name: str, annotation: str, value: Any) -> Any:
-    """The value, if it is of the annotated type; whole numbers pass as floats."""
-    if annotation == "float" and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            raise ConfigError(f"{name} is a number of {len(str(value))} digits, which is too large") from None
-    if not isinstance(value, _TYPES[annotation]) or (isinstance(value, bool) and annotation != "bool"):
-        raise ConfigError(f"{name} = {value!r}: expected {annotation.replace('tuple[str, ...]', 'a list of paths')}")
-    return value
