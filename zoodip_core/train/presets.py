@@ -45,7 +45,6 @@ RECIPE: dict[str, Any] = {
     "lr": 1.0,
     "averaging": 0.1,
     "checks": 20,
-    "patience": 6,
 }
 """Ours, of a third of the paper's forward passes. ``benchmarks/fidelity.py --ablation`` takes its parts away."""
 _STEPS = {"sd1": RECIPE["steps"], "sd2": RECIPE["steps"], "sdxl": 4000, "tiny": 900}

@@ -570,7 +570,8 @@ class Settings:
         0,
         RUN,
         "Patience",
-        "Checks without progress after which the run ends early, with its best token. 0: never.",
+        "Checks without progress after which the run ends early, with its best token. A search may stand still for "
+        "long, and then go on. 0: never.",
         metavar="N",
         range=(0, 10_000),
         left=-1,
