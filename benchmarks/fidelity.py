@@ -120,7 +120,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "n = 8": {"n": 8},
     "uniform timesteps": {"timesteps": "uniform"},
     "with Subspace Gradient": {"subspace_gradient": True, "tau": 21},
-    "without checks": {"checks": 0, "patience": 0},
+    "without checks": {"checks": 0},
+    "patience 6": {"patience": 6},
 }
 """What ``--ablation`` takes from ours: settings of ``TrainConfig``, one row each. Normal directions know no vocabulary:
 their mu and learning rate are multiplied by the standard deviation of the model's words in one number."""

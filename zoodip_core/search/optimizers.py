@@ -154,7 +154,6 @@ class NormalizedSGD(_Rate):
         super().__init__(lr, weight_decay)
         if not 0 <= momentum < 1:
             raise ConfigError(f"momentum = {momentum}: must be at least 0 and below 1")
-        self.lr = lr
         self.momentum = momentum
         self.reset()
 
