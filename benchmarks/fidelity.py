@@ -61,7 +61,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gains import MARKS, Figures, curves_in, curves_of, derived, draw_figure, tables
 from benchmarks.kinds import CORES, HEADS, OF_RANK, OUTPUTS, kind_of
-from benchmarks.stacked import BACKWARD, Lane, Stack, Subject, descend, heldout, run
+from benchmarks.stacked import BACKWARD, ROWS, Lane, Stack, Subject, descend, heldout, run
 from benchmarks.worlds import WORLDS, World
 from zoodip_core import SubspaceGradient, TrainConfig, ZerothOrderSearch, ZOAdam, generate
 from zoodip_core.base import rng
@@ -75,17 +75,19 @@ from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_table import table_of
 from zoodip_core.search import guard, preconditioner
 from zoodip_core.search.estimators import ESTIMATORS
+from zoodip_core.search.preconditioner import Spread
 from zoodip_core.tiny import concepts
 from zoodip_core.tiny.judge import Judge, to_tensor
 from zoodip_core.tiny.scores import JUDGE, score
 from zoodip_core.train import rounding
 from zoodip_core.train.config import CHECK_DRAWS
+from zoodip_core.train.directions import shaped
 from zoodip_core.train.draws import Draw
 from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.presets import PAPER_PRESETS, TWO_STAGE, preset_for
 from zoodip_core.train.rounding import LEAST_FORWARDS, WEIGHTS_FORWARDS, adapted
+from zoodip_core.train.settings import NORMAL
 from zoodip_core.train.timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
-from zoodip_core.train.vocabulary import vocabulary_spread
 
 BUDGET = 4_500
 FINE_STEP, FINE_END = 150, 3_000
@@ -108,6 +110,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "the same, twice mu, no radius": {"estimator": "rge", "n": 4, "mu": 2.6, "radius": 0.0},
     "no radius": {"radius": 0.0},
     "radius 12": {"radius": 12.0},
+    "vocabulary directions": {"directions": "vocabulary"},
+    "encoder directions": {"directions": "encoder"},
     "normal directions": {"directions": "normal", "mu": 1.3, "lr": 1.0},
     "ZOAdam": {"optimizer": "zoadam"},
     "mu stays": {"mu_end": 1.0},
@@ -290,7 +294,7 @@ def gradient_free(world: World, budget: int, sigma: float = GF_TI_SIGMA) -> Meth
 
 def ours(concept: concepts.Concept, plan: Plan, budget: int, seed: int, **changes: Any) -> TrainConfig:
     """The product's own settings for a run of so many forwards; ``changes`` are an ablation's."""
-    if changes.get("directions") == "normal":
+    if changes.get("directions") == NORMAL:
         changes = {**changes, "mu": changes["mu"] * plan.world.word_size, "lr": changes["lr"] * plan.world.word_size}
     config = demo_config(concept, seed=seed, **plan.settings, **changes)
     steps = budget // config.make_estimator().num_candidates
@@ -313,7 +317,7 @@ def our_lane(config: TrainConfig, subject: Subject, kind: str = CORES) -> Lane:
     """
     model = subject.model
     objective = subject.training(config.make_timesteps(model.scheduler.alphas_cumprod))
-    spread = vocabulary_spread(model.tokenizers, model.text_encoders) if config.directions == "vocabulary" else None
+    config, spread = _shaped(config, subject)
     spent = 0
     if config.adapt_mu:
         counted = Counted(objective)
@@ -335,6 +339,23 @@ def our_lane(config: TrainConfig, subject: Subject, kind: str = CORES) -> Lane:
         held,
         spent=spent,
     )
+
+
+_shapes: dict[tuple[Subject, str], tuple[str, Spread]] = {}
+"""Of a subject's directions, which no seed changes."""
+
+
+def _shaped(config: TrainConfig, subject: Subject) -> tuple[TrainConfig, Spread | None]:
+    """The settings and the shape of the directions, as a run of the product has them."""
+    if config.directions == NORMAL:
+        return config, None
+    known = subject, config.directions
+    if known not in _shapes:
+        prompt = subject.training(PUTS()).captions[0][0]
+        chosen, spread, _ = shaped(config, subject.model, prompt, subject.theta0, ROWS)
+        _shapes[known] = chosen.directions, spread
+    directions, spread = _shapes[known]
+    return replace(config, directions=directions), spread
 
 
 class Counted:

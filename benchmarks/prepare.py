@@ -118,8 +118,9 @@ def prepare(model: Path, folder: Path, resolution: int, weights: str) -> dict[st
     for name, part in (
         ("plan", "foretelling memory"),
         ("encode_images", ENCODING),
-        ("spread_of", "the vocabulary's directions"),
-        ("vocabulary_spread", "the vocabulary's directions"),
+        ("spread_of", "the directions' shape"),
+        ("vocabulary_spread", "the directions' shape"),
+        ("shaped", "the directions' shape"),
         ("load_references", "reading pictures"),
         ("tokenised", "tokenizers and captions"),
         ("_inputs", "waiting for the model's hash"),

@@ -365,7 +365,7 @@ def test_zero_means_a_third_of_the_papers_forwards_by_default(
     (puts,) = node(pack, "ZoodipPUTSSampler").settings("puts", t_lower, 900)
     config = settings_of(pack, family, timestep_sampler=puts)
     assert 0.25 < config.steps * config.make_estimator().num_candidates / forwards <= 1 / 3
-    assert (config.directions, config.adapt_mu, config.averaging) == ("vocabulary", True, 0.1)
+    assert (config.directions, config.adapt_mu, config.averaging) == ("adaptive", True, 0.1)
     fast, careful = (settings_of(pack, family, preset=name).steps for name in ("fast", "careful"))
     assert (fast, careful) == (config.steps // 3, config.steps * 3)
     assert config.t_lower == t_lower

@@ -25,6 +25,7 @@ from zoodip_core.cli import main as cli
 from zoodip_core.cli import train as train_command
 from zoodip_core.cli.demo import demo_config
 from zoodip_core.model.stable_diffusion import StableDiffusion
+from zoodip_core.model.words import word_ids
 from zoodip_core.search import preconditioner
 from zoodip_core.search.guard import Guard
 from zoodip_core.search.optimizers import OPTIMIZERS, NormalizedSGD
@@ -37,7 +38,6 @@ from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.prepared import Training
 from zoodip_core.train.presets import RECIPE, preset_for
 from zoodip_core.train.rounding import adapted, least_mu, line, noise_of
-from zoodip_core.train.vocabulary import vocabulary_spread, word_ids
 
 DIM, VECTORS, STEPS, SEED = 12, 2, 40, 7
 
@@ -132,7 +132,7 @@ def test_whole_words_count() -> None:
 
 
 def test_the_embedded_models_shape_points_where_its_words_differ(tiny_model: StableDiffusion) -> None:
-    spread = vocabulary_spread(tiny_model.tokenizers, tiny_model.text_encoders)
+    spread = spread_of(tiny_model.word_rows())
     assert spread.basis.shape == (64, 128)
     torch.testing.assert_close(spread.basis @ spread.basis.T, torch.eye(64), atol=1e-5, rtol=0)
     assert spread.reach.max() > 3 * spread.rest > 0
@@ -223,7 +223,7 @@ def test_a_radius_that_can_not_be_is_refused() -> None:
     for radius in (-1.0, math.inf, math.nan):
         with pytest.raises(ConfigError, match="radius"):
             ZerothOrderSearch(torch.zeros(1, DIM), spread=spread, radius=radius)
-    with pytest.raises(ConfigError, match="vocabulary's shape"):
+    with pytest.raises(ConfigError, match="directions that have a shape"):
         ZerothOrderSearch(torch.zeros(1, DIM), radius=2.0)
 
 

@@ -618,7 +618,7 @@ def test_the_preset_is_the_models_and_the_tasks(tmp_path: Path) -> None:
         )
         return tasks.settings_of(Task.read(file))
 
-    assert (config().steps, config().directions, config().averaging) == (900, "vocabulary", 0.1)
+    assert (config().steps, config().directions, config().averaging) == (900, "adaptive", 0.1)
     assert config(preset="fast").steps == 300
     assert config(preset="careful").steps == 2700
     assert (config(preset="paper").steps, config(preset="paper").directions) == (4500, "normal")

@@ -32,18 +32,22 @@ class Spread:
         reach: float32 ``[rank]``, along each of them, in units of the token embedding.
         rest: along everything else.
         scale: float32 ``[dim]``, what each number is multiplied by in the end; None for 1.
+        words: the words' root mean square distance from their mean, before ``scale``; None where directions reach as
+            far as that themselves.
     """
 
     basis: torch.Tensor
     reach: torch.Tensor
     rest: float
     scale: torch.Tensor | None = None
+    words: float | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All of it, as a file can hold it."""
         scale = {} if self.scale is None else {"scale": self.scale}
+        words = {} if self.words is None else {"words": torch.tensor(self.words, dtype=torch.float64)}
         rest = torch.tensor(self.rest, dtype=torch.float64)
-        return {"basis": self.basis, "reach": self.reach, "rest": rest, **scale}
+        return {"basis": self.basis, "reach": self.reach, "rest": rest, **scale, **words}
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Spread:
@@ -58,7 +62,10 @@ class Spread:
             raise ValueError("its tensors are of another kind")
         if scale is not None and (scale.dtype != torch.float32 or scale.shape != basis.shape[1:]):
             raise ValueError("its scale is of another kind")
-        spread = cls(basis, reach, float(rest), scale)
+        words = float(tensors["words"]) if "words" in tensors else None
+        if words is not None and not 0 < words < math.inf:
+            raise ValueError("its words have no size")
+        spread = cls(basis, reach, float(rest), scale, words)
         if not torch.isfinite(spread.stretch(torch.ones(basis.shape[1]))).all():
             raise ValueError("it holds NaN or infinity")
         return spread
@@ -66,6 +73,8 @@ class Spread:
     @property
     def size(self) -> float:
         """The words' root mean square distance from their mean, before ``scale``."""
+        if self.words is not None:
+            return self.words
         rank, dim = self.basis.shape
         return math.sqrt(float(self.reach.double().square().sum()) + (dim - rank) * self.rest**2)
 
@@ -84,22 +93,24 @@ class Spread:
         return stretched if self.scale is None else stretched * self.scale.double()
 
 
-def spread_of(
-    pieces: Iterable[torch.Tensor], widths: Sequence[int] = (), *, rank: int = RANK, floor: float = FLOOR
-) -> Spread:
-    """The spread of the rows of all pieces ``[N, dim]``.
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Of rows: mean, float64 ``[dim]``, and covariance, float64 ``[dim, dim]``."""
 
-    With the variances v of their principal axes and the mean variance m, axes reach ``sqrt(v / m + floor^2)``; all
-    scaled so that the squares sum to the rows' whole variance.
+    mean: torch.Tensor
+    covariance: torch.Tensor
 
-    Args:
-        pieces: float tensors.
-        widths: of the parts that rows consist of, one for each text encoder. Where their words differ in size, as
-            those of CLIP and T5, rows are first divided by the size of each part's, and directions multiplied by it:
-            else the larger part's floor would be a storm in the smaller.
+    @property
+    def participation(self) -> float:
+        """In how many directions rows differ, of ``dim``: ``(sum of variances)^2 / sum of their squares``."""
+        return float(self.covariance.trace().square() / self.covariance.square().sum())
+
+
+def moments_of(pieces: Iterable[torch.Tensor]) -> Moments:
+    """Of the rows of all pieces ``[N, dim]``, float tensors.
 
     Raises:
-        ModelError: the rows are all alike, or hold NaN or infinity.
+        ModelError: they hold NaN or infinity.
     """
     count, total, products = 0, torch.zeros(()), torch.zeros(())
     for piece in pieces:
@@ -109,7 +120,31 @@ def spread_of(
     mean = total / count
     if not torch.isfinite(products).all():
         raise ModelError("model: its words hold NaN or infinity, so it cannot be trained on")
-    covariance = products / count - torch.outer(mean, mean)
+    return Moments(mean, products / count - torch.outer(mean, mean))
+
+
+def spread_of(
+    pieces: Iterable[torch.Tensor], widths: Sequence[int] = (), *, rank: int = RANK, floor: float = FLOOR
+) -> Spread:
+    """:func:`spread_of_words` of the rows of all pieces."""
+    return spread_of_words(moments_of(pieces), widths, rank=rank, floor=floor)
+
+
+def spread_of_words(words: Moments, widths: Sequence[int] = (), *, rank: int = RANK, floor: float = FLOOR) -> Spread:
+    """The spread of a model's words.
+
+    With the variances v of their principal axes and the mean variance m, axes reach ``sqrt(v / m + floor^2)``; all
+    scaled so that the squares sum to the words' whole variance.
+
+    Args:
+        widths: of the parts that rows consist of, one for each text encoder. Where their words differ in size, as
+            those of CLIP and T5, rows are first divided by the size of each part's, and directions multiplied by it:
+            else the larger part's floor would be a storm in the smaller.
+
+    Raises:
+        ModelError: the words are all alike.
+    """
+    mean, covariance = words.mean, words.covariance
     scale = _scale(covariance.diagonal(), widths)
     if scale is not None:
         covariance, mean = covariance / torch.outer(scale, scale), mean / scale
@@ -124,6 +159,39 @@ def spread_of(
     rest = reach[: len(mean) - rank].square().mean().sqrt() if rank < len(mean) else reach[0]
     basis = axes[:, -rank:].T.float().contiguous()
     return Spread(basis, reach[-rank:].float(), float(rest), None if scale is None else scale.float())
+
+
+def sensitive_spread(sensitivity: torch.Tensor, words: Spread) -> Spread:
+    """Directions that reach further where a text encoder's output changes more.
+
+    With J the Jacobian of the output by a token's numbers, the axes are those of ``J^T J``, and along the one whose
+    eigenvalue is l they reach ``k l^(1/4)``, the square root of how much the output changes. k is such that a random
+    direction changes the output, on the root mean square, as much as one of the words' spread, so that a perturbation
+    size and a learning rate mean the same with both.
+
+    Args:
+        sensitivity: ``J^T J``, float64 ``[dim, dim]``.
+        words: the spread of the model's words, whose size counts for a radius.
+
+    Raises:
+        ModelError: the output does not change, or holds NaN or infinity.
+    """
+    if not torch.isfinite(sensitivity).all():
+        raise ModelError(
+            "model: its text encoder gives NaN or infinity, so it cannot be trained on; set dtype to float32"
+        )
+    found, axes = torch.linalg.eigh(sensitivity)
+    values = found.clamp(min=0)
+    stretched = words.stretch(axes.T)
+    usual = (stretched @ sensitivity * stretched).sum()
+    if not usual > 0:
+        raise ModelError(
+            "model: its text encoder gives the same for any token, so it gives directions no shape; choose "
+            "directions vocabulary"
+        )
+    reach = values.pow(0.25)
+    reach *= (usual / (values * reach.square()).sum()).sqrt()
+    return Spread(axes.T.float().contiguous(), reach.float(), 0.0, words=words.size)
 
 
 def _axes(covariance: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

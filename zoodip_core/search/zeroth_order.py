@@ -73,7 +73,7 @@ class ZerothOrderSearch:
         if not 0 <= averaging <= 1:
             raise ConfigError(f"averaging = {averaging}: the share of the steps must be from 0 to 1")
         if not 0 <= radius < math.inf or (radius and spread is None):
-            raise ConfigError(f"radius = {radius}: must be 0 or more, and is of directions in the vocabulary's shape")
+            raise ConfigError(f"radius = {radius}: must be 0 or more, and is of directions that have a shape")
         self.estimator = estimator or RGE()
         self.subspace = subspace
         self.optimizer = optimizer or ZOAdam()

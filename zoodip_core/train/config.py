@@ -29,7 +29,7 @@ from .alignment import forwards_beside
 from .draws import Draw, spread_draws
 from .presets import PAPER_PRESETS, check_given, preset_for
 from .setting import paths_of
-from .settings import SETTINGS, Settings
+from .settings import NORMAL, SETTINGS, Settings
 from .timesteps import PUTS, SNRTimesteps, TimestepSampler, UniformTimesteps
 
 CONFIG_VERSION = 1
@@ -86,10 +86,10 @@ class TrainConfig(Settings):
         """The search from a starting token ``[num_vectors, dim]`` on.
 
         Args:
-            spread: the vocabulary's, if the directions have its shape.
+            spread: the shape of the directions, if they are not normal.
             numbers: of the weights that are learned as well, from 0 on.
         """
-        assert (spread is not None) == (self.directions == "vocabulary")
+        assert (spread is not None) == (self.directions != NORMAL)
         assert (numbers > 0) == (self.lora_rank > 0)
         token = self.make_token_search(theta0, spread)
         if not numbers:

@@ -28,9 +28,10 @@ from ..model.posteriors import with_masks
 from ..model.recognise import identify
 from ..model.stable_diffusion import StableDiffusion
 from ..model.token_model import Denoiser, Prompt, TokenModel
-from ..search.preconditioner import Spread, spread_of
+from ..search.preconditioner import Spread
 from ..search.staged import StagedSearch
 from .config import TrainConfig
+from .directions import check_directions, shaped
 from .draws import Draw, Objective, mean_losses, mean_over
 from .hints import hints
 from .inputs import (
@@ -50,7 +51,7 @@ from .ranks import Ranks
 from .remarks import far_out, pulled_away
 from .rounding import adapted
 from .run_folder import CHANGEABLE
-from .settings import ALL
+from .settings import ALL, NORMAL
 from .shared import SharedObjective
 from .sizes import largest_of, shapes_in, sizes_in
 
@@ -135,6 +136,7 @@ class Training:
             + noise_warning(config, self.model.dtype)
             + name_warning(config, self.model)
         )
+        check_directions(config, self.model)
         prompts = tokenised(config, self.model, self.images)
         self.alignment = aligned(config, self.model)
         self.warnings += same_as_captions(config, self.model, prompts)
@@ -224,10 +226,12 @@ class Training:
         )
         shared = self.ranks.size > 1
         self.objective: Objective = SharedObjective(self._own, self.ranks) if shared else self._own
-        if config.directions == "vocabulary" and not spread and self.ranks.leads:
-            self.on_event(Message("looking at the vocabulary"))
-            spread = spread_of(model.word_rows(), model.info.dims)
-        if config.directions == "vocabulary" and shared:
+        if config.directions != NORMAL and not spread and self.ranks.leads:
+            self.on_event(Message("looking at the vocabulary and the text encoder"))
+            config, spread, said = shaped(config, model, prompts[0][0], theta0, self.plan.batch)
+            self.config = config
+            self.on_event(said)
+        if config.directions != NORMAL and shared:
             spread = Spread.of_tensors(self.ranks.handed(spread.tensors() if spread else None))
         if config.adapt_mu:
             self.on_event(Message("measuring how losses are rounded"))

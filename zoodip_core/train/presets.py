@@ -14,7 +14,7 @@ from typing import Any
 from ..base.errors import ConfigError
 from ..data.masks import MASK
 from .setting import CHOICE, Setting
-from .settings import SEARCH, SETTINGS
+from .settings import ADAPTIVE, NORMAL, SEARCH, SETTINGS
 
 _ALIGNED = ("alignment", "alignment_alpha", "alignment_beta")
 _LORA = ("lora_share", "lora_mu", "lora_lr", "lora_weight_decay", "lora_with_token")
@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
     "n": 5,
     "mu": 1.3,
     "mu_end": 0.1,
-    "directions": "vocabulary",
+    "directions": ADAPTIVE,
     "radius": 6.0,
     "adapt_mu": True,
     "subspace_gradient": False,
@@ -170,13 +170,14 @@ def check_given(settings: Mapping[str, Any], preset: Mapping[str, Any], given: M
         (("patience",), checks, "the checks, of which there are none: set checks"),
         (_ALIGNED, settings.get("target_prompt"), "alignment, which has no target prompt: give target_prompt"),
         (_LORA, settings["lora_rank"], "weights, of which none are learned: set lora_rank to 4"),
-        (("radius",), settings["directions"] == "vocabulary", "vocabulary directions: set directions to vocabulary"),
+        (("radius",), settings["directions"] != NORMAL, "directions that are not normal: set directions to adaptive"),
     )
     for names, in_use, whose in parts:
         for name in names:
             if name in given and not in_use:
                 raise ConfigError(f"{name} = {given[name]!r} is a setting of {whose}, or leave {name} out")
-    if settings["directions"] != preset["directions"] and not {"mu", "lr"} <= given.keys():
+    kinds = settings["directions"], preset["directions"]
+    if kinds[0] != kinds[1] and NORMAL in kinds and not {"mu", "lr"} <= given.keys():
         raise ConfigError(
             f"directions = {settings['directions']}: mu and lr have other units than with {preset['directions']} ones; "
             "give both mu and lr as well, or choose another preset"

@@ -30,6 +30,7 @@ from ..search.preconditioner import Spread
 from . import journal
 from .config import TrainConfig
 from .identity import Inputs
+from .settings import NORMAL
 
 T = TypeVar("T")
 CONFIG, JOURNAL, STATE = "config.json", "steps.jsonl", "state.safetensors"
@@ -268,9 +269,9 @@ class RunFolder:
         Raises:
             RunFolderError: the file is missing or damaged.
         """
-        if self.config.directions == "normal":
+        if self.config.directions == NORMAL:
             return None
-        known = ("basis", "reach", "rest", "scale")
+        known = ("basis", "reach", "rest", "scale", "words")
         return self._kept(
             self.spread_path,
             lambda tensors: Spread.of_tensors({name: tensors[name] for name in known if name in tensors}),

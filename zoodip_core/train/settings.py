@@ -43,7 +43,8 @@ SUBJECT, MODEL, IMAGES, ALIGNMENT, SEARCH, LORA, SUBSPACE, TIMESTEPS, RUN = (
 )
 """The parts that settings belong to, by their titles."""
 PARTS = (SUBJECT, MODEL, IMAGES, ALIGNMENT, SEARCH, LORA, SUBSPACE, TIMESTEPS, RUN)
-DIRECTIONS = ("normal", "vocabulary")
+NORMAL, VOCABULARY, ENCODER, ADAPTIVE = "normal", "vocabulary", "encoder", "adaptive"
+DIRECTIONS = (NORMAL, VOCABULARY, ENCODER, ADAPTIVE)
 LR_SCHEDULES = ("constant", "cosine")
 ALL = "all"
 """The device that stands for all cards of a computer, each in a process of its own."""
@@ -334,7 +335,8 @@ class Settings:
         1e-3,
         SEARCH,
         "Perturbation (mu)",
-        "How far a direction is tried out. Of vocabulary directions, 1 is as far as words are from their mean.",
+        "How far a direction is tried out. But for normal directions, 1 is as far as words lie from their mean, or "
+        "what changes the text as much.",
         metavar="SIZE",
         range=(0, MOST_MU),
         above=True,
@@ -357,8 +359,9 @@ class Settings:
         "normal",
         SEARCH,
         "Directions",
-        "vocabulary: as the model's words differ. normal: alike in all numbers, as the paper's. Another than the "
-        "preset's needs mu and lr too, whose units differ.",
+        "vocabulary: as the model's words differ. encoder: as the text that the denoiser reads changes, of SD1 and SD2 "
+        "alone. adaptive: encoder where words differ in many directions, else vocabulary. normal: alike in all "
+        "numbers, as the paper's; its mu and lr have other units, so give those too.",
         choices=DIRECTIONS,
         left=AUTO,
     )
@@ -366,8 +369,8 @@ class Settings:
         0.0,
         SEARCH,
         "Radius",
-        "How far from its initializer the token may lie, where words lie 1 from their mean. 0: anywhere. Of vocabulary "
-        "directions alone.",
+        "How far from its initializer the token may lie, where words lie 1 from their mean. 0: anywhere. Not of "
+        "normal directions.",
         metavar="WORDS",
         range=(0, 1000),
         left=-1,
@@ -610,7 +613,7 @@ class Settings:
         self._check_samples()
         self._check_target()
         stems = [file_stem(token).lower() for token in tokens]
-        own_files = {"state": True, "directions": self.directions == "vocabulary", "frames": self.lora_rank > 0}
+        own_files = {"state": True, "directions": self.directions != NORMAL, "frames": self.lora_rank > 0}
         for token, stem in zip(tokens, stems, strict=True):
             if own_files.get(stem):
                 raise TokenError(

@@ -1,0 +1,78 @@
+"""The shape of a run's random directions: where a new word is looked for first.
+
+Most of the directions in which a token could move mean little to a model. Random directions of the right shape spend
+their forward passes where something can be found; what they hardly reach can still be reached, in smaller steps. Two
+things tell of it before the first step, without the denoiser: how the model's words differ, and how much the text
+encoder's output changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from ..base.errors import ConfigError
+from ..base.events import Message
+from ..model.sensitivity import sensitivity
+from ..model.stable_diffusion import StableDiffusion
+from ..model.token_model import Prompt, TokenModel
+from ..search.preconditioner import Spread, moments_of, sensitive_spread, spread_of_words
+from .config import TrainConfig
+from .settings import ADAPTIVE, ENCODER, VOCABULARY
+
+WIDEST = 1024
+"""Numbers of a token that are tried one by one, each in an encoding whose result is kept: 320 MB at this width."""
+_STEP = 0.1
+"""By how much each is moved, in words' distances from their mean: well above what half precision rounds away."""
+_SHARE = 0.25
+"""Words that differ in fewer than this share of all directions say more of where to look than the text encoder."""
+
+
+def check_directions(config: TrainConfig, model: TokenModel) -> None:
+    """Refuse directions whose shape a model cannot give.
+
+    Raises:
+        ConfigError: it is not one of our own with one text encoder, or its tokens are too wide.
+    """
+    if config.directions == ENCODER and not _can_be_read(model):
+        raise ConfigError(
+            f"directions = {ENCODER}: is for a Stable Diffusion of one text encoder with weights of our own, and up to "
+            f"{WIDEST} numbers a token; set directions to {VOCABULARY} for {model.info.name}"
+        )
+
+
+def shaped(
+    config: TrainConfig, model: TokenModel, prompt: Prompt, theta0: torch.Tensor, batch: int
+) -> tuple[TrainConfig, Spread, Message]:
+    """The shape of a run's directions, which are not normal.
+
+    Args:
+        config: the settings as given.
+        model: to look at.
+        prompt: a caption with the token.
+        theta0: the starting token ``[num_vectors, sum of dims]``.
+        batch: candidates that the text encoder may have at once.
+
+    Returns:
+        The settings, with nothing left to choose, the shape, and what the user should know.
+
+    Raises:
+        ModelError: the model gives no shape, or holds NaN or infinity.
+        Stopped: a stop was asked for.
+    """
+    words = moments_of(model.word_rows())
+    spread, dim = spread_of_words(words, model.info.dims), len(words.mean)
+    directions = config.directions
+    if directions == ADAPTIVE:
+        rich = words.participation >= _SHARE * dim
+        directions = ENCODER if rich and _can_be_read(model) else VOCABULARY
+    said = f"directions {directions}: the model's words differ in {words.participation:.0f} of {dim} directions"
+    if directions == ENCODER:
+        assert isinstance(model, StableDiffusion)
+        spread = sensitive_spread(sensitivity(model, prompt, theta0, _STEP * spread.size, batch), spread)
+    return dataclasses.replace(config, directions=directions), spread, Message(said)
+
+
+def _can_be_read(model: TokenModel) -> bool:
+    return isinstance(model, StableDiffusion) and len(model.info.dims) == 1 and model.info.dims[0] <= WIDEST
