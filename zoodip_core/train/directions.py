@@ -21,10 +21,10 @@ from ..search.preconditioner import Spread, moments_of, sensitive_spread, spread
 from .config import TrainConfig
 from .settings import ADAPTIVE, ENCODER, VOCABULARY
 
-WIDEST = 1024
+_WIDEST = 1024
 """Numbers of a token that are tried one by one, each in an encoding whose result is kept: 320 MB at this width."""
-_STEP = 0.1
-"""By how much each is moved, in words' distances from their mean: well above what half precision rounds away."""
+_STEP = 0.3
+"""By how much each is moved, in words' distances from their mean: well above what bfloat16 rounds away."""
 _SHARE = 0.25
 """Words that differ in fewer than this share of all directions say more of where to look than the text encoder."""
 
@@ -38,7 +38,7 @@ def check_directions(config: TrainConfig, model: TokenModel) -> None:
     if config.directions == ENCODER and not _can_be_read(model):
         raise ConfigError(
             f"directions = {ENCODER}: is for a Stable Diffusion of one text encoder with weights of our own, and up to "
-            f"{WIDEST} numbers a token; set directions to {VOCABULARY} for {model.info.name}"
+            f"{_WIDEST} numbers a token; set directions to {VOCABULARY} for {model.info.name}"
         )
 
 
@@ -75,4 +75,4 @@ def shaped(
 
 
 def _can_be_read(model: TokenModel) -> bool:
-    return isinstance(model, StableDiffusion) and len(model.info.dims) == 1 and model.info.dims[0] <= WIDEST
+    return isinstance(model, StableDiffusion) and len(model.info.dims) == 1 and model.info.dims[0] <= _WIDEST
