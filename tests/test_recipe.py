@@ -767,3 +767,16 @@ def test_settings_of_a_run_are_measured_anew_on_another_model(
     """The mu in its file stands out of the rounding of the model it was measured on."""
     args = cli._parser().parse_args(["train", "--config", str(whole.path.parent / "config.json"), *flags])
     assert train_command._config(args).adapt_mu is measured
+
+
+@pytest.mark.parametrize(
+    ("kept", "anew"), [("encoder", "adaptive"), ("vocabulary", "vocabulary"), ("normal", "normal")]
+)
+def test_directions_of_another_models_encoder_are_not_kept(kept: str, anew: str, tmp_path: Path) -> None:
+    """That model may have two encoders, or few words; one's own choice of another kind stays."""
+    file = tmp_path / "config.json"
+    radius = 0.0 if kept == "normal" else RECIPE["radius"]
+    file.write_text(dataclasses.replace(config_of(), directions=kept, radius=radius).to_json())
+    for flags, found in (((), kept), (("--weights", "int4"), anew)):
+        args = cli._parser().parse_args(["train", "--config", str(file), *flags])
+        assert train_command._config(args).directions == found

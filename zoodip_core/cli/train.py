@@ -19,7 +19,7 @@ from ..train.presets import check_given, complete
 from ..train.ranks import Ranks
 from ..train.run_folder import CHANGEABLE, free_folder
 from ..train.setting import AUTO
-from ..train.settings import ALL, NORMAL, SETTINGS
+from ..train.settings import ADAPTIVE, ALL, ENCODER, NORMAL, SETTINGS
 from .arguments import PROGRAM, Once, command, setting_options
 from .captions import caption_with_option, with_captions
 from .screen import closing, shared_session
@@ -133,9 +133,11 @@ def _config(args: argparse.Namespace) -> TrainConfig:
 
 
 def _measured_anew(base: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The mu of a run is the one that was measured; on another model or in other types it has to be measured again."""
+    """The mu of a run, and its directions, are what was measured; on another model or in other types that is anew."""
     others = any(key in settings and settings[key] != base.get(key) for key in ("model", "weights", "dtype"))
-    return {"adapt_mu": True} if others and base.get("directions") not in (None, NORMAL) else {}
+    if not others or base.get("directions") in (None, NORMAL):
+        return {}
+    return {"adapt_mu": True, **({"directions": ADAPTIVE} if base["directions"] == ENCODER else {})}
 
 
 def _known_cache(folder: Any) -> Any:
