@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -78,6 +79,17 @@ class Spread:
         rank, dim = self.basis.shape
         return math.sqrt(float(self.reach.double().square().sum()) + (dim - rank) * self.rest**2)
 
+    @cached_property
+    def _exact(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The basis, and by how much each reach is above the rest, in float64."""
+        return self.basis.double(), self.reach.double() - self.rest
+
+    @cached_property
+    def _matrix(self) -> torch.Tensor:
+        """A, of a spread whose axes are all kept: half the work of two products."""
+        basis, beyond = self._exact
+        return basis.T * (beyond + self.rest) @ basis
+
     def stretch(self, vectors: torch.Tensor, radius: float = 0.0) -> torch.Tensor:
         """``A v`` in float64 for vectors ``[..., dim]``.
 
@@ -85,9 +97,11 @@ class Spread:
             radius: in units of :attr:`size`, what no result is longer than: short ones stay as they are, of long ones
                 the direction stays, ``A v / sqrt(1 + |A v|^2 / radius^2)``. 0: any length.
         """
-        basis = self.basis.double()
-        along = vectors.double() @ basis.T
-        stretched = self.rest * vectors.double() + (along * (self.reach.double() - self.rest)) @ basis
+        basis, beyond = self._exact
+        if len(basis) == basis.shape[1]:
+            stretched = vectors.double() @ self._matrix
+        else:
+            stretched = self.rest * vectors.double() + (vectors.double() @ basis.T * beyond) @ basis
         if radius:
             stretched = stretched / (1 + stretched.square().sum(-1, keepdim=True) / (radius * self.size) ** 2).sqrt()
         return stretched if self.scale is None else stretched * self.scale.double()
