@@ -97,6 +97,23 @@ def test_the_shape_survives_its_tensors() -> None:
             Spread.of_tensors({**spread.tensors(), "words": torch.tensor(wrong)})
 
 
+def test_the_matrix_has_the_same_bits_with_any_number_of_threads() -> None:
+    """It is made once, by whoever asks first, and a replay has to come to the same."""
+    jacobian = torch.randn(900, 768, generator=torch.Generator().manual_seed(0)).double()
+    spread = sensitive_spread(
+        jacobian.T @ jacobian, spread_of([torch.randn(2000, 768, generator=torch.Generator().manual_seed(1))])
+    )
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            found.append(Spread.of_tensors(spread.tensors())._matrix)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 @pytest.mark.parametrize(("kept", "differ"), [(DIM, DIM), (3, 3)])
 def test_participation_counts_directions(kept: int, differ: int) -> None:
     rows = torch.randn(40_000, DIM, generator=torch.Generator().manual_seed(0))

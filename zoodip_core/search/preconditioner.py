@@ -11,6 +11,7 @@ import torch
 
 from ..base import rng
 from ..base.errors import ModelError
+from .threads import one_thread
 
 RANK = 64
 """Directions whose reach differs; all others share one. At 2048 numbers they take half a megabyte."""
@@ -88,7 +89,8 @@ class Spread:
     def _matrix(self) -> torch.Tensor:
         """A, of a spread whose axes are all kept: half the work of two products."""
         basis, beyond = self._exact
-        return basis.T * (beyond + self.rest) @ basis
+        with one_thread():
+            return basis.T * (beyond + self.rest) @ basis
 
     def stretch(self, vectors: torch.Tensor, radius: float = 0.0) -> torch.Tensor:
         """``A v`` in float64 for vectors ``[..., dim]``.

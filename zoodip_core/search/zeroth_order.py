@@ -6,11 +6,9 @@ this costs nothing, and its path is the same whatever device evaluates the candi
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import zlib
-from collections.abc import Iterator
 
 import torch
 
@@ -21,6 +19,7 @@ from .optimizers import Optimizer, ZOAdam
 from .preconditioner import Spread
 from .state import State, count_in, numbers_in, part_of
 from .subspace import SubspaceGradient
+from .threads import one_thread
 
 
 class ZerothOrderSearch:
@@ -97,7 +96,7 @@ class ZerothOrderSearch:
         """What is learned so far, float32 ``[num_vectors, dim]``, a copy."""
         if not self.averaging:
             return self._searched.float()
-        with _one_thread():
+        with one_thread():
             return self._token(self._mean).float()
 
     began = 0
@@ -168,7 +167,7 @@ class ZerothOrderSearch:
         guard, optimizer = copy.deepcopy((self.guard, self.optimizer))
         fine = check_loss is None or guard.check(check_loss, self._mean)
         loss = self.estimator.loss(losses)
-        with _one_thread():
+        with one_thread():
             if fine and not guard.converged:
                 self._move(optimizer, losses, lr_scale * guard.scale, mu_scale)
             else:
@@ -268,14 +267,3 @@ class ZerothOrderSearch:
 def _moderate(tensor: torch.Tensor) -> bool:
     """Whether all is finite, its squares too."""
     return bool(torch.isfinite(tensor.square().sum()))
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """The same sums in the same order, so that a replay has the same bits where the number of threads is another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
