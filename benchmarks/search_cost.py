@@ -1,7 +1,8 @@
 """What the default search takes of a step beyond its forward passes: time, and memory it holds.
 
 For tokens of 768 numbers (SD1.x), 1024 (SD2.x) and 2048 (SDXL): ask and tell, with directions in the shape of a
-vocabulary of random words; the numbers it holds, and how long that shape takes to work out at the start. For the
+vocabulary of random words, and for the first two in that of a text encoder, which has all axes; what they hold, and
+how long the shape takes to work out at the start, beside the encodings that a text encoder's is found by. For the
 embedded model the share of a real step, whose forwards are the cheapest there are.
 
 Of weights that are learned after the token (the preset two-stage): what their frames hold and take to work out, and how
@@ -30,11 +31,12 @@ from zoodip_core.cli.demo import demo_config
 from zoodip_core.model.frames import frames_of
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.token_model import View
-from zoodip_core.search.preconditioner import spread_of
+from zoodip_core.search.preconditioner import sensitive_spread, spread_of
 from zoodip_core.search.zeroth_order import ZerothOrderSearch
 from zoodip_core.tiny import concepts
 from zoodip_core.train.prepared import Training
 from zoodip_core.train.presets import RECIPE, preset_for
+from zoodip_core.train.settings import ENCODER, VOCABULARY
 
 WORDS = 33_000
 """About as many whole words as CLIP's vocabulary has."""
@@ -46,11 +48,14 @@ def random_words(dim: int) -> Any:
         yield rng.normal(0, first, "words", (min(2048, WORDS - first), dim))
 
 
-def cost(dim: int, steps: int) -> dict[str, float]:
+def cost(dim: int, directions: str, steps: int) -> dict[str, Any]:
     """Of a token of one vector."""
     config = TrainConfig(images=("x",), token="<x>", initializer="x", **RECIPE)
+    changes = rng.normal(0, 0, "changes", (dim, 2 * dim)).double()
     began = time.perf_counter()
     spread = spread_of(random_words(dim))
+    if directions == ENCODER:
+        spread = sensitive_spread(changes @ changes.T, spread)
     shape = time.perf_counter() - began
     search = config.make_token_search(torch.zeros(1, dim), spread)
     losses = torch.rand(search.estimator.num_candidates, dtype=torch.float64)
@@ -61,14 +66,15 @@ def cost(dim: int, steps: int) -> dict[str, float]:
         check_loss = 1.0 if step % 20 == 0 else None
         search.tell(losses, config.lr_scale(step), check_loss=check_loss, mu_scale=config.mu_scale(step))
         times.append(time.perf_counter() - began)
-    return {"dim": dim, "ms": 1e3 * statistics.median(times), "mb": held_bytes(search) / 1e6, "start_s": shape}
+    held = {"mb": held_bytes(search) / 1e6, "start_s": shape}
+    return {"dim": dim, "directions": directions, "ms": 1e3 * statistics.median(times), **held}
 
 
 def held_bytes(search: ZerothOrderSearch) -> int:
-    """Of its state and the shape of its directions."""
-    assert search.spread
-    tensors = [*search.state_dict().values(), search.spread.basis, search.spread.reach]
-    return sum(tensor.nbytes for tensor in tensors)
+    """Of its state and the shape of its directions, with all that is kept of what was worked out of it."""
+    kept = [*search.state_dict().values(), *vars(search.spread).values()]
+    tensors = [tensor for each in kept for tensor in (each if isinstance(each, tuple) else (each,))]
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
 
 
 def share(steps: int) -> dict[str, float]:
@@ -131,11 +137,12 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=0, metavar="PIXELS", help="of its pictures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     args = parser.parse_args()
-    rows = [cost(dim, args.steps) for dim in (768, 1024, 2048)]
+    rows = [cost(dim, VOCABULARY, args.steps) for dim in (768, 1024, 2048)]
+    rows += [cost(dim, ENCODER, args.steps) for dim in (768, 1024)]
     tiny = share(args.steps)
-    print("| numbers | ask and tell, ms | held, MB | shape, once, s |\n|---|---|---|---|")
+    print("| numbers | directions | ask and tell, ms | held, MB | shape, once, s |\n|---|---|---|---|---|")
     for row in rows:
-        print(f"| {row['dim']} | {row['ms']:.2f} | {row['mb']:.2f} | {row['start_s']:.1f} |")
+        print(f"| {row['dim']} | {row['directions']} | {row['ms']:.2f} | {row['mb']:.2f} | {row['start_s']:.1f} |")
     print(f"\nThe embedded model: {tiny['ms']:.2f} ms, {100 * tiny['share']:.1f} % of a step")
     weights = weights_cost(args.model, args.resolution)
     print(

@@ -81,16 +81,16 @@ class Spread:
         return math.sqrt(float(self.reach.double().square().sum()) + (dim - rank) * self.rest**2)
 
     @cached_property
-    def _exact(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _apart(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The basis, and by how much each reach is above the rest, in float64."""
         return self.basis.double(), self.reach.double() - self.rest
 
     @cached_property
     def _matrix(self) -> torch.Tensor:
-        """A, of a spread whose axes are all kept: half the work of two products."""
-        basis, beyond = self._exact
+        """A in float64, of a spread whose axes are all kept: half the work of two products."""
+        basis = self.basis.double()
         with one_thread():
-            return basis.T * (beyond + self.rest) @ basis
+            return basis.T * self.reach.double() @ basis
 
     def stretch(self, vectors: torch.Tensor, radius: float = 0.0) -> torch.Tensor:
         """``A v`` in float64 for vectors ``[..., dim]``.
@@ -99,10 +99,10 @@ class Spread:
             radius: in units of :attr:`size`, what no result is longer than: short ones stay as they are, of long ones
                 the direction stays, ``A v / sqrt(1 + |A v|^2 / radius^2)``. 0: any length.
         """
-        basis, beyond = self._exact
-        if len(basis) == basis.shape[1]:
+        if len(self.basis) == self.basis.shape[1]:
             stretched = vectors.double() @ self._matrix
         else:
+            basis, beyond = self._apart
             stretched = self.rest * vectors.double() + (vectors.double() @ basis.T * beyond) @ basis
         if radius:
             stretched = stretched / (1 + stretched.square().sum(-1, keepdim=True) / (radius * self.size) ** 2).sqrt()
