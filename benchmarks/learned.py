@@ -44,6 +44,7 @@ from benchmarks.fidelity import (
     draw,
     features,
     methods,
+    names_in,
 )
 from benchmarks.gains import Figures, gain, table
 from benchmarks.kinds import Kind, kind_of
@@ -112,8 +113,9 @@ def encoder_figures(subject: Subject, theta: torch.Tensor) -> dict[str, float]:
 class Learned:
     """The tokens of a file, and the model that they are for."""
 
-    def __init__(self, path: Path, rows: Sequence[str], seeds: int) -> None:
+    def __init__(self, path: Path, names: str, seeds: int) -> None:
         self.data = read_object(path, 100_000_000)
+        rows = names_in(names, self.data["methods"])
         known = self.data["plan"]
         settings = known["budget"], known["weights"], known["dtype"], known["num_vectors"], known["bench"]
         self.plan = Plan(tuple(known["concepts"]), tuple(known["seeds"]), *settings)
@@ -286,7 +288,7 @@ def main() -> None:
     if unknown := set(names) - set(FIGURES):
         parser.error(f"--figures: {', '.join(unknown)} unknown; choose from {', '.join(FIGURES)}")
     try:
-        learned = Learned(args.file, args.rows.split(","), args.seeds)
+        learned = Learned(args.file, args.rows, args.seeds)
     except ValueError as error:
         parser.error(str(error))
     print("\n" + "\n".join(FIGURES[name](learned) for name in names), end="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
 from collections.abc import Sequence
@@ -539,7 +540,7 @@ def test_what_learned_tokens_are_like_is_read_from_a_file(tmp_path: Path, capsys
     plan = Plan(("boo",), (0,), 300)
     file = tmp_path / "figures.json"
     fidelity.measure(plan, {name: fidelity.methods(plan)[name] for name in ("gradient", "ours")}, file, 2)
-    found = learned.Learned(file, ["ours"], 1)
+    found = learned.Learned(file, "ours", 1)
     ((subject, theta),) = found.tokens("ours")
     own = found.figures.gains("ours", "boo")[0]
     assert found.gain(subject, theta) == pytest.approx(own, abs=0.01)
@@ -547,7 +548,11 @@ def test_what_learned_tokens_are_like_is_read_from_a_file(tmp_path: Path, capsys
     assert torch.allclose(learned.kept(subject.theta0, theta, axes, len(axes)), theta, atol=1e-5)
     assert torch.allclose(axes @ axes.T, torch.eye(len(axes), dtype=axes.dtype), atol=1e-9)
     with pytest.raises(ValueError, match="no rows paper"):
-        learned.Learned(file, ["paper"], 1)
+        learned.Learned(file, "paper", 1)
+    kept = json.loads(file.read_text())
+    kept["methods"]["paper, tuned"] = kept["methods"]["ours"]
+    file.write_text(json.dumps(kept))
+    assert learned.Learned(file, "paper, tuned,ours", 1).rows == ["paper, tuned", "ours"]
 
 
 # ---------------------------------------------------------------- what training takes
