@@ -1,6 +1,6 @@
 """Many trainings of the embedded model side by side: one forward pass of the UNet carries the candidates of all.
 
-A forward of the tiny model over three rows costs almost as much as one over thirty, so trainings that each ask for
+A forward of the embedded model over three rows costs almost as much as one over thirty, so trainings that each ask for
 a few candidates share their batches here. Nothing else is shared: every training has its own draws, and its losses
 are those of :class:`DiffusionObjective` row for row, up to rounding. All counts are forward passes of one candidate.
 """

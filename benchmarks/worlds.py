@@ -88,7 +88,7 @@ def words_folder() -> Path:
 WORLDS = {
     world.name: world
     for world in (
-        World("tiny", 2e-2, (8e-2,), (2e-2, 4e-2, 8e-2, 1.6e-1), 21, 1e-1, 64, 0.068, 2.2e-3),
-        World("words", 5e-3, (4e-2, 2e-2), (5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 1.6e-1), 64, 2e-2, 128, 0.014, 6e-3),
+        World("tiny", 2e-2, (8e-2, 1.6e-1), (2e-2, 4e-2, 8e-2, 1.6e-1), 21, 1e-1, 64, 0.068, 2.2e-3),
+        World("words", 5e-3, (4e-2, 8e-2, 2e-2), (5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 1.6e-1), 64, 2e-2, 128, 0.014, 6e-3),
     )
 }

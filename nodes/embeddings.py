@@ -171,7 +171,10 @@ class LoadEmbedding(LoadsFile):
     DESCRIPTION = "Reads an embedding file: ours, A1111's, or diffusers'. Code in a file is never run."
     RETURN_TYPES = ("ZOODIP_EMBEDDING", "STRING")
     RETURN_NAMES = ("embedding", "report")
-    OUTPUT_TOOLTIPS = ("For Apply, Save and Evaluate Embedding, and Generate Preview.", "What is known of the token.")
+    OUTPUT_TOOLTIPS = (
+        "For Apply Embedding and every other ZOODiP node with an input embedding.",
+        "What is known of the token.",
+    )
     FUNCTION = "load"
     CALLED = "embeddings"
 

@@ -21,7 +21,7 @@ class ModelFromComfyUI:
     RETURN_TYPES = ("ZOODIP_MODEL", "STRING")
     RETURN_NAMES = ("model", "report")
     OUTPUT_TOOLTIPS = (
-        "For ZO Train Token, Generate Preview and Evaluate Embedding.",
+        "For ZO Train Token and every other ZOODiP node with an input model.",
         "What the model is, and the memory that training on it takes.",
     )
     FUNCTION = "wrap"

@@ -30,7 +30,7 @@ class LoadQuantizedSD:
     RETURN_TYPES = ("ZOODIP_MODEL", "STRING")
     RETURN_NAMES = ("model", "report")
     OUTPUT_TOOLTIPS = (
-        "For ZO Train Token, Generate Preview and Evaluate Embedding.",
+        "For ZO Train Token and every other ZOODiP node with an input model.",
         "What the model is, and the memory that training on it takes.",
     )
     FUNCTION = "load"
@@ -48,7 +48,7 @@ class LoadQuantizedSD:
                     [TINY_CHOICE, *models],
                     {
                         "default": TINY_CHOICE,
-                        "tooltip": "A checkpoint, UNet or diffusers folder of yours, or the tiny model that comes "
+                        "tooltip": "A checkpoint, UNet or diffusers folder of yours, or the embedded model that comes "
                         "with ZOODiP and needs no download.",
                     },
                 ),

@@ -45,11 +45,11 @@ class ZOTrainToken:
     RETURN_TYPES = ("ZOODIP_EMBEDDING", "IMAGE", "IMAGE", "ZOODIP_LORA", "IMAGE")
     RETURN_NAMES = ("embedding", "previews", "loss_curve", "lora", "grid")
     OUTPUT_TOOLTIPS = (
-        "The learned token, for Apply, Save and Evaluate Embedding, and Generate Preview; where several were learned "
+        "The learned token, for every node here with an input embedding; where several were learned "
         "together, all of them.",
         "Images of the preview prompt with the finished token: four, or one of each listed prompt.",
         "The loss of every step, raw and smoothed.",
-        "Weights that were learned with it, for Apply LoRA, Save LoRA and Generate Preview; none without lora_rank.",
+        "Weights that were learned with it, for Apply LoRA, Save LoRA and the nodes that draw; none without lora_rank.",
         "Where preview_prompt lists several, what each drew over time, one column each; else the previews in one row.",
     )
     FUNCTION = "train"
@@ -171,7 +171,8 @@ def _optional() -> dict[str, Any]:
             {
                 "default": True,
                 "tooltip": "Resume a stopped run of the same inputs, or take more steps with a finished one where "
-                "learning rate and mu stay and there are no checks, as with the preset paper. Off: start anew.",
+                "learning rate and mu stay and there are no checks and no weights, as with the preset paper. Off: "
+                "start anew.",
                 "advanced": True,
             },
         ),

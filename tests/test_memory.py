@@ -187,7 +187,7 @@ def test_a_model_that_was_cut_is_refused_though_its_like_is_known(tmp_path: Path
 
 
 def laid_out(free: int, device: torch.device = CPU, **settings: Any) -> Any:
-    """The layout for eight candidates of the tiny model at 256 pixels."""
+    """The layout for eight candidates of the embedded model at 256 pixels."""
     return plan(open_model(TINY), "int8", torch.float32, device, 256, 8, free=free, **settings)
 
 

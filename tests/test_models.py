@@ -1,4 +1,4 @@
-"""Loading and quantising: every type and dtype on the tiny model, families, prompts."""
+"""Loading and quantising: every type and dtype on the embedded model, families, prompts."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ BETTER = {
     "settled": "converged",
     "pace": "preset",
     "paces": "presets",
+    "the tiny model": "the embedded model",
     "shall": "should, will, or the plain present",
 }
 """Phrases by which nothing is called, and what to write in their place."""

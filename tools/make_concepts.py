@@ -1,4 +1,4 @@
-"""Draw the bundled sample concepts: subjects that the tiny model never saw in training.
+"""Draw the bundled sample concepts: subjects that the embedded model never saw in training.
 
     python tools/make_concepts.py
 

@@ -598,7 +598,7 @@ def evaluation() -> list[list[Node]]:
         "Both models have to be on this computer, for nothing is downloaded here; without them the node says which "
         "commands fetch them.\n\n"
         "For a token of yours: **Load Embedding** in place of the trainer, and your checkpoint in **Load Quantized "
-        "SD**. CLIP and DINOv2 know photographs; of the tiny model's monsters they tell less."
+        "SD**. CLIP and DINOv2 know photographs; of the embedded model's monsters they tell less."
     )
     return [[note(text, 420), model, images], [sampler], [training], [scored], [table]]
 
@@ -608,9 +608,9 @@ def examples() -> dict[str, list[list[Node]]]:
     return {
         "learn_on_the_embedded_model": embedded(),
         "sd15_int8": full_size(
-            "Stable Diffusion 1.5, int8 weights", "v1-5-pruned-emaonly-fp16.safetensors", 512, 500, "1.5 GB"
+            "Stable Diffusion 1.5, int8 weights", "v1-5-pruned-emaonly-fp16.safetensors", 512, 500, "1.6 GB"
         ),
-        "sdxl_int8": full_size("Stable Diffusion XL, int8 weights", "sd_xl_base_1.0.safetensors", 1024, 700, "4 GB"),
+        "sdxl_int8": full_size("Stable Diffusion XL, int8 weights", "sd_xl_base_1.0.safetensors", 1024, 700, "4.3 GB"),
         "token_and_lora": token_and_lora(),
         "one_scene": one_scene(),
         "masks_and_captions": masks_and_captions(),

@@ -77,12 +77,14 @@ def setting_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each setting of the table. One that is not given is absent: the preset's value stands."""
     for part in PARTS:
         about = f"defaults come from the preset; those of default: {said()}" if part == SEARCH else None
-        group = parser.add_argument_group(part.lower(), about)
+        group = parser.add_argument_group(part, about)
         if part == SEARCH:
             group.add_argument(
                 PRESET.flag,
                 choices=(*PRESET.choices, *PAPER_PRESETS),
-                help=f"{PRESET.help} Or the paper's for another kind of model. (default: {PRESET.default})",
+                metavar=f"{{{','.join(PRESET.choices)}}}",
+                help=f"{PRESET.help} {', '.join(PAPER_PRESETS)} are the paper's for that kind of model, whatever "
+                f"--model is. (default: {PRESET.default})",
             )
         for each in of_part(part):
             _add_setting(group, each)
@@ -102,7 +104,7 @@ def _add_setting(group: Any, setting: Setting) -> None:
         more["choices"] = setting.choices
     elif setting.metavar:
         more["metavar"] = setting.metavar
-    default = "" if setting.by_preset or setting.default in (None, False) else f" (default: {setting.default})"
+    default = "" if setting.by_preset or setting.default in (None, False, ()) else f" (default: {setting.default})"
     help = (setting.help + default).replace("%", "%%")
     flags = (setting.flag, setting.alias) if setting.alias else (setting.flag,)
     group.add_argument(*flags, dest=setting.name, help=help, default=argparse.SUPPRESS, **more)

@@ -36,11 +36,11 @@ def add(commands: Any) -> None:
     setting_options(parser)
     _output_options(parser)
     more = ". Pictures without a caption get one before the training, kept in the run's folder"
-    caption_with_option(parser.add_argument_group("captions"), required=False, more=more)
+    caption_with_option(parser.add_argument_group("Captions written by a model"), required=False, more=more)
 
 
 def _output_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("output")
+    group = parser.add_argument_group("Output")
     group.add_argument("--output", type=Path, metavar="DIR", help="run folder to make (default: runs/NAME)")
     group.add_argument(
         "--resume",
@@ -48,7 +48,7 @@ def _output_options(parser: argparse.ArgumentParser) -> None:
         action=Once,
         metavar="RUN",
         help="resume a run, with its settings; --steps may be more where learning rate and mu "
-        "stay and there are no checks, as with the preset paper",
+        "stay and there are no checks and no weights, as with the preset paper",
     )
     group.add_argument(
         "--config",

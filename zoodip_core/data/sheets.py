@@ -80,7 +80,7 @@ def _within(image: Image.Image, tile: int) -> Image.Image:
     """A picture in its shape, as large as fits into a tile."""
     longer = max(image.size)
     width, height = (max(1, round(side * tile / longer)) for side in image.size)
-    small = longer < _TILE  # the tiny model's pictures: show their pixels
+    small = longer < _TILE  # the embedded model's pictures: show their pixels
     return image.resize((width, height), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
 
 

@@ -88,7 +88,7 @@ class Runs:
         with gr.Accordion("Take more steps than planned", open=False, elem_id="zoodip_more"), gr.Row():
             self._steps = gr.Number(
                 label="Steps in all",
-                info="For runs of the preset paper, or with constant learning rate and mu and no checks.",
+                info="For runs of the preset paper, or with constant learning rate and mu, no checks and no weights.",
                 value=0,
                 precision=0,
                 scale=2,

@@ -1,4 +1,4 @@
-"""The bundled sample concepts: subjects that the tiny model was never trained on."""
+"""The bundled sample concepts: subjects that the embedded model was never trained on."""
 
 from __future__ import annotations
 

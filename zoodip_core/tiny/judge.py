@@ -1,6 +1,6 @@
 """A small classifier that reads the attributes of a monster picture.
 
-It is trained by ``tools/train_tiny.py`` on the same drawn pictures as the tiny model, never used
+It is trained by ``tools/train_tiny.py`` on the same drawn pictures as the embedded model, never used
 in training a token, and scores what a token generates: shape, pattern, eyes, head, place by class
 and the body's colour as RGB.
 """

@@ -78,7 +78,7 @@ PRESET = Setting(
 """As the fronts show it; a run keeps the settings that it stands for."""
 _KIND_OF_FAMILY = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl", "tiny": "tiny"}
 TRIED = frozenset(_KIND_OF_FAMILY)
-"""Families that the paper or our benchmarks have trained; of all others the presets are a guess."""
+"""Families that the paper has settings for, and the embedded model; for all others the presets are a guess."""
 
 
 def complete(different: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def far_out(config: TrainConfig, model: TokenModel, theta: torch.Tensor, radius:
     token = config.tokens[row // config.num_vectors]
     return (
         f"{token} lies {farthest:.0f} times as far from the words' mean as words do; past {FAR:.0f} a token may show "
-        "less of what it has learned. Directions vocabulary with radius 6 keep it nearer"
+        "less of what it has learned. The preset default keeps it within 6 times (radius)"
     )
 
 

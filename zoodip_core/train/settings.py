@@ -169,8 +169,8 @@ class Settings:
         "object",
         IMAGES,
         "Captions by",
-        "For pictures without a caption: an object's, a style's, varied texts, or the token as an adjective of the "
-        "class word.",
+        "For pictures without a caption. object: a photo of it; style: a painting in its style; ti: 27 varied texts; "
+        "adjective: the token before the class word.",
         choices=tuple(TEMPLATES),
     )
     class_word: str | None = setting(
@@ -251,8 +251,8 @@ class Settings:
         1.0,
         ALIGNMENT,
         "Guidance of the target (alpha)",
-        "Of the target prompt's prediction with the class word. Where alpha and beta differ, a step takes one more "
-        "forward pass.",
+        "Guidance scale of the target prompt's prediction with the class word. Where alpha and beta differ, a step "
+        "takes one more forward pass.",
         metavar="SCALE",
         range=(0, MOST_GUIDANCE),
         above=True,
@@ -262,7 +262,7 @@ class Settings:
         1.0,
         ALIGNMENT,
         "Guidance of the token (beta)",
-        "Of the caption's prediction with the token.",
+        "Guidance scale of the caption's prediction with the token.",
         metavar="SCALE",
         range=(0, MOST_GUIDANCE),
         above=True,
@@ -308,7 +308,7 @@ class Settings:
         0,
         SEARCH,
         "Seed",
-        "Of every random draw: the same seed learns the same token.",
+        "Seed of every random draw: the same one learns the same token.",
         metavar="N",
         range=(0, 2**63 - 1),
     )
@@ -335,8 +335,8 @@ class Settings:
         1e-3,
         SEARCH,
         "Perturbation (mu)",
-        "How far a direction is tried out. But for normal directions, 1 is as far as words lie from their mean, or "
-        "what changes the text as much.",
+        "How far a direction is tried out. With directions other than normal, 1 is as far as words lie from their "
+        "mean, or what changes the text as much.",
         metavar="SIZE",
         range=(0, MOST_MU),
         above=True,
@@ -346,7 +346,7 @@ class Settings:
         1.0,
         SEARCH,
         "Share of mu at the end",
-        "To which mu falls over the run, as a cosine. 1: it stays.",
+        "What is left of mu at the end; it falls as a cosine. 1: it stays.",
         metavar="SHARE",
         range=(0, 1),
         above=True,
@@ -408,7 +408,8 @@ class Settings:
         0.5,
         LORA,
         "Share of the steps",
-        "That weights are learned in, the last ones. 1: from the first step on, with the initializer's word.",
+        "The share of the steps in which weights are learned, the last ones. 1: from the first step on, with the "
+        "initializer's word.",
         metavar="SHARE",
         range=(0, 1),
         above=True,
@@ -428,7 +429,7 @@ class Settings:
         0.02,
         LORA,
         "Learning rate of weights",
-        "How far a step moves them, in the units of their perturbation.",
+        "How far a step moves the weights, in the units of their perturbation.",
         metavar="RATE",
         range=(0, MOST_LR),
         above=True,
@@ -471,7 +472,7 @@ class Settings:
         1e-3,
         SUBSPACE,
         "Share dropped (nu)",
-        "Of the path's variance, dropped as noise (the paper: 0.001).",
+        "The share of the path's variance that is dropped as noise (the paper: 0.001).",
         metavar="SHARE",
         range=(0, 1),
         above=True,
@@ -519,7 +520,7 @@ class Settings:
         None,
         RUN,
         "Negative prompt of samples",
-        "What sample images stay away from.",
+        "What the images that are drawn while it learns stay away from.",
         metavar="TEXT",
         node_input="preview_negative_prompt",
     )
@@ -527,8 +528,8 @@ class Settings:
         0.0,
         RUN,
         "Guidance of samples",
-        "Classifier-free guidance of sample images; 0 is its kind's own: 7.5 for Stable Diffusion, 5 for the embedded "
-        "model, in ComfyUI 1 for Flux and 4.5 for others.",
+        "Classifier-free guidance of the images that are drawn while it learns; 0 is its kind's own: 7.5 for Stable "
+        "Diffusion, 5 for the embedded model, in ComfyUI 1 for Flux and 4.5 for others.",
         metavar="SCALE",
         range=(0, MOST_GUIDANCE),
         node_input="preview_guidance",
@@ -537,7 +538,7 @@ class Settings:
         25,
         RUN,
         "Denoising steps of samples",
-        "Denoising steps of each sample image. Fewer take less time.",
+        "Denoising steps of each image that is drawn while it learns. Fewer take less time.",
         metavar="N",
         range=(1, MOST_SAMPLE_STEPS),
         node_input="preview_steps",
@@ -546,7 +547,7 @@ class Settings:
         0,
         RUN,
         "Samples every",
-        "Steps between sample images; 0: none while it learns.",
+        "Steps between images that are drawn while it learns; 0: none.",
         metavar="STEPS",
         range=(0, _MANY),
         node_input="preview_every",
