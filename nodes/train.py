@@ -101,7 +101,7 @@ class ZOTrainToken:
             if not trained.finished:
                 again = "queue again" if resume else "turn resume on and queue again"
                 raise Stopped(f"stopped at step {trained.step}; {again} to resume")
-            previews = _previews(config, model, trained)
+            previews = _previews(config, model, trained, live)
         taken = how_many(trained.step, "step")
         chart = live.end("finished", f"{config.token} learned in {taken}, kept in {FOLDER}/{folder.name}")
         curve = to_image([_loss_curve(folder / "run" / "loss.png")])
@@ -300,7 +300,7 @@ def _key(
     """What a run can be resumed with: all that decides its steps, but not how many there are."""
     from ..zoodip_core.train.run_folder import CHANGEABLE
 
-    free = {*CHANGEABLE, "device", "batch"}
+    free = {*CHANGEABLE, "batch"}
     if not config.can_grow:
         free.remove("steps")
     decides = {name: value for name, value in config.to_dict().items() if name not in free}
@@ -383,12 +383,23 @@ def _ranks(
     return with_cards(others, read, run, own=model.device.index or 0)
 
 
-def _previews(config: TrainConfig, model: TokenModel, trained: TrainResult) -> list[Image]:
+def _previews(config: TrainConfig, model: TokenModel, trained: TrainResult, live: Live) -> list[Image]:
+    """Pictures of the finished token; grey ones where none can be drawn: the token does not hang on them."""
+    import torch
+    from PIL import Image
+
+    from ..zoodip_core.base.errors import ModelError
+    from ..zoodip_core.base.events import Message
     from ..zoodip_core.train.samples import Sampling
 
-    bar = host().bar()
-    with drawn_with(model, trained.lora):
-        return Sampling.of(config).draw(model, trained.embeddings, bar.update)
+    sampling, bar = Sampling.of(config), host().bar()
+    try:
+        with drawn_with(model, trained.lora):
+            return sampling.draw(model, trained.embeddings, bar.update)
+    except (torch.OutOfMemoryError, ModelError) as error:
+        live(Message(f"no previews of the finished token: {error}", warning=True))
+    side = config.resolution or model.info.resolution
+    return [Image.new("RGB", (side, side), "grey") for _ in sampling.prompts]
 
 
 def _grid(trained: TrainResult, previews: Sequence[Image]) -> Image:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from zoodip_core.base import files
 from zoodip_core.base.errors import StorageError
-from zoodip_core.base.files import storage_errors
+from zoodip_core.base.files import storage_errors, write_atomically
 from zoodip_core.train.config import TrainConfig
 from zoodip_core.train.journal import Journal, Record
 from zoodip_core.train.run_folder import RunFolder
@@ -35,6 +36,32 @@ def test_what_the_system_refuses_is_told_with_advice(number: int) -> None:
     assert told.value.errno == number
     assert str(told.value.strerror).startswith("could not write rex.safetensors: ")
     assert ADVICE[number] in str(told.value.strerror)
+
+
+@pytest.mark.parametrize("refusals", [2, 9])
+def test_a_file_that_somebody_reads_is_replaced_when_they_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    """As on Windows, where a virus scanner or the page's list of runs may have it open."""
+    path, replace, asked = tmp_path / "state", Path.replace, []
+    path.write_text("before")
+
+    def refuse(self: Path, target: Path) -> Path:
+        asked.append(target)
+        if len(asked) <= refusals:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        return replace(self, target)
+
+    monkeypatch.setattr(files, "_WAITS", (0, 0, 0))
+    monkeypatch.setattr(Path, "replace", refuse)
+    if refusals < 4:
+        write_atomically(path, "after")
+    else:
+        with pytest.raises(StorageError, match="permission denied"):
+            write_atomically(path, "after")
+    assert path.read_text() == ("after" if refusals < 4 else "before")
+    assert len(asked) == min(refusals + 1, 4)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:

@@ -34,12 +34,15 @@ from zoodip_core.model.token_model import View
 from zoodip_core.search.estimators import RGE, SPSA, LeaveOneOut
 from zoodip_core.search.guard import Guard
 from zoodip_core.search.optimizers import NormalizedSGD
+from zoodip_core.search.preconditioner import Spread
 from zoodip_core.search.staged import PURPOSE, StagedSearch
 from zoodip_core.search.zeroth_order import ZerothOrderSearch
 from zoodip_core.tiny import concepts
+from zoodip_core.train.draws import Draw
 from zoodip_core.train.loop import TrainResult
 from zoodip_core.train.presets import PRESETS, preset_for
 from zoodip_core.train.replay import rewind
+from zoodip_core.train.rounding import adapted
 from zoodip_core.train.run_folder import RunFolder
 
 PIP = concepts.load("pip")
@@ -704,6 +707,34 @@ def test_rounding_is_looked_at_for_weights_as_well(tiny_model: StableDiffusion, 
     noisy = Training(config_of(adapt_mu=True), tiny_model).config
     assert noisy.lora_mu > 0.1
     assert np.log2(noisy.lora_mu / 0.1) == pytest.approx(round(np.log2(noisy.lora_mu / 0.1)))
+
+
+def test_weights_whose_losses_drown_are_told_of_and_moved_no_further_than_a_setting_can_say() -> None:
+    """Losses that the token changes a thousand times as much as the weights do, and rounding."""
+    dim, numbers = 768, 512
+
+    class Weak:
+        def draw(self, seed: int, step: int) -> Draw:
+            raise AssertionError("rounding has draws of its own")
+
+        def __init__(self) -> None:
+            self.noise = np.random.default_rng(0)
+
+        def losses(self, candidates: torch.Tensor, _draw: Any, _at: Any = None) -> torch.Tensor:
+            flat = candidates.flatten(1).double()
+            token, weights = flat[:, :dim].mean(dim=1), flat[:, dim:].sum(dim=1) / numbers
+            return 0.1 + token + 1e-6 * weights + torch.from_numpy(1e-6 * self.noise.standard_normal(len(flat)))
+
+    settings = {**preset_for("sd1", preset="two-stage"), "images": ["x"], "token": "<a>", "initializer": "dog"}
+    draws = torch.Generator().manual_seed(0)
+    spread = Spread(
+        torch.linalg.qr(torch.randn(dim, 64, generator=draws)).Q.T.contiguous(), torch.full((64,), 0.015), 0.015
+    )
+    theta0 = 0.015 * torch.randn(1, dim, generator=draws)
+    found, said = adapted(TrainConfig.from_dict(settings), Weak(), 4, theta0, spread, numbers)
+    assert found.lora_mu == 10
+    assert said.warning
+    assert "of the weights by" in said.text
 
 
 @pytest.mark.parametrize(("family", "numbers", "most"), [("sd15", 512, 2e6), ("sdxl", 560, 4e6)])

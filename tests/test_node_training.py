@@ -474,6 +474,28 @@ def test_a_stop_while_the_final_previews_are_drawn_keeps_the_token(
     assert (folder / "run" / "pip.safetensors").read_bytes() == token
 
 
+@pytest.mark.parametrize("kind", ["no room", "not finite"])
+def test_a_token_does_not_hang_on_its_previews(
+    pack: Any, model: Any, host: FakeHost, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """They are grey where nothing can be drawn, and a line says why."""
+    own_errors, generation = (
+        importlib.import_module(f"zoodip_pack.zoodip_core.{name}") for name in ("base.errors", "model.generation")
+    )
+    errors = {"no room": torch.OutOfMemoryError("CUDA out of memory"), "not finite": own_errors.ModelError("NaN")}
+
+    def fail(*_: Any) -> None:
+        raise errors[kind]
+
+    monkeypatch.setattr(generation, "_decode", fail)
+    embedding, previews = train(pack, model)["result"][:2]
+    assert len(embedding.vectors) == 1
+    assert previews.shape[1:] == (48, 48, 3)
+    assert previews.std() == 0
+    assert f"no previews of the finished token: {errors[kind]}" in told(host, "warnings")[-1]
+    assert states(host)[-1] == "finished"
+
+
 def test_the_hosts_own_interrupt_passes_through_and_the_state_is_saved(pack: Any, model: Any, host: FakeHost) -> None:
     """ComfyUI raises it out of the progress bar as well, wherever that is updated."""
 

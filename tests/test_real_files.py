@@ -179,6 +179,9 @@ def test_the_top_of_a_cached_model_is_the_model(folder: Path, tmp_path: Path) ->
     (top / "refs" / "main").write_text("abc")
     info = identify(top)
     assert (info.name, info.family) == ("someone/their-model", "sd1")
+    for _ in range(2):  # its quantised copy is written, then read
+        model = load_quantized(top, device="cpu", cache=tmp_path / "copies")
+        assert (model.info.name, len(model.tokenizers)) == (info.name, 1)
     shutil.rmtree(top / "snapshots" / "abc")
     assert "without a whole model" in refused(top)
 

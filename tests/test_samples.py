@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import Decoder
 from PIL import Image
 
 from tests.test_training import PIP, config_of, resume, train
@@ -28,6 +29,7 @@ from zoodip_core.jobs.job_folder import write_task
 from zoodip_core.jobs.pipes import Outbox
 from zoodip_core.jobs.protocol import event_of
 from zoodip_core.jobs.tasks import work
+from zoodip_core.model import generation
 from zoodip_core.model.generation import generate
 from zoodip_core.model.recognise import identify
 from zoodip_core.model.stable_diffusion import StableDiffusion
@@ -314,6 +316,37 @@ def test_no_room_for_listed_samples_ends_nothing(
         )
     assert (result.finished, result.grid) == (True, None)
     assert told == [f"no samples at step {step}: CUDA out of memory" for step in ROWS]
+
+
+def drawn(model: StableDiffusion) -> np.ndarray[Any, Any]:
+    pictures = generate(model, ["a photo of a red monster"] * 2, [0, 1], resolution=128, num_inference_steps=4)
+    return np.stack([np.asarray(picture, dtype=np.float64) for picture in pictures])
+
+
+@pytest.mark.parametrize("most", [16, 8])
+def test_a_picture_that_has_no_room_is_decoded_in_tiles(
+    tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """As small as need be; the picture is the same but for what tiles do not see of their neighbours."""
+    monkeypatch.setattr(generation, "_SMALLEST_TILE", 4)
+    whole, decode = drawn(tiny_model), Decoder.forward
+    sides: list[int] = []
+
+    def small(self: Any, latents: torch.Tensor, *more: Any) -> Any:
+        sides.append(max(latents.shape[-2:]))
+        if sides[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(self, latents, *more)
+
+    monkeypatch.setattr(Decoder, "forward", small)
+    tiled = drawn(tiny_model)
+    assert tiled.shape == whole.shape
+    assert sides.count(32) == 1  # the second picture begins with the tiles of the first one
+    assert not np.array_equal(tiled, whole)
+    assert np.corrcoef(tiled.ravel(), whole.ravel())[0, 1] > 0.9
+    monkeypatch.setattr(Decoder, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        drawn(tiny_model)
 
 
 def test_none_are_drawn_that_nobody_asked_for(tiny_model: StableDiffusion, tmp_path: Path) -> None:

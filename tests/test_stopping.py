@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import io
 import json
 import shutil
 import threading
@@ -22,6 +23,11 @@ from zoodip_core.base.errors import ConfigError, RunFolderError
 from zoodip_core.base.events import Event, Message, Progress, Sampled, Saved, Started
 from zoodip_core.base.stopping import Stopped, check_stop, stopped_by
 from zoodip_core.cli.main import main
+from zoodip_core.jobs.history import find_run
+from zoodip_core.jobs.job_folder import write_task
+from zoodip_core.jobs.pipes import Outbox
+from zoodip_core.jobs.protocol import Exit
+from zoodip_core.jobs.tasks import work
 from zoodip_core.model.generation import generate
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantize import QuantizedLayer
@@ -471,6 +477,66 @@ def test_settings_that_decide_the_steps_can_not_change(
     with pytest.raises((RunFolderError, ConfigError), match=list(change)[-1]):
         resume_training(run, change, model=tiny_model)
     assert contents(run) == before
+
+
+def test_a_run_resumes_on_another_device(whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """The card that it began on may be gone."""
+    stopped, run = Commands(), tmp_path / "run"
+    config = config_of(device="cuda")
+    train_token(config, run, model=tiny_model, commands=stopped, on_event=lambda event: stop_at(2, event, stopped))
+    assert resume_training(run, {"device": "cpu"}).finished
+    assert_same(run, whole)
+    assert json.loads((run / "config.json").read_text())["device"] == "cpu"
+
+
+def test_a_run_that_computes_in_another_type_says_so(tiny_model: StableDiffusion, tmp_path: Path) -> None:
+    """As where a run of a CPU goes on on a card."""
+    stopped, run = Commands(), tmp_path / "run"
+    train_token(config_of(), run, model=tiny_model, commands=stopped, on_event=lambda event: stop_at(2, event, stopped))
+    told: list[str] = []
+    resume_training(
+        run,
+        model=load_quantized("tiny", dtype="bfloat16", device="cpu"),
+        on_event=lambda event: told.append(event.text) if isinstance(event, Message) and event.warning else None,
+    )
+    assert any(line.startswith("computes in bfloat16 from here on, in float32 before") for line in told)
+
+
+def test_a_run_of_all_cards_resumes_where_there_is_one(
+    whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
+) -> None:
+    stopped, folder = Commands(), tmp_path / "pip"
+    train_token(
+        config_of(device="all"),
+        folder / "run",
+        model=tiny_model,
+        commands=stopped,
+        on_event=lambda event: stop_at(2, event, stopped),
+    )
+    assert work(write_task(folder, "resume", folder), Outbox(io.BytesIO()), Commands()) == Exit.FINISHED
+    assert_same(folder / "run", whole)
+
+
+def test_a_run_that_grows_shows_the_token_that_it_has_now(
+    short: TrainResult, tiny_model: StableDiffusion, tmp_path: Path
+) -> None:
+    """Not the one that it had when it was over before."""
+    home, stopped = tmp_path / "runs", Commands()
+    run = shutil.copytree(short.path.parent, home / "pip" / "run")
+    before = find_run(home, "pip")
+    assert before.embedding == run / short.path.name
+    at = short.step + 1
+    resume_training(
+        run,
+        {"steps": STEPS},
+        model=tiny_model,
+        commands=stopped,
+        on_event=lambda event: stop_at(at, event, stopped),
+    )
+    found = find_run(home, "pip")
+    assert (found.step, found.embedding) == (at, run / "snapshots" / f"step-{at:08d}.safetensors")
+    resume_training(run, model=tiny_model)
+    assert find_run(home, "pip").embedding == run / short.path.name
 
 
 def test_the_command_line_goes_on_to_more_steps(

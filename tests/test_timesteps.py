@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from zoodip_core import PUTS, SNRTimesteps, UniformTimesteps
 from zoodip_core.base.errors import ConfigError
@@ -46,6 +47,20 @@ def test_snr_sampler_follows_its_formula() -> None:
     sample = draws(SNRTimesteps())
     assert_distributed(sample, weights / weights.sum(), list(range(0, 1001, 50)))
     assert sample.mean() > 550  # it leans to the noisy end
+
+
+def test_with_zero_terminal_snr_the_last_timestep_is_like_the_one_before() -> None:
+    """Its weight by the formula is infinite, and would be all there is."""
+    alphas = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    roots = np.sqrt(alphas)
+    roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])  # Lin et al., algorithm 1
+    alphas = roots**2
+    assert alphas[-1] == 0
+    known = np.maximum(alphas, alphas[-2])
+    log_snr = np.log(known / (1 - known))
+    weights = log_snr.max() - log_snr
+    sample = draws(SNRTimesteps(torch.from_numpy(alphas)))
+    assert_distributed(sample, weights / weights.sum(), list(range(0, 1001, 50)))
 
 
 def test_a_draw_is_a_function_of_seed_and_step() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from zoodip_core import Commands, TrainConfig, load_embedding, resume_training, 
 from zoodip_core.base.errors import RunFolderError
 from zoodip_core.base.events import Event, Message, Progress, Sampled, Saved
 from zoodip_core.cli.main import main
+from zoodip_core.model.forward import Forward
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_table import table_of
 from zoodip_core.train.identity import Inputs
@@ -107,6 +110,27 @@ def test_the_file_tells_how_it_was_made(whole: TrainResult) -> None:
     assert len(read.metadata["base_model_hash"]) == 64
     assert json.loads(read.metadata["config"])["tau"] == 4
     assert str(Path.cwd()) not in str(read.metadata)  # nothing of the user's folders
+
+
+def test_what_judged_candidates_is_gone_before_anything_else_is_done(
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card it holds captured work, whose memory the pictures that fronts draw next may need."""
+    made: list[weakref.ref[Forward]] = []
+    init = Forward.__init__
+
+    def keeping(self: Forward, *arguments: Any) -> None:
+        init(self, *arguments)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(Forward, "__init__", keeping)
+    gc.disable()
+    try:
+        train(config_of(steps=2), tmp_path / "run", tiny_model)
+        assert made
+        assert [each() for each in made] == [None] * len(made)
+    finally:
+        gc.enable()
 
 
 def test_stop_at_any_step_and_resume(whole: TrainResult, tiny_model: StableDiffusion, tmp_path: Path) -> None:
@@ -211,7 +235,7 @@ def test_a_state_of_before_says_that_something_has_changed(changeable: Changeabl
     folder = RunFolder.open(changeable.run)
     saved = folder.saved_state()
     assert saved
-    folder.save_state(saved.tensors, Inputs(saved.inputs.digest, {}), saved.batch)
+    folder.save_state(saved.tensors, Inputs(saved.inputs.digest, {}), saved.batch, saved.dtype)
     Image.new("RGB", (48, 48), "red").save(changeable.images / "01.png")
     assert changeable.refused(tiny_model).startswith("the model, images or captions are not")
 

@@ -972,3 +972,14 @@ def test_a_pipe_that_breaks_is_a_stop_too() -> None:
     with contextlib.suppress(OSError):
         obey(ClosedPipe(), commands)  # type: ignore[arg-type]
     assert commands.stopping
+
+
+def test_nobody_else_reads_what_the_worker_is_told() -> None:
+    """On Windows a library that is loaded while a thread waits for standard input may wait for that as well."""
+    code = (
+        "import sys; from zoodip_core.jobs.pipes import own_stdin; own = own_stdin(); "
+        "print(repr(sys.stdin.read()), own.readline())"
+    )
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, cwd=ROOT, input=b"save\n", stdout=subprocess.PIPE, check=True)
+    assert ran.stdout.split() == [b"''", b"b'save\\n'"]

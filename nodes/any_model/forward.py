@@ -78,6 +78,7 @@ def losses(
     def work(inner: Any, options: dict[str, Any], x0: torch.Tensor) -> torch.Tensor:
         weight = loss_weight(inner.model_sampling, sigma)
         predicted = _on_exact(_predicted(inner, options, x0, conditionings, noise, sigma))
+        (x0,) = _on_exact([x0])
         target = x0.double() if shift is None else x0.double() - shift.to(x0.device).double() / math.sqrt(weight)
         squares = [(each.double() - target.to(each.device)).square() for each in predicted]
         if places is not None:

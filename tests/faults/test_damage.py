@@ -54,7 +54,7 @@ def state_at(run: Path, step: int) -> None:
     search = folder.config.make_search(first)
     records = {number: record for number, record in folder.past().records.items() if number <= step}
     restore(search, folder.config, records)
-    folder.save_state(search.state_dict(), saved.inputs, saved.batch)
+    folder.save_state(search.state_dict(), saved.inputs, saved.batch, saved.dtype)
 
 
 # ---------------------------------------------------------------- the journal

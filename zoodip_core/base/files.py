@@ -9,11 +9,15 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .errors import StorageError
+
+_WAITS = (0.05, 0.1, 0.2, 0.4, 0.8) if os.name == "nt" else ()
+"""Seconds between attempts to replace a file that somebody reads."""
 
 
 @contextlib.contextmanager
@@ -94,8 +98,19 @@ def finish(part: Path, path: Path) -> None:
     """Sync the file of :func:`unfinished_in` and move it to its place in the same folder."""
     with part.open("rb+") as file:
         os.fsync(file.fileno())
-    part.replace(path)
+    _replace(part, path)
     sync_folder(path.parent)
+
+
+def _replace(part: Path, path: Path) -> None:
+    """Move a file to a place where another may be; Windows refuses while somebody reads that, a virus scanner say."""
+    for seconds in _WAITS:
+        try:
+            part.replace(path)
+            return
+        except PermissionError:
+            time.sleep(seconds)
+    part.replace(path)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

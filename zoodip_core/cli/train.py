@@ -75,6 +75,7 @@ def _trained(
     """What a training came to, and its run's folder."""
     if args.resume:
         changes = _settings(args)
+        _check_device(changes.get("device"), ranks)
         fixed = sorted(set(changes) - set(CHANGEABLE))
         if fixed or args.config or args.preset or args.output or args.caption_with:
             raise ConfigError(
@@ -85,11 +86,7 @@ def _trained(
         result = resume_training(path, changes, on_event=screen, commands=commands, ranks=ranks)
     else:
         config = _config(args)
-        if config.device == ALL and ranks.size == 1:
-            raise ConfigError(
-                f"device = {ALL!r} is the page's; here torchrun starts a process for each card: torchrun "
-                "--nproc-per-node 2 -m zoodip_core train ..."
-            )
+        _check_device(config.device, ranks)
         path = args.output or free_folder(Path("runs"), run_name(config.token))
         if args.caption_with is not None:
             if ranks.size > 1:
@@ -101,6 +98,19 @@ def _trained(
                 config = with_captions(config, args.caption_with, path, screen)
         result = train_token(config, path, on_event=screen, commands=commands, ranks=ranks)
     return result, path
+
+
+def _check_device(device: str | None, ranks: Ranks) -> None:
+    """Refuse all cards in a process alone.
+
+    Raises:
+        ConfigError: it is one, and they are asked for.
+    """
+    if device == ALL and ranks.size == 1:
+        raise ConfigError(
+            f"device = {ALL!r} is the page's; here torchrun starts a process for each card: torchrun "
+            "--nproc-per-node 2 -m zoodip_core train ..."
+        )
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,6 +7,7 @@ A page's run is ``home/NAME/`` with its pictures, what was asked, how it ended, 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import secrets
@@ -22,6 +23,7 @@ from ..base.names import fault, run_name
 from ..base.paths import contains, link_out
 from ..base.texts import whole_text
 from ..model.checkpoints import SUFFIXES
+from ..model.embedding import load_embedding
 from ..model.kinds import TINY
 from ..train.config import TrainConfig
 from ..train.run_folder import (
@@ -157,11 +159,10 @@ def _run_of(folder: Path) -> Run | None:
     for given in (asked.get("settings"), config and config.to_dict()):
         settings |= given if isinstance(given, dict) else {}
     steps = settings.get("steps")
-    finished = RunFolder(run, config).embedding_path if config else None
-    token = finished if finished and finished.is_file() else None
-    embedding = token or newest(run / SNAPSHOTS, ".safetensors")
+    own = RunFolder(run, config) if config else None
+    embedding = token_in(own, complete) if own else newest(run / SNAPSHOTS, ".safetensors")
     outcome = _outcome(folder, asked)
-    state = FAILED if damage else _state(outcome, complete, token is not None)
+    state = FAILED if damage else _state(outcome, complete, own is not None and own.embedding_path.is_file())
     message = damage or (_text(outcome.get("message"))[:_MOST_MESSAGE] if state == FAILED else "")
     return Run(
         name=folder.name,
@@ -181,7 +182,7 @@ def _run_of(folder: Path) -> Run | None:
         settings=settings,
         can_resume=not damage and state != FINISHED and (config is not None or asked.get("kind") == "train"),
         lora=lora_with(embedding) if embedding else None,
-        others=_others(RunFolder(run, config), embedding) if config and embedding else (),
+        others=_others(own, embedding) if own and embedding else (),
         grid=_existing(run / SAMPLES / GRID),
     )
 
@@ -279,7 +280,35 @@ def newest(folder: Path, suffix: str) -> Path | None:
         names = [name for name in os.listdir(folder) if re.fullmatch(rf"step-0*[1-9]\d*\{suffix}", name)]  # noqa: PTH208
     except OSError:
         return None
-    return folder / max(names, key=lambda name: int(name[5 : -len(suffix)])) if names else None
+    return folder / max(names, key=lambda name: _step_of(name, suffix)) if names else None
+
+
+def token_in(run: RunFolder, complete: bool) -> Path | None:
+    """The file of a run's token: the finished one, or the newest snapshot; None if there is neither.
+
+    A finished run that takes more steps has snapshots that are newer than its token's file.
+
+    Args:
+        run: the run.
+        complete: whether it has taken all its steps.
+    """
+    finished, snapshot = run.embedding_path, newest(run.path / SNAPSHOTS, ".safetensors")
+    if not finished.is_file():
+        return snapshot
+    newer = snapshot is not None and not complete and _step_of(snapshot.name, ".safetensors") > _steps_in(finished)
+    return snapshot if newer else finished
+
+
+def _step_of(name: str, suffix: str) -> int:
+    return int(name[len("step-") : -len(suffix)])
+
+
+def _steps_in(token: Path) -> float:
+    """After how many steps a token was what its file holds."""
+    try:
+        return float(load_embedding(token).metadata["steps"])
+    except Exception:  # a damaged file may raise anything, and is told of where it is used
+        return math.inf
 
 
 def lora_with(token: Path) -> Path | None:

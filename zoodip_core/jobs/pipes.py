@@ -39,6 +39,18 @@ class Outbox:
             pass
 
 
+def own_stdin() -> IO[bytes]:
+    """Take over the process's standard input; for all others it is at its end from now on.
+
+    On Windows a library that is loaded while a thread waits for standard input may wait for that as well.
+    """
+    own, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    # Unbuffered: at the end Python cannot close a buffer that a thread still waits on.
+    return open(own, "rb", buffering=0, closefd=False)  # open for as long as the process lives
+
+
 def obey(pipe: IO[bytes], commands: Commands) -> None:
     """Hand commands on until the pipe ends, which is a stop."""
     known = {"stop": commands.stop, "save": commands.save, "sample": commands.sample}

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..base.errors import ConfigError, for_user
 from ..base.events import Commands, Event, Message, Progress, Sampled, Saved, Started
 from ..base.stopping import Stopped, stopped_by
@@ -41,11 +43,12 @@ from ..train.inputs import (
 from ..train.loop import TrainResult, resume_training, train_token
 from ..train.prepared import load_model
 from ..train.ranks import joined, place_in
-from ..train.run_folder import SNAPSHOTS, RunFolder
+from ..train.run_folder import RunFolder
+from ..train.setting import AUTO
 from ..train.settings import ALL
 from ..train.sizes import largest_of, sizes_in
 from .cards import all_cards, check_cards, with_cards
-from .history import lora_with, newest
+from .history import lora_with, token_in
 from .job_folder import BEFORE_AFTER, COMPARISON, RUN, WITH_WEIGHTS, Task, run_in
 from .pipes import Outbox
 from .protocol import CAPTION, CHECK, COMPARE, FOLLOW, RESUME, SHOW, TRAIN, Exit
@@ -82,8 +85,6 @@ def check(config: TrainConfig) -> dict[str, Any]:
     Raises:
         ZoodipError: of the kind that tells what is wrong.
     """
-    import torch
-
     check_cards(config.device)
     info = identify(config.model, config.prediction_type, clip=config.clip, vae=config.vae)
     images, skipped = load_references(config, info)
@@ -172,13 +173,14 @@ def _train(job: Task, out: Outbox, commands: Commands) -> int:
 
 
 def _resume(job: Task, out: Outbox, commands: Commands) -> int:
-    config = RunFolder.open(job.run, job.changes).config
-    check_cards(config.device)
+    changes = dict(job.changes)
+    config = RunFolder.open(job.run, changes).config
+    if config.device == ALL and torch.cuda.device_count() < 2:  # it was begun where there are several
+        changes["device"] = AUTO
+        config = dataclasses.replace(config, device=AUTO)
     with stopped_by(lambda: commands.stopping), with_cards(all_cards(config.device), config, job.run) as ranks:
         model = load_model(dataclasses.replace(config, device=ranks.device(config.device)), telling(out))
-        result = resume_training(
-            job.run, job.changes, model=model, on_event=telling(out), commands=commands, ranks=ranks
-        )
+        result = resume_training(job.run, changes, model=model, on_event=telling(out), commands=commands, ranks=ranks)
     return _close(job, config, model, result, out, commands)
 
 
@@ -230,8 +232,7 @@ def _token_of(folder: RunFolder) -> Path:
     Raises:
         ConfigError: there is none yet.
     """
-    finished = folder.embedding_path
-    token = finished if finished.is_file() else newest(folder.path / SNAPSHOTS, ".safetensors")
+    token = token_in(folder, folder.progress()[1])
     if token is None:
         raise ConfigError(f"{folder.path} has no token to draw yet; resume the run first")
     return token

@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-from .pipes import Outbox, obey
+from .pipes import Outbox, obey, own_stdin
 from .protocol import Exit
 
 
@@ -31,9 +31,7 @@ def main() -> int:
     commands = Commands()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None if commands.stopping else commands.stop())
-    # Unbuffered: at the end Python cannot close a buffer that a thread still waits on.
-    commanded = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - open for as long as the process lives
-    threading.Thread(target=obey, args=(commanded, commands), daemon=True).start()
+    threading.Thread(target=obey, args=(own_stdin(), commands), daemon=True).start()
     quiet_libraries()
     return work(Path(sys.argv[1]), out, commands)
 

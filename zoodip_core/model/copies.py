@@ -33,7 +33,7 @@ from .copy_folder import COPIES, hold, tidy
 from .kinds import CLIP_PATH
 from .quantize import quantize_weight, weights_of
 from .quantized_parts import empty_parts
-from .recognise import open_copy, open_model
+from .recognise import open_copy, open_model, within_cache
 from .tensor_file import Layout
 from .threads import one_thread_an_operation
 
@@ -68,6 +68,7 @@ def cached_model(
         ModelError: the model cannot be read.
         StorageError: the copy cannot be written; nothing is left of it.
     """
+    model = within_cache(model)  # where its tokenizers are, which the copy has not
     index = read_object(folder / INDEX)  # it only saves hashing
     apart: dict[str, Any] = {"clip": tuple(map(Path, clip)), "vae": Path(vae) if vae else None}
     files = (model, *apart["clip"], *([apart["vae"]] if vae else []))

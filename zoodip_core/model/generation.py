@@ -25,6 +25,8 @@ from .lora import Lora
 from .quantized import Conditioning, QuantizedModel
 
 _PIXELS_AT_ONCE = 512 * 512
+_SMALLEST_TILE = 16
+"""Latents a side."""
 
 
 Embeddings = Embedding | Sequence[Embedding] | None
@@ -258,7 +260,7 @@ def _decode(model: QuantizedModel, latents: Sequence[torch.Tensor]) -> list[Imag
     with model.vae("decoder") as vae:
         for each in latents:  # one at a time: decoding takes more room than denoising
             check_stop()
-            pixels = vae.decode(each[None].to(vae.dtype) / vae.config.scaling_factor).sample[0]
+            pixels = _decoded(vae, each[None].to(vae.dtype) / vae.config.scaling_factor)
             if not torch.isfinite(pixels).all():
                 part, dtype = ("VAE", vae.dtype) if torch.isfinite(each).all() else ("UNet", model.dtype)
                 raise ModelError(
@@ -268,3 +270,25 @@ def _decode(model: QuantizedModel, latents: Sequence[torch.Tensor]) -> list[Imag
             array = ((pixels.float().cpu() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
             images.append(Image.fromarray(np.ascontiguousarray(array.permute(1, 2, 0).numpy())))
     return images
+
+
+def _decoded(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Pixels ``[3, height, width]`` of latents ``[1, ...]``; where there is no room for all at once, tile by tile.
+
+    SDXL's decoder takes as much as its UNet and text encoders do, which are there beside it.
+
+    Raises:
+        OutOfMemoryError: there is no room for a small tile either.
+    """
+    while True:
+        try:
+            pixels: torch.Tensor = vae.decode(latents).sample[0]
+            return pixels
+        except torch.OutOfMemoryError:
+            side = (vae.tile_latent_min_size if vae.use_tiling else max(latents.shape[-2:])) // 2
+            if side < _SMALLEST_TILE:
+                raise
+        torch.cuda.empty_cache()  # outside of the except block: the exception held what was computed
+        vae.enable_tiling()
+        vae.tile_latent_min_size = side
+        vae.tile_sample_min_size = side * 2 ** (len(vae.config.block_out_channels) - 1)

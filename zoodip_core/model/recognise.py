@@ -297,7 +297,7 @@ def _check_copy(info: Any, configs: Any, tokenizers: Any, weights: str) -> None:
 # ---------------------------------------------------------------- diffusers folders
 
 
-def _within_cache(path: Path) -> Path:
+def within_cache(path: Path) -> Path:
     """The folder itself, or the model within it where it is the top of one in the Hugging Face cache.
 
     Raises:
@@ -323,7 +323,7 @@ def _within_cache(path: Path) -> Path:
 
 
 def _open_folder(path: Path, prediction_type: str, apart: separate.Files) -> Blueprint:
-    path = _within_cache(path)
+    path = within_cache(path)
     index = path / "model_index.json"
     if not index.is_file():
         raise ModelError(f"model: {path} has no model_index.json; give the top of a diffusers folder")

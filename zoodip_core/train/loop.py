@@ -155,6 +155,11 @@ def resume_training(
                 f"{folder.path}: {_what_changed(state.inputs, training)} are not those of this run any more; put them "
                 "back, or start a new run"
             )
+        if state and state.dtype not in ("", training.dtype):
+            training.warnings.append(
+                f"computes in {training.dtype} from here on, in {state.dtype} before: losses round otherwise, and mu "
+                "was chosen for the latter. Where it learns no more, resume on the device on which it began"
+            )
         if not all(path.exists() for path in folder.snapshot_paths(0)):  # the first version kept none
             folder.save_snapshots(training.embeddings(), 0)
         if training.search.spread is not spread and training.search.spread:
@@ -300,6 +305,7 @@ def _run(training: Training, folder: RunFolder, on_event: Callable[[Event], None
     grown = training.watch.grown()
     if grown is not None:
         on_event(Message(f"memory, measured: {megabytes(grown)} (predicted {megabytes(training.plan.use.total)})"))
+    training.release()  # fronts draw with the model next
     if curve:
         loss_curve(curve, folder.loss_path, f"denoising loss while learning {config.token}")
     (embedding, path), *others = zip(training.embeddings(), paths, strict=True)
@@ -357,7 +363,7 @@ class RunningMean:
 
 def _save(training: Training, folder: RunFolder) -> tuple[Path, ...]:
     """Write the state and a snapshot of each token; returns the snapshots' files."""
-    folder.save_state(training.search.state_dict(), training.inputs, training.batch)
+    folder.save_state(training.search.state_dict(), training.inputs, training.batch, training.dtype)
     if lora := training.lora():
         save_lora(lora, folder.lora_snapshot_path(training.search.step))
     return folder.save_snapshots(training.embeddings(), training.search.step)

@@ -280,6 +280,11 @@ class Training:
         return self._own.batch
 
     @property
+    def dtype(self) -> str:
+        """Of activations, by name."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
     def done(self) -> bool:
         return self.search.step >= self.config.steps or self.search.converged
 
@@ -366,6 +371,12 @@ class Training:
             found.append(pulled_away(self.config, before, now, self.search.step))
         return [line for line in found if line]
 
+    def release(self) -> None:
+        """Let go of what judges candidates, and of the memory that its captured work holds: no step comes after it."""
+        del self.objective, self._own
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     @property
     def learns(self) -> str:
         """What is learned by now in a run of two stages; empty in others."""
@@ -399,7 +410,7 @@ class Training:
         config = {
             key: value
             for key, value in self.config.to_dict().items()
-            if key == "steps" or key not in {*CHANGEABLE, "device", "batch", "token", "initializer"}
+            if key == "steps" or key not in {*CHANGEABLE, "batch", "token", "initializer"}
         }
         return {
             "initializer": self.config.initializer,

@@ -15,6 +15,7 @@ import torch
 from ..base import rng
 from ..base.errors import NonFiniteLossError
 from ..base.events import Message
+from ..search.estimators import MOST_MU
 from ..search.preconditioner import Spread
 from .config import TrainConfig
 from .draws import Objective
@@ -140,6 +141,10 @@ def adapted(
     if not enough:
         said += "; what is learned from them will be noise. Use dtype float32, or other weights"
     if numbers:
-        of_weights, _ = least_mu(config.lora_mu * least / mu, noise, signal_of_weights)
-        config = dataclasses.replace(config, lora_mu=max(config.lora_mu, of_weights * mu / least))
+        of_weights, found = least_mu(config.lora_mu * least / mu, noise, signal_of_weights)
+        lora_mu = max(config.lora_mu, of_weights * mu / least)
+        if enough and (found <= SIGNAL * noise or lora_mu > MOST_MU):
+            enough = False
+            said += f"; of the weights by {found:.1e}: what is learned of them will be noise"
+        config = dataclasses.replace(config, lora_mu=min(lora_mu, MOST_MU))
     return dataclasses.replace(config, mu=mu, mu_end=least / mu, adapt_mu=False), Message(said, warning=not enough)

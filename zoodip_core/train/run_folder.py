@@ -42,7 +42,7 @@ STATE_VERSION = 2
 CHANGEABLE = (
     *("steps", "save_every", "sample_every", "sample_prompt"),
     *("sample_negative_prompt", "sample_guidance", "sample_steps"),
-    *("images", "captions", "model", "clip", "vae", "cache", "graphs"),
+    *("images", "captions", "model", "clip", "vae", "cache", "device", "graphs"),
 )
 """Settings that a run may change when it is resumed: they do not change the steps it takes. What stands at another
 place must have the same content, which is checked."""
@@ -56,11 +56,13 @@ class SavedState:
         tensors: of :meth:`ZerothOrderSearch.state_dict`.
         inputs: of the model, images and captions it belongs to.
         batch: candidates in one forward pass at that time, 0 if that is not known.
+        dtype: of activations at that time, empty if that is not known.
     """
 
     tensors: dict[str, torch.Tensor]
     inputs: Inputs
     batch: int
+    dtype: str = ""
 
 
 class RunFolder:
@@ -209,16 +211,17 @@ class RunFolder:
         converged = "guard.idle" in saved and 0 < self.config.patience <= int(saved["guard.idle"])
         return step, converged or step >= self.config.steps
 
-    def save_state(self, state: dict[str, torch.Tensor], inputs: Inputs, batch: int) -> None:
+    def save_state(self, state: dict[str, torch.Tensor], inputs: Inputs, batch: int, dtype: str) -> None:
         """Write the search's state.
 
         Args:
             state: its tensors.
             inputs: of the model, images and captions it belongs to.
             batch: candidates in one forward pass.
+            dtype: of activations.
         """
         about = {"version": STATE_VERSION, "inputs": inputs.digest, "parts": inputs.parts, "batch": batch}
-        about["checksum"] = _checksum(state)
+        about |= {"dtype": dtype, "checksum": _checksum(state)}
         # One entry: the library writes several in any order.
         write_atomically(self.state_path, save(state, metadata={"about": json.dumps(about)}))
 
@@ -244,7 +247,7 @@ class RunFolder:
             raise RunFolderError(f"{file} is damaged ({error}); start a new run, or put back a copy of it") from error
         if version > STATE_VERSION:
             raise RunFolderError(f"{file} was written by a newer ZOODiP; update this one, or start a new run")
-        return SavedState(tensors, Inputs(str(about.get("inputs")), parts), batch)
+        return SavedState(tensors, Inputs(str(about.get("inputs")), parts), batch, str(about.get("dtype", "")))
 
     def sound_state(self) -> dict[str, torch.Tensor] | None:
         """The saved state's tensors, None if there is none to rely on."""

@@ -69,6 +69,7 @@ class SNRTimesteps:
     def _cumulative(self) -> torch.Tensor:
         alphas = alphas_cumprod() if self.alphas_cumprod is None else self.alphas_cumprod
         alphas = alphas.detach().to("cpu", torch.float64)
+        alphas = alphas.clamp(min=alphas[alphas > 0].min())  # zero terminal SNR, whose weight would be all there is
         log_snr = (alphas / (1 - alphas)).log()
         weights = log_snr.max() - log_snr
         return weights.cumsum(0) / weights.sum()
