@@ -32,6 +32,9 @@ from zoodip_core.data.slots import Subject
 from zoodip_core.model.kinds import CLIP_PATH
 from zoodip_core.tiny import concepts
 
+LIKE_OTHERS = ("git", "qwen2_vl", "qwen2_5_vl")
+"""Read as BLIP and Qwen3-VL are."""
+EACH = [pytest.param(kind, marks=pytest.mark.slow) if kind in LIKE_OTHERS else kind for kind in KINDS]
 DOG, CAT = Subject("dog"), Subject("cat")
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPHS = ROOT / "tests" / "photographs"
@@ -68,7 +71,7 @@ def captions_in(file: Path) -> Any:
 # ---------------------------------------------------------------- each kind
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_a_model_says_what_it_sees(kind: str, small: SmallCaptioners) -> None:
     """Without the prompt, the task or the form of a chat in it, and the same again."""
     captioner = Captioner(find_captioner(small.of(kind)), "cpu")
@@ -81,7 +84,7 @@ def test_a_model_says_what_it_sees(kind: str, small: SmallCaptioners) -> None:
     assert captioner.dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH)
 def test_a_stop_is_answered_within_a_token(kind: str, small: SmallCaptioners) -> None:
     captioner = Captioner(find_captioner(small.of(kind)), "cpu")
     captioner.load()

@@ -463,18 +463,26 @@ def test_an_emptied_number_counts_as_the_field_s_own() -> None:
 # ---------------------------------------------------------------- parts of the page
 
 
-@pytest.fixture
-def studio(tmp_path: Path) -> Studio:
-    return Studio(FakePageHost(tmp_path))
-
-
-@pytest.fixture
-def page(studio: Studio) -> Page:
-    """The page, built but not served."""
-    made = Page(studio)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The page, built but not served: once, since that takes a second."""
+    made = Page(Studio(FakePageHost(tmp_path_factory.mktemp("built"))))
     with gr.Blocks():
         made.build()
     return made
+
+
+@pytest.fixture
+def studio(built: Page, tmp_path: Path) -> Studio:
+    """What is behind the page, as new."""
+    Studio.__init__(built.studio, FakePageHost(tmp_path))
+    return built.studio
+
+
+@pytest.fixture
+def page(built: Page, studio: Studio) -> Page:
+    assert built.studio is studio
+    return built
 
 
 def changes(told: list[Any]) -> list[Any]:

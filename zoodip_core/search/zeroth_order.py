@@ -163,8 +163,8 @@ class ZerothOrderSearch:
             raise NonFiniteLossError(f"step {self.step + 1}: losses {losses.tolist()} are not all finite")
         if check_loss is not None and not math.isfinite(check_loss):
             raise NonFiniteLossError(f"step {self.step + 1}: the loss on fixed draws is {check_loss}")
-        # On copies, so that all is as it was where the step fails.
-        guard, optimizer = copy.deepcopy((self.guard, self.optimizer))
+        # On copies, so that all is as it was where the step fails. Their tensors are exchanged, never written into.
+        guard, optimizer = copy.copy(self.guard), copy.copy(self.optimizer)
         fine = check_loss is None or guard.check(check_loss, self._mean)
         loss = self.estimator.loss(losses)
         with one_thread():

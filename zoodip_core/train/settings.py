@@ -736,9 +736,8 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """By name, as JSON has them."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
-        }
+        values = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 SETTINGS: dict[str, Setting] = {spec.name: described(spec) for spec in dataclasses.fields(Settings)}
