@@ -340,8 +340,9 @@ def _draw_panel(axes: Any, curves: Curves, title: str) -> Iterator[tuple[str, An
     lowest = 0.0
     for i, (name, points) in enumerate(curves.items()):
         colour, width, dashes = STYLES.get(name, (f"C{i % 10}", 1.4, "-"))
-        if name.startswith("ours@"):
-            colour, width, dashes = STYLES["ours"][0], 1.4, ":"
+        for short, others in (("ours", "ours@"), ("paper", "paper, lr ")):
+            if name.startswith(others):
+                colour, width, dashes = STYLES[short][0], 1.4, ":"
         marks, means, spreads = zip(*points, strict=True)
         (line,) = axes.plot(marks, means, color=colour, linewidth=width, linestyle=dashes, zorder=width)
         if width > 1.5 or name not in STYLES:
