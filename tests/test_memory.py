@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import random_models
@@ -24,6 +25,7 @@ from zoodip_core.model.memory import CUDA_CONTEXT, activation_peak, plan, predic
 from zoodip_core.model.memory_use import MemoryUse
 from zoodip_core.model.quantize import stored_bytes
 from zoodip_core.model.recognise import open_model
+from zoodip_core.train.presets import RECIPE
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 """CUDA need not be there: it is described only."""
@@ -181,6 +183,47 @@ def test_a_model_that_was_cut_is_refused_though_its_like_is_known(tmp_path: Path
     predict_memory(open_model(whole), "int8", torch.float32, CPU, 64, 1)
     with pytest.raises(ModelError, match=r"out\.0\.weight"):
         predict_memory(open_model(tmp_path / "cut.safetensors"), "int8", torch.float32, CPU, 64, 1)
+
+
+# ---------------------------------------------------------------- documents
+
+
+def full_of_holes(path: Path, family: str) -> Path:
+    """A file of a model of full size without content: it takes no room, and its shapes can be read."""
+
+    def skip(file: BinaryIO, tensors: dict[str, torch.Tensor]) -> None:
+        file.truncate(file.seek(sum(tensor.nbytes for tensor in tensors.values()), os.SEEK_CUR))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random_models, "_filled", lambda _part, module, _seed: module)
+        patch.setattr(random_models, "_append", skip)
+        return random_models.write_random(path, family, "full")
+
+
+@pytest.mark.parametrize(
+    ("family", "named", "pixels"),
+    [("sd15", "SD1.5", 512), pytest.param("sdxl", "SDXL", 1024, marks=pytest.mark.slow)],
+)
+def test_the_documents_say_what_is_predicted(family: str, named: str, pixels: int, tmp_path: Path) -> None:
+    blueprint = open_model(full_of_holes(tmp_path / f"{family}.safetensors", family))
+    in_turn, at_once = (
+        " | ".join(
+            f"{predict_memory(blueprint, weights, torch.float16, CUDA, pixels, batch).total / 1e9:.2f} GB"
+            for weights in ("int8", "int4")
+        )
+        for batch in (1, RECIPE["n"])
+    )
+    root = Path(__file__).parent.parent
+    results = (root / "docs" / "results.md").read_text(encoding="utf-8")
+    assert f"| {named} at {pixels} px | {in_turn} |" in (root / "README.md").read_text(encoding="utf-8")
+    assert f"| {named}, {pixels} px, candidates in turn | {in_turn} |" in results
+    assert f"| {named}, {pixels} px, five at once | {at_once} |" in results
+    rows = (root / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8").splitlines()
+    for weights, total, batched in zip(("int8", "int4"), in_turn.split(" | "), at_once.split(" | "), strict=True):
+        (row,) = (row for row in rows if row.startswith(f"| {named}, {pixels} px, {weights} |"))
+        cells = [cell.strip() for cell in row.split("|")]
+        assert cells[5].replace("*", "").removesuffix(" (encoding)") == total
+        assert cells[6] == batched
 
 
 # ---------------------------------------------------------------- layouts
