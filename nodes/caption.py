@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .host import NEEDED, check_packages, host, on_the_device
+from .inputs import one
 from .pictures import to_pictures
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class CaptionImages:
         check_packages()
         pictures = to_pictures(inputs.pop("images"), "images")
         there = _texts(inputs.pop("captions", None), len(pictures))
-        given = {name: _one(value) for name, value in inputs.items()}
+        given = {name: one(value) for name, value in inputs.items()}
         subject = _subject(str(given["class_word"]), str(given.get("template", _OBJECT)))
         lines = _corrected(_placed(there, subject), str(given.get("corrections") or ""))
         missing = [number for number, text in enumerate(lines) if not text]
@@ -114,11 +115,6 @@ def _optional() -> dict[str, Any]:
             },
         ),
     }
-
-
-def _one(value: Any) -> Any:
-    """A single input's value, which arrives in a list."""
-    return value[0] if isinstance(value, list | tuple) and value else value
 
 
 def _subject(word: str, template: str) -> Subject:

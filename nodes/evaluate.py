@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .generate import seed_input, until_input
+from .generate import denoising_inputs, seed_input, until_input
 from .host import host, on_the_device
+from .inputs import one
 from .loras import check_draws_with
 from .pictures import thumbnails, to_image, to_pictures
 from .tokens import each_of
@@ -57,18 +58,18 @@ class EvaluateEmbedding:
     def VALIDATE_INPUTS(cls, clip: Any, dino: Any) -> bool | str:  # noqa: N802
         # The token may be trained for hours before this node has its turn.
         try:
-            if isinstance(_one(clip), str) and isinstance(_one(dino), str):  # else they come from other nodes
-                _judges(_one(clip), _one(dino))
+            if isinstance(one(clip), str) and isinstance(one(dino), str):  # else they come from other nodes
+                _judges(one(clip), one(dino))
         except (ValueError, OSError) as error:
             return str(error)
         return True
 
     def evaluate(self, **inputs: Any) -> dict[str, Any]:
-        model: TokenModel = _one(inputs.pop("model"))
-        embedding, *others = each_of(_one(inputs.pop("embedding")))
-        further = each_of(_one(inputs.pop("embedding_2", None)))
+        model: TokenModel = one(inputs.pop("model"))
+        embedding, *others = each_of(one(inputs.pop("embedding")))
+        further = each_of(one(inputs.pop("embedding_2", None)))
         pictures = to_pictures(inputs.pop("images"), "images")
-        given = {name: _one(value) for name, value in inputs.items()}
+        given = {name: one(value) for name, value in inputs.items()}
         judges, lora = _judges(given["clip"], given["dino"]), given.get("lora")
         plan = _plan(model, embedding, given)
         beside = each_of((*_named(others, plan), *further))
@@ -122,18 +123,7 @@ def _how() -> dict[str, Any]:
     return {
         "seeds": ("INT", {"default": 4, "min": 1, "max": MAX_SEEDS, "tooltip": "Images of each prompt."}),
         "seed": seed_input("Of the first image of each prompt; the next ones count on."),
-        "steps": ("INT", {"default": 25, "min": 1, "max": 999, "tooltip": "Denoising steps."}),
-        "guidance": (
-            "FLOAT",
-            {
-                "default": 0.0,
-                "min": 0.0,
-                "max": 100.0,
-                "step": 0.5,
-                "tooltip": "Classifier-free guidance; 0 is its kind's own: 7.5 for Stable Diffusion, 1 for Flux, "
-                "4.5 for others, 5 for the embedded model.",
-            },
-        ),
+        **denoising_inputs(),
         "clip": ("STRING", {"default": CLIP_ID, "tooltip": f"CLIP, for CLIP-T and CLIP-I: {place}"}),
         "dino": ("STRING", {"default": DINO_ID, "tooltip": f"DINOv2, for DINO and DINO_inter: {place}"}),
     }
@@ -171,11 +161,6 @@ def _named(others: Sequence[Embedding], plan: EvaluationPlan) -> list[Embedding]
     tokens = [each.token for each in others]
     named = {number for prompt in plan.prompts for number in naming(prompt, tokens).tokens}
     return [each for number, each in enumerate(others) if number in named]
-
-
-def _one(value: Any) -> Any:
-    """A single input's value, which arrives in a list."""
-    return value[0] if isinstance(value, list | tuple) and value else value
 
 
 def _plan(model: TokenModel, embedding: Embedding, given: dict[str, Any]) -> EvaluationPlan:

@@ -37,21 +37,30 @@ def until_input() -> tuple[str, dict[str, Any]]:
     }
 
 
-def drawing_inputs() -> dict[str, Any]:
-    """How pictures are drawn: steps, guidance and size."""
+def denoising_inputs() -> dict[str, Any]:
+    """How pictures of any size are drawn."""
+    from ..zoodip_core.model.kinds import MOST_GUIDANCE, MOST_STEPS
+
     return {
-        "steps": ("INT", {"default": 25, "min": 1, "max": 999, "tooltip": "Denoising steps."}),
+        "steps": ("INT", {"default": 25, "min": 1, "max": MOST_STEPS, "tooltip": "Denoising steps."}),
         "guidance": (
             "FLOAT",
             {
                 "default": 0.0,
                 "min": 0.0,
-                "max": 100.0,
+                "max": float(MOST_GUIDANCE),
                 "step": 0.5,
                 "tooltip": "Classifier-free guidance; 0 is its kind's own: 7.5 for Stable Diffusion, "
                 "1 for Flux, 4.5 for others, 5 for the embedded model.",
             },
         ),
+    }
+
+
+def drawing_inputs() -> dict[str, Any]:
+    """How pictures are drawn: steps, guidance and size."""
+    return {
+        **denoising_inputs(),
         "resolution": (
             "INT",
             {"default": 0, "min": 0, "max": 4096, "step": 8, "tooltip": "Pixels a side; 0 is the model's own."},

@@ -57,6 +57,11 @@ def _number(setting: Setting, about: dict[str, Any], left: bool) -> tuple[Any, d
     return "FLOAT", {**about, **limits, "step": 1e-4, "round": 1e-7}
 
 
+def one(value: Any) -> Any:
+    """A single input's value, which arrives in a list, or in a tuple when a linked one is validated."""
+    return value[0] if isinstance(value, list | tuple) and value else value
+
+
 def inputs_of(
     *parts: str,
     without: tuple[str, ...] = (),

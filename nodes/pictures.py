@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -313,11 +312,12 @@ def _is_single(folder: str) -> bool:
 
 def _listing(folder: str, files: Sequence[Path]) -> Path:
     """Where the captions of all of a choice's pictures may stand."""
+    from ..zoodip_core.data.prompts import LISTING
     from ..zoodip_core.tiny import concepts
 
     if folder.startswith(BUNDLED):
         return concepts.load(folder.removeprefix(BUNDLED)).captions
-    return files[0].parent / "captions.json"
+    return files[0].parent / LISTING
 
 
 def _caption_files(folder: str, files: Sequence[Path]) -> list[Path]:
@@ -385,8 +385,8 @@ def write_references(
     Returns:
         The settings ``images`` and ``captions`` of :class:`TrainConfig` that stand for them.
     """
-    from ..zoodip_core.base.files import write_atomically
     from ..zoodip_core.base.stopping import check_stop
+    from ..zoodip_core.data.prompts import LISTING, write_listed
     from ..zoodip_core.data.sheets import save_png
 
     images = folder / "images"
@@ -403,5 +403,5 @@ def write_references(
             listed[name] = lines
     if not listed:
         return {"images": (str(images),), "captions": None}
-    write_atomically(folder / "captions.json", json.dumps(listed, indent=2, ensure_ascii=False))
-    return {"images": (str(images),), "captions": str(folder / "captions.json")}
+    write_listed(folder / LISTING, listed)
+    return {"images": (str(images),), "captions": str(folder / LISTING)}

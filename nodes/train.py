@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .host import check_packages, host, on_the_device
-from .inputs import input_of, inputs_of, settings_in
+from .inputs import input_of, inputs_of, one, settings_in
 from .live import Live
 from .loras import drawn_with
 from .models import COPIES
@@ -70,7 +70,7 @@ class ZOTrainToken:
         from ..zoodip_core.base.errors import TokenError
         from ..zoodip_core.base.names import check_names
 
-        name = _one(token)
+        name = one(token)
         try:
             if name is not None:  # None: it comes from another node, and is checked when that has run
                 check_names(name)
@@ -82,16 +82,17 @@ class ZOTrainToken:
         check_packages()
         from ..zoodip_core.base.stopping import Stopped
         from ..zoodip_core.base.texts import how_many
+        from ..zoodip_core.train.run_folder import LOSSES
 
-        model: TokenModel = _one(inputs.pop("model"))
+        model: TokenModel = one(inputs.pop("model"))
         pictures = to_pictures(inputs.pop("images"), "images")
-        captions = _captions(inputs.pop("captions", None), _one(inputs["token"]), len(pictures))
+        captions = _captions(inputs.pop("captions", None), one(inputs["token"]), len(pictures))
         masks = to_masks(inputs.pop("masks", None), pictures)
-        _check_prompt(_one(inputs["preview_prompt"]), _one(inputs["token"]))
-        live = Live(host(), str(_one(inputs.pop("unique_id", "0"))), _workflow(_one(inputs.pop("extra", None))))
-        resume = bool(_one(inputs.pop("resume", True)))
-        cards = str(_one(inputs.pop("cards", ONE)))
-        settings = _settings(model, {name: _one(value) for name, value in inputs.items()})
+        _check_prompt(one(inputs["preview_prompt"]), one(inputs["token"]))
+        live = Live(host(), str(one(inputs.pop("unique_id", "0"))), _workflow(one(inputs.pop("extra", None))))
+        resume = bool(one(inputs.pop("resume", True)))
+        cards = str(one(inputs.pop("cards", ONE)))
+        settings = _settings(model, {name: one(value) for name, value in inputs.items()})
         config = _checked(settings)
         _check_masks(config, masks)
         with on_the_device(model), live:
@@ -104,7 +105,7 @@ class ZOTrainToken:
             previews = _previews(config, model, trained, live)
         taken = how_many(trained.step, "step")
         chart = live.end("finished", f"{config.token} learned in {taken}, kept in {FOLDER}/{folder.name}")
-        curve = to_image([_loss_curve(folder / "run" / "loss.png")])
+        curve = to_image([_loss_curve(folder / "run" / LOSSES)])
         grid = to_image([_grid(trained, previews)])
         return {
             "ui": {**thumbnails(previews), "zoodip": [chart]},
@@ -201,11 +202,6 @@ def _optional() -> dict[str, Any]:
 def _workflow(extra: dict[str, Any] | None) -> str | None:
     """The id of the workflow that was queued, if a page queued it."""
     return ((extra or {}).get("workflow") or {}).get("id")
-
-
-def _one(value: Any) -> Any:
-    """A single input's value, which arrives in a list, or in a tuple when a linked one is validated."""
-    return value[0] if isinstance(value, list | tuple) and value else value
 
 
 def _check_prompt(prompt: str, token: str) -> None:

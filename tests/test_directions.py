@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import random_models
 import torch
 
 from tests.fake_model import FakeModel
 from zoodip_core.base.errors import ConfigError, ModelError
 from zoodip_core.base.stopping import Stopped, stopped_by
 from zoodip_core.cli.demo import demo_config
+from zoodip_core.jobs.tasks import check
 from zoodip_core.model.frames import read_text
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.sensitivity import reading, sensitivity
@@ -219,6 +221,14 @@ def test_a_model_of_another_kind_has_its_words(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="set directions to vocabulary"):
         train_token(dataclasses.replace(config, directions="encoder"), tmp_path / "refused", model=model)
     assert not (tmp_path / "refused").exists()
+
+
+def test_what_a_training_would_refuse_a_check_refuses(tmp_path: Path) -> None:
+    """The encoder's directions, of a model of two of them."""
+    sdxl = random_models.write_random(tmp_path / "sdxl.safetensors", "sdxl", "small")
+    config = config_of(directions="encoder", model=str(sdxl), initializer="dog", cache=None, resolution=64)
+    with pytest.raises(ConfigError, match="set directions to vocabulary"):
+        check(config)
 
 
 # ---------------------------------------------------------------- runs

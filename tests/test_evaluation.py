@@ -865,6 +865,6 @@ def test_the_embedded_models_own_prompts_are_its_default(
         asked.append(plan)
         raise ConfigError("enough")
 
-    monkeypatch.setattr(evaluation, "evaluate", noted)
+    monkeypatch.setattr("zoodip_core.cli.evaluate.evaluate", noted)
     assert cli.main([*command[:at], *command[at + 2 :]]) == 2
     assert asked[0].prompts == PROMPT_SETS["tiny"]

@@ -17,7 +17,6 @@ from zoodip_core import Embedding, load_embedding, save_embedding
 from zoodip_core.base.errors import CaptionError, ConfigError, EmbeddingFileError
 from zoodip_core.cli import generate as command
 from zoodip_core.cli.main import main
-from zoodip_core.model import generation, memory
 from zoodip_core.model.calls import calls_in
 from zoodip_core.model.embedding import check_fits, describe, load_embeddings, serialize
 from zoodip_core.model.embedding_tensors import MAX_BYTES
@@ -53,7 +52,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tiny_model: StableDiffusion) -> list[
         return [Image.new("RGB", (8, 8))] * len(prompts)
 
     monkeypatch.setattr(command, "load", lambda args: tiny_model)
-    monkeypatch.setattr(generation, "generate", encode_only)
+    monkeypatch.setattr(command, "generate", encode_only)
     return asked
 
 
@@ -413,7 +412,9 @@ def test_a_width_is_called_by_its_model(width: int, said: str) -> None:
 def test_inspect_describes_a_model_of_any_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "predict_memory", lambda *_: "little")  # it takes the words of a larger one
+    monkeypatch.setattr(
+        "zoodip_core.cli.inspect.predict_memory", lambda *_: "little"
+    )  # it takes the words of a larger one
     modules = random_models.build("sd15", "small", 4, vocab=100)
     model = random_models.write_ldm(tmp_path / "small.safetensors", modules, "sd15")
     assert model.stat().st_size < MAX_BYTES

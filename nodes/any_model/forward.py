@@ -11,6 +11,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 
+from .exact import exact, mean_squares
 from .noise import loss_weight
 
 _CACHES = ("easycache", "lazycache")
@@ -77,13 +78,8 @@ def losses(
 
     def work(inner: Any, options: dict[str, Any], x0: torch.Tensor) -> torch.Tensor:
         weight = loss_weight(inner.model_sampling, sigma)
-        predicted = _on_exact(_predicted(inner, options, x0, conditionings, noise, sigma))
-        (x0,) = _on_exact([x0])
-        target = x0.double() if shift is None else x0.double() - shift.to(x0.device).double() / math.sqrt(weight)
-        squares = [(each.double() - target.to(each.device)).square() for each in predicted]
-        if places is not None:
-            squares = [each * places.to(each.device) for each in squares]
-        return weight * torch.stack([each.mean() for each in squares]).cpu()
+        target = exact(x0) if shift is None else exact(x0) - exact(shift.to(x0.device)) / math.sqrt(weight)
+        return weight * mean_squares(_predicted(inner, options, x0, conditionings, noise, sigma), target, places)
 
     return run(model, conditionings, latents, work)
 
@@ -165,8 +161,3 @@ def _counting(options: dict[str, Any], forwards: list[int]) -> dict[str, Any]:
         return before(apply, given) if before else apply(given["input"], given["timestep"], **given["c"])
 
     return {**options, "model_function_wrapper": counted}
-
-
-def _on_exact(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """On a device that has float64, which Apple's has not."""
-    return [each.cpu() if each.device.type not in ("cpu", "cuda") else each for each in tensors]

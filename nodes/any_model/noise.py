@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from ...zoodip_core.model.noise import share_of_noise
-from ...zoodip_core.model.token_model import NUM_TIMESTEPS
+from ...zoodip_core.model.noise import NUM_TIMESTEPS, share_of_noise
 
 _HALF = 0.5
 

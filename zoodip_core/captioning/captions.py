@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from PIL import Image
 
 from ..base.errors import CaptionError
-from ..base.files import write_atomically
 from ..base.stopping import check_stop
 from ..data.images import open_picture
 from ..data.slots import Subject, caption_of
@@ -68,12 +66,3 @@ def _counter() -> Callable[[str], int]:
 
     tokenizer: Any = CLIPTokenizerFast.from_pretrained(CLIP_PATH, local_files_only=True)
     return lambda text: len(tokenizer(text, add_special_tokens=False).input_ids)
-
-
-def save_listing(file: Path, captions: Mapping[str, str | Sequence[str]]) -> None:
-    """Write captions by the names of their pictures, as training reads them and people edit them.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
-    write_atomically(file, json.dumps(captions, indent=2, ensure_ascii=False) + "\n")

@@ -12,10 +12,10 @@ from ..base.errors import CaptionError
 from ..base.events import Event, Message
 from ..base.texts import how_many
 from ..captioning.captioner import Captioner
-from ..captioning.captions import save_listing, write_captions
+from ..captioning.captions import write_captions
 from ..captioning.files import BLIP_ID, find_captioner
 from ..data.naming import owner_of
-from ..data.prompts import LISTING, listing_left_out, read_listed, written_for
+from ..data.prompts import LISTING, listing_left_out, read_listed, write_listed, written_for
 from ..data.slots import Subject
 from ..model.recognise import identify
 from ..train.config import TrainConfig
@@ -68,7 +68,7 @@ def write_into(
         name = paths[number].name
         if caption:
             found[name] = caption
-            save_listing(file, {**kept, **found})
+            write_listed(file, {**kept, **found})
             tell(Message(f"{name}: {caption}"))
         else:
             tell(Message(f"{name}: the model says nothing of it; write its caption yourself", warning=True))

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..base.errors import ConfigError
+from ..data.sheets import MOST_COLUMNS
 from ..model.embedding import load_embeddings
 from ..model.lora import load_lora
+from ..train.comparison import Compared, Comparison, until_each, write_comparison
 from ..train.run_folder import lora_beside
 from .arguments import command, drawing_options, load, loading_options, model_option
 
@@ -62,9 +64,6 @@ def add(commands: Any) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from ..data.sheets import MOST_COLUMNS
-    from ..train.comparison import Compared, Comparison, until_each, write_comparison
-
     if not 1 <= args.count <= MOST_COLUMNS:
         raise ConfigError(f"--count {args.count}: must be from 1 to {MOST_COLUMNS}")
     if args.output.suffix.lower() != ".png":

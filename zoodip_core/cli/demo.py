@@ -24,7 +24,7 @@ from ..train.config import TrainConfig
 from ..train.heldout import heldout_losses
 from ..train.loop import TrainResult, train_token
 from ..train.presets import preset_for
-from ..train.run_folder import free_folder
+from ..train.run_folder import LOSSES, free_folder
 from .arguments import command
 from .screen import closing, session
 
@@ -81,7 +81,7 @@ def show(concept: concepts.Concept, model: StableDiffusion, trained: TrainResult
         columns,
     )
     scores = {name: score(concept, made) for name, made in (*pictures.items(), ("subject", references))}
-    return DemoResult(concept, before, after, scores, sheet, output / "loss.png", trained.path)
+    return DemoResult(concept, before, after, scores, sheet, output / LOSSES, trained.path)
 
 
 def _draw(
@@ -102,9 +102,7 @@ def add(commands: Any) -> None:
     parser = command(
         commands, "demo", _demo, "learn a bundled concept on the embedded tiny model", "demo --concept otto"
     )
-    from ..tiny.concepts import names
-
-    parser.add_argument("--concept", choices=(*names(), "all"), default="boo", help="which one (default: boo)")
+    parser.add_argument("--concept", choices=(*concepts.names(), "all"), default="boo", help="which one (default: boo)")
     parser.add_argument("--steps", type=int, metavar="N", help="optimisation steps (default: the preset's)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every random draw (default: 0)")
     parser.add_argument(
@@ -113,9 +111,6 @@ def add(commands: Any) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from ..tiny import concepts
-    from .demo import demo_config, show
-
     settings = {"steps": args.steps} if args.steps is not None else {}
     model = load_quantized(TINY)
     results = []

@@ -14,6 +14,7 @@ from ..base.texts import printable
 from ..model.conversion import FORMATS, Conversion, converted, joined, save_together
 from ..model.embedding import Embedding, check_fits, describe, load_embedding, serialize
 from ..model.kinds import TINY
+from ..model.load import load_quantized
 from ..model.merging import concatenation, notes_on, of_word, weighted_mean
 from .arguments import Once, command, parts_options, which_option
 
@@ -134,8 +135,6 @@ def _word_of(args: argparse.Namespace, like: Embedding) -> Embedding:
         EmbeddingFileError: the model is of another family.
         TokenError: the model does not know the word.
     """
-    from ..model.load import load_quantized
-
     if args.model is None:
         raise ConfigError("--word needs --model PATH, the model whose word it is")
     model = load_quantized(args.model, device="cpu", keep=False, clip=args.text_encoders, vae=args.vae)

@@ -12,7 +12,9 @@ from ..base.stopping import Stopped, stopped_by
 from ..data.images import find_images, left_out
 from ..data.masks import without_masks
 from ..evaluate.encoders import CLIP_ID, DINO_ID
+from ..evaluate.evaluation import EvaluationPlan, as_json, class_word_of, evaluate, find_judges, folder_for
 from ..evaluate.prompt_sets import PROMPT_SETS, default_set, prompts_of
+from ..evaluate.report import as_text, write_report
 from ..model.embedding import load_embedding
 from .arguments import command, load, loading_options, lora_in, lora_options, model_option, until_option, which_option
 from .screen import Stages, session
@@ -81,9 +83,6 @@ def add(commands: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from ..evaluate.evaluation import EvaluationPlan, as_json, class_word_of, evaluate, find_judges, folder_for
-    from ..evaluate.report import as_text, write_report
-
     embedding = load_embedding(args.embedding, args.which)
     beside = [load_embedding(file) for file in args.beside]
     references = find_images(without_masks(args.images))

@@ -11,8 +11,10 @@ from typing import Any
 
 from ..base.errors import ConfigError
 from ..base.names import plain
+from ..data.sheets import save_png
 from ..model.calls import calls_in
 from ..model.embedding import Embedding, load_embedding, load_embeddings
+from ..model.generation import generate, with_lora
 from .arguments import (
     command,
     drawing_options,
@@ -79,9 +81,6 @@ def _check_used(file: Path, tokens: Sequence[Embedding], used: Sequence[Embeddin
 
 
 def _generate(args: argparse.Namespace) -> int:
-    from ..data.sheets import save_png
-    from ..model.generation import generate, with_lora
-
     if not 1 <= args.count <= 256:
         raise ConfigError(f"--count {args.count}: must be from 1 to 256")
     if args.which and len(args.embedding) != 1:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..base.errors import ConfigError, ModelError
 from ..base.texts import printable
 from ..model.checkpoints import SUFFIXES as MODEL_SUFFIXES
@@ -14,6 +16,10 @@ from ..model.embedding import SUFFIXES as EMBEDDING_SUFFIXES
 from ..model.embedding import Embedding, check_fits, describe, load_embedding, load_embeddings
 from ..model.embedding_tensors import MAX_BYTES, OtherTensorsError
 from ..model.kinds import TINY
+from ..model.load import load_quantized
+from ..model.memory import predict_memory
+from ..model.nearest import FAR, places_of
+from ..model.recognise import open_model
 from .arguments import Once, command, parts_options, which_option
 
 _DISTANCE = "from the words' mean; that of words is 1"
@@ -76,9 +82,6 @@ def _describe(file: str, which: str | None, words_of: str | None, parts: Mapping
 
 def _among_words(found: Sequence[Embedding], path: str, parts: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
     """Where each embedding's vectors lie among a model's words, as (label, text) lines."""
-    from ..model.load import load_quantized
-    from ..model.nearest import FAR, places_of
-
     model = load_quantized(path, device="cpu", keep=False, clip=parts["clip"], vae=parts["vae"])
     lines = []
     for embedding in found:
@@ -100,10 +103,6 @@ def _among_words(found: Sequence[Embedding], path: str, parts: Mapping[str, Any]
 
 def _describe_model(model: str, parts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a model is and what training on a GPU takes, candidates in turn, as (label, text) lines."""
-    import torch
-
-    from ..model.memory import predict_memory
-    from ..model.recognise import open_model
 
     blueprint = open_model(model, **parts)
     info = blueprint.info

@@ -10,6 +10,7 @@ from ..base.errors import ConfigError
 from ..base.texts import printable
 from ..model.embedding import check_fits, load_embedding
 from ..model.kinds import TINY
+from ..model.load import load_quantized
 from ..model.nearest import places_of, told
 from .arguments import Once, command, parts_options, which_option
 
@@ -32,8 +33,6 @@ def add(commands: Any) -> None:
 
 
 def _nearest(args: argparse.Namespace) -> int:
-    from ..model.load import load_quantized
-
     if not 1 <= args.words <= MOST:
         raise ConfigError(f"--words {args.words}: must be from 1 to {MOST}")
     embedding = load_embedding(args.file, args.which)

@@ -12,11 +12,13 @@ from ..base.errors import ConfigError
 from ..base.events import Commands, Event
 from ..base.names import run_name
 from ..base.stopping import stopped_by
+from ..model.copies import has_copies
 from ..model.kinds import TINY
 from ..train.config import TrainConfig, preset_of
 from ..train.loop import TrainResult, resume_training, train_token
 from ..train.presets import check_given, complete
 from ..train.ranks import Ranks
+from ..train.replay import rewind
 from ..train.run_folder import CHANGEABLE, free_folder
 from ..train.setting import AUTO
 from ..train.settings import ADAPTIVE, ALL, ENCODER, NORMAL, SETTINGS
@@ -156,8 +158,6 @@ def _known_cache(folder: Any) -> Any:
     Raises:
         ConfigError: no copies are kept there.
     """
-    from ..model.copies import has_copies
-
     if isinstance(folder, str) and folder != AUTO and not has_copies(Path(folder)):
         raise ConfigError(
             f"cache = {folder!r}: no copies of models are kept there yet; to keep them there, add --cache {folder!r}, "
@@ -182,8 +182,6 @@ def add_rewind(commands: Any) -> None:
 
 
 def _rewind(args: argparse.Namespace) -> int:
-    from ..train.replay import rewind
-
     rewound = rewind(args.folder, args.step, args.output)
     if rewound.differs is not None:
         print(

@@ -6,13 +6,14 @@ Every caption holds ``{}`` where the placeholder token goes.
 from __future__ import annotations
 
 import glob
+import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..base.errors import CaptionError, ConfigError
-from ..base.files import read_object
+from ..base.files import read_object, write_atomically
 from ..base.texts import how_many, parse_json
 
 LISTING = "captions.json"
@@ -345,6 +346,15 @@ def read_text(path: Path) -> str:
         raise CaptionError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
         raise CaptionError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def write_listed(path: Path, captions: Mapping[str, str | Sequence[str]]) -> None:
+    """Write captions by the names of their pictures, as :func:`read_listed` reads them and people edit them.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    write_atomically(path, json.dumps(captions, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_listed(path: Path, images: Sequence[str] | None = None) -> dict[str, list[str]]:

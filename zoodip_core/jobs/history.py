@@ -31,6 +31,7 @@ from ..train.run_folder import (
     GRID,
     JOURNAL,
     LORAS,
+    LOSSES,
     SAMPLES,
     SNAPSHOTS,
     STATE,
@@ -40,7 +41,7 @@ from ..train.run_folder import (
 )
 from .job import Run
 from .job_folder import BEFORE_AFTER, OUTCOME, RUN, TASK, VERSION, task_of
-from .protocol import FAILED, FINISHED, STOPPED, UNFINISHED
+from .protocol import FAILED, FINISHED, RESUME, STOPPED, TRAIN, UNFINISHED
 
 NOT_RUNS = ("cache",)
 """Folders of a home that hold something else; so do those whose names begin with a dot."""
@@ -177,10 +178,10 @@ def _run_of(folder: Path) -> Run | None:
         when=_when(folder, run),
         embedding=embedding,
         before_after=_existing(folder / BEFORE_AFTER),
-        loss_curve=_existing(run / "loss.png"),
+        loss_curve=_existing(run / LOSSES),
         sample=newest(run / SAMPLES, ".png"),
         settings=settings,
-        can_resume=not damage and state != FINISHED and (config is not None or asked.get("kind") == "train"),
+        can_resume=not damage and state != FINISHED and (config is not None or asked.get("kind") == TRAIN),
         lora=lora_with(embedding) if embedding else None,
         others=_others(own, embedding) if own and embedding else (),
         grid=_existing(run / SAMPLES / GRID),
@@ -229,7 +230,7 @@ def _outcome(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     outcome = read_object(folder / OUTCOME)
     if outcome.get("version") != VERSION:
         return {}
-    if asked.get("kind") not in ("train", "resume"):  # drawings had no file of their own once
+    if asked.get("kind") not in (TRAIN, RESUME):  # drawings had no file of their own once
         return outcome
     if "id" in asked:
         current = outcome.get("task") == asked["id"]

@@ -42,6 +42,7 @@ class Job:
         checked: what :func:`tasks.check` found.
         log: the end of its log, if it failed.
         captions: that were written so far, by the names of their pictures.
+        behind: the token of the job that was before it in the queue; empty if there was none.
     """
 
     id: int
@@ -69,6 +70,7 @@ class Job:
     warnings: list[str] = field(default_factory=list)
     losses: list[float] = field(default_factory=list, repr=False)
     captions: dict[str, str] = field(default_factory=dict, repr=False)
+    behind: str = ""
 
     @property
     def open(self) -> bool:

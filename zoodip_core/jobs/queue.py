@@ -93,7 +93,8 @@ class Jobs:
             ahead = [job for job in self._jobs.values() if job.open]
             job = Job(next(self._ids), kind, folder, token, file, warnings=list(warnings))
             if ahead:
-                job.message = f"waiting for {ahead[-1].token} to end"
+                job.behind = ahead[-1].token
+                job.message = f"waiting for {job.behind} to end"
             self._jobs[job.id] = job
             self._queue.put(job)
             if self._thread is None:

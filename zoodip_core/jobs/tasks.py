@@ -31,17 +31,9 @@ from ..train.before_after import before_after
 from ..train.comparison import Compared, Comparison, until_each, write_comparison
 from ..train.config import TrainConfig, preset_of
 from ..train.hints import hints
-from ..train.inputs import (
-    aligned,
-    load_references,
-    masks_told,
-    name_warning,
-    noise_warning,
-    same_as_captions,
-    tokenised,
-)
+from ..train.inputs import load_references, masks_told
 from ..train.loop import TrainResult, resume_training, train_token
-from ..train.prepared import load_model
+from ..train.prepared import load_model, read
 from ..train.ranks import joined, place_in
 from ..train.run_folder import RunFolder
 from ..train.setting import AUTO
@@ -51,7 +43,7 @@ from .cards import all_cards, check_cards, with_cards
 from .history import lora_with, token_in
 from .job_folder import BEFORE_AFTER, COMPARISON, RUN, WITH_WEIGHTS, Task, run_in
 from .pipes import Outbox
-from .protocol import CAPTION, CHECK, COMPARE, FOLLOW, RESUME, SHOW, TRAIN, Exit
+from .protocol import CAPTION, CHECK, COMPARE, FINISHED, FOLLOW, RESUME, SHOW, STOPPED, TRAIN, Exit
 
 _SAMPLINGS = 10
 """Over a run, where a job does not say how often."""
@@ -93,8 +85,7 @@ def check(config: TrainConfig) -> dict[str, Any]:
     dtype = "float16" if on_card and config.dtype == "auto" else config.dtype
     nowhere = "meta" if on_card else "cpu"  # nothing is computed, and no card is touched
     model = load_model(dataclasses.replace(config, dtype=dtype, device=nowhere, cache=None))
-    prompts = tokenised(config, model, images)
-    aligned(config, model)  # reads the target prompts: one that is too long shows here
+    texts = read(config, model, images)
     candidates = config.make_estimator().num_candidates
     batches = (min(config.batch or candidates, candidates), 1)
     largest, sizes, masks = largest_of(images), sizes_in(images), masks_told(images)
@@ -107,18 +98,13 @@ def check(config: TrainConfig) -> dict[str, Any]:
         "family": info.family,
         "device": device.type,
         "images": len(images),
-        "captions": sum(len(each) for each in prompts),
+        "captions": sum(len(each) for each in texts.prompts),
         "forwards": candidates + config.forwards_for_target,
         "memory": memory,
         "memory_in_turn": in_turn,
         **({"masks": masks} if masks else {}),
         **({"sizes": sizes} if sizes else {}),
-        "warnings": skipped
-        + list(model.blueprint.notes)
-        + noise_warning(config, model.dtype)
-        + name_warning(config, model)
-        + hints(config, info, [image.path for image in images])
-        + same_as_captions(config, model, prompts),
+        "warnings": [*skipped, *hints(config, info, [image.path for image in images]), *texts.warnings],
     }
 
 
@@ -158,7 +144,7 @@ def _named(field: str, file: Path | None) -> dict[str, str]:
 def _check(job: Task, out: Outbox, commands: Commands) -> int:
     with stopped_by(lambda: commands.stopping):
         out.send("checked", **check(settings_of(job)))
-    out.send("ended", state="finished")
+    out.send("ended", state=FINISHED)
     return Exit.FINISHED
 
 
@@ -209,7 +195,7 @@ def _close(
             if text is None:
                 _log_fault()
             out.send("message", text=f"no pictures before and after: {text or repr(error)}", warning=True)
-    state = "finished" if result.finished else "stopped"
+    state = FINISHED if result.finished else STOPPED
     learned = {"embedding": str(result.path), **_named("lora", result.lora_path)}
     out.send("ended", state=state, step=result.step, **learned)
     return Exit.FINISHED if result.finished else Exit.STOPPED
@@ -222,7 +208,7 @@ def _show(job: Task, out: Outbox, commands: Commands) -> int:
         model = load_model(folder.config, telling(out))
     lora = lora_with(token)
     _draw(job, folder.config, model, folder.beside(token), load_lora(lora) if lora else None, out, commands)
-    out.send("ended", state="finished")
+    out.send("ended", state=FINISHED)
     return Exit.FINISHED
 
 
@@ -257,7 +243,7 @@ def _compare(job: Task, out: Outbox, commands: Commands) -> int:
         out.send("message", text=f"drawing {len(compared)} rows side by side", warning=False)
         write_comparison(model, comparison, job.folder / COMPARISON)
     out.send("shown", path=str(job.folder / COMPARISON))
-    out.send("ended", state="finished")
+    out.send("ended", state=FINISHED)
     return Exit.FINISHED
 
 
@@ -280,7 +266,7 @@ def _caption(job: Task, out: Outbox, commands: Commands) -> int:
         captioner.load()
         out.send("message", text=f"looking at {how_many(len(paths), 'picture')}", warning=False)
         write_captions(captioner, paths, [config.subject()] * len(paths), on_caption, vectors=config.num_vectors)
-    out.send("ended", state="finished")
+    out.send("ended", state=FINISHED)
     return Exit.FINISHED
 
 
@@ -323,7 +309,7 @@ def work(file: Path, out: Outbox, commands: Commands) -> int:
         job = Task.read(file)
         return _WORK[job.kind](job, out, commands)
     except Stopped:
-        out.send("ended", state="stopped")
+        out.send("ended", state=STOPPED)
         return Exit.STOPPED
     except Exception as error:
         text = for_user(error)

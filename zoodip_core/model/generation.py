@@ -20,6 +20,7 @@ from .building import empty_network
 from .calls import Call, calls_in
 from .embedding import Embedding, check_fits
 from .frames import with_layers
+from .kinds import MOST_GUIDANCE, MOST_STEPS
 from .latents import advice
 from .lora import Lora
 from .quantized import Conditioning, QuantizedModel
@@ -200,10 +201,10 @@ def check_settings(
         raise ConfigError(
             f"generate: {how_many(len(prompts), 'prompt')} and {how_many(len(seeds), 'seed')}; give one seed a prompt"
         )
-    if not 1 <= num_inference_steps <= 999:  # the schedule starts at step 1 of 1000
-        raise ConfigError(f"steps = {num_inference_steps}: must be from 1 to 999")
-    if guidance_scale is not None and not 0 <= guidance_scale <= 100:
-        raise ConfigError(f"guidance = {guidance_scale}: must be from 0 to 100")
+    if not 1 <= num_inference_steps <= MOST_STEPS:
+        raise ConfigError(f"steps = {num_inference_steps}: must be from 1 to {MOST_STEPS}")
+    if guidance_scale is not None and not 0 <= guidance_scale <= MOST_GUIDANCE:
+        raise ConfigError(f"guidance = {guidance_scale}: must be from 0 to {MOST_GUIDANCE}")
 
 
 def check_until(until: float) -> None:

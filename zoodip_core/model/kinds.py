@@ -18,6 +18,8 @@ CLIP_WORDS = 49_408
 """That it knows."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PREDICTION_TYPES = ("auto", "epsilon", "v_prediction")
+MOST_STEPS, MOST_GUIDANCE = 999, 100
+"""Of denoising, which begins at step 1 of 1000."""
 ENCODERS = {
     "clip_l": 768,
     "clip_g": 1280,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import torch
 
+NUM_TIMESTEPS = 1000
+"""Timesteps are Stable Diffusion's, from 0 for hardly any noise to 999; see :class:`.token_model.View`."""
+
 
 def alphas_cumprod() -> torch.Tensor:
-    """Of Stable Diffusion's schedule, float64 ``[1000]``: how much of the squared signal is left at a timestep."""
-    return (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+    """Of Stable Diffusion's schedule, float64 ``[NUM_TIMESTEPS]``: how much of the squared
+    signal is left at a timestep."""
+    return (1 - torch.linspace(0.00085**0.5, 0.012**0.5, NUM_TIMESTEPS, dtype=torch.float64) ** 2).cumprod(0)
 
 
 def share_of_noise(timestep: int) -> float:

@@ -24,8 +24,6 @@ from .words import Vocabulary
 
 Prompt = Any
 """A text as a model reads it; only the model that made it looks inside."""
-NUM_TIMESTEPS = 1000
-"""Timesteps are Stable Diffusion's, from 0 for hardly any noise to 999; see :class:`View`."""
 Row = tuple[Prompt, torch.Tensor | None]
 """A text, and the candidate ``[1, ...]`` that its prediction is made with; None: no token, and the model as it is."""
 LossesOf = Callable[[torch.Tensor], torch.Tensor]
@@ -40,8 +38,8 @@ class View:
         prompt: the caption, with places for the token.
         latents: ``[1, channels, ...]``, float32 on the CPU, as the model's VAE gives them and the model takes them.
         noise: standard normal, of the same shape.
-        timestep: how much noise, on Stable Diffusion's scale of :data:`NUM_TIMESTEPS`. A model of another kind takes
-            the same share of noise, sigma / (1 + sigma): 0.62 at 500 and 0.89 at 900.
+        timestep: how much noise, on Stable Diffusion's scale of :data:`.noise.NUM_TIMESTEPS`. A model of another kind
+            takes the same share of noise, sigma / (1 + sigma): 0.62 at 500 and 0.89 at 900.
         time_ids: ``[6]``: original size, crop and target size of the picture, as SDXL is told them.
         shift: ``[1, ...]``, taken from what the model should give, in the space of :meth:`Denoiser.outputs`; None: 0.
         weight: float64 ``[height, width]`` of the latents, of mean 1: how much the squared error counts at each place,

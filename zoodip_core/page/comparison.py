@@ -85,9 +85,8 @@ class Comparison:
     def _compared(self, chosen: str, prompt: str | None, until: str | None) -> Any:
         def work() -> str:
             names = chosen.splitlines()
-            message = self._studio.compare(names, prompt or "", until or "").message
+            job = self._studio.compare(names, prompt or "", until or "")
             are = "is" if len(names) == 1 else "are"
-            text = f"{how_many(len(names), 'run')} {are} being drawn; the picture appears here"
-            return text if message == "waiting" else f"{text}; {message}"
+            return views.queued(f"{how_many(len(names), 'run')} {are} being drawn; the picture appears here", job)
 
         return shown(attempt(work))

@@ -26,7 +26,7 @@ from ..base.texts import how_many, whole_text
 from ..data.images import MAX_PICTURES, find_images, only_first, open_picture
 from ..data.kinds import SUFFIXES
 from ..data.masks import Masks, over, read_mask
-from ..data.prompts import noted_captions, of_no_picture, own_captions, unused_captions
+from ..data.prompts import LISTING, noted_captions, of_no_picture, own_captions, unused_captions, write_listed
 from ..data.sheets import save_png
 from ..tiny import concepts
 from .given import (
@@ -82,7 +82,7 @@ class Draft:
 
     def __init__(self, folder: Path) -> None:
         self._values = folder / "draft.json"
-        self._listing = folder / "captions.json"
+        self._listing = folder / LISTING
         self._images = folder / "images"
 
     # ------------------------------------------------------------ values
@@ -152,7 +152,7 @@ class Draft:
             ImagesError: there are no pictures.
             StorageError: no room; what was copied is taken away again.
         """
-        images, listing = folder / "images", folder / "captions.json"
+        images, listing = folder / "images", folder / LISTING
         with _lock, _undone_on_failure() as made:
             pictures = self._some_pictures()
             for picture in pictures:
@@ -161,7 +161,7 @@ class Draft:
                     _copy(picture.mask, images / picture.mask.name, made)
             captions = {picture.name: picture.caption for picture in pictures if picture.caption}
             if captions:
-                _write_captions(listing, captions)
+                write_listed(listing, _in_lines(captions))
         return {"images": (str(images),), "captions": str(listing) if captions else None}
 
     def _some_pictures(self) -> list[Picture]:
@@ -235,7 +235,7 @@ class Draft:
         """
         masks = Masks()
         paths, lines = pictures_in(folder, masks)
-        listing = folder / "captions.json"
+        listing = folder / LISTING
         listed, told = listed_captions(listing, [path.name for path in paths])
         lines += told + (of_no_picture(listing.name, sorted(set(listed) - {path.name for path in paths}), len(listed)))
         try:
@@ -444,7 +444,7 @@ class Draft:
         names = [path.name for path in self._files()]
         kept = {name: captions[name] for name in names if captions.get(name)}
         if kept != self._captions():
-            _write_captions(self._listing, kept)
+            write_listed(self._listing, _in_lines(kept))
 
 
 # ---------------------------------------------------------------- names
@@ -503,9 +503,8 @@ def _undone_on_failure() -> Iterator[list[Path]]:
         raise
 
 
-def _write_captions(path: Path, captions: Mapping[str, str]) -> None:
-    listed = {name: text.split("\n") for name, text in captions.items()}
-    write_atomically(path, json.dumps(listed, indent=2, ensure_ascii=False))
+def _in_lines(captions: Mapping[str, str]) -> dict[str, list[str]]:
+    return {name: text.split("\n") for name, text in captions.items()}
 
 
 # ---------------------------------------------------------------- what can be used
@@ -526,6 +525,3 @@ def _opens_still(path: Path) -> bool:
     except (OSError, ImagesError):
         return False
     return True
-
-
-# ---------------------------------------------------------------- captions

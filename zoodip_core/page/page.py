@@ -236,7 +236,7 @@ class Page:
     def _started(self, *values: Any) -> tuple[Any, Any]:
         def start() -> str:
             job = self.studio.start(self._given(values))
-            return "" if job.message == WAITING else f"{job.token}: {job.message}"
+            return f"{job.token}: {job.message}" if job.behind else ""
 
         told = attempt(start)
         return shown(told), self._asked_to_replace(values, "zoodip-error" not in told)
@@ -274,7 +274,7 @@ class Page:
             if run is None:
                 raise ConfigError("there is no run to resume")
             job = self.studio.resume(run.name)
-            return "" if job.message == WAITING else f"{job.token}: {job.message}"
+            return f"{job.token}: {job.message}" if job.behind else ""
 
         return shown(attempt(resume))
 

@@ -18,7 +18,7 @@ from ..data.cuts import cut_of
 from ..data.images import check_resolution, open_picture
 from ..data.masks import BLACK, Masks
 from ..jobs.job import Job
-from ..jobs.protocol import FAILED, WAITING
+from ..jobs.protocol import FAILED
 from ..tiny import concepts
 from ..train.settings import SETTINGS
 from . import form, views
@@ -320,8 +320,7 @@ class Pictures:
             job = self._studio.write_captions(given, named)
             naming = {name: given[name] for name in ("token", "initializer", "class_word", "template")}
             self._studio.draft.keep({**naming, _CAPTION_WITH: named})
-            text = "captions are being written; they appear under the pictures"
-            return text if job.message == WAITING else f"{text}; {job.message}"
+            return views.queued("captions are being written; they appear under the pictures", job)
 
         return shown(attempt(write))
 

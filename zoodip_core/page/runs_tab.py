@@ -15,7 +15,7 @@ from ..base.errors import TokenError
 from ..base.files import write_atomically
 from ..base.names import check_name, file_stem
 from ..jobs.history import losses_of
-from ..jobs.job import Run
+from ..jobs.job import Job, Run
 from ..jobs.protocol import FAILED
 from ..train.run_folder import lora_beside
 from . import views
@@ -205,12 +205,8 @@ class Runs:
         return self._queued(lambda: self._studio.show(name), f"{name} is being drawn; the pictures appear here")
 
     @staticmethod
-    def _queued(queue: Callable[[], Any], text: str) -> Any:
-        def work() -> str:
-            message = queue().message
-            return text if message == "waiting" else f"{text}; {message}"
-
-        return shown(attempt(work))
+    def _queued(queue: Callable[[], Job], text: str) -> Any:
+        return shown(attempt(lambda: views.queued(text, queue())))
 
     def _deleted(self, name: str) -> tuple[Any, ...]:
         def delete() -> str:

@@ -21,7 +21,7 @@ from ..jobs.history import delete_run, find_run, list_runs, new_folder
 from ..jobs.job import Job, Run
 from ..jobs.job_folder import COMPARISON, RUN, WITH_WEIGHTS, preset_in, task_of, write_outcome
 from ..jobs.process import ask, python_of
-from ..jobs.protocol import ASIDE, CAPTION, COMPARE, FAILED, FINISHED
+from ..jobs.protocol import ASIDE, CAPTION, CHECK, COMPARE, FAILED, FINISHED, RESUME, SHOW, TRAIN
 from ..jobs.queue import JobHost, Jobs
 from ..model.generation import check_until
 from ..model.kinds import TINY
@@ -252,7 +252,7 @@ class Studio:
         python, settings = python_of(self.trainer()), self.settings(form)
         self._check_free(settings["token"], form)
         references = (draft or self.draft).references()
-        return ask(python, "check", settings={**settings, **references}, **self._asked(form))
+        return ask(python, CHECK, settings={**settings, **references}, **self._asked(form))
 
     # ------------------------------------------------------------ jobs
 
@@ -272,7 +272,7 @@ class Studio:
             settings |= draft.write_references(folder)
             told = photographs([each.path for each in draft.pictures()]) if settings["model"] == TINY else []
             asked = {**self._asked(form), "warnings": told}
-            return self.jobs.submit("train", folder, token, settings=settings, replace=replace, **asked)
+            return self.jobs.submit(TRAIN, folder, token, settings=settings, replace=replace, **asked)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -299,9 +299,9 @@ class Studio:
         if not (run.run / CONFIG).is_file():  # it had to wait, and the program ended before it had begun
             settings = {**task.get("settings", {}), **changes}
             asked = self._asked({**task, "preset": preset_in(task)})
-            return self.jobs.submit("train", run.folder, run.token, settings=settings, replace=replace, **asked)
+            return self.jobs.submit(TRAIN, run.folder, run.token, settings=settings, replace=replace, **asked)
         RunFolder.open(run.run, changes)  # what it cannot do is said now
-        return self.jobs.submit("resume", run.folder, run.token, changes=changes, replace=replace)
+        return self.jobs.submit(RESUME, run.folder, run.token, changes=changes, replace=replace)
 
     def show(self, name: str) -> Job:
         """Queue the pictures before and after of a run.
@@ -311,7 +311,7 @@ class Studio:
             EmbeddingFileError: it has no token yet.
         """
         run = self._with_token(name)
-        return self.jobs.submit("show", run.folder, run.token)
+        return self.jobs.submit(SHOW, run.folder, run.token)
 
     def compare(self, names: Sequence[str], prompt: str = "", until: str = "") -> Job:
         """Queue a picture of what several runs have learned, side by side: :attr:`comparison`.
@@ -395,7 +395,7 @@ class Studio:
 
     def _done(self, job: Job) -> str:
         """After a job: remember how it ended, and bring what was learned to its user."""
-        if job.kind == "train" and not (job.folder / RUN).exists():  # nothing came of it
+        if job.kind == TRAIN and not (job.folder / RUN).exists():  # nothing came of it
             shutil.rmtree(job.folder, ignore_errors=True)
             return ""
         if job.kind == CAPTION:

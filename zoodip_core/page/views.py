@@ -135,6 +135,11 @@ def status(job: Job, waiting: Sequence[Job] = ()) -> str:
     )
 
 
+def queued(text: str, job: Job) -> str:
+    """What a job that was asked for will do, and what it waits for."""
+    return f"{text}; {job.message}" if job.behind else text
+
+
 def _facts(job: Job) -> str:
     facts = [("picture" if job.kind == CAPTION else "step", f"{job.step:,} of {job.steps:,}")]
     if job.losses:

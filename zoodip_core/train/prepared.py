@@ -15,6 +15,7 @@ from ..base.errors import ConfigError, NonFiniteLossError, NoRoomError
 from ..base.events import Event, Message
 from ..base.texts import how_many
 from ..base.version import __version__
+from ..data.images import ReferenceImage
 from ..data.naming import in_turn
 from ..model.embedding import Embedding
 from ..model.frames import Frames, frames_of
@@ -30,6 +31,7 @@ from ..model.stable_diffusion import StableDiffusion
 from ..model.token_model import Denoiser, Prompt, TokenModel
 from ..search.preconditioner import Spread
 from ..search.staged import StagedSearch
+from .alignment import Alignment
 from .config import TrainConfig
 from .directions import check_directions, shaped
 from .draws import Draw, Objective, mean_losses, mean_over
@@ -88,6 +90,36 @@ def load_model(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a run's texts are to the model.
+
+    Args:
+        prompts: the captions of each image.
+        alignment: what aligns the run with its target prompts; None if nothing does.
+        warnings: lines for the user.
+    """
+
+    prompts: list[list[Prompt]]
+    alignment: Alignment | None
+    warnings: list[str]
+
+
+def read(config: TrainConfig, model: TokenModel, images: Sequence[ReferenceImage]) -> Reading:
+    """What a run's texts are to the model, of which tokenizers alone are needed. What cannot be learned is refused.
+
+    Raises:
+        ConfigError: the model has nothing of which directions can have their shape.
+        CaptionError: a text has no place for the token, or is too long.
+        TokenError: the model knows the token as a word, or no start can be made from the initializer.
+    """
+    check_directions(config, model)
+    prompts = tokenised(config, model, images)
+    alignment = aligned(config, model)
+    warnings = [*model.notes, *noise_warning(config, model.dtype), *name_warning(config, model)]
+    return Reading(prompts, alignment, [*warnings, *same_as_captions(config, model, prompts)])
+
+
 class Training:
     """A prepared run: everything a user could get wrong is checked by the constructor.
 
@@ -130,16 +162,8 @@ class Training:
             on_event(Message(line))
         own = dataclasses.replace(config, device=self.ranks.device(config.device))
         self.model: TokenModel = model or load_model(own, on_event, keep=self.ranks.first_here)
-        self.warnings = (
-            skipped
-            + list(self.model.notes)
-            + noise_warning(config, self.model.dtype)
-            + name_warning(config, self.model)
-        )
-        check_directions(config, self.model)
-        prompts = tokenised(config, self.model, self.images)
-        self.alignment = aligned(config, self.model)
-        self.warnings += same_as_captions(config, self.model, prompts)
+        texts = read(config, self.model, self.images)
+        prompts, self.alignment, self.warnings = texts.prompts, texts.alignment, [*skipped, *texts.warnings]
         self._in_turn = in_turn(captions_in(config, self.images)) if len(config.tokens) > 1 else None
         self.fingerprint = self.model.fingerprint
         self.inputs = inputs_of(self.model, self.images, prompts)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 
 from ..base.errors import RunFolderError
@@ -36,7 +35,7 @@ T = TypeVar("T")
 CONFIG, JOURNAL, STATE = "config.json", "steps.jsonl", "state.safetensors"
 DIRECTIONS, FRAMES, LORAS = "directions.safetensors", "frames.safetensors", "loras"
 SNAPSHOTS = "snapshots"
-SAMPLES, GRID = "samples", "grid.png"
+SAMPLES, GRID, LOSSES = "samples", "grid.png", "loss.png"
 STATE_VERSION = 2
 """Of the saved state; the first had no checksum."""
 CHANGEABLE = (
@@ -163,7 +162,7 @@ class RunFolder:
     @property
     def loss_path(self) -> Path:
         """Where the picture of the whole run's losses goes."""
-        return self.path / "loss.png"
+        return self.path / LOSSES
 
     @property
     def journal_path(self) -> Path:
@@ -235,7 +234,7 @@ class RunFolder:
         if not file.is_file():
             return None
         try:
-            with safe_open(file, framework="pt") as stored:
+            with open_safetensors(file) as stored:
                 tensors = {key: stored.get_tensor(key).clone() for key in stored.keys()}  # noqa: SIM118
                 about = json.loads((stored.metadata() or {}).get("about", "{}"))
             version, batch = int(about.get("version", 1)), int(about.get("batch", 0))

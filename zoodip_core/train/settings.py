@@ -22,7 +22,7 @@ from ..data.masks import TRANSPARENCIES
 from ..data.naming import Naming, naming
 from ..data.prompts import ADJECTIVE, SLOT, TEMPLATES, of_template, says
 from ..data.sheets import MOST_COLUMNS
-from ..model.kinds import DTYPES, PREDICTION_TYPES, TINY
+from ..model.kinds import DTYPES, MOST_GUIDANCE, MOST_STEPS, PREDICTION_TYPES, TINY
 from ..model.quantize import WEIGHTS
 from ..search.estimators import ESTIMATORS, MOST_DIRECTIONS, MOST_MU
 from ..search.optimizers import MOST_LR, OPTIMIZERS
@@ -50,11 +50,9 @@ ALL = "all"
 """The device that stands for all cards of a computer, each in a process of its own."""
 _MANY = 10_000_000
 MOST_RANK = 64
-MOST_ALIGNMENT, MOST_GUIDANCE = 100, 100
+MOST_ALIGNMENT = 100
 SEPARATOR = ";"
 """Between prompts of a list."""
-MOST_SAMPLE_STEPS = 999
-"""Of a schedule that starts at step 1 of 1000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -540,7 +538,7 @@ class Settings:
         "Denoising steps of samples",
         "Denoising steps of each image that is drawn while it learns. Fewer take less time.",
         metavar="N",
-        range=(1, MOST_SAMPLE_STEPS),
+        range=(1, MOST_STEPS),
         node_input="preview_steps",
     )
     sample_every: int = setting(

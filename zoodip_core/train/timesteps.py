@@ -10,7 +10,7 @@ import torch
 
 from ..base import rng
 from ..base.errors import ConfigError
-from ..model.noise import alphas_cumprod
+from ..model.noise import NUM_TIMESTEPS, alphas_cumprod
 
 TIMESTEP_SAMPLERS = ("puts", "uniform", "snr")
 
@@ -19,7 +19,7 @@ class TimestepSampler(Protocol):
     """Draws the timestep of one training step as a function of (seed, step)."""
 
     def sample(self, seed: int, step: int) -> int:
-        """A timestep in [0, num_train_timesteps)."""
+        """A timestep in [0, NUM_TIMESTEPS)."""
         ...
 
 
@@ -32,13 +32,12 @@ class PUTS:
 
     t_lower: int = 500
     t_upper: int = 900
-    num_train_timesteps: int = 1000
 
     def __post_init__(self) -> None:
-        if not 0 <= self.t_lower < self.t_upper <= self.num_train_timesteps:
+        if not 0 <= self.t_lower < self.t_upper <= NUM_TIMESTEPS:
             raise ConfigError(
                 f"PUTS range: T_L = {self.t_lower}, T_U = {self.t_upper} is not a range within "
-                f"0-{self.num_train_timesteps}; choose 0 <= t_lower < t_upper <= {self.num_train_timesteps}"
+                f"0-{NUM_TIMESTEPS}; choose 0 <= t_lower < t_upper <= {NUM_TIMESTEPS}"
             )
 
     def sample(self, seed: int, step: int) -> int:
@@ -47,12 +46,10 @@ class PUTS:
 
 @dataclass(frozen=True)
 class UniformTimesteps:
-    """t ~ U(0, num_train_timesteps), as in textual inversion."""
-
-    num_train_timesteps: int = 1000
+    """t ~ U(0, NUM_TIMESTEPS), as in textual inversion."""
 
     def sample(self, seed: int, step: int) -> int:
-        return rng.integer(seed, step, "timestep", 0, self.num_train_timesteps)
+        return rng.integer(seed, step, "timestep", 0, NUM_TIMESTEPS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +57,7 @@ class SNRTimesteps:
     """SNR-based sampling (TextBoost, arXiv 2409.08248): p(t) proportional to max log SNR - log SNR(t).
 
     Args:
-        alphas_cumprod: float tensor ``[num_train_timesteps]``; Stable Diffusion's schedule if None.
+        alphas_cumprod: float tensor ``[NUM_TIMESTEPS]``; Stable Diffusion's schedule if None.
     """
 
     alphas_cumprod: torch.Tensor | None = None
