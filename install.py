@@ -204,10 +204,11 @@ def check_python() -> None:
         )
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        index = environment.torch_index(environment.installed("torch"))  # of this Python's, for the same card
         raise InstallError(
             f"this Python can make no virtual environments (its venv or ensurepip is missing). On Debian and Ubuntu: "
             f"sudo apt install python{version}-venv. Elsewhere install Python from python.org and run this with it: "
-            f'PYTHON "{Path(__file__).resolve()}" --trainer'
+            f'PYTHON "{Path(__file__).resolve()}" --trainer{f" --torch-index {index}" if index else ""}'
         )
 
 

@@ -25,7 +25,7 @@ class FakePageHost:
         python: the user's choice of one for the trainer.
     """
 
-    name = "the fake program"
+    shares_page = False
 
     def __init__(self, root: Path, python: Path | str = "") -> None:
         self.root, self.chosen = root, str(python)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -623,6 +624,19 @@ def test_own_pictures_are_not_learned_on_the_embedded_model_by_chance(
     studio.draft.keep({"model": TINY_LABEL})  # chosen on purpose
     page._pictures._dropped([str(PHOTOGRAPHS[0].with_name("LICENCE.md"))])
     assert model_on(page) == TINY_LABEL
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_was_dropped_is_kept_once_unless_others_may_have_it(
+    page: Page, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """Gradio gives the same file to all components onto which it was dropped."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setattr(studio.host, "shares_page", shared)
+    dropped = Path(shutil.copytree(PHOTOGRAPHS[0].parent, tmp_path / "gradio" / "abc")) / PHOTOGRAPHS[0].name
+    page._pictures._dropped([str(dropped)])
+    assert len(studio.draft.pictures()) == 1
+    assert dropped.exists() == shared
 
 
 def test_photographs_with_the_embedded_model_are_told_beside_start(page: Page, studio: Studio, tmp_path: Path) -> None:

@@ -442,11 +442,11 @@ def test_starts_at_the_same_time_have_folders_of_their_own(desk: Desk) -> None:
     desk.host.idle.clear()
     begin, jobs = threading.Barrier(4, timeout=600), []
 
-    def start() -> None:
+    def start(seed: int) -> None:
         begin.wait()
-        jobs.append(desk.studio.start(FORM))
+        jobs.append(desk.studio.start({**FORM, "seed": seed}))
 
-    threads = [threading.Thread(target=start) for _ in range(4)]
+    threads = [threading.Thread(target=start, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -545,12 +545,84 @@ def test_a_start_that_fails_leaves_nothing_behind(desk: Desk, monkeypatch: pytes
 def test_a_waiting_job_that_is_stopped_leaves_nothing_behind(desk: Desk) -> None:
     first = desk.studio.start(FORM)
     desk.at_work(first)
-    second = desk.studio.start(FORM)
+    second = desk.studio.start({**FORM, "seed": 1})
     assert desk.runs() == ["pip", "pip-2"]
     desk.studio.jobs.stop(second.id)
     desk.finish(first)
     until(lambda: desk.runs() == ["pip"])
     assert desk.job(second.id).state == STOPPED
+
+
+def test_what_is_in_the_queue_is_not_queued_again(desk: Desk) -> None:
+    """As by a double click. Other settings, pictures or captions are another training."""
+    first = desk.studio.start(FORM)
+    desk.at_work(first)
+    with pytest.raises(ConfigError, match="<pip> is in the queue with these settings and pictures already"):
+        desk.studio.start(FORM)
+    others = [desk.studio.start({**FORM, "seed": 1})]
+    picture = desk.studio.draft.pictures()[0]
+    desk.studio.draft.caption(picture.name, "a {} on the moon")
+    others.append(desk.studio.start(FORM))
+    assert desk.runs() == ["pip", "pip-2", "pip-3"]
+    for job in others:
+        desk.studio.jobs.stop(job.id)
+    desk.finish(first)
+    assert desk.studio.start({**FORM, "overwrite": True}).behind == ""
+
+
+@pytest.mark.parametrize("ending", ["stopped", "failed"])
+def test_pictures_that_are_nowhere_else_are_not_thrown_away(desk: Desk, ending: str) -> None:
+    """Where the form has gone on to another subject while a training waited that then did not begin."""
+    first = desk.studio.start(FORM)
+    desk.at_work(first)
+    second = desk.studio.start({**FORM, "seed": 1})
+    kept = contents(second.folder)
+    desk.studio.draft.clear()
+    if ending == "stopped":
+        desk.studio.jobs.stop(second.id)
+    else:
+        desk.host.fails["taken"] = RuntimeError("the card is gone")
+    desk.finish(first)
+    state = STOPPED if ending == "stopped" else FAILED
+    until(lambda: desk.studio.run("pip-2").state == state)
+    assert desk.studio.run("pip-2").can_resume
+    assert kept.items() <= contents(second.folder).items()
+    desk.host.fails.clear()
+    again = desk.studio.resume("pip-2")
+    desk.at_work(again)
+    desk.finish(again)
+    assert desk.studio.run("pip-2").state == FINISHED
+
+
+def test_how_the_last_training_ended_is_shown_though_others_were_dropped_since(desk: Desk) -> None:
+    first = desk.studio.start(FORM)
+    desk.at_work(first)
+    second = desk.studio.start({**FORM, "seed": 1})
+    desk.studio.jobs.stop(second.id)
+    desk.finish(first)
+    until(lambda: not desk.job(second.id).open)
+    newest = desk.studio.jobs.newest()
+    assert newest is not None
+    assert (newest.id, newest.state) == (first.id, FINISHED)
+
+
+def test_a_run_whose_home_has_moved_is_resumed_from_its_own_folder(desk: Desk) -> None:
+    """Its settings name where pictures, captions and model lay; another drive letter, say."""
+    model = desk.host.root / "models" / "mine.safetensors"
+    model.write_bytes(b"")
+    desk.stop(desk.studio.start(FORM))
+    run = desk.studio.run("pip")
+    config = json.loads((run.run / "config.json").read_text())
+    gone = {"images": ["/gone/pip/images"], "captions": "/gone/pip/captions.json", "model": "D:\\sd\\mine.safetensors"}
+    (run.run / "config.json").write_text(json.dumps({**config, **gone}))
+    again = desk.studio.resume("pip")
+    assert task_of(run.folder)["changes"] == {
+        "images": [str(run.folder / "images")],
+        "captions": str(run.folder / "captions.json"),
+        "model": str(model),
+    }
+    desk.at_work(again)
+    desk.finish(again)
 
 
 # ---------------------------------------------------------------- the runs so far
@@ -643,7 +715,7 @@ def test_a_run_at_work_is_not_deleted(desk: Desk) -> None:
     before = contents(job.folder)
     with pytest.raises(RunFolderError, match="is being worked on; stop it first"):
         desk.studio.delete("pip")
-    second = desk.studio.start(FORM)
+    second = desk.studio.start({**FORM, "seed": 1})
     with pytest.raises(RunFolderError, match="is being worked on; stop it first"):
         desk.studio.delete(second.folder.name)
     assert contents(job.folder) == before

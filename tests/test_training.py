@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import weakref
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from zoodip_core.cli.main import main
 from zoodip_core.model.forward import Forward
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_table import table_of
+from zoodip_core.train import loop
 from zoodip_core.train.identity import Inputs
 from zoodip_core.train.loop import TrainResult
 from zoodip_core.train.presets import PAPER_PRESETS
@@ -262,6 +265,25 @@ def test_events_tell_progress_saves_and_samples(tiny_model: StableDiffusion, tmp
     assert [event.step for event in sampled] == [2, 4]
     assert all(Image.open(event.path).width > 4 * 48 for event in sampled)
     assert any(isinstance(event, Message) and "memory" in event.text for event in events)
+
+
+def test_a_computer_that_slept_is_forgotten(
+    tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time that is left follows from the latest steps, each of which takes a second here."""
+    clock = itertools.accumulate(itertools.chain([1.0] * 3, [30_000.0], itertools.repeat(1.0)))
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(loop, "_LATEST", 3)
+    found: list[tuple[int, float]] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Progress):
+            found.append((event.step, event.eta))
+
+    train_token(config_of(steps=8), tmp_path / "run", model=tiny_model, on_event=on_event)
+    assert found[:2] == [(1, 7.0), (2, 6.0)]
+    assert found[2][1] > 60_000
+    assert found[4:] == [(5, 3.0), (6, 2.0), (7, 1.0), (8, 0.0)]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib
 import io
 import json
 import sys
@@ -406,6 +407,12 @@ def test_settings_in_the_webui(fake: FakeWebui, monkeypatch: pytest.MonkeyPatch)
     fake.options.data |= {"zoodip_folder": "", "zoodip_preset": "fast", "zoodip_weights": "int4"}
     assert Webui().home() == fake.folder / "zoodip"
     assert Webui().defaults() == {"preset": "fast", "weights": "int4", "keep_copy": True}
+    fake.flags.device_id = "1"
+    form = importlib.import_module("zoodip_core.page.form")
+    monkeypatch.setattr(form, "devices", lambda: ("auto", "all", "cuda:0", "cuda:1", "cpu"))
+    assert Webui().defaults()["device"] == "cuda:1"
+    fake.flags.device_id = "7"
+    assert "device" not in Webui().defaults()
     fake.options.data["zoodip_folder"] = str(fake.folder / "else")
     assert Webui().home() == fake.folder / "else"
     monkeypatch.setenv("HOME", str(fake.folder / "me"))

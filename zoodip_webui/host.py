@@ -34,7 +34,7 @@ _REPLACED = "replaced"
 class Webui:
     """The :class:`zoodip_core.page.studio.PageHost` that A1111, Forge and their kin are."""
 
-    name = "webui"
+    shares_page = True
 
     def __init__(self) -> None:
         self._previewed: Path | None = None
@@ -76,7 +76,14 @@ class Webui:
         return str(value("python", "") or "")
 
     def defaults(self) -> dict[str, Any]:
+        from modules import shared
+
+        from zoodip_core.page.form import devices
+
+        number = str(getattr(shared.cmd_opts, "device_id", None) or "")  # A1111's, for the card that it computes on
+        own = {"device": f"cuda:{number}"} if number.isdigit() and f"cuda:{number}" in devices() else {}
         return {
+            **own,
             "preset": value("preset", "default"),
             "weights": value("weights", "int8"),
             "keep_copy": value("keep_copy", True),

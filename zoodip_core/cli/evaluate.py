@@ -91,9 +91,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"warning: {why}", file=sys.stderr)
     word = class_word_of(embedding, args.class_word)
     share = [f"until-{args.until:g}"] if args.until != 1 else []
-    key = "-".join([*(plain(each.token, 40) for each in beside), *share])
-    folder = args.output or folder_for(Path("evaluations"), embedding, key)
     lora = lora_in(args)
+    weights = [f"lora-{args.lora_strength:g}".removesuffix("-1")] if lora else []
+    key = "-".join([*(plain(each.token, 40) for each in beside), *share, *weights])
+    folder = args.output or folder_for(Path("evaluations"), embedding, key)
     model = load(args)
     prompts = prompts_of(args.prompts or default_set(model.info.family))
     plan = EvaluationPlan(prompts, word, args.seeds, args.seed, args.steps, args.guidance, args.until)

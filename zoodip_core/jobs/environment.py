@@ -209,13 +209,15 @@ def torch_index(torch: str | None) -> str:
     """Where pip finds a torch for the same device as the version ``torch``; empty for pip's own index.
 
     The user's driver runs 2.1.2+cu121, so it runs a newer torch for CUDA 12.1. The last torch for a CUDA 11 before
-    11.8 is older than we need; drivers for any CUDA 11 run 11.8.
+    11.8 is older than we need; drivers for any CUDA 11 run 11.8. Likewise the first ROCm with a torch that is new
+    enough is 6.1.
     """
     local = (torch or "").partition("+")[2]
     device = re.match(r"cpu|xpu|cu\d+|rocm\d+\.\d+(\.\d+$)?", local)
     if not device:
         return ""
-    name = "cu118" if re.fullmatch(r"cu11[0-7]", device[0]) else device[0]
+    name = re.sub(r"cu11[0-7]", "cu118", device[0])
+    name = re.sub(r"rocm([0-5]\..+|6\.0.*)", "rocm6.1", name)
     return _TORCH_WHEELS + name
 
 

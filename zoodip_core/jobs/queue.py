@@ -69,6 +69,8 @@ class Jobs:
         self._queue: queue.Queue[Job] = queue.Queue()
         self._workers: dict[int, Worker] = {}
         self._thread: threading.Thread | None = None
+        self._last: Job | None = None
+        """That ended after it was at work."""
 
     def submit(self, kind: str, folder: Path, token: str, *, warnings: Sequence[str] = (), **more: Any) -> Job:
         """Queue a job, and return a copy of it.
@@ -117,11 +119,12 @@ class Jobs:
             return self._copy(self._find(number))
 
     def newest(self) -> Job | None:
-        """A copy of the job at work, else of the next one that waits, else of the last one."""
+        """A copy of the job at work, else of the next one that waits, else of the last one that was at work."""
         with self._lock:
             jobs = list(self._jobs.values())
-            chosen = [job for job in jobs if job.state in (RUNNING, STOPPING)] or [j for j in jobs if j.open] or jobs
-            return self._copy(chosen[0] if chosen and chosen[0].open else chosen[-1]) if chosen else None
+            at_work = [job for job in jobs if job.state in (RUNNING, STOPPING)] or [job for job in jobs if job.open]
+            ended = [self._last] if self._last else jobs[-1:]
+            return next(map(self._copy, at_work or ended), None)
 
     def _find(self, number: int) -> Job:
         if number not in self._jobs:
@@ -179,6 +182,8 @@ class Jobs:
             except BaseException as error:
                 message += f". What comes after it failed: {_told(error)}"
             with self._lock:
+                if job.state != STOPPED:  # else it was stopped before it began
+                    self._last = job
                 job.state, job.message = state, message
 
     def _take(self, job: Job) -> tuple[str, str]:

@@ -7,6 +7,7 @@ them, and ``captions.json`` their captions, as :func:`prompts.read_listed` reads
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import json
 import os
 import re
@@ -163,6 +164,16 @@ class Draft:
             if captions:
                 write_listed(listing, _in_lines(captions))
         return {"images": (str(images),), "captions": str(listing) if captions else None}
+
+    def holds(self, folder: Path) -> bool:
+        """Whether all that :meth:`write_references` wrote into a folder is here still."""
+        with _lock:
+            try:
+                files = list((folder / "images").iterdir())
+                same = all(filecmp.cmp(file, self._images / file.name, shallow=False) for file in files)
+            except OSError:
+                return False
+            return same and read_object(folder / LISTING).items() <= read_object(self._listing).items()
 
     def _some_pictures(self) -> list[Picture]:
         pictures = self.pictures()

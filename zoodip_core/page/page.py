@@ -16,7 +16,6 @@ from gradio.context import Context
 from ..base.errors import ConfigError
 from ..base.origins import OnlyOwnPages
 from ..data.images import MAX_FILE_BYTES
-from ..jobs.installer import Installer
 from ..jobs.job import Job, Run
 from ..jobs.job_folder import WITH_WEIGHTS
 from ..jobs.protocol import ASIDE, CAPTION, RUNNING, STOPPING, WAITING
@@ -64,7 +63,7 @@ class Page:
     def __init__(self, studio: Studio, prompt: Any = None, to_prompt: str = "") -> None:
         self.studio = studio
         self._pictures, self._runs = Pictures(studio), Runs(studio, prompt, to_prompt)
-        self._comparison, self._installer = Comparison(studio), Installer()
+        self._comparison, self._installer = Comparison(studio), studio.installer
         self._fields: dict[str, Any] = {}
 
     def build(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -275,9 +276,11 @@ class Pictures:
             return self._add(lambda: self._studio.draft.add([(path, path.name) for path in paths]))
 
         after = self._after(add)
-        for path in paths:  # gradio's own copies, which it would keep
-            if contains(uploads(), path):
-                path.unlink(missing_ok=True)
+        if not self._studio.host.shares_page:
+            for path in paths:  # gradio's own copies, which it would keep
+                if contains(uploads(), path):
+                    with contextlib.suppress(OSError):  # a virus scanner may have it open
+                        path.unlink(missing_ok=True)
         return [*after, gr.update(value=None), self.subject()]
 
     def _folder_added(self, folder: str) -> list[Any]:

@@ -32,7 +32,7 @@ class Alone:
         for_others: whether others than this computer's user can reach the page.
     """
 
-    name = "ZOODiP"
+    shares_page = False
 
     def __init__(
         self,

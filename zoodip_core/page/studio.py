@@ -5,6 +5,8 @@ One studio serves every open page and the scripts' interface of a program. It lo
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +18,14 @@ from ..base.files import make_folder
 from ..base.hub_cache import is_repository
 from ..base.names import check_names
 from ..base.paths import typed
+from ..data.prompts import LISTING
 from ..jobs.environment import Trainer, find_trainer
 from ..jobs.history import delete_run, find_run, list_runs, new_folder
+from ..jobs.installer import Installer
 from ..jobs.job import Job, Run
-from ..jobs.job_folder import COMPARISON, RUN, WITH_WEIGHTS, preset_in, task_of, write_outcome
+from ..jobs.job_folder import COMPARISON, OUTCOME, RUN, WITH_WEIGHTS, preset_in, task_of, write_outcome
 from ..jobs.process import ask, python_of
-from ..jobs.protocol import ASIDE, CAPTION, CHECK, COMPARE, FAILED, FINISHED, RESUME, SHOW, TRAIN
+from ..jobs.protocol import ASIDE, CAPTION, CHECK, COMPARE, FAILED, FINISHED, RESUME, SHOW, STOPPED, TRAIN
 from ..jobs.queue import JobHost, Jobs
 from ..model.generation import check_until
 from ..model.kinds import TINY
@@ -45,7 +49,8 @@ _FORM_S_OWN = ("preset", "overwrite", "keep_copy", "learn_weights")
 class PageHost(JobHost, Protocol):
     """What the page asks of the program it is part of."""
 
-    name: str
+    shares_page: bool
+    """Whether the program's page has more on it than this: other components may have what was dropped onto one."""
     """For people: A1111, Forge, ..."""
 
     def home(self) -> Path:
@@ -123,6 +128,7 @@ class Studio:
     def __init__(self, host: PageHost) -> None:
         self.host = host
         self.jobs = Jobs(host, self.trainer, self._done)
+        self.installer = Installer()
 
     @property
     def draft(self) -> Draft:
@@ -267,6 +273,7 @@ class Studio:
         token, replace = settings["token"], bool(form.get("overwrite"))
         self._check_free(token, form)
         draft.references()  # there are pictures
+        self._check_queue(settings, self._asked(form), draft)
         folder = new_folder(self.host.home(), token)
         try:
             settings |= draft.write_references(folder)
@@ -276,6 +283,24 @@ class Studio:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def _check_queue(self, settings: Mapping[str, Any], asked: Mapping[str, Any], draft: Draft) -> None:
+        """Refuse what waits or is at work already, as where somebody clicked twice.
+
+        Raises:
+            ConfigError: it does.
+        """
+        wanted = json.loads(json.dumps({"settings": settings, **asked}))
+        for job in self.jobs.all():
+            if not job.open or job.kind != TRAIN:
+                continue
+            task = task_of(job.folder)
+            known = {name: task.get(name) for name in wanted}
+            known["settings"] = {
+                name: value for name, value in task.get("settings", {}).items() if name not in ("images", "captions")
+            }
+            if known == wanted and draft.holds(job.folder):
+                raise ConfigError(f"{job.token} is in the queue with these settings and pictures already")
 
     def resume(self, name: str, steps: int = 0) -> Job:
         """Queue the rest of a run, or more steps.
@@ -296,12 +321,28 @@ class Studio:
         replace = bool(task.get("replace"))
         if run.settings.get("cache") not in (None, AUTO, self._cache):  # a run's files do not say what else is written
             changes["cache"] = None
+        changes |= self._moved(run)
         if not (run.run / CONFIG).is_file():  # it had to wait, and the program ended before it had begun
+            write_outcome(run.folder, STOPPED, "")  # it was listed, and stays whatever comes of it
             settings = {**task.get("settings", {}), **changes}
             asked = self._asked({**task, "preset": preset_in(task)})
             return self.jobs.submit(TRAIN, run.folder, run.token, settings=settings, replace=replace, **asked)
         RunFolder.open(run.run, changes)  # what it cannot do is said now
         return self.jobs.submit(RESUME, run.folder, run.token, changes=changes, replace=replace)
+
+    def _moved(self, run: Run) -> dict[str, Any]:
+        """Where a run's pictures, captions and model lie now, of those that are gone from where they were."""
+        own = {"images": [run.folder / "images"], "captions": [run.folder / LISTING]}
+        name = re.split(r"[/\\]", str(run.settings.get("model", "")))[-1]
+        own["model"] = [path for path in self.host.models().values() if path.name == name]
+        found: dict[str, Any] = {}
+        for key, places in own.items():
+            before = run.settings.get(key)
+            paths = before if isinstance(before, list) else [before] if before else []
+            there = [str(path) for path in places if path.exists()]
+            if there and paths and before != TINY and not all(Path(str(path)).exists() for path in paths):
+                found[key] = there if key == "images" else there[0]
+        return found
 
     def show(self, name: str) -> Job:
         """Queue the pictures before and after of a run.
@@ -395,8 +436,8 @@ class Studio:
 
     def _done(self, job: Job) -> str:
         """After a job: remember how it ended, and bring what was learned to its user."""
-        if job.kind == TRAIN and not (job.folder / RUN).exists():  # nothing came of it
-            shutil.rmtree(job.folder, ignore_errors=True)
+        if job.kind == TRAIN and not (job.folder / RUN).exists() and self._can_be_asked_again(job.folder):
+            shutil.rmtree(job.folder, ignore_errors=True)  # nothing came of it
             return ""
         if job.kind == CAPTION:
             count = self.draft.fill(job.captions)
@@ -412,6 +453,10 @@ class Studio:
             return str(self.publish(job.folder.name, replace=replace, another_name=True))
         except (EmbeddingFileError, TokenError) as error:
             return str(error)
+
+    def _can_be_asked_again(self, folder: Path) -> bool:
+        """Whether a run that did not begin is on the form still: its pictures and captions cannot be typed again."""
+        return not (folder / OUTCOME).exists() and self.draft.holds(folder)
 
     # ------------------------------------------------------------ the runs so far
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,9 @@ from .ranks import Ranks
 from .replay import restore
 from .run_folder import RunFolder, SavedState, check_free, writing_nowhere_else
 from .samples import Samples
+
+_LATEST = 200
+"""Steps whose time tells how long the rest takes: a computer that slept is forgotten."""
 
 
 @dataclass(frozen=True)
@@ -330,13 +334,14 @@ def _steps(
     references = training.references
     samples = Samples(training.model, folder, references, lambda: (training.embeddings(), training.lora()), on_event)
     samples.begin(search.step)
-    first, began = search.step, time.monotonic()
+    times = collections.deque([time.monotonic()], maxlen=_LATEST)
     while not training.done:
         journal.append(training.step())  # not begun where a stop is asked for
         loss = search.loss or 0.0
         curve.append(loss)
         smoothed = mean.add(loss)
-        rate = (search.step - first) / max(time.monotonic() - began, 1e-9)
+        times.append(time.monotonic())
+        rate = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
         eta = (config.steps - search.step) / rate
         grown, learns = training.watch.grown(), training.learns
         on_event(Progress(search.step, config.steps, loss, smoothed, rate, eta, grown, learns))
