@@ -639,6 +639,19 @@ def test_what_was_dropped_is_kept_once_unless_others_may_have_it(
     assert dropped.exists() == shared
 
 
+def test_a_picture_that_is_chosen_stays_so_when_captions_come(page: Page, studio: Studio, tmp_path: Path) -> None:
+    """Its own text is being written, or its mask painted; only where the text came for it, the box has that."""
+    page._pictures._dropped([str(path) for path in PHOTOGRAPHS[:2]])
+    first, second = (picture.name for picture in studio.draft.pictures())
+    job = Job(1, "caption", tmp_path, "", tmp_path, state=FINISHED, captions={first: "a {} here"})
+    studio.draft.fill(job.captions)
+    alike = [*page._pictures.follow(job, second)[3:], *page._pictures.follow(job, "")[3:]]
+    assert alike == [gr.update()] * len(alike)
+    for name in (first, second, ""):
+        assert [each["visible"] for each in page._pictures.follow(job, name)[1:3]] == [True, True]
+    assert changes(page._pictures.follow(job, first)[3:]) == [gr.update(value="a {} here")]
+
+
 def test_photographs_with_the_embedded_model_are_told_beside_start(page: Page, studio: Studio, tmp_path: Path) -> None:
     def told(seen: dict[str, Any]) -> str:
         return str(page._look(seen, "")[1].get("value", "as before"))

@@ -30,10 +30,30 @@ export function addUpload(node) {
   }
   node.onDragOver = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file")
   node.onDragDrop = (event) => {
-    const files = [...(event.dataTransfer?.files ?? [])]
-    if (files.length) take(files)
-    return files.length > 0
+    if (!event.dataTransfer?.files.length) return false
+    filesOf(event.dataTransfer).then(take, (error) => tell("error", "Upload failed", error.message))
+    return true
   }
+}
+
+/** What was dropped; in a folder's place the files in it, but not those of folders within. */
+async function filesOf(dropped) {
+  const items = [...dropped.items].filter((item) => item.kind === "file")
+  const known = items.map((item) => ({ file: item.getAsFile(), entry: item.webkitGetAsEntry?.() })) // gone after the event
+  const found = await Promise.all(known.map(({ file, entry }) => (entry?.isDirectory ? filesIn(entry) : [file])))
+  return found.flat()
+}
+
+async function filesIn(folder) {
+  const reader = folder.createReader()
+  const entries = []
+  for (;;) {
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)) // some at a time, at last none
+    if (!some.length) break
+    entries.push(...some)
+  }
+  const files = entries.filter((entry) => entry.isFile).sort((a, b) => a.name.localeCompare(b.name))
+  return Promise.all(files.map((entry) => new Promise((resolve, reject) => entry.file(resolve, reject))))
 }
 
 async function uploadInto(node, button, chosen) {

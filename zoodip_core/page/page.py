@@ -326,13 +326,15 @@ class Page:
         live += self._pictures.followed
         live += [self._start, self._stop, self._resume, self._sample_now, self._save_now, self._drop_waiting]
         live += [self._installation, self._installing, self._install, self._stop_installing]
-        listen(self._look_now.click, self._look, [self._seen, self._runs.chosen], live, queue=False)
+        listen(
+            self._look_now.click, self._look, [self._seen, self._runs.chosen, self._pictures.chosen], live, queue=False
+        )
 
     def _loaded(self) -> list[Any]:
         return [*self._values(), *self._pictures.look(), self._pictures.subject(), self._pictures.model()]
 
-    def _look(self, seen: dict[str, Any], run: str) -> list[Any]:
-        """What has changed since this page looked last, when it saw ``seen``; ``run`` is the one that is chosen."""
+    def _look(self, seen: dict[str, Any], run: str, picture: str = "") -> list[Any]:
+        """What has changed since this page looked last, when it saw ``seen``; run and picture are the chosen ones."""
 
         def fresh(name: str, now: Any, make: Callable[[], list[Any]]) -> list[Any]:
             if name in seen and seen[name][0] == now:
@@ -355,7 +357,7 @@ class Page:
             *fresh("sample", sample, lambda: [pictured(sample)]),
             *fresh("grid", (grid, sample), lambda: [pictured(grid)]),
             *fresh("runs", state, lambda: [*self._runs.follow(run), *self._comparison.follow()]),
-            *fresh("captions", written, lambda: self._pictures.follow(captions)),
+            *fresh("captions", written, lambda: self._pictures.follow(captions, picture)),
             *fresh("buttons", state, lambda: self._buttons(job, len(waiting))),
             *self._look_at_installation(seen, fresh),
         ]

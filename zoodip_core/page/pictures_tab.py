@@ -184,11 +184,28 @@ class Pictures:
         there = bool(tiles)
         return [gr.update(value=tiles, visible=there), gr.update(visible=there), *self._choose(None)]
 
-    def follow(self, job: Job | None) -> list[Any]:
-        """What :attr:`followed` show of the newest job that writes captions: once it has ended, what it wrote."""
+    def follow(self, job: Job | None, name: str) -> list[Any]:
+        """What :attr:`followed` show of the newest job that writes captions: once it has ended, what it wrote.
+
+        Somebody may be writing a caption meanwhile, or painting a mask: the picture that is chosen stays so.
+
+        Args:
+            job: it, if there is one.
+            name: of the chosen picture, empty if none is.
+        """
+        found: list[Any] = [gr.update()] * len(self.followed)
         if job is None or job.open:
-            return [gr.update()] * len(self.followed)
-        return [shown(views.notice(job.message, "error") if job.state == FAILED else ""), *self.look()]
+            return found
+        found[:3] = [shown(views.notice(job.message, "error") if job.state == FAILED else ""), *self.look()[:2]]
+        captions = {each.name: each.caption for each in self._studio.draft.pictures()}
+        if name in job.captions and name in captions:
+            found[self.followed.index(self._caption)] = gr.update(value=captions[name])
+        return found
+
+    @property
+    def chosen(self) -> Any:
+        """The component that holds the name of the chosen picture."""
+        return self._chosen
 
     @property
     def followed(self) -> list[Any]:
