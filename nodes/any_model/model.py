@@ -15,7 +15,7 @@ import comfy.model_management
 import torch
 from PIL import Image
 
-from ...zoodip_core.base.errors import ModelError, TokenError
+from ...zoodip_core.base.errors import ModelError
 from ...zoodip_core.base.stopping import Stopped, check_stop
 from ...zoodip_core.data.images import ReferenceImage
 from ...zoodip_core.model.blueprint import ModelInfo
@@ -25,6 +25,7 @@ from ...zoodip_core.model.memory_use import MemoryPlan, MemoryUse
 from ...zoodip_core.model.places import Rows
 from ...zoodip_core.model.posteriors import CachedPosteriors
 from ...zoodip_core.model.token_model import LossesOf, Row, View
+from ...zoodip_core.model.tokens import known
 from ...zoodip_core.model.words import Vocabulary
 from ..tokenizer import encoder_names
 from . import drawing, forward, kinds
@@ -141,10 +142,7 @@ class ComfyUIModel:
 
     def check_token(self, token: str) -> None:
         if self.texts.knows(token):
-            raise TokenError(
-                f"token {token!r} is already a word of the model's vocabulary; choose a new one, "
-                f"like <my-{token.strip('<>')}>"
-            )
+            raise known(token)
 
     def knows(self, word: str) -> bool:
         return self.texts.knows(word)
@@ -218,7 +216,7 @@ class ComfyUIModel:
             if not torch.isfinite(encoded).all():
                 raise ModelError(f"vae: it turns {image.path.name} into NaN or infinity; connect another VAE")
             latents.append(encoded[0])
-        sizes = [(*image.original_size, *image.crop_top_left, *image.picture.size[::-1]) for image in images]
+        sizes = [image.time_ids for image in images]
         # ComfyUI's VAEs give the middle of the posterior alone.
         nothing = [torch.zeros_like(each) for each in latents]
         return CachedPosteriors(latents, nothing, 1.0, torch.tensor(sizes, dtype=torch.float32))

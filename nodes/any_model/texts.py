@@ -23,12 +23,12 @@ from ...zoodip_core.base.errors import CaptionError, ModelError, TokenError
 from ...zoodip_core.base.files import write_atomically
 from ...zoodip_core.data.prompts import SLOT
 from ...zoodip_core.model.places import Rows, rows_of
+from ...zoodip_core.model.tokens import LONGEST_TEXT, unknown
 from ...zoodip_core.model.words import Vocabulary, in_pieces, names_of_words
 from ..placing import Known, Way, plain_word, reading, replaced, spaced, way_of
 from ..tokenizer import words_alone
 from .encoders import encoder_parts
 
-_LONGEST_TEXT = 100_000
 _MARKS = ("</w>", "\u2581", "\u0120")
 """What vocabularies put behind or before a word: CLIP's, SentencePiece's, byte-level BPE's."""
 _FEWEST_COMMON = 256
@@ -141,7 +141,7 @@ class Texts:
             CaptionError: it is too long for any model.
             ModelError: a text encoder has no place for the token.
         """
-        if len(text) > _LONGEST_TEXT:
+        if len(text) > LONGEST_TEXT:
             raise CaptionError(f"{where} has {len(text)} characters, models read some 300; shorten {text[:40]!r}")
         places = rows_of(num_vectors, text.count(SLOT))
         names = iter([self._marked(place.start, len(place)) for place in places])
@@ -225,10 +225,7 @@ class Texts:
     def _check_word(self, initializer: str, num_vectors: int, mode: str) -> None:
         found = self.words_of(initializer)
         if not all(found):
-            raise TokenError(
-                f"initializer {initializer!r} is unknown to the model's tokenizer; choose a plain word for "
-                'the subject\'s kind, like "dog"'
-            )
+            raise unknown(initializer)
         counts = [len(ids) for ids in found]
         if mode == "single" and not {1, num_vectors} & set(counts):
             raise TokenError(

@@ -60,6 +60,11 @@ class ReferenceImage:
     has_more: bool = False
     mask: Image.Image | None = None
 
+    @property
+    def time_ids(self) -> tuple[int, ...]:
+        """What SDXL is told of it: the original's height and width, the cut's top and left, its height and width."""
+        return (*self.original_size, *self.crop_top_left, *self.picture.size[::-1])
+
 
 MaskOf = Callable[[Path, tuple[int, int]], Image.Image | None]
 """The mask of a picture's file, "L" and of its upright size, white where the subject is; None where it has none."""

@@ -201,7 +201,7 @@ def _with_link(folder: Path, link: Path) -> Run | None:
         return None
     why = f"{link} is a link that leads out of the run's folder; put what it leads to in its place"
     when, name = _changed(folder), folder.name
-    return Run(name, folder, run, name, "", 0, 0, FAILED, why, when, None, None, None, None, {}, False)
+    return Run(name=name, folder=folder, run=run, token=name, state=FAILED, message=why, when=when)
 
 
 def _is_run_folder(path: Path) -> bool:

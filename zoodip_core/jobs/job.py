@@ -179,18 +179,18 @@ class Run:
     folder: Path
     run: Path
     token: str
-    model: str
-    step: int
-    steps: int
     state: str
     message: str
     when: float
-    embedding: Path | None
-    before_after: Path | None
-    loss_curve: Path | None
-    sample: Path | None
-    settings: Mapping[str, Any]
-    can_resume: bool
+    model: str = ""
+    step: int = 0
+    steps: int = 0
+    embedding: Path | None = None
+    before_after: Path | None = None
+    loss_curve: Path | None = None
+    sample: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    can_resume: bool = False
     lora: Path | None = None
     others: tuple[tuple[str, Path], ...] = ()
     grid: Path | None = None

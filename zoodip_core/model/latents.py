@@ -41,5 +41,5 @@ def encode_images(model: QuantizedModel, images: Sequence[ReferenceImage]) -> Ca
             stds.append(posterior.std[0].float().cpu())
         factor = float(vae.config.scaling_factor)
     give_back_freed()
-    sizes = [(*image.original_size, *image.crop_top_left, *image.picture.size[::-1]) for image in images]
+    sizes = [image.time_ids for image in images]
     return CachedPosteriors(means, stds, factor, torch.tensor(sizes, dtype=torch.float32))

@@ -20,18 +20,28 @@ from ..data.prompts import SLOT
 from .places import Rows, rows_of
 from .token_table import table_of
 
-_LONGEST_TEXT = 100_000
+LONGEST_TEXT = 100_000
+
+
+def known(token: str) -> TokenError:
+    """That a placeholder is a word already."""
+    like = f"<my-{token.strip('<>')}>"
+    return TokenError(f"token {token!r} is already a word of the model's vocabulary; choose a new one, like {like}")
+
+
+def unknown(initializer: str) -> TokenError:
+    """That an initializer is not a word."""
+    return TokenError(
+        f"initializer {initializer!r} is unknown to the model's tokenizer; choose a plain word for the subject's kind, "
+        'like "dog"'
+    )
 
 
 def check_new(tokenizer: Any, token: str) -> None:
     """Refuse a placeholder that the model already knows as a word."""
-    known = tokenizer.get_vocab()
-    for form in (token, token.lower() + "</w>"):
-        if form in known:
-            raise TokenError(
-                f"token {token!r} is already a word of the model's vocabulary; choose a new one, "
-                f"like <my-{token.strip('<>')}>"
-            )
+    words = tokenizer.get_vocab()
+    if token in words or token.lower() + "</w>" in words:
+        raise known(token)
 
 
 def initial_vectors(
@@ -70,10 +80,7 @@ def check_initializer(tokenizer: Any, initializer: str, num_vectors: int, mode: 
 def _initializer_ids(tokenizer: Any, initializer: str, num_vectors: int, mode: str) -> list[int]:
     ids = _plain_ids(tokenizer, initializer)
     if not ids or tokenizer.eos_token_id in ids:
-        raise TokenError(
-            f"initializer {initializer!r} is unknown to the model's tokenizer; choose a plain word for "
-            'the subject\'s kind, like "dog"'
-        )
+        raise unknown(initializer)
     if mode == "single" and len(ids) > 1 and len(ids) != num_vectors:
         pieces = ", ".join(piece.replace("</w>", "") for piece in tokenizer.convert_ids_to_tokens(ids))
         first = f"first {num_vectors}" if num_vectors > 1 else "first"
@@ -86,7 +93,7 @@ def _initializer_ids(tokenizer: Any, initializer: str, num_vectors: int, mode: s
 
 
 def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    if len(text) > _LONGEST_TEXT:
+    if len(text) > LONGEST_TEXT:
         raise CaptionError(f"a text of {len(text)} characters is too long, models read some 300; shorten {text[:40]!r}")
     try:
         return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
