@@ -24,7 +24,9 @@ from typing import Any, NamedTuple
 import packaging.requirements
 import pytest
 
+from tests.fake_page_host import until
 from zoodip_core.jobs import environment
+from zoodip_core.jobs import installer as installing
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = environment.python_in(Path())
@@ -480,6 +482,27 @@ def test_a_stop_ends_pip_too_and_a_second_installer_is_refused(again: Copy, sile
     assert rest.splitlines()[-1] == "ZOODiP: stopped. What is there is kept: run this again to resume."
     assert (again.trainer / "pyvenv.cfg").is_file()
     assert_without_network_it_says_so(again)  # so its lock is free again
+
+
+def test_on_windows_a_stop_ends_what_the_installer_started_as_well(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """There ``terminate`` leaves pip at work, beside which the next press would start a second one."""
+    script = tmp_path / "install.py"
+    script.write_text("import time; print('at work', flush=True); time.sleep(600)")
+    ended: list[list[str]] = []
+    monkeypatch.setattr(installing, "SCRIPT", script)
+    monkeypatch.setattr(installing, "WINDOWS", True)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: ended.append(command))
+    own = installing.Installer()
+    own.start()
+    until(lambda: own.lines() == ["at work"])
+    assert own._process
+    own.stop()
+    assert ended == [["taskkill", "/PID", str(own._process.pid), "/T", "/F"]]
+    until(lambda: not own.running)
+    own.stop()
+    assert len(ended) == 1
 
 
 def test_a_full_disk_is_noticed_before_and_in_between(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import subprocess
 import threading
 
@@ -14,6 +15,8 @@ from ..base.errors import ConfigError
 from .environment import ROOT, clean_env, this_python
 
 SCRIPT = ROOT / "install.py"
+WINDOWS = os.name == "nt"
+_NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 _KEPT = 200
 
 
@@ -67,7 +70,7 @@ class Installer:
                     text=True,
                     encoding="utf-8",
                     errors="replace",
-                    creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+                    creationflags=_NO_WINDOW,
                 )
             except OSError as error:
                 raise ConfigError(f"{python} cannot be started: {error.strerror}") from error
@@ -82,7 +85,11 @@ class Installer:
         process.wait()
 
     def stop(self) -> None:
-        """Stop it; the next start resumes with what is there."""
+        """Stop it, and pip with it; the next start resumes with what is there."""
         with self._lock, contextlib.suppress(OSError):
-            if self._process is not None and self._process.poll() is None:
-                self._process.terminate()
+            if self._process is None or self._process.poll() is not None:
+                return
+            if WINDOWS:  # which ends a process without a word to it: pip would go on
+                tree = ["taskkill", "/PID", str(self._process.pid), "/T", "/F"]
+                subprocess.run(tree, capture_output=True, check=False, creationflags=_NO_WINDOW)
+            self._process.terminate()
