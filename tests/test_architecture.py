@@ -123,6 +123,18 @@ def test_there_is_no_circle_and_no_chain_is_long() -> None:
     assert len(chain) <= LONGEST
 
 
+def test_what_a_file_calls_its_own_no_other_takes() -> None:
+    taken = [
+        f"{name}: {each.name}"
+        for name, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        for each in node.names
+        if re.match("_[^_]", each.name)
+    ]
+    assert taken == []
+
+
 def test_gradio_is_the_pages_alone() -> None:
     def imports_gradio(path: Path) -> bool:
         tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))

@@ -23,7 +23,7 @@ _LAST_SECONDS = 60.0
 """That a worker has to end once it has closed its pipe."""
 _LONGEST_QUESTION = 600.0
 """Seconds for an answer: a busy computer that reads torch from a network's disk takes minutes, a hung one for ever."""
-_LOG_LINES = 20
+LOG_LINES = 20
 
 
 class Worker:
@@ -139,12 +139,12 @@ def ask(python: Path, kind: str, **more: Any) -> dict[str, Any]:
         if failed and not failed.get("fault"):
             raise ConfigError(str(failed.get("error")))
         if failed or not answer or code:
-            why = str(failed.get("error")) if failed else _death(code)
-            raise ConfigError(f"{why}\n{log_tail(folder, _LOG_LINES)}")
+            why = str(failed.get("error")) if failed else death(code)
+            raise ConfigError(f"{why}\n{log_tail(folder, LOG_LINES)}")
     return answer
 
 
-def _death(code: int) -> str:
+def death(code: int) -> str:
     """Why a worker may have died without a word."""
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     why = "; often the computer ran out of memory" if code in (-9, 137, 0xC0000017) else ""

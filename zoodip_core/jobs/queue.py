@@ -20,7 +20,7 @@ from ..base.texts import how_many
 from .environment import Trainer
 from .job import Job
 from .job_folder import LOG, log_tail, write_task
-from .process import _LOG_LINES, Worker, _death, python_of
+from .process import LOG_LINES, Worker, death, python_of
 from .protocol import ASIDE, FAILED, FINISHED, RUNNING, STOPPED, STOPPING, WAITING
 
 _PATIENCE = 0.2
@@ -248,13 +248,13 @@ class Jobs:
         if last.get("event") == "failed" and not last.get("fault"):
             return FAILED, str(last.get("error"))
         with self._lock:
-            killed, job.log = job.state == STOPPING, log_tail(job.folder, _LOG_LINES)
+            killed, job.log = job.state == STOPPING, log_tail(job.folder, LOG_LINES)
         if killed and not last:
             return STOPPED, "ended at once; the state that was saved last is kept"
         if last:
             return FAILED, str(last.get("error"))
         begun = job.steps and job.kind not in ASIDE
-        return FAILED, _death(code) + (". Resume starts from the state saved last" if begun else "")
+        return FAILED, death(code) + (". Resume starts from the state saved last" if begun else "")
 
 
 def _told(error: BaseException) -> str:

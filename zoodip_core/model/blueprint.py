@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..base.background import in_background
+from ..base.errors import ModelError
 from .checkpoints import Checkpoint, ComponentReader
 
 COPY_MARK = "zoodip_quantized_copy"
@@ -107,9 +108,10 @@ def stored_name(name: str) -> str:
     return name.removeprefix("text_model.")
 
 
-def _config_useless(model: Path, part: str, error: Exception) -> str:
+def config_useless(model: Path, part: str, error: Exception) -> ModelError:
+    """What is said of a part that cannot be made of its config."""
     reason = str(error).strip().splitlines()
-    return (
+    return ModelError(
         f"model: {model}: the config of its {part} cannot be used: "
         f"{reason[0] if reason else type(error).__name__}; copy the model again"
     )

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..base.errors import ModelError
 from ..base.stopping import check_stop
 from .allocator import give_back_freed
-from .blueprint import Blueprint, _config_useless
+from .blueprint import Blueprint, config_useless
 from .libraries import importing
 from .quantize import QuantizedLayer, quantize_weight
 from .quantized_parts import Parts
@@ -191,7 +191,7 @@ def empty_network(blueprint: Blueprint, part: str) -> Any:
             kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
             return kind(CLIPTextConfig(**{key: config[key] for key in _OF_TEXT if key in config}))
     except Exception as error:  # the libraries raise a dozen kinds on configs that make no sense
-        raise ModelError(_config_useless(blueprint.info.path, part, error)) from error
+        raise config_useless(blueprint.info.path, part, error) from error
 
 
 def check_whole(blueprint: Blueprint) -> None:

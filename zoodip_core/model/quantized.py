@@ -13,7 +13,7 @@ import torch
 
 from ..base.errors import ModelError
 from .attention import PiecewiseAttention
-from .blueprint import Blueprint, ModelInfo, _config_useless
+from .blueprint import Blueprint, ModelInfo, config_useless
 from .building import build, empty_network
 from .libraries import importing
 from .places import Rows
@@ -107,7 +107,7 @@ class QuantizedModel:
                 raise ValueError(f"num_train_timesteps = {config['num_train_timesteps']}")
             return DDPMScheduler.from_config(config)
         except Exception as error:  # the library raises a dozen kinds on configs that make no sense
-            raise ModelError(_config_useless(self.info.path, "scheduler", error)) from error
+            raise config_useless(self.info.path, "scheduler", error) from error
 
     @cached_property
     def tokenizers(self) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from ..base.errors import ConfigError, ModelError
 from ..base.files import is_newer
 from ..base.texts import how_many, parse_json
 from . import ldm, separate
-from .blueprint import COPY_FORMAT, COPY_MARK, Blueprint, ModelInfo, _config_useless, stored_name
+from .blueprint import COPY_FORMAT, COPY_MARK, Blueprint, ModelInfo, config_useless, stored_name
 from .checkpoints import SUFFIXES, Checkpoint, ComponentReader, Part, component_files, read_json
 from .kinds import CLIP_PATH, CLIP_WORDS, COMFYUI, PREDICTION_TYPES, TINY, TINY_PATH, family_of_widths
 from .layouts import with_old_attention
@@ -103,7 +103,7 @@ def _checked(blueprint: Blueprint) -> Blueprint:
         count = math.prod((levels, *layers))
         if not count <= tensors:
             error = ValueError(f"its layers are {count:g}, and the weights have {how_many(tensors, 'tensor')}")
-            raise ModelError(_config_useless(blueprint.info.path, part, error))
+            raise config_useless(blueprint.info.path, part, error)
     return blueprint
 
 
