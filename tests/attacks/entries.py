@@ -36,6 +36,8 @@ from zoodip_core.base.errors import ZoodipError
 from zoodip_core.base.files import make_folder
 from zoodip_core.base.locks import locked
 from zoodip_core.cli import arguments
+from zoodip_core.cli import evaluate as evaluate_command
+from zoodip_core.cli import generate as generate_command
 from zoodip_core.cli import main as cli
 from zoodip_core.cli import train as train_command
 from zoodip_core.data.prompts import captions_for
@@ -43,7 +45,6 @@ from zoodip_core.evaluate import evaluation
 from zoodip_core.jobs.job import Job
 from zoodip_core.jobs.job_folder import write_task
 from zoodip_core.jobs.queue import Jobs
-from zoodip_core.model import generation
 from zoodip_core.model.embedding import Embedding, load_embedding, save_embedding
 from zoodip_core.model.kinds import TINY
 from zoodip_core.model.lora import Lora, save_lora
@@ -125,10 +126,12 @@ def _command_line(canary: Canary, patch: pytest.MonkeyPatch) -> list[Entry]:
     patch.setattr(train_command, "resume_training", _resumed)
     patch.setattr(arguments, "load_quantized", lambda *_given, **_named: None)
     patch.setattr(
-        generation, "generate", lambda _model, prompts, *_rest, **_named: [Image.new("RGB", (8, 8))] * len(prompts)
+        generate_command,
+        "generate",
+        lambda _model, prompts, *_rest, **_named: [Image.new("RGB", (8, 8))] * len(prompts),
     )
-    patch.setattr(evaluation, "evaluate", _scoring("zoodip_core", patch))
-    patch.setattr(evaluation, "find_judges", lambda *_given: evaluation.Judges(None, None))
+    patch.setattr(evaluate_command, "evaluate", _scoring("zoodip_core", patch))
+    patch.setattr(evaluate_command, "find_judges", lambda *_given: evaluation.Judges(None, None))
     runs, drawn, scored = (canary.folder("cli", name) for name in ("runs", "generated", "evaluations"))
     program = _Program(canary.root / "cli", runs, canary.temp / "given")
     trained, resumed = program.train_config, program.resume
