@@ -25,7 +25,7 @@ from ...zoodip_core.model.memory_use import MemoryPlan, MemoryUse
 from ...zoodip_core.model.places import Rows
 from ...zoodip_core.model.posteriors import CachedPosteriors
 from ...zoodip_core.model.token_model import LossesOf, Row, View
-from ...zoodip_core.model.tokens import known
+from ...zoodip_core.model.tokens import already_a_word
 from ...zoodip_core.model.words import Vocabulary
 from ..tokenizer import encoder_names
 from . import drawing, forward, kinds
@@ -142,7 +142,7 @@ class ComfyUIModel:
 
     def check_token(self, token: str) -> None:
         if self.texts.knows(token):
-            raise known(token)
+            raise already_a_word(token)
 
     def knows(self, word: str) -> bool:
         return self.texts.knows(word)

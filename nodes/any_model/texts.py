@@ -23,7 +23,7 @@ from ...zoodip_core.base.errors import CaptionError, ModelError, TokenError
 from ...zoodip_core.base.files import write_atomically
 from ...zoodip_core.data.prompts import SLOT
 from ...zoodip_core.model.places import Rows, rows_of
-from ...zoodip_core.model.tokens import LONGEST_TEXT, unknown
+from ...zoodip_core.model.tokens import LONGEST_TEXT, not_a_word
 from ...zoodip_core.model.words import Vocabulary, in_pieces, names_of_words
 from ..placing import Known, Way, plain_word, reading, replaced, spaced, way_of
 from ..tokenizer import words_alone
@@ -225,7 +225,7 @@ class Texts:
     def _check_word(self, initializer: str, num_vectors: int, mode: str) -> None:
         found = self.words_of(initializer)
         if not all(found):
-            raise unknown(initializer)
+            raise not_a_word(initializer)
         counts = [len(ids) for ids in found]
         if mode == "single" and not {1, num_vectors} & set(counts):
             raise TokenError(

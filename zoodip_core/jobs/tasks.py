@@ -33,7 +33,7 @@ from ..train.config import TrainConfig, preset_of
 from ..train.hints import hints
 from ..train.inputs import load_references, masks_told
 from ..train.loop import TrainResult, resume_training, train_token
-from ..train.prepared import load_model, read
+from ..train.prepared import load_model, read_texts
 from ..train.ranks import joined, place_in
 from ..train.run_folder import RunFolder
 from ..train.setting import AUTO
@@ -85,7 +85,7 @@ def check(config: TrainConfig) -> dict[str, Any]:
     dtype = "float16" if on_card and config.dtype == "auto" else config.dtype
     nowhere = "meta" if on_card else "cpu"  # nothing is computed, and no card is touched
     model = load_model(dataclasses.replace(config, dtype=dtype, device=nowhere, cache=None))
-    texts = read(config, model, images)
+    texts = read_texts(config, model, images)
     candidates = config.make_estimator().num_candidates
     batches = (min(config.batch or candidates, candidates), 1)
     largest, sizes, masks = largest_of(images), sizes_in(images), masks_told(images)

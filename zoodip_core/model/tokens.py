@@ -23,13 +23,13 @@ from .token_table import table_of
 LONGEST_TEXT = 100_000
 
 
-def known(token: str) -> TokenError:
+def already_a_word(token: str) -> TokenError:
     """That a placeholder is a word already."""
     like = f"<my-{token.strip('<>')}>"
     return TokenError(f"token {token!r} is already a word of the model's vocabulary; choose a new one, like {like}")
 
 
-def unknown(initializer: str) -> TokenError:
+def not_a_word(initializer: str) -> TokenError:
     """That an initializer is not a word."""
     return TokenError(
         f"initializer {initializer!r} is unknown to the model's tokenizer; choose a plain word for the subject's kind, "
@@ -41,7 +41,7 @@ def check_new(tokenizer: Any, token: str) -> None:
     """Refuse a placeholder that the model already knows as a word."""
     words = tokenizer.get_vocab()
     if token in words or token.lower() + "</w>" in words:
-        raise known(token)
+        raise already_a_word(token)
 
 
 def initial_vectors(
@@ -80,7 +80,7 @@ def check_initializer(tokenizer: Any, initializer: str, num_vectors: int, mode: 
 def _initializer_ids(tokenizer: Any, initializer: str, num_vectors: int, mode: str) -> list[int]:
     ids = _plain_ids(tokenizer, initializer)
     if not ids or tokenizer.eos_token_id in ids:
-        raise unknown(initializer)
+        raise not_a_word(initializer)
     if mode == "single" and len(ids) > 1 and len(ids) != num_vectors:
         pieces = ", ".join(piece.replace("</w>", "") for piece in tokenizer.convert_ids_to_tokens(ids))
         first = f"first {num_vectors}" if num_vectors > 1 else "first"

@@ -105,7 +105,7 @@ class Reading:
     warnings: list[str]
 
 
-def read(config: TrainConfig, model: TokenModel, images: Sequence[ReferenceImage]) -> Reading:
+def read_texts(config: TrainConfig, model: TokenModel, images: Sequence[ReferenceImage]) -> Reading:
     """What a run's texts are to the model, of which tokenizers alone are needed. What cannot be learned is refused.
 
     Raises:
@@ -162,7 +162,7 @@ class Training:
             on_event(Message(line))
         own = dataclasses.replace(config, device=self.ranks.device(config.device))
         self.model: TokenModel = model or load_model(own, on_event, keep=self.ranks.first_here)
-        texts = read(config, self.model, self.images)
+        texts = read_texts(config, self.model, self.images)
         prompts, self.alignment, self.warnings = texts.prompts, texts.alignment, [*skipped, *texts.warnings]
         self._in_turn = in_turn(captions_in(config, self.images)) if len(config.tokens) > 1 else None
         self.fingerprint = self.model.fingerprint
