@@ -16,6 +16,8 @@ from .noise import loss_weight
 
 _CACHES = ("easycache", "lazycache")
 """Of ComfyUI's nodes that skip forward passes whose inputs look like the last ones: candidates do."""
+_PROMPT = 0
+"""What patches are told of a row that is computed with the prompt; 1 is the negative prompt."""
 Inner = Callable[[Any, dict[str, Any], torch.Tensor], torch.Tensor]
 Conditioning = list[list[Any]]
 
@@ -153,11 +155,18 @@ def _model_conds(inner: Any, conditioning: Conditioning, noise: torch.Tensor, x0
 
 
 def _counting(options: dict[str, Any], forwards: list[int]) -> dict[str, Any]:
-    """Options with which each forward pass is noted, by its number of candidates."""
+    """Options with which each forward pass is noted, by its number of candidates.
+
+    Patches are told that all of them are prompts. By ComfyUI's numbers the second one would be a negative prompt to
+    them, and be treated as such, and the third something that many do not know.
+    """
     before = options.get("model_function_wrapper")
 
     def counted(apply: Any, given: dict[str, Any]) -> Any:
-        forwards.append(len(given["cond_or_uncond"]))
+        prompts = [_PROMPT] * len(given["cond_or_uncond"])
+        forwards.append(len(prompts))
+        told = {**given["c"]["transformer_options"], "cond_or_uncond": prompts}
+        given = {**given, "c": {**given["c"], "transformer_options": told}, "cond_or_uncond": prompts}
         return before(apply, given) if before else apply(given["input"], given["timestep"], **given["c"])
 
     return {**options, "model_function_wrapper": counted}

@@ -297,6 +297,50 @@ def caches(case: Case) -> Any:
     return found
 
 
+def negatives(case: Case) -> Any:
+    """What patches do that tell prompts from negative ones: candidates are prompts, all of them."""
+    asked: list[list[int]] = []
+
+    def zeroed(apply: Any, given: Any) -> Any:
+        out, rows = apply(given["input"], given["timestep"], **given["c"]), given["cond_or_uncond"]
+        asked.extend((rows, given["c"]["transformer_options"]["cond_or_uncond"]))
+        for part, which in zip(out.chunk(len(rows)), rows, strict=True):
+            part *= which == 0
+        return out
+
+    patched = case.parts.model.clone()
+    patched.set_model_unet_function_wrapper(zeroed)
+    plain = case.losses(500)
+    found = {"patch": case.losses(500, case.wrapped(patched)) == plain, "told": asked == 2 * [[0] * CANDIDATES]}
+    try:
+        node = importlib.import_module("comfy_extras.nodes_nag").NAGuidance
+    except ModuleNotFoundError:  # an older ComfyUI
+        return {**found, "NAGuidance": True}
+    (guided,) = node.execute(case.parts.model, 5.0, 0.5, 1.5).result
+    return {**found, "NAGuidance": case.losses(500, case.wrapped(guided)) == plain}
+
+
+def on_a_card(case: Case) -> Any:
+    """Whether text encoders are to leave a card that has no room: of a patcher as ComfyUI has always had, and of one
+    that hands weights to the card as they are used. A card is only said to be there."""
+    patching, card = importlib.import_module("comfy.model_patcher"), torch.device("cuda", 0)
+    model, clip = case.parts.model.clone(), case.parts.clip.clone()
+    model.load_device = clip.patcher.load_device = card
+
+    def leave() -> bool:
+        made = _pack("nodes.any_model.model").ComfyUIModel(model, clip, case.parts.vae, case.folder / "places")
+        made._room = lambda: 0
+        return bool(made.plan(64, CANDIDATES, 0, 0).text_apart)
+
+    found = {"plain": leave(), "streamed": False}
+    if hasattr(patching, "ModelPatcherDynamic"):
+        buffers: Any = importlib.import_module("comfy_aimdo.host_buffer")
+        buffers.HostBuffer = lambda *_sizes: SimpleNamespace(size=0)  # its library wants a card
+        clip.patcher = patching.ModelPatcherDynamic(clip.cond_stage_model, card, torch.device("cpu"))
+        found["streamed"] = leave()
+    return found
+
+
 def schedules(case: Case) -> Any:
     """A MODEL with another schedule, as a ModelSampling node gives it one; ComfyUI puts it there while it is loaded."""
     shifted = case.parts.model.clone()
@@ -472,9 +516,10 @@ def _loaded(case: Case, parts: Parts) -> None:
 # ---------------------------------------------------------------- the process
 
 CHECKS: Sequence[Callable[[Case], Any]] = (
-    *(losses, masked_losses, shares, words, several, until, patches, schedules, interrupts, caches, training),
+    *(losses, masked_losses, shares, words, several, until, patches, negatives, schedules, interrupts, caches),
+    training,
 )
-ONCE: Sequence[Callable[[Case], Any]] = (others_tokens, refusals)
+ONCE: Sequence[Callable[[Case], Any]] = (others_tokens, on_a_card, refusals)
 
 
 def main() -> None:

@@ -116,6 +116,15 @@ def test_patches_of_the_model_count(found: Found, kind: str) -> None:
 
 
 @each_kind
+def test_no_candidate_is_a_negative_prompt_to_patches(found: Found, kind: str) -> None:
+    assert found(kind, "negatives") == {"patch": True, "told": True, "NAGuidance": True}
+
+
+def test_text_encoders_leave_a_full_card_unless_comfyui_streams_them(found: Found) -> None:
+    assert found("sd15", "on_a_card") == {"plain": True, "streamed": False}
+
+
+@each_kind
 def test_a_schedule_is_not_taken_for_weights(found: Found, kind: str) -> None:
     assert found(kind, "schedules") == {"weights are the same": True, "schedules differ": True}
 
