@@ -89,12 +89,13 @@ class ZOTrainToken:
         captions = _captions(inputs.pop("captions", None), one(inputs["token"]), len(pictures))
         masks = to_masks(inputs.pop("masks", None), pictures)
         _check_prompt(one(inputs["preview_prompt"]), one(inputs["token"]))
-        live = Live(host(), str(one(inputs.pop("unique_id", "0"))), _workflow(one(inputs.pop("extra", None))))
+        node, workflow = str(one(inputs.pop("unique_id", "0"))), _workflow(one(inputs.pop("extra", None)))
         resume = bool(one(inputs.pop("resume", True)))
         cards = str(one(inputs.pop("cards", ONE)))
         settings = _settings(model, {name: one(value) for name, value in inputs.items()})
         config = _checked(settings)
         _check_masks(config, masks)
+        live = Live(host(), node, workflow)  # not before: nothing would tell the page that it was refused
         with on_the_device(model), live:
             key = _key(config, model, pictures, captions, masks)
             folder = _folder(host().output_folder() / FOLDER, config, key, resume)

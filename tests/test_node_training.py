@@ -721,6 +721,7 @@ def test_settings_out_of_range_are_refused(
         train(pack, model, **change)
     assert runs(host) == []
     assert host.calls == []
+    assert states(host) == []  # else the chart would say for ever that it is being prepared
 
 
 def test_pictures_of_any_sizes_and_batches_mix(pack: Any, model: Any, host: FakeHost) -> None:
