@@ -26,7 +26,8 @@ def fingerprint(*patchers: Any) -> str:
 
 
 def _weights(patcher: Any) -> Iterator[bytes]:
-    state = {**dict(patcher.model.named_parameters()), **dict(patcher.model.named_buffers())}
+    buffers = {**dict(patcher.model.named_buffers()), **getattr(patcher, "backup_buffers", {})}  # as the file has them
+    state = {**dict(patcher.model.named_parameters()), **buffers}
     for name in sorted(state):
         if name.startswith("model_sampling."):  # of whichever MODEL is loaded: its schedule is told by itself
             continue

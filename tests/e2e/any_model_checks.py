@@ -341,6 +341,32 @@ def on_a_card(case: Case) -> Any:
     return found
 
 
+def streamed_fingerprint(_case: Case) -> Any:
+    """Whether a model is the same once ComfyUI has handed it to a card that weights are streamed to, which makes of a
+    file's buffers those of the dtype that is computed in. Of the card and its memory there is nothing but the names."""
+    patching, ops = importlib.import_module("comfy.model_patcher"), importlib.import_module("comfy.ops")
+    if not hasattr(patching, "ModelPatcherDynamic"):
+        return True
+    buffers: Any = importlib.import_module("comfy_aimdo.host_buffer")
+    places: Any = importlib.import_module("comfy_aimdo.model_vbar")
+    buffers.HostBuffer = lambda *_sizes: SimpleNamespace(size=0)
+    places.ModelVBAR = lambda *_sizes: SimpleNamespace(prioritize=lambda: None, alloc=lambda size: (None, 0, size))
+    linear, norm = ops.manual_cast.Linear(256, 256), torch.nn.BatchNorm2d(4)
+    torch.nn.init.normal_(linear.weight)
+    network = torch.nn.Sequential(linear, norm).to(torch.bfloat16)
+    importlib.import_module("comfy.model_management").archive_model_dtypes(network)
+    file = {
+        name: each.float() + 0.1 if each.is_floating_point() else each for name, each in network.state_dict().items()
+    }
+    network.load_state_dict(file, assign=True)
+    card = torch.device("meta")
+    patcher = patching.ModelPatcherDynamic(network, card, torch.device("cpu"))
+    fingerprint = _pack("nodes.any_model.fingerprint").fingerprint
+    before = fingerprint(patcher)
+    patcher.load(card)
+    return norm.state_dict()["running_mean"].device == card and fingerprint(patcher) == before
+
+
 def schedules(case: Case) -> Any:
     """A MODEL with another schedule, as a ModelSampling node gives it one; ComfyUI puts it there while it is loaded."""
     shifted = case.parts.model.clone()
@@ -519,7 +545,7 @@ CHECKS: Sequence[Callable[[Case], Any]] = (
     *(losses, masked_losses, shares, words, several, until, patches, negatives, schedules, interrupts, caches),
     training,
 )
-ONCE: Sequence[Callable[[Case], Any]] = (others_tokens, on_a_card, refusals)
+ONCE: Sequence[Callable[[Case], Any]] = (others_tokens, on_a_card, streamed_fingerprint, refusals)
 
 
 def main() -> None:

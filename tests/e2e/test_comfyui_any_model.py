@@ -124,6 +124,10 @@ def test_text_encoders_leave_a_full_card_unless_comfyui_streams_them(found: Foun
     assert found("sd15", "on_a_card") == {"plain": True, "streamed": False}
 
 
+def test_a_model_is_the_same_while_comfyui_streams_it(found: Found) -> None:
+    assert found("sd15", "streamed_fingerprint")
+
+
 @each_kind
 def test_a_schedule_is_not_taken_for_weights(found: Found, kind: str) -> None:
     assert found(kind, "schedules") == {"weights are the same": True, "schedules differ": True}
