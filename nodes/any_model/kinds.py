@@ -31,9 +31,9 @@ def family_of(model: Any, widths: tuple[int, ...], encoders: tuple[str, ...]) ->
     return type(model.model.model_config).__name__.lower()
 
 
-def resolution_of(family: str) -> int:
-    """Pixels a side that models of a family were trained on."""
-    return _SMALL.get(family, RESOLUTION)
+def resolution_of(family: str, prediction: str) -> int:
+    """Pixels a side that models of a family were trained on: of SD2 those that predict the noise on as few as SD1."""
+    return _SMALL["sd1" if (family, prediction) == ("sd2", "eps") else family] if family in _SMALL else RESOLUTION
 
 
 def is_guided(model: Any) -> bool:

@@ -72,7 +72,7 @@ class ComfyUIModel:
         family = kinds.family_of(self.model, self.texts.widths, encoders)
         prediction = self.model.model.model_type.name.lower()
         self.info = ModelInfo(
-            Path(name), name, family, self.texts.widths, kinds.resolution_of(family), prediction, encoders
+            Path(name), name, family, self.texts.widths, kinds.resolution_of(family, prediction), prediction, encoders
         )
         self.notes: Sequence[str] = kinds.notes_on(self.model, name, family)
 

@@ -173,6 +173,15 @@ def shares(case: Case) -> Any:
     return [sigma if flow else sigma / (1 + sigma) for sigma in sigmas]
 
 
+def sides(case: Case) -> Any:
+    """Pixels a side that are taken for the model's own: as it is, and if it predicted the noise."""
+    base = importlib.import_module("comfy.model_base")
+    clone = case.parts.model.clone()
+    clone.model = copy.copy(clone.model)
+    clone.model.model_type = base.ModelType.EPS
+    return [each.info.resolution for each in (case.model, case.wrapped(clone))]
+
+
 # ---------------------------------------------------------------- training
 
 
@@ -542,7 +551,7 @@ def _loaded(case: Case, parts: Parts) -> None:
 # ---------------------------------------------------------------- the process
 
 CHECKS: Sequence[Callable[[Case], Any]] = (
-    *(losses, masked_losses, shares, words, several, until, patches, negatives, schedules, interrupts, caches),
+    *(losses, masked_losses, shares, sides, words, several, until, patches, negatives, schedules, interrupts, caches),
     training,
 )
 ONCE: Sequence[Callable[[Case], Any]] = (others_tokens, on_a_card, streamed_fingerprint, refusals)

@@ -90,6 +90,12 @@ def test_a_timestep_is_the_same_share_of_noise(found: Found, kind: str) -> None:
 
 
 @each_kind
+def test_a_model_is_shown_pictures_of_its_own_size(found: Found, kind: str) -> None:
+    sides = {"sd15": [512, 512], "sd2v": [768, 512]}  # Stable Diffusion 2.1 and 2.1-base
+    assert found(kind, "sides") == sides.get(kind, [1024, 1024])
+
+
+@each_kind
 def test_a_training_ends_with_a_file_that_the_model_takes(found: Found, kind: str) -> None:
     training = found(kind, "training")
     assert training["finished"]
