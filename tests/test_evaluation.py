@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.fake_model import FakeModel
 from tests.judges import write_judges
 from zoodip_core.base.errors import (
     CaptionError,
@@ -428,6 +429,13 @@ def test_weights_are_part_of_what_is_evaluated(
         assert after != image_path(plain, "after", prompt, seed).read_bytes()
     assert key_of(tiny_model, token(), plan) != key_of(tiny_model, token(), plan, lora)
     assert key_of(tiny_model, token(), plan, lora) != key_of(tiny_model, token(), plan, lora.scaled(0.5))
+
+
+def test_a_model_of_a_host_with_another_schedule_is_drawn_anew() -> None:
+    """ComfyUI's nodes for the shift of a flow, or for CLIP's layer, change no weight."""
+    other = FakeModel()
+    other.schedule = {**other.schedule, "shift": 3.0}
+    assert key_of(FakeModel(), token(), PLAN) == key_of(FakeModel(), token(), PLAN) != key_of(other, token(), PLAN)
 
 
 def test_another_token_or_a_later_version_wants_another_folder(

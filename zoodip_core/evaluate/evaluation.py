@@ -340,6 +340,8 @@ def _settings(
     others = {"beside": {each.token[:_LONGEST_WORD]: _digest(each) for each in beside}} if beside else {}
     weights = {"lora": hashlib.sha256(serialize(Lora(lora.layers))).hexdigest()} if lora else {}
     share = {"until": plan.until} if plan.until < 1 else {}
+    # Of our own models the file decides it, and what they predict stands below.
+    schedule = {} if model.own_memory else {"schedule": dict(model.schedule)}
     return {
         "evaluation_version": SETTINGS_VERSION,
         "model": model.fingerprint,
@@ -356,6 +358,7 @@ def _settings(
         **weights,
         **others,
         **share,
+        **schedule,
     }
 
 
