@@ -31,6 +31,8 @@ TEXT, VECTORS, CANDIDATES = "a photo of a {} on the grass", 2, 3
 TIMESTEPS = (500, 900)
 SIZES = (96.0, 128.0, 4.0, 8.0, 64.0, 72.0)
 """Of a picture, as SDXL is told them: height, width, crop's top and left, target's height and width."""
+SIDES = (64, 96)
+"""Of the picture: height and width."""
 STEPS, STOP = 20, 8
 
 
@@ -47,7 +49,7 @@ class Case:
         self.model = self.wrapped(self.parts.model)
         self.model.load()
         noise = torch.Generator().manual_seed(5)
-        shape = self.model.latents_shape(64, 96)
+        shape = self.model.latents_shape(*SIDES)
         self.latents, self.noise = (torch.randn(shape, generator=noise) for _ in range(2))
         width = sum(self.model.info.dims)
         self.candidates = 0.03 * torch.randn(CANDIDATES, VECTORS, width, generator=noise)
@@ -97,8 +99,8 @@ def losses(case: Case) -> Any:
 
 def masked_losses(case: Case) -> Any:
     """With a mask of the left half and a little more, of the network itself and by a training."""
-    mask = Image.new("L", (64, 64))
-    mask.paste(255, (0, 0, 36, 64))
+    mask = Image.new("L", SIDES[::-1])
+    mask.paste(255, (0, 0, 52, 64))
     share = (np.asarray(mask, dtype=np.float64) / 255).mean(axis=0)
     width = case.latents.shape[-1]
     weight = 0.1 + 0.9 * share.reshape(width, -1).mean(axis=1)  # the same in all rows
