@@ -12,15 +12,23 @@ _SAMPLED = 16
 """Numbers at the start, in the middle and at the end of each tensor."""
 
 
-def fingerprint(*patchers: Any) -> str:
+def fingerprint(*patchers: Any, hooks: Any = None) -> str:
     """SHA-256 of the names, shapes, types and some numbers of all weights, and of the patches on them.
 
     It is the same whether patches are applied at the moment or not, on whichever device the weights are. Of patches
     that are functions, as of nodes that change attention, it knows the names alone.
+
+    Args:
+        patchers: of ComfyUI's models.
+        hooks: the group of hooks that a CLIP gives its prompts, such as LoRAs that the model has with them alone; None
+            if it gives none.
     """
     digest = hashlib.sha256()
     for patcher in patchers:
         for piece in (*_weights(patcher), *_patches(patcher), *_named(patcher.model_options)):
+            digest.update(piece)
+    for hook in hooks.hooks if hooks else ():
+        for piece in _hooked(hook):
             digest.update(piece)
     return digest.hexdigest()
 
@@ -32,8 +40,9 @@ def _weights(patcher: Any) -> Iterator[bytes]:
         if name.startswith("model_sampling."):  # of whichever MODEL is loaded: its schedule is told by itself
             continue
         before = patcher.backup.get(name)  # of weights on which a patch is applied
+        hooked, _ = patcher.hook_backup.get(name, (state[name], None))  # a hook's comes on top of that
         yield name.encode()
-        yield from _tensor(before.weight if before is not None else state[name])
+        yield from _tensor(before.weight if before is not None else hooked)
 
 
 def _patches(patcher: Any) -> Iterator[bytes]:
@@ -41,6 +50,17 @@ def _patches(patcher: Any) -> Iterator[bytes]:
         for strength, patch, strength_model, offset, _function in patcher.patches[name]:
             yield f"{name} {strength} {strength_model} {offset}".encode()
             yield from _within(patch)
+
+
+def _hooked(hook: Any) -> Iterator[bytes]:
+    """What a hook does: the kind of it, its strengths over the steps, and the weights that it brings."""
+    yield type(hook).__name__.encode()
+    frames = [(frame.strength, frame.start_percent) for frame in hook.hook_keyframe.keyframes]
+    yield f"{getattr(hook, '_strength_model', 1)} {getattr(hook, '_strength_clip', 1)} {frames}".encode()
+    for weights in (getattr(hook, "weights", None), getattr(hook, "weights_clip", None)):
+        for name in sorted(weights or (), key=str):
+            yield str(name).encode()
+            yield from _within(weights[name])
 
 
 def _named(value: Any) -> Iterator[bytes]:

@@ -95,7 +95,8 @@ class ComfyUIModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(self.model, self.clip.patcher, self.vae.patcher)
+        hooks = self.clip.apply_hooks_to_conds or self.clip.patcher.forced_hooks
+        return fingerprint(self.model, self.clip.patcher, self.vae.patcher, hooks=hooks)
 
     @property
     def schedule(self) -> Mapping[str, Any]:

@@ -308,6 +308,47 @@ def caches(case: Case) -> Any:
     return found
 
 
+def hooks(case: Case) -> Any:
+    """LoRAs that a CLIP's hooks lay on the model, and on the CLIP, where its prompts are."""
+    hooking, nodes = importlib.import_module("comfy.hooks"), importlib.import_module("comfy_extras.nodes_hooks")
+    shapes = {
+        name.removesuffix(".weight"): each.shape
+        for name, each in [*case.parts.model.model.named_parameters(), *_of_clip(case)]
+        if name.endswith(".weight") and each.ndim == 2 and ("attn2.to_k" in name or "mlp.fc1" in name)
+    }
+
+    def hooked(seed: int, strength: float = 1.0, clip_too: bool = True) -> Any:
+        noise = torch.Generator().manual_seed(seed)
+        lora = {}
+        for name, (rows, columns) in shapes.items():
+            lora[f"{name}.lora_up.weight"] = torch.randn(rows, 2, generator=noise)
+            lora[f"{name}.lora_down.weight"] = 0.1 * torch.randn(2, columns, generator=noise)
+        group = hooking.create_hook_lora(lora=lora, strength_model=strength, strength_clip=float(clip_too))
+        (clip,) = nodes.SetClipHooks().apply_hooks(case.parts.clip, False, True, group)
+        return _pack("nodes.any_model.model").ComfyUIModel(
+            case.parts.model, clip, case.parts.vae, case.folder / "places"
+        )
+
+    models = [case.model, hooked(1), hooked(2), hooked(1, 0.5), hooked(1, 1.0, clip_too=False)]
+    apart = [model.fingerprint for model in models]
+    lost = [case.losses(500, model) for model in models]
+    within = hooked(1)
+    case.losses(500, within)  # its hooks are in the text encoder's weights now
+    return {
+        "losses differ": len(set(map(tuple, lost))) == len(models),
+        "fingerprints differ": len(set(apart)) == len(models),
+        "fingerprint stays": hooked(1).fingerprint == within.fingerprint == apart[1],
+        "fingerprint without it stays": case.wrapped(case.parts.model).fingerprint == apart[0],
+        "losses come back": case.losses(500) == lost[0],
+    }
+
+
+def _of_clip(case: Case) -> list[tuple[str, torch.Tensor]]:
+    """CLIP's weights by the names that LoRA files may have for them."""
+    named = case.parts.clip.cond_stage_model.clip_l.transformer.named_parameters()
+    return [(f"text_encoders.clip_l.transformer.{name}", each) for name, each in named]
+
+
 def negatives(case: Case) -> Any:
     """What patches do that tell prompts from negative ones: candidates are prompts, all of them."""
     asked: list[list[int]] = []
@@ -556,7 +597,7 @@ CHECKS: Sequence[Callable[[Case], Any]] = (
     *(losses, masked_losses, shares, sides, words, several, until, patches, negatives, schedules, interrupts, caches),
     training,
 )
-ONCE: Sequence[Callable[[Case], Any]] = (others_tokens, on_a_card, streamed_fingerprint, refusals)
+ONCE: Sequence[Callable[[Case], Any]] = (others_tokens, hooks, on_a_card, streamed_fingerprint, refusals)
 
 
 def main() -> None:

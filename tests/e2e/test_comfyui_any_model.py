@@ -121,6 +121,10 @@ def test_patches_of_the_model_count(found: Found, kind: str) -> None:
     assert patches == dict.fromkeys(patches, True)
 
 
+def test_hooks_of_clip_count(found: Found) -> None:
+    assert [name for name, holds in found("sd15", "hooks").items() if not holds] == []
+
+
 @each_kind
 def test_no_candidate_is_a_negative_prompt_to_patches(found: Found, kind: str) -> None:
     assert found(kind, "negatives") == {"patch": True, "told": True, "NAGuidance": True}
