@@ -150,6 +150,7 @@ def run(model: Any, conditionings: Sequence[Conditioning], latents: torch.Tensor
 
 def _model_conds(inner: Any, conditioning: Conditioning, noise: torch.Tensor, x0: torch.Tensor) -> list[Any]:
     converted = comfy.sampler_helpers.convert_cond(conditioning)
+    comfy.samplers.calculate_start_end_timesteps(inner, converted)  # of a CLIP that schedules its hooks
     more = {"latent_image": x0, "denoise_mask": None, "seed": 0, "latent_shapes": [x0.shape]}
     return comfy.samplers.encode_model_conds(inner.extra_conds, converted, noise, x0.device, "positive", **more)
 

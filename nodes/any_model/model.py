@@ -101,7 +101,8 @@ class ComfyUIModel:
     @property
     def schedule(self) -> Mapping[str, Any]:
         sampling = self._sampling
-        kept = {"kind": [each.__name__ for each in type(sampling).__mro__[1:-1]], "layer": self.clip.layer_idx}
+        kept: dict[str, Any] = {"kind": [each.__name__ for each in type(sampling).__mro__[1:-1]]}
+        kept |= {"layer": self.clip.layer_idx, **({"hooks": "scheduled"} if self.clip.use_clip_schedule else {})}
         numbers = ("shift", "multiplier", "sigma_data", "noise_scale")
         found = {name: getattr(sampling, name) for name in numbers if hasattr(sampling, name)}
         sigmas = sampling.sigmas.detach().float().cpu().numpy().tobytes()

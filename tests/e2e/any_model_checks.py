@@ -343,6 +343,35 @@ def hooks(case: Case) -> Any:
     }
 
 
+def scheduled_hooks(case: Case) -> Any:
+    """A LoRA that a CLIP's hook lays on its weights in the first half of the steps: each timestep has its own."""
+    hooking, nodes = importlib.import_module("comfy.hooks"), importlib.import_module("comfy_extras.nodes_hooks")
+    noise, lora = torch.Generator().manual_seed(1), {}
+    for name, each in _of_clip(case):
+        if name.endswith("mlp.fc1.weight"):
+            stem = name.removesuffix(".weight")
+            lora[f"{stem}.lora_up.weight"] = torch.randn(len(each), 2, generator=noise)
+            lora[f"{stem}.lora_down.weight"] = 0.1 * torch.randn(2, each.shape[1], generator=noise)
+
+    def losses_with(*strengths: float) -> list[list[float]]:
+        """Of half of the steps each."""
+        group, frames = hooking.create_hook_lora(lora=lora, strength_model=0.0, strength_clip=1.0), []
+        for number, strength in enumerate(strengths):
+            frames.append(hooking.HookKeyframe(strength, number / len(strengths), 0))
+        keyframes = hooking.HookKeyframeGroup()
+        for frame in frames:
+            keyframes.add(frame)
+        group.set_keyframes_on_hooks(keyframes)
+        (clip,) = nodes.SetClipHooks().apply_hooks(case.parts.clip, True, False, group)
+        made = _pack("nodes.any_model.model").ComfyUIModel(
+            case.parts.model, clip, case.parts.vae, case.folder / "places"
+        )
+        return [case.losses(timestep, made) for timestep in (900, 300)]
+
+    whole, none, half = losses_with(1.0), losses_with(0.0), losses_with(1.0, 0.0)
+    return {"first half": half[0] == whole[0], "second half": half[1] == none[1], "it counts": whole[1] != none[1]}
+
+
 def _of_clip(case: Case) -> list[tuple[str, torch.Tensor]]:
     """CLIP's weights by the names that LoRA files may have for them."""
     named = case.parts.clip.cond_stage_model.clip_l.transformer.named_parameters()
@@ -597,7 +626,9 @@ CHECKS: Sequence[Callable[[Case], Any]] = (
     *(losses, masked_losses, shares, sides, words, several, until, patches, negatives, schedules, interrupts, caches),
     training,
 )
-ONCE: Sequence[Callable[[Case], Any]] = (others_tokens, hooks, on_a_card, streamed_fingerprint, refusals)
+ONCE: Sequence[Callable[[Case], Any]] = (
+    *(others_tokens, hooks, scheduled_hooks, on_a_card, streamed_fingerprint, refusals),
+)
 
 
 def main() -> None:
