@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -204,6 +205,10 @@ class ComfyUIModel:
 
     def _texts_of(self, clip: Any) -> None:
         if clip is not self.clip:
+            if clip is not self._own_clip:
+                weakref.finalize(self, _unloaded, clip.patcher).atexit = False
+            if self.clip is not self._own_clip:
+                _unloaded(self.clip.patcher)
             self._encoded.clear()
             self.clip, self.texts = clip, Texts(clip, self.folder, self.texts.words)
 
@@ -360,6 +365,15 @@ def _streamed(patcher: Any) -> bool:
     """
     asked = getattr(patcher, "is_dynamic", None)
     return bool(asked and asked())
+
+
+def _unloaded(patcher: Any) -> None:
+    """Have ComfyUI forget a model that it has loaded: where it merely vanishes, older versions keep its device for the
+    one that it is a copy of, and would load a user's text encoders to the CPU from then on."""
+    loaded = comfy.model_management.current_loaded_models
+    for each in [each for each in loaded if each.model is patcher]:
+        each.model_unload()
+        loaded.remove(each)
 
 
 def _on_the_cpu(clip: Any) -> Any:

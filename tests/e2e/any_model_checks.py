@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import importlib
 import json
 import math
@@ -422,6 +423,22 @@ def on_a_card(case: Case) -> Any:
     return found
 
 
+def back_on_a_card(case: Case) -> Any:
+    """Where ComfyUI would load the user's text encoders to, once they have been on the CPU for a model that is gone."""
+    management, card = importlib.import_module("comfy.model_management"), torch.device("meta")
+    model, clip = case.parts.model.clone(), case.parts.clip.clone()
+    model.load_device = clip.patcher.load_device = card
+    made = _pack("nodes.any_model.model").ComfyUIModel(model, clip, case.parts.vae, case.folder / "places")
+    made._room, made.load = lambda: 0, lambda: None
+    made.lay_out(made.plan(64, CANDIDATES, 0, 0))
+    made.texts.conditioning(made.prompt("a dog"))
+    apart = [each.device.type for each in management.current_loaded_models if each.model.is_clone(clip.patcher)]
+    del made
+    gc.collect()
+    left = [each.device.type for each in management.current_loaded_models if each.model.is_clone(clip.patcher)]
+    return {"apart": apart, "left on the CPU": left.count("cpu")}
+
+
 def streamed_fingerprint(_case: Case) -> Any:
     """Whether a model is the same once ComfyUI has handed it to a card that weights are streamed to, which makes of a
     file's buffers those of the dtype that is computed in. Of the card and its memory there is nothing but the names."""
@@ -627,7 +644,7 @@ CHECKS: Sequence[Callable[[Case], Any]] = (
     training,
 )
 ONCE: Sequence[Callable[[Case], Any]] = (
-    *(others_tokens, hooks, scheduled_hooks, on_a_card, streamed_fingerprint, refusals),
+    *(others_tokens, hooks, scheduled_hooks, on_a_card, back_on_a_card, streamed_fingerprint, refusals),
 )
 
 

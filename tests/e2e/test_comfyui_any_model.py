@@ -138,6 +138,10 @@ def test_text_encoders_leave_a_full_card_unless_comfyui_streams_them(found: Foun
     assert found("sd15", "on_a_card") == {"plain": True, "streamed": False}
 
 
+def test_text_encoders_are_not_left_on_the_cpu(found: Found) -> None:
+    assert found("sd15", "back_on_a_card") == {"apart": ["cpu"], "left on the CPU": 0}
+
+
 def test_a_model_is_the_same_while_comfyui_streams_it(found: Found) -> None:
     assert found("sd15", "streamed_fingerprint")
 
