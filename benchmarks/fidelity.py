@@ -61,7 +61,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gains import MARKS, Figures, curves_in, curves_of, derived, draw_figure, tables
 from benchmarks.kinds import CORES, HEADS, OF_RANK, OUTPUTS, kind_of
-from benchmarks.stacked import BACKWARD, ROWS, Lane, Stack, Subject, descend, heldout, run
+from benchmarks.stacked import BACKWARD, Lane, Stack, Subject, descend, heldout, run
 from benchmarks.worlds import WORLDS, World
 from zoodip_core import SubspaceGradient, TrainConfig, ZerothOrderSearch, ZOAdam, generate
 from zoodip_core.base import rng
@@ -352,7 +352,7 @@ def _shaped(config: TrainConfig, subject: Subject) -> tuple[TrainConfig, Spread 
     known = subject, config.directions
     if known not in _shapes:
         prompt = subject.training(PUTS()).captions[0][0]
-        chosen, spread, _ = shaped(config, subject.model, prompt, subject.theta0, ROWS)
+        chosen, spread, _ = shaped(config, subject.model, prompt, subject.theta0)
         _shapes[known] = chosen.directions, spread
     directions, spread = _shapes[known]
     return replace(config, directions=directions), spread

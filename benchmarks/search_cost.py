@@ -1,9 +1,9 @@
 """What the default search takes of a step beyond its forward passes: time, and memory it holds.
 
 For tokens of 768 numbers (SD1.x), 1024 (SD2.x) and 2048 (SDXL): ask and tell, with directions in the shape of a
-vocabulary of random words, and for the first two in that of a text encoder, which has all axes; what they hold, and
-how long the shape takes to work out at the start, beside the encodings that a text encoder's is found by. For the
-embedded model the share of a real step, whose forwards are the cheapest there are.
+vocabulary of random words, and in that of the text encoders, which has all axes; what they hold, and how long the
+shape takes to work out at the start, beside the encodings that a text encoder's is found by. For the embedded model
+the share of a real step, whose forwards are the cheapest there are.
 
 Of weights that are learned after the token (the preset two-stage): what their frames hold and take to work out, and how
 much longer a step's forward pass takes with them, both in turn. On the embedded model, or on a checkpoint.
@@ -18,6 +18,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from zoodip_core.train.prepared import Training
 from zoodip_core.train.presets import RECIPE, preset_for
 from zoodip_core.train.settings import ENCODER, VOCABULARY
 
+DIMS = ((768,), (1024,), (768, 1280))
 WORDS = 33_000
 """About as many whole words as CLIP's vocabulary has."""
 
@@ -48,14 +50,15 @@ def random_words(dim: int) -> Any:
         yield rng.normal(0, first, "words", (min(2048, WORDS - first), dim))
 
 
-def cost(dim: int, directions: str, steps: int) -> dict[str, Any]:
-    """Of a token of one vector."""
+def cost(dims: Sequence[int], directions: str, steps: int) -> dict[str, Any]:
+    """Of a token of one vector for text encoders of such widths."""
     config = TrainConfig(images=("x",), token="<x>", initializer="x", **RECIPE)
-    changes = rng.normal(0, 0, "changes", (dim, 2 * dim)).double()
+    dim = sum(dims)
+    changes = [rng.normal(0, 0, "changes", (width, 2 * width)).double() for width in dims]
     began = time.perf_counter()
     spread = spread_of(random_words(dim))
     if directions == ENCODER:
-        spread = sensitive_spread(changes @ changes.T, spread)
+        spread = sensitive_spread([each @ each.T for each in changes], spread)
     shape = time.perf_counter() - began
     search = config.make_token_search(torch.zeros(1, dim), spread)
     losses = torch.rand(search.estimator.num_candidates, dtype=torch.float64)
@@ -72,9 +75,10 @@ def cost(dim: int, directions: str, steps: int) -> dict[str, Any]:
 
 def held_bytes(search: ZerothOrderSearch) -> int:
     """Of its state and the shape of its directions, with all that is kept of what was worked out of it."""
-    kept = [*search.state_dict().values(), *vars(search.spread).values()]
-    tensors = [tensor for each in kept for tensor in (each if isinstance(each, tuple) else (each,))]
-    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+    assert search.spread
+    shape = [each for part in search.spread.parts for each in vars(part).values()]
+    kept = [*search.state_dict().values(), *shape, search.spread.scale]
+    return sum(tensor.nbytes for tensor in kept if isinstance(tensor, torch.Tensor))
 
 
 def share(steps: int) -> dict[str, float]:
@@ -137,8 +141,7 @@ def main() -> None:
     parser.add_argument("--resolution", type=int, default=0, metavar="PIXELS", help="of its pictures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     args = parser.parse_args()
-    rows = [cost(dim, VOCABULARY, args.steps) for dim in (768, 1024, 2048)]
-    rows += [cost(dim, ENCODER, args.steps) for dim in (768, 1024)]
+    rows = [cost(dims, directions, args.steps) for directions in (VOCABULARY, ENCODER) for dims in DIMS]
     tiny = share(args.steps)
     print("| numbers | directions | ask and tell, ms | held, MB | shape, once, s |\n|---|---|---|---|---|")
     for row in rows:

@@ -5,24 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import random_models
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks import two_encoders
 from tests.fake_model import FakeModel
 from zoodip_core.base.errors import ConfigError, ModelError
 from zoodip_core.base.stopping import Stopped, stopped_by
 from zoodip_core.cli.demo import demo_config
 from zoodip_core.jobs.tasks import check
+from zoodip_core.model import sensitivity
 from zoodip_core.model.frames import read_text
 from zoodip_core.model.load import load_quantized
-from zoodip_core.model.sensitivity import reading, sensitivity
+from zoodip_core.model.sensitivity import readings, sensitivities
 from zoodip_core.model.stable_diffusion import StableDiffusion
+from zoodip_core.model.token_model import View
+from zoodip_core.search import preconditioner
 from zoodip_core.search.preconditioner import Spread, moments_of, sensitive_spread, spread_of
 from zoodip_core.tiny import concepts
 from zoodip_core.train.config import TrainConfig
@@ -57,7 +63,7 @@ def test_directions_reach_by_the_root_of_what_they_change() -> None:
     a = (axes * np.maximum(values, 0) ** 0.25) @ axes.T
     v = plain.stretch(torch.eye(DIM)).numpy()
     a *= math.sqrt(np.trace(v @ square @ v) / np.trace(a @ square @ a))
-    spread = sensitive_spread(torch.from_numpy(square), plain)
+    spread = sensitive_spread([torch.from_numpy(square)], plain)
     vectors = np.random.default_rng(2).normal(size=(3, 2, DIM))
     np.testing.assert_allclose(spread.stretch(torch.from_numpy(vectors)).numpy(), vectors @ a, rtol=1e-4, atol=1e-5)
 
@@ -70,12 +76,12 @@ def test_they_change_the_text_as_much_as_the_words_directions_do() -> None:
         moved = spread.stretch(directions)
         return float((moved @ square * moved).sum(dim=1).mean())
 
-    assert changed(sensitive_spread(square, plain)) == pytest.approx(changed(plain), rel=0.05)
+    assert changed(sensitive_spread([square], plain)) == pytest.approx(changed(plain), rel=0.05)
 
 
 def test_a_radius_is_still_in_words() -> None:
     plain = spread_of([words()])
-    spread = sensitive_spread(torch.from_numpy(changing()), plain)
+    spread = sensitive_spread([torch.from_numpy(changing())], plain)
     assert spread.size == pytest.approx(plain.size)
     far = spread.stretch(1e6 * torch.randn(20, DIM), radius=6.0).norm(dim=1)
     torch.testing.assert_close(far, torch.full((20,), 6.0 * plain.size).double(), rtol=1e-3, atol=0)
@@ -84,13 +90,13 @@ def test_a_radius_is_still_in_words() -> None:
 def test_an_encoder_that_reads_nothing_gives_no_shape() -> None:
     plain = spread_of([words()])
     with pytest.raises(ModelError, match="the same for any token"):
-        sensitive_spread(torch.zeros(DIM, DIM).double(), plain)
+        sensitive_spread([torch.zeros(DIM, DIM).double()], plain)
     with pytest.raises(ModelError, match="NaN"):
-        sensitive_spread(torch.full((DIM, DIM), math.nan).double(), plain)
+        sensitive_spread([torch.full((DIM, DIM), math.nan).double()], plain)
 
 
 def test_the_shape_survives_its_tensors() -> None:
-    spread = sensitive_spread(torch.from_numpy(changing()), spread_of([words()]))
+    spread = sensitive_spread([torch.from_numpy(changing())], spread_of([words()]))
     again = Spread.of_tensors(spread.tensors())
     assert again.size == spread.size
     assert torch.equal(again.stretch(torch.eye(DIM)), spread.stretch(torch.eye(DIM)))
@@ -102,18 +108,55 @@ def test_the_shape_survives_its_tensors() -> None:
 def test_the_matrix_has_the_same_bits_with_any_number_of_threads() -> None:
     """It is made once, by whoever asks first, and a replay has to come to the same."""
     jacobian = torch.randn(900, 768, generator=torch.Generator().manual_seed(0)).double()
-    spread = sensitive_spread(
-        jacobian.T @ jacobian, spread_of([torch.randn(2000, 768, generator=torch.Generator().manual_seed(1))])
-    )
+    rows = torch.randn(2000, 768, generator=torch.Generator().manual_seed(1))
+    spread = sensitive_spread([jacobian.T @ jacobian], spread_of([rows]))
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2, 4):
             torch.set_num_threads(count)
-            found.append(Spread.of_tensors(spread.tensors())._matrix)
+            found.append(Spread.of_tensors(spread.tensors()).parts[0]._matrix)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("unlike", [1.0, 40.0])
+def test_each_of_two_encoders_has_its_axes(unlike: float) -> None:
+    """SDXL's, worked in NumPy: along each encoder's axes by l^(1/4), with one k, in each one's words' units."""
+    widths, rows, (first, second) = (4, 8), words().numpy().astype(np.float64), (changing()[:4, :4], changing()[4:, 4:])
+    rows[:, 4:] *= unlike * np.linalg.norm(rows[:, :4].std(0)) / np.linalg.norm(rows[:, 4:].std(0)) * math.sqrt(2)
+    plain = spread_of([torch.from_numpy(rows).float()], widths, rank=5)
+    assert (plain.scale is None) == (unlike == 1)
+    sizes = np.repeat(np.sqrt([rows.var(0)[:4].mean(), rows.var(0)[4:].mean()]) if unlike > 1 else [1, 1], widths)
+    square = np.zeros((DIM, DIM))
+    square[:4, :4], square[4:, 4:] = first, second
+    square *= np.outer(sizes, sizes)
+    values, axes = np.linalg.eigh(square)
+    a = (axes * np.maximum(values, 0) ** 0.25) @ axes.T
+    v = plain.stretch(torch.eye(DIM)).numpy() / sizes
+    a *= math.sqrt(np.trace(v @ square @ v) / np.trace(a @ square @ a))
+    spread = sensitive_spread([torch.from_numpy(each) for each in (first, second)], plain)
+    assert spread.widths == list(widths)
+    vectors = np.random.default_rng(2).normal(size=(3, 2, DIM))
+    np.testing.assert_allclose(spread.stretch(torch.from_numpy(vectors)).numpy(), vectors @ a * sizes, rtol=1e-4)
+    again = Spread.of_tensors(spread.tensors())
+    assert torch.equal(again.stretch(torch.eye(DIM)), spread.stretch(torch.eye(DIM)))
+    far = again.stretch(torch.from_numpy(1e6 * vectors), radius=6.0) / torch.from_numpy(sizes)
+    assert far.norm(dim=-1).max() == pytest.approx(6.0 * plain.size, rel=1e-3)
+    with pytest.raises(KeyError):
+        Spread.of_tensors({name: tensor for name, tensor in spread.tensors().items() if name != "reach.1"})
+
+
+def test_a_wide_part_keeps_no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    square, vectors = torch.from_numpy(changing()), torch.randn(5, DIM, generator=torch.Generator().manual_seed(0))
+    kept = sensitive_spread([square], spread_of([words()]))
+    expected = kept.stretch(vectors)
+    monkeypatch.setattr(preconditioner, "_MATRIX", DIM - 1)
+    wide = Spread.of_tensors(kept.tensors())
+    torch.testing.assert_close(wide.stretch(vectors), expected, rtol=1e-6, atol=1e-9)
+    assert "_matrix" in vars(kept.parts[0])
+    assert "_matrix" not in vars(wide.parts[0])
 
 
 @pytest.mark.parametrize(("kept", "differ"), [(DIM, DIM), (3, 3)])
@@ -131,27 +174,90 @@ def theta0(tiny_model: StableDiffusion) -> torch.Tensor:
     return tiny_model.initial_vectors("monster", 1, "single")
 
 
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusion:
+    file = random_models.write_random(tmp_path_factory.mktemp("sdxl") / "sdxl.safetensors", "sdxl", "small")
+    return load_quantized(str(file), dtype="float32")
+
+
+class Reader(torch.nn.Module):
+    """Keys and values of two encoders' states, which stand one behind the other."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.attn2 = torch.nn.ModuleDict()
+        for name, out in (("to_k", 6), ("to_v", 10)):
+            layer = torch.nn.utils.skip_init(torch.nn.Linear, sum(widths), out, bias=False)
+            torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(out))
+            self.attn2.add_module(name, layer)
+
+
+def changed(
+    model: StableDiffusion, which: int, theta0: torch.Tensor, direction: torch.Tensor, unet: torch.nn.Module
+) -> float:
+    """By a direction in one encoder's numbers: what all projections read of its states, each by its whole square."""
+    widths, prompt = model.info.dims, model.prompt(TEXT, len(theta0))
+    columns = slice(sum(widths[:which]), sum(widths[: which + 1]))
+    read = prompt[which].ids[0].tolist().index(model.tokenizers[which].eos_token_id) + 1 + 17  # of the padding
+
+    def hidden(rows: torch.Tensor) -> torch.Tensor:
+        theta = theta0.clone()
+        theta[:, columns] = rows
+        return model.encode(prompt, theta[None]).hidden[0, :read, columns]
+
+    along = direction.expand(len(theta0), -1).contiguous()
+    with sdpa_kernel(SDPBackend.MATH):  # the others have no derivative of their derivative
+        _, by = torch.autograd.functional.jvp(hidden, theta0[:, columns].contiguous(), along)
+    weights = [layer.weight.detach().float().double() for layer in read_text(unet).values()]
+    sizes = [(by.double() @ w[:, columns].T).square().sum() / w.square().sum() for w in weights]
+    return float(sum(sizes) / len(sizes))
+
+
+def check_jacobian(model: StableDiffusion, unet: torch.nn.Module, theta0: torch.Tensor, steps: Sequence[float]) -> None:
+    found = sensitivities(model, model.prompt(TEXT, len(theta0)), theta0, steps)
+    assert [len(each) for each in found] == list(model.info.dims)
+    for which, square in enumerate(found):
+        for direction in torch.randn(3, len(square), generator=torch.Generator().manual_seed(which)):
+            expected = changed(model, which, theta0, direction, unet)
+            assert float(direction.double() @ square @ direction.double()) == pytest.approx(expected, rel=0.02)
+
+
 def test_it_is_the_jacobian_of_keys_and_values(tiny_model: StableDiffusion, theta0: torch.Tensor) -> None:
     """Autograd through the text encoder, and each projection taken by itself."""
-    prompt, layers = tiny_model.prompt(TEXT, 1), read_text(tiny_model.unet)
-    read = prompt[0].ids[0].tolist().index(tiny_model.tokenizers[0].eos_token_id) + 1 + 17  # of the padding
-
-    def hidden(theta: torch.Tensor) -> torch.Tensor:
-        return tiny_model.encode(prompt, theta[None]).hidden[0, :read]
-
-    jacobian = torch.autograd.functional.jacobian(hidden, theta0).double()[:, :, 0]  # [length, width, dim]
-    expected = torch.zeros(theta0.shape[1], theta0.shape[1]).double()
-    for layer in layers.values():
-        weight = layer.weight.detach().float().double()
-        through = torch.einsum("ow,lwd->lod", weight, jacobian).flatten(0, 1)
-        expected += through.T @ through / weight.square().sum() / len(layers)
-    found = sensitivity(tiny_model, prompt, theta0, 1e-3, 16)
-    assert float((found - expected).norm() / expected.norm()) < 0.01
+    check_jacobian(tiny_model, tiny_model.unet, theta0, [1e-3])
 
 
-def test_how_many_are_encoded_at_once_makes_no_difference(tiny_model: StableDiffusion, theta0: torch.Tensor) -> None:
-    prompt = tiny_model.prompt(TEXT, 1)
-    one, many = (sensitivity(tiny_model, prompt, theta0, 0.1, batch) for batch in (7, 128))
+class Twice(StableDiffusion):
+    """The embedded model's text encoder as if it were two."""
+
+    def _output(self, which: int, encoded: Any, candidates: torch.Tensor) -> Any:
+        output = super()._output(which, encoded, candidates)
+        return SimpleNamespace(hidden_states=output.hidden_states, text_embeds=output.last_hidden_state[:, 0])
+
+
+def test_of_two_encoders_each_is_looked_at(tiny_model: StableDiffusion) -> None:
+    own = tiny_model.blueprint
+    twice = dataclasses.replace(own, info=dataclasses.replace(own.info, dims=(128, 128)))
+    model = Twice(twice, "none", torch.float32, torch.device("cpu"), torch.device("cpu"))
+    unet = Reader(model.info.dims)
+    vars(model).update(unet=unet, tokenizers=tiny_model.tokenizers * 2, text_encoders=tiny_model.text_encoders * 2)
+    theta0 = tiny_model.initial_vectors("monster", 2, "single")
+    check_jacobian(model, unet, torch.cat([theta0, 1.5 * theta0], dim=1), [1e-3, 2e-3])
+
+
+@pytest.mark.slow
+def test_of_sdxl_s_two_encoders_each_is_looked_at(sdxl: StableDiffusion) -> None:
+    check_jacobian(sdxl, sdxl.unet, sdxl.initial_vectors("dog", 2, "single"), [1e-3, 1e-3])
+
+
+def test_how_many_are_encoded_at_once_makes_no_difference(
+    tiny_model: StableDiffusion, theta0: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, found = tiny_model.prompt(TEXT, 1), []
+    for count in (7, 128):
+        monkeypatch.setattr(sensitivity, "_AT_ONCE", count)
+        found += sensitivities(tiny_model, prompt, theta0, [0.1])
+    one, many = found
     torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-5 * float(many.abs().max()))
 
 
@@ -159,13 +265,14 @@ def test_how_many_are_encoded_at_once_makes_no_difference(tiny_model: StableDiff
 def test_what_the_encoder_takes_away_is_not_reached_for(dtype: str, theta0: torch.Tensor) -> None:
     """CLIP first takes the mean off a state: the start's rounding, which is in every difference, must not undo that."""
     model = load_quantized("tiny", dtype=dtype)
-    found = sensitivity(model, model.prompt(TEXT, 1), theta0, 0.3 * spread_of(model.word_rows()).size, 8)
+    size = spread_of(model.word_rows()).size
+    (found,) = sensitivities(model, model.prompt(TEXT, 1), theta0, [0.3 * size])
     one = torch.full((len(found),), 1 / math.sqrt(len(found))).double()
     assert float(one @ found @ one) < 0.3 * float(found.trace()) / len(found)
 
 
 def test_the_root_squared_is_what_all_layers_read(tiny_model: StableDiffusion) -> None:
-    root = reading(tiny_model.unet).double()
+    root = readings(tiny_model.unet, tiny_model.info.dims)[0].double()
     states = torch.randn(9, len(root), generator=torch.Generator().manual_seed(0)).double()
     weights = [layer.weight.detach().float().double() for layer in read_text(tiny_model.unet).values()]
     sizes = torch.stack([(states @ w.T).square().sum(1) / w.square().sum() for w in weights]).mean(dim=0)
@@ -173,9 +280,9 @@ def test_the_root_squared_is_what_all_layers_read(tiny_model: StableDiffusion) -
 
 
 def test_a_stop_is_answered_between_encodings(tiny_model: StableDiffusion, theta0: torch.Tensor) -> None:
-    asked = iter([False] * 40 + [True] * 1000)
+    asked = iter([False] * (len(read_text(tiny_model.unet)) + 4) + [True] * 1000)
     with stopped_by(lambda: next(asked)), pytest.raises(Stopped):
-        sensitivity(tiny_model, tiny_model.prompt(TEXT, 1), theta0, 0.1, 1)
+        sensitivities(tiny_model, tiny_model.prompt(TEXT, 1), theta0, [0.1])
 
 
 # ---------------------------------------------------------------- which is chosen
@@ -193,7 +300,7 @@ def many_words(model: StableDiffusion) -> Iterator[torch.Tensor]:
 def test_where_words_differ_in_few_directions_they_are_followed(
     tiny_model: StableDiffusion, theta0: torch.Tensor
 ) -> None:
-    config, spread, said = shaped(config_of(), tiny_model, tiny_model.prompt(TEXT, 1), theta0, 8)
+    config, spread, said = shaped(config_of(), tiny_model, tiny_model.prompt(TEXT, 1), theta0)
     assert (config_of().directions, config.directions) == ("adaptive", "vocabulary")
     assert "19 of 128" in said.text
     assert torch.equal(spread.stretch(torch.eye(128)), spread_of(tiny_model.word_rows()).stretch(torch.eye(128)))
@@ -204,12 +311,21 @@ def test_where_words_differ_in_many_the_encoder_is(
 ) -> None:
     monkeypatch.setattr(StableDiffusion, "word_rows", many_words)
     prompt = tiny_model.prompt(TEXT, 1)
-    config, spread, said = shaped(config_of(), tiny_model, prompt, theta0, 8)
+    config, spread, said = shaped(config_of(), tiny_model, prompt, theta0)
     assert config.directions == "encoder"
     assert said.text.startswith("directions encoder")
-    plain = spread_of(many_words(tiny_model))
-    expected = sensitive_spread(sensitivity(tiny_model, prompt, theta0, 0.3 * plain.size, 8), plain)
+    plain, sizes = spread_of(many_words(tiny_model)), moments_of(many_words(tiny_model)).sizes([128])
+    assert sizes == pytest.approx([plain.size])
+    expected = sensitive_spread(sensitivities(tiny_model, prompt, theta0, [0.3 * sizes[0]]), plain)
     assert torch.equal(spread.stretch(torch.eye(128)), expected.stretch(torch.eye(128)))
+
+
+@pytest.mark.slow
+def test_two_encoders_are_looked_at_by_themselves(sdxl: StableDiffusion) -> None:
+    prompt, theta0 = sdxl.prompt(TEXT, 1), sdxl.initial_vectors("dog", 1, "single")
+    config, spread, said = shaped(config_of(), sdxl, prompt, theta0)
+    assert (config.directions, spread.widths) == ("encoder", list(sdxl.info.dims))
+    assert said.text.startswith("directions encoder")
 
 
 def test_a_model_of_another_kind_has_its_words(tmp_path: Path) -> None:
@@ -223,12 +339,11 @@ def test_a_model_of_another_kind_has_its_words(tmp_path: Path) -> None:
     assert not (tmp_path / "refused").exists()
 
 
-def test_what_a_training_would_refuse_a_check_refuses(tmp_path: Path) -> None:
-    """The encoder's directions, of a model of two of them."""
-    sdxl = random_models.write_random(tmp_path / "sdxl.safetensors", "sdxl", "small")
-    config = config_of(directions="encoder", model=str(sdxl), initializer="dog", cache=None, resolution=64)
+def test_what_a_training_would_refuse_a_check_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder's directions, of a model whose tokens are wider than any known."""
+    monkeypatch.setattr("zoodip_core.train.directions._WIDEST", 64)
     with pytest.raises(ConfigError, match="set directions to vocabulary"):
-        check(config)
+        check(config_of(directions="encoder"))
 
 
 # ---------------------------------------------------------------- runs
@@ -256,3 +371,25 @@ def test_settings_of_another_unit_are_asked_for() -> None:
             TrainConfig.with_preset("paper", {**given, "directions": directions})
     with pytest.raises(ConfigError, match="set directions to adaptive"):
         TrainConfig.with_preset("paper", {**given, "radius": 3.0})
+
+
+# ---------------------------------------------------------------- the bench of two encoders
+
+
+def test_the_bench_s_two_encoders_predict_as_one(tiny_model: StableDiffusion, theta0: torch.Tensor) -> None:
+    double = two_encoders.twice(load_quantized("tiny", dtype="float32"))
+    latents, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def losses(model: StableDiffusion, candidates: torch.Tensor) -> torch.Tensor:
+        prompt = model.prompt(TEXT, 1)
+        view = View(prompt, latents, noise, 700, torch.zeros(6))
+        return model.denoiser([prompt], None, print).losses_on(view)(candidates)
+
+    candidates = torch.stack([theta0, 2 * theta0])
+    one, both = losses(tiny_model, candidates), losses(double, candidates.repeat(1, 1, 2))
+    torch.testing.assert_close(both, one, rtol=1e-5, atol=0)
+    unlike = losses(double, torch.cat([candidates, candidates.flip(0)], dim=-1))
+    assert not torch.allclose(unlike, one, rtol=1e-5)
+    (whole,), halves = readings(tiny_model.unet, (128,)), readings(double.unet, (128, 128))
+    for half in halves:  # |W| of two halves is 1 / sqrt(2) of the whole's
+        torch.testing.assert_close(half @ half, whole @ whole / 2, rtol=1e-3, atol=1e-5 * float((whole @ whole).max()))

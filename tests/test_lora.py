@@ -34,7 +34,7 @@ from zoodip_core.model.token_model import View
 from zoodip_core.search.estimators import RGE, SPSA, LeaveOneOut
 from zoodip_core.search.guard import Guard
 from zoodip_core.search.optimizers import NormalizedSGD
-from zoodip_core.search.preconditioner import Spread
+from zoodip_core.search.preconditioner import Axes, Spread
 from zoodip_core.search.staged import PURPOSE, StagedSearch
 from zoodip_core.search.zeroth_order import ZerothOrderSearch
 from zoodip_core.tiny import concepts
@@ -727,9 +727,8 @@ def test_weights_whose_losses_drown_are_told_of_and_moved_no_further_than_a_sett
 
     settings = {**preset_for("sd1", preset="two-stage"), "images": ["x"], "token": "<a>", "initializer": "dog"}
     draws = torch.Generator().manual_seed(0)
-    spread = Spread(
-        torch.linalg.qr(torch.randn(dim, 64, generator=draws)).Q.T.contiguous(), torch.full((64,), 0.015), 0.015
-    )
+    basis = torch.linalg.qr(torch.randn(dim, 64, generator=draws)).Q.T.contiguous()
+    spread = Spread((Axes(basis, torch.full((64,), 0.015), 0.015),))
     theta0 = 0.015 * torch.randn(1, dim, generator=draws)
     found, said = adapted(TrainConfig.from_dict(settings), Weak(), 4, theta0, spread, numbers)
     assert found.lora_mu == 10

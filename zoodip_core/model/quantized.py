@@ -168,19 +168,34 @@ class QuantizedModel:
         widths = self.info.dims
         if candidates is None:
             candidates = torch.zeros(1, 0, sum(widths))
-        outputs = []
-        for encoder, encoded, part in zip(self.text_encoders, prompt, candidates.split(widths, dim=-1), strict=True):
-            with placed(encoder, encoded, part) as ids:
-                outputs.append(encoder(ids, output_hidden_states=len(widths) > 1))
-        return self.conditioning(outputs)
+        pieces = zip(prompt, candidates.split(widths, dim=-1), strict=True)
+        return self.conditioning([self._output(which, *piece) for which, piece in enumerate(pieces)])
+
+    def encode_part(self, which: int, encoded: EncodedPrompt, candidates: torch.Tensor) -> torch.Tensor:
+        """What one text encoder adds to what the UNet attends to, ``[K, length, width]``.
+
+        Args:
+            which: the encoder's number.
+            encoded: the prompt as it reads it.
+            candidates: ``[K, num_vectors, dim]``, its numbers of them.
+        """
+        return self._attended([self._output(which, encoded, candidates)]).to(self.device, self.dtype)
+
+    def _output(self, which: int, encoded: EncodedPrompt, candidates: torch.Tensor) -> Any:
+        encoder = self.text_encoders[which]
+        with placed(encoder, encoded, candidates) as ids:
+            return encoder(ids, output_hidden_states=len(self.info.dims) > 1)
 
     def conditioning(self, outputs: Sequence[Any]) -> Conditioning:
         """What the UNet attends to, of the text encoders' outputs."""
-        if len(outputs) == 1:
-            return Conditioning(outputs[0].last_hidden_state.to(self.device, self.dtype))
+        pooled = outputs[-1].text_embeds.to(self.device, self.dtype) if len(outputs) > 1 else None
+        return Conditioning(self._attended(outputs).to(self.device, self.dtype), pooled)
+
+    def _attended(self, outputs: Sequence[Any]) -> torch.Tensor:
+        if len(self.info.dims) == 1:
+            return outputs[0].last_hidden_state
         # SDXL attends to the layer before the last of both; the second one's pooled output is not of that layer.
-        hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        return Conditioning(hidden.to(self.device, self.dtype), outputs[-1].text_embeds.to(self.device, self.dtype))
+        return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
 
     def predict(
         self, noisy: torch.Tensor, timestep: int | torch.Tensor, condition: Conditioning, time_ids: torch.Tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,52 +24,109 @@ _WHOLE, _BESIDE, _TURNS = 2048, 64, 10
 """Up to which width all axes are worked out; beyond it how many beside those wanted are looked for, and how often."""
 _ALIKE = 1e-6
 """Of the words' mean square: less variance is rounding."""
+_MATRIX = 1024
+"""Up to how many numbers a part's matrix is kept, 8 MB at this width; of a wider one it takes more than it saves."""
 
 
 @dataclass(frozen=True, eq=False)
-class Spread:
-    """How far random directions reach: a matrix A ``[dim, dim]``, of whose symmetric part the largest axes are kept.
+class Axes:
+    """A symmetric matrix ``[dim, dim]``, by its largest axes.
 
     Args:
         basis: float32 ``[rank, dim]``, orthonormal rows.
-        reach: float32 ``[rank]``, along each of them, in units of the token embedding.
+        reach: float32 ``[rank]``, along each of them.
         rest: along everything else.
-        scale: float32 ``[dim]``, what each number is multiplied by in the end; None for 1.
-        words: the words' root mean square distance from their mean, before ``scale``; None where directions reach as
-            far as that themselves.
     """
 
     basis: torch.Tensor
     reach: torch.Tensor
     rest: float
+
+    @property
+    def width(self) -> int:
+        """dim."""
+        return self.basis.shape[1]
+
+    @property
+    def square(self) -> float:
+        """The sum of the squares of all its numbers."""
+        rank, dim = self.basis.shape
+        return float(self.reach.double().square().sum()) + (dim - rank) * self.rest**2
+
+    @cached_property
+    def _matrix(self) -> torch.Tensor:
+        """In float64, where all axes are kept: half the work of two products."""
+        basis = self.basis.double()
+        with one_thread():
+            return basis.T * self.reach.double() @ basis
+
+    def stretch(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The product with vectors ``[..., dim]``, float64."""
+        if len(self.basis) == self.width <= _MATRIX:
+            return vectors @ self._matrix
+        basis, beyond = self.basis.double(), self.reach.double() - self.rest
+        return self.rest * vectors + (vectors @ basis.T * beyond) @ basis
+
+    @property
+    def useful(self) -> bool:
+        """Whether its tensors fit each other."""
+        basis, reach = self.basis, self.reach
+        return basis.dtype == torch.float32 == reach.dtype and basis.ndim == 2 and basis.shape[:1] == reach.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How far random directions reach: a matrix A ``[dim, dim]``.
+
+    Args:
+        parts: what A is made of along its diagonal, in units of the token embedding: one for all numbers, or one for
+            those of each text encoder.
+        scale: float32 ``[dim]``, what each number is multiplied by in the end; None for 1.
+        words: the words' root mean square distance from their mean, before ``scale``; None where directions reach as
+            far as that themselves.
+    """
+
+    parts: tuple[Axes, ...]
     scale: torch.Tensor | None = None
     words: float | None = None
 
+    @property
+    def widths(self) -> list[int]:
+        """The parts', whose sum is dim."""
+        return [part.width for part in self.parts]
+
     def tensors(self) -> dict[str, torch.Tensor]:
         """All of it, as a file can hold it."""
+        found: dict[str, torch.Tensor] = {}
+        for number, part in enumerate(self.parts):
+            rest = torch.tensor(part.rest, dtype=torch.float64)
+            named = {"basis": part.basis, "reach": part.reach, "rest": rest}
+            found |= {_name(name, number): tensor for name, tensor in named.items()}
         scale = {} if self.scale is None else {"scale": self.scale}
         words = {} if self.words is None else {"words": torch.tensor(self.words, dtype=torch.float64)}
-        rest = torch.tensor(self.rest, dtype=torch.float64)
-        return {"basis": self.basis, "reach": self.reach, "rest": rest, **scale, **words}
+        return {**found, **scale, **words}
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Spread:
         """From :meth:`tensors`.
 
         Raises:
-            ValueError: they are of another kind, or hold NaN or infinity.
+            KeyError, ValueError: they are of another kind, or hold NaN or infinity.
         """
-        basis, reach, rest = (tensors[name] for name in ("basis", "reach", "rest"))
-        scale = tensors.get("scale")
-        if not (basis.dtype == torch.float32 == reach.dtype and basis.shape[:1] == reach.shape and basis.ndim == 2):
+        parts: list[Axes] = []
+        while not parts or _name("basis", len(parts)) in tensors:
+            basis, reach, rest = (tensors[_name(name, len(parts))] for name in ("basis", "reach", "rest"))
+            parts.append(Axes(basis, reach, float(rest)))
+        if not all(part.useful for part in parts):
             raise ValueError("its tensors are of another kind")
-        if scale is not None and (scale.dtype != torch.float32 or scale.shape != basis.shape[1:]):
+        dim, scale = sum(part.width for part in parts), tensors.get("scale")
+        if scale is not None and (scale.dtype != torch.float32 or scale.shape != (dim,)):
             raise ValueError("its scale is of another kind")
         words = float(tensors["words"]) if "words" in tensors else None
         if words is not None and not 0 < words < math.inf:
             raise ValueError("its words have no size")
-        spread = cls(basis, reach, float(rest), scale, words)
-        if not torch.isfinite(spread.stretch(torch.ones(basis.shape[1]))).all():
+        spread = cls(tuple(parts), scale, words)
+        if not torch.isfinite(spread.stretch(torch.ones(dim))).all():
             raise ValueError("it holds NaN or infinity")
         return spread
 
@@ -77,20 +135,7 @@ class Spread:
         """The words' root mean square distance from their mean, before ``scale``."""
         if self.words is not None:
             return self.words
-        rank, dim = self.basis.shape
-        return math.sqrt(float(self.reach.double().square().sum()) + (dim - rank) * self.rest**2)
-
-    @cached_property
-    def _apart(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The basis, and by how much each reach is above the rest, in float64."""
-        return self.basis.double(), self.reach.double() - self.rest
-
-    @cached_property
-    def _matrix(self) -> torch.Tensor:
-        """A in float64, of a spread whose axes are all kept: half the work of two products."""
-        basis = self.basis.double()
-        with one_thread():
-            return basis.T * self.reach.double() @ basis
+        return math.sqrt(sum(part.square for part in self.parts))
 
     def stretch(self, vectors: torch.Tensor, radius: float = 0.0) -> torch.Tensor:
         """``A v`` in float64 for vectors ``[..., dim]``.
@@ -99,14 +144,16 @@ class Spread:
             radius: in units of :attr:`size`, what no result is longer than: short ones stay as they are, of long ones
                 the direction stays, ``A v / sqrt(1 + |A v|^2 / radius^2)``. 0: any length.
         """
-        if len(self.basis) == self.basis.shape[1]:
-            stretched = vectors.double() @ self._matrix
-        else:
-            basis, beyond = self._apart
-            stretched = self.rest * vectors.double() + (vectors.double() @ basis.T * beyond) @ basis
+        pieces = vectors.double().split(self.widths, dim=-1)
+        stretched = torch.cat([part.stretch(piece) for part, piece in zip(self.parts, pieces, strict=True)], dim=-1)
         if radius:
             stretched = stretched / (1 + stretched.square().sum(-1, keepdim=True) / (radius * self.size) ** 2).sqrt()
         return stretched if self.scale is None else stretched * self.scale.double()
+
+
+def _name(name: str, part: int) -> str:
+    """In a file: the first part's have the names of when there was one alone."""
+    return f"{name}.{part}" if part else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +167,11 @@ class Moments:
     def participation(self) -> float:
         """In how many directions rows differ, of ``dim``: ``(sum of variances)^2 / sum of their squares``."""
         return float(self.covariance.trace().square() / self.covariance.square().sum())
+
+    def sizes(self, widths: Sequence[int]) -> list[float]:
+        """The rows' root mean square distance from their mean in each of the parts that they consist of."""
+        variances = self.covariance.diagonal().clamp(min=0)
+        return [float(part.sum().sqrt()) for part in variances.split(list(widths))]
 
 
 def moments_of(pieces: Iterable[torch.Tensor]) -> Moments:
@@ -173,41 +225,50 @@ def spread_of_words(words: Moments, widths: Sequence[int] = (), *, rank: int = R
     reach *= whole.sqrt() / reach.norm()
     # The axes left out share what they have, so that the squares' sum stays what it was.
     rest = reach[: len(mean) - rank].square().mean().sqrt() if rank < len(mean) else reach[0]
-    basis = axes[:, -rank:].T.float().contiguous()
-    return Spread(basis, reach[-rank:].float(), float(rest), None if scale is None else scale.float())
+    largest = Axes(axes[:, -rank:].T.float().contiguous(), reach[-rank:].float(), float(rest))
+    return Spread((largest,), None if scale is None else scale.float())
 
 
-def sensitive_spread(sensitivity: torch.Tensor, words: Spread) -> Spread:
-    """Directions that reach further where a text encoder's output changes more.
+def sensitive_spread(sensitivities: Sequence[torch.Tensor], words: Spread) -> Spread:
+    """Directions that reach further where the text encoders' output changes more.
 
-    With J the Jacobian of the output by a token's numbers, the axes are those of ``J^T J``, and along the one whose
-    eigenvalue is l they reach ``k l^(1/4)``, the square root of how much the output changes. k is such that a random
-    direction changes the output, on the root mean square, as much as one of the words' spread, so that a perturbation
-    size and a learning rate mean the same with both.
+    With J the Jacobian of an encoder's output by its numbers of a token, the axes are those of ``J^T J``, and along the
+    one whose eigenvalue is l they reach ``k l^(1/4)``, the square root of how much the output changes. k, one for all
+    encoders, is such that a random direction changes the output, on the root mean square, as much as one of the words'
+    spread, so that a perturbation size and a learning rate mean the same with both.
 
     Args:
-        sensitivity: ``J^T J``, float64 ``[dim, dim]``.
+        sensitivities: ``J^T J``, float64 ``[dim, dim]``, of each encoder.
         words: the spread of the model's words, whose size counts for a radius.
 
     Raises:
         ModelError: the output does not change, or holds NaN or infinity.
     """
-    if not torch.isfinite(sensitivity).all():
+    if not all(torch.isfinite(each).all() for each in sensitivities):
         raise ModelError(
             "model: its text encoder gives NaN or infinity, so it cannot be trained on; set dtype to float32"
         )
-    found, axes = torch.linalg.eigh(sensitivity)
-    values = found.clamp(min=0)
-    stretched = words.stretch(axes.T)
-    usual = (stretched @ sensitivity * stretched).sum()
+    if words.scale is not None:  # what is searched is what it multiplies
+        scales = words.scale.double().split([len(each) for each in sensitivities])
+        sensitivities = [each * torch.outer(size, size) for each, size in zip(sensitivities, scales, strict=True)]
+    found = [torch.linalg.eigh(each) for each in sensitivities]
+    values = [each.eigenvalues.clamp(min=0) for each in found]
+    bases = [each.eigenvectors.T for each in found]
+    stretched = dataclasses.replace(words, scale=None).stretch(torch.block_diag(*bases))
+    pieces = stretched.split([len(each) for each in sensitivities], dim=-1)
+    usual = sum((piece @ each * piece).sum() for piece, each in zip(pieces, sensitivities, strict=True))
     if not usual > 0:
         raise ModelError(
             "model: its text encoder gives the same for any token, so it gives directions no shape; choose "
             "directions vocabulary"
         )
-    reach = values.pow(0.25)
-    reach *= (usual / (values * reach.square()).sum()).sqrt()
-    return Spread(axes.T.float().contiguous(), reach.float(), 0.0, words=words.size)
+    reaches = [each.pow(0.25) for each in values]
+    changed = sum((each * reach.square()).sum() for each, reach in zip(values, reaches, strict=True))
+    k = (usual / changed).sqrt()
+    parts = (
+        Axes(basis.float().contiguous(), (reach * k).float(), 0.0) for basis, reach in zip(bases, reaches, strict=True)
+    )
+    return Spread(tuple(parts), words.scale, words.size)
 
 
 def _axes(covariance: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

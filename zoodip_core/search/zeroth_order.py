@@ -64,9 +64,9 @@ class ZerothOrderSearch:
             )
         if not torch.isfinite(theta0).all():
             raise ConfigError("theta0 holds NaN or infinity; start from a finite token")
-        if spread and spread.basis.shape[1] != theta0.shape[1]:
+        if spread and sum(spread.widths) != theta0.shape[1]:
             raise ConfigError(
-                f"the shape of the directions is for tokens of {spread.basis.shape[1]} numbers, theta0 has "
+                f"the shape of the directions is for tokens of {sum(spread.widths)} numbers, theta0 has "
                 f"{theta0.shape[1]}; it belongs to another model"
             )
         if not 0 <= averaging <= 1:

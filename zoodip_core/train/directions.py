@@ -14,17 +14,17 @@ import torch
 
 from ..base.errors import ConfigError
 from ..base.events import Message
-from ..model.sensitivity import sensitivity
+from ..model.sensitivity import sensitivities
 from ..model.stable_diffusion import StableDiffusion
 from ..model.token_model import Prompt, TokenModel
 from ..search.preconditioner import Spread, moments_of, sensitive_spread, spread_of_words
 from .config import TrainConfig
 from .settings import ADAPTIVE, ENCODER, VOCABULARY
 
-_WIDEST = 1024
-"""Numbers of a token that are tried one by one, each in an encoding whose result is kept: 320 MB at this width."""
+_WIDEST = 1280
+"""Numbers for a text encoder that are tried one by one, each in an encoding whose result is kept: up to 500 MB."""
 _STEP = 0.3
-"""By how much each is moved, in words' distances from their mean: well above what bfloat16 rounds away."""
+"""By how much each is moved, in the distances of that encoder's words: well above what bfloat16 rounds away."""
 _SHARE = 0.25
 """Words that differ in fewer than this share of all directions say more of where to look than the text encoder."""
 
@@ -33,17 +33,17 @@ def check_directions(config: TrainConfig, model: TokenModel) -> None:
     """Refuse directions whose shape a model cannot give.
 
     Raises:
-        ConfigError: it is not one of our own with one text encoder, or its tokens are too wide.
+        ConfigError: it is not one of our own, or its tokens are too wide.
     """
     if config.directions == ENCODER and not _can_be_read(model):
         raise ConfigError(
-            f"directions = {ENCODER}: is for a Stable Diffusion of one text encoder with weights of our own, and up to "
-            f"{_WIDEST} numbers a token; set directions to {VOCABULARY} for {model.info.name}"
+            f"directions = {ENCODER}: is for a Stable Diffusion with weights of our own, and up to {_WIDEST} numbers a "
+            f"text encoder; set directions to {VOCABULARY} for {model.info.name}"
         )
 
 
 def shaped(
-    config: TrainConfig, model: TokenModel, prompt: Prompt, theta0: torch.Tensor, batch: int
+    config: TrainConfig, model: TokenModel, prompt: Prompt, theta0: torch.Tensor
 ) -> tuple[TrainConfig, Spread, Message]:
     """The shape of a run's directions, which are not normal.
 
@@ -52,7 +52,6 @@ def shaped(
         model: to look at.
         prompt: a caption with the token.
         theta0: the starting token ``[num_vectors, sum of dims]``.
-        batch: candidates that the text encoder may have at once.
 
     Returns:
         The settings, with nothing left to choose, the shape, and what the user should know.
@@ -70,9 +69,10 @@ def shaped(
     said = f"directions {directions}: the model's words differ in {words.participation:.0f} of {dim} directions"
     if directions == ENCODER:
         assert isinstance(model, StableDiffusion)
-        spread = sensitive_spread(sensitivity(model, prompt, theta0, _STEP * spread.size, batch), spread)
+        steps = [_STEP * size for size in words.sizes(model.info.dims)]
+        spread = sensitive_spread(sensitivities(model, prompt, theta0, steps), spread)
     return dataclasses.replace(config, directions=directions), spread, Message(said)
 
 
 def _can_be_read(model: TokenModel) -> bool:
-    return isinstance(model, StableDiffusion) and len(model.info.dims) == 1 and model.info.dims[0] <= _WIDEST
+    return isinstance(model, StableDiffusion) and max(model.info.dims) <= _WIDEST

@@ -252,7 +252,7 @@ class Training:
         self.objective: Objective = SharedObjective(self._own, self.ranks) if shared else self._own
         if config.directions != NORMAL and not spread and self.ranks.leads:
             self.on_event(Message("looking at the vocabulary and the text encoder"))
-            config, spread, said = shaped(config, model, prompts[0][0], theta0, self.plan.batch)
+            config, spread, said = shaped(config, model, prompts[0][0], theta0)
             self.config = config
             self.on_event(said)
         if config.directions != NORMAL and shared:

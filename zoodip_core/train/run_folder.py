@@ -273,11 +273,7 @@ class RunFolder:
         """
         if self.config.directions == NORMAL:
             return None
-        known = ("basis", "reach", "rest", "scale", "words")
-        return self._kept(
-            self.spread_path,
-            lambda tensors: Spread.of_tensors({name: tensors[name] for name in known if name in tensors}),
-        )
+        return self._kept(self.spread_path, Spread.of_tensors)
 
     def _kept(self, path: Path, of_tensors: Callable[[dict[str, torch.Tensor]], T]) -> T:
         """What a file that could be worked out anew holds.
