@@ -357,8 +357,8 @@ class Settings:
         "normal",
         SEARCH,
         "Directions",
-        "vocabulary: as the model's words differ. encoder: as the text that the denoiser reads changes, of SD1 and SD2 "
-        "alone. adaptive: encoder where words differ in many directions, else vocabulary. normal: alike in all "
+        "vocabulary: as the model's words differ. encoder: as the text that the denoiser reads changes, of Stable "
+        "Diffusion 1, 2 and XL alone. adaptive: encoder where words differ in many directions, else vocabulary. normal: alike in all "
         "numbers, as the paper's; its mu and lr have other units, so give those too.",
         choices=DIRECTIONS,
         left=AUTO,
