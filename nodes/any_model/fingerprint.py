@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,8 @@ def fingerprint(*patchers: Any, hooks: Any = None) -> str:
     """
     digest = hashlib.sha256()
     for patcher in patchers:
-        for piece in (*_weights(patcher), *_patches(patcher), *_named(patcher.model_options)):
+        parts = _weights, _patches, _injected
+        for piece in (*itertools.chain(*(part(patcher) for part in parts)), *_named(patcher.model_options)):
             digest.update(piece)
     for hook in hooks.hooks if hooks else ():
         for piece in _hooked(hook):
@@ -50,6 +52,21 @@ def _patches(patcher: Any) -> Iterator[bytes]:
         for strength, patch, strength_model, offset, _function in patcher.patches[name]:
             yield f"{name} {strength} {strength_model} {offset}".encode()
             yield from _within(patch)
+
+
+def _injected(patcher: Any) -> Iterator[bytes]:
+    """What is laid on a model's layers while it computes: by names, and of LoRAs the weights that they bring.
+
+    ComfyUI's node of LoRAs that leave the weights alone keeps them behind the function that lays them on.
+    """
+    for name in sorted(patcher.injections):
+        for injection in patcher.injections[name]:
+            yield name.encode()
+            yield from _named(injection.inject)
+            for cell in getattr(injection.inject, "__closure__", None) or ():
+                for key, (adapter, strength) in sorted(getattr(cell.cell_contents, "adapters", {}).items()):
+                    yield f"{key} {strength}".encode()
+                    yield from _within(adapter)
 
 
 def _hooked(hook: Any) -> Iterator[bytes]:

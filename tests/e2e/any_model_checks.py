@@ -344,6 +344,34 @@ def hooks(case: Case) -> Any:
     }
 
 
+def beside(case: Case) -> Any:
+    """LoRAs that are computed beside the weights, which stay as they are: of one kind of them all."""
+    files = importlib.import_module("comfy.sd")
+    if not hasattr(files, "load_bypass_lora_for_models"):  # an older ComfyUI
+        return {}
+    layers = [name for name, _ in case.parts.model.model.named_parameters() if name.endswith("attn2.to_k.weight")]
+    sizes = dict(case.parts.model.model.named_parameters())
+
+    def with_lora(seed: int, strength: float = 1.0) -> Any:
+        noise, lora = torch.Generator().manual_seed(seed), {}
+        for name in layers:
+            rows, columns = sizes[name].shape
+            stem = name.removesuffix(".weight")
+            lora[f"{stem}.lora_up.weight"] = torch.randn(rows, 2, generator=noise)
+            lora[f"{stem}.lora_down.weight"] = 0.1 * torch.randn(2, columns, generator=noise)
+        return case.wrapped(files.load_bypass_lora_for_models(case.parts.model, None, lora, strength, 0.0)[0])
+
+    models = [case.model, with_lora(1), with_lora(2), with_lora(1, 0.5)]
+    apart = [model.fingerprint for model in models]
+    lost = [case.losses(500, model) for model in models]
+    return {
+        "losses differ": len(set(map(tuple, lost))) == len(models),
+        "fingerprints differ": len(set(apart)) == len(models),
+        "fingerprint stays": with_lora(1).fingerprint == models[1].fingerprint == apart[1],
+        "losses come back": case.losses(500) == lost[0],
+    }
+
+
 def scheduled_hooks(case: Case) -> Any:
     """A LoRA that a CLIP's hook lays on its weights in the first half of the steps: each timestep has its own."""
     hooking, nodes = importlib.import_module("comfy.hooks"), importlib.import_module("comfy_extras.nodes_hooks")
@@ -644,7 +672,7 @@ CHECKS: Sequence[Callable[[Case], Any]] = (
     training,
 )
 ONCE: Sequence[Callable[[Case], Any]] = (
-    *(others_tokens, hooks, scheduled_hooks, on_a_card, back_on_a_card, streamed_fingerprint, refusals),
+    *(others_tokens, hooks, beside, scheduled_hooks, on_a_card, back_on_a_card, streamed_fingerprint, refusals),
 )
 
 

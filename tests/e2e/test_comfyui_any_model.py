@@ -125,6 +125,10 @@ def test_hooks_of_clip_count(found: Found) -> None:
     assert [name for name, holds in found("sd15", "hooks").items() if not holds] == []
 
 
+def test_loras_beside_the_weights_count(found: Found) -> None:
+    assert [name for name, holds in found("sd15", "beside").items() if not holds] == []
+
+
 def test_a_schedule_of_clips_hooks_is_followed(found: Found) -> None:
     assert found("sd15", "scheduled_hooks") == {"first half": True, "second half": True, "it counts": True}
 
