@@ -199,6 +199,16 @@ class Visitor:
         self.page.locator("#zoodip_drop input[type=file]").set_input_files([str(file) for file in files])
         self.page.wait_for_selector("#zoodip_pictures_notice .zoodip-box")
 
+    def drag(self, path: Path) -> None:
+        """Drag a file or folder onto the page with the mouse; returns when it is taken or refused."""
+        box = self.page.locator("#zoodip_drop").bounding_box()
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        session = self.page.context.new_cdp_session(self.page)
+        for kind in ("dragEnter", "dragOver", "drop"):
+            session.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
+        self.page.wait_for_selector("#zoodip_pictures_notice .zoodip-box")
+
     @property
     def pictures(self) -> Any:
         return self.page.locator("#zoodip_pictures .thumbnail-item")

@@ -91,6 +91,24 @@ def test_a_mask_is_painted_or_dropped(server: PageServer, browser: Any, tmp_path
         assert visitor.foreign == set()
 
 
+# ---------------------------------------------------------------- folders
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_dropped_is_its_pictures(visitor: Visitor, tmp_path: Path) -> None:
+    folder = tmp_path / "rex"
+    (folder / "within").mkdir(parents=True)
+    for number, photograph in enumerate(PHOTOGRAPHS[:3]):
+        shutil.copy(photograph, folder / f"{number}.jpg")
+    shutil.copy(PHOTOGRAPHS[3], folder / "within")
+    (folder / ".DS_Store").write_bytes(b"no picture")
+    (folder / "1.txt").write_text("a photo of <rex> in a basket")
+    visitor.drag(folder)
+    visitor.pictures.nth(2).wait_for()
+    assert visitor.pictures.count() == 3
+    assert "in a basket" in visitor.captions[1]
+
+
 # ---------------------------------------------------------------- from photographs to a token
 
 

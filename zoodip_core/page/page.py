@@ -24,7 +24,7 @@ from . import form, views
 from .comparison import Comparison
 from .form import Field
 from .gradios import UNSEEN, attempt, edited, fitting, html, listen, picture_box, pictured, shown
-from .pictures_tab import FOLLOWED, Pictures
+from .pictures_tab import FOLDERS, FOLLOWED, Pictures
 from .runs_tab import REPLACE, Runs
 from .studio import Studio
 
@@ -314,6 +314,7 @@ class Page:
         pictures = [*self._pictures.outputs, self._pictures.bundled, self._pictures.caption_with]
         loaded = listen(root.load, self._loaded, None, [*self._fields.values(), *pictures])
         listen(loaded.then, None, js=_LOOK)
+        listen(loaded.then, None, js=FOLDERS)
         live = [
             self._seen,
             self._hint,

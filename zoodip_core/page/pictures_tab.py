@@ -41,6 +41,37 @@ _SUBJECT = "subject"
 _CAPTION_WITH = "caption_with"
 """Under this one, which model wrote captions last."""
 _LONGEST_NAME = 1000
+FOLDERS = """() => {
+  const app = document.querySelector('gradio-app'), root = (app && app.shadowRoot) || document
+  const read = (entry) => new Promise((resolve, reject) => entry.file(resolve, reject))
+  const within = async (folder) => {
+    const reader = folder.createReader(), entries = []
+    for (;;) {  // some at a time, at last none
+      const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject))
+      if (!some.length) break
+      entries.push(...some)
+    }
+    const files = entries.filter((entry) => entry.isFile && !entry.name.startsWith('.'))
+    return Promise.all(files.sort((a, b) => a.name.localeCompare(b.name)).map(read))
+  }
+  root.addEventListener('drop', async (event) => {
+    if (!event.target.closest || !event.target.closest('#zoodip_drop')) return
+    const items = [...event.dataTransfer.items].filter((item) => item.kind === 'file')
+    const entries = items.map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean)
+    if (!entries.some((entry) => entry.isDirectory)) return
+    event.preventDefault()
+    event.stopImmediatePropagation()
+    event.target.dispatchEvent(new DragEvent('dragleave', { bubbles: true }))
+    const found = await Promise.all(entries.map((entry) => entry.isDirectory ? within(entry) : read(entry)))
+    const carried = new DataTransfer(), input = root.querySelector('#zoodip_drop input[type=file]')
+    found.flat().forEach((file) => carried.items.add(file))
+    if (!input || !carried.files.length) return
+    input.files = carried.files
+    input.dispatchEvent(new Event('change', { bubbles: true }))
+  }, true)
+  return []
+}"""
+"""Has a folder that is dropped be the files in it, but not those of folders within; gradio cannot upload a folder."""
 _CAPTION = "Caption"
 _MOST_LINES = 8
 
