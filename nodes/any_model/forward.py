@@ -18,6 +18,9 @@ _CACHES = ("easycache", "lazycache")
 """Of ComfyUI's nodes that skip forward passes whose inputs look like the last ones: candidates do."""
 _PROMPT = 0
 """What patches are told of a row that is computed with the prompt; 1 is the negative prompt."""
+HALF = 0.5
+"""Room for so many forward passes is asked of ComfyUI for each candidate: it makes twice that, one with the prompt and
+one without."""
 Inner = Callable[[Any, dict[str, Any], torch.Tensor], torch.Tensor]
 Conditioning = list[list[Any]]
 
@@ -62,6 +65,7 @@ def losses(
     sigma: float,
     shift: torch.Tensor | None = None,
     places: torch.Tensor | None = None,
+    room: float = HALF,
 ) -> torch.Tensor:
     """The model's own loss for each conditioning, float64 ``[K]`` on the CPU, all in one forward pass.
 
@@ -73,6 +77,7 @@ def losses(
         sigma: of the model's.
         shift: ``[1, channels, ...]``, taken from what the model should give, of the kind of :func:`outputs`.
         places: float64 ``[height, width]``, of mean 1: how much squared errors count at each place; None: 1.
+        room: as :func:`run` takes it.
 
     Raises:
         OutOfMemoryError: ComfyUI would not take so many at once.
@@ -83,11 +88,16 @@ def losses(
         target = exact(x0) if shift is None else exact(x0) - exact(shift.to(x0.device)) / math.sqrt(weight)
         return weight * mean_squares(_predicted(inner, options, x0, conditionings, noise, sigma), target, places)
 
-    return run(model, conditionings, latents, work)
+    return run(model, conditionings, latents, work, room)
 
 
 def outputs(
-    model: Any, conditionings: Sequence[Conditioning], latents: torch.Tensor, noise: torch.Tensor, sigma: float
+    model: Any,
+    conditionings: Sequence[Conditioning],
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    sigma: float,
+    room: float = HALF,
 ) -> torch.Tensor:
     """The pictures that the model predicts, ``[K, channels, ...]``, float32 on the CPU, all in one forward pass.
 
@@ -101,7 +111,7 @@ def outputs(
         predicted = _predicted(inner, options, x0, conditionings, noise, sigma)
         return math.sqrt(loss_weight(inner.model_sampling, sigma)) * torch.cat(predicted).float().cpu()
 
-    return run(model, conditionings, latents, work)
+    return run(model, conditionings, latents, work, room)
 
 
 def picture(model: Any, output: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -133,17 +143,24 @@ def _predicted(
     return predicted
 
 
-def run(model: Any, conditionings: Sequence[Conditioning], latents: torch.Tensor, work: Inner) -> torch.Tensor:
+def run(
+    model: Any, conditionings: Sequence[Conditioning], latents: torch.Tensor, work: Inner, room: float = HALF
+) -> torch.Tensor:
     """Do some work with the model where ComfyUI would sample: on its device, with patches, hooks and options.
 
-    ``work`` is given the inner model, the options and the latents as the model takes them.
+    Args:
+        model: a MODEL.
+        conditionings: K, for whose forward pass there is to be room.
+        latents: ``[1, channels, ...]``, as the VAE gives them.
+        work: given the inner model, the options and the latents as the model takes them.
+        room: how many forward passes' room ComfyUI is asked for, for each of the K. More than half leaves less to the
+            weights of a model that does not fit, of which ComfyUI else loads as much as leaves room for so many alone.
     """
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": conditionings[0]})
     instead = _Instead(work)
-    # ComfyUI makes room for two forward passes, of conditioning with and without the prompt.
-    room = latents.new_zeros(-(-len(conditionings) // 2), *latents.shape[1:])
-    guider.sample(room, latents, instead, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=0)
+    asked = latents.new_zeros(math.ceil(room * len(conditionings)), *latents.shape[1:])
+    guider.sample(asked, latents, instead, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=0)
     assert instead.result is not None
     return instead.result
 

@@ -38,6 +38,8 @@ GUIDANCE = 1.0
 """Of models that are told it, as Flux: at another they draw sharper than pictures are."""
 _ROOM, _SPARE = 1.5, 0.1
 """ComfyUI takes as many at once as fit by its estimate with the first, and keeps the second share of a model free."""
+_STREAMED = 0.6
+"""What candidates may take of the room beside a model that does not fit; ComfyUI wants the rest for its weights."""
 _MISFIT = re.compile(r"shape|size|dimension", re.IGNORECASE)
 """In PyTorch's words for numbers that do not fit together."""
 
@@ -59,6 +61,8 @@ class ComfyUIModel:
     folder: Path
 
     portable = own_memory = False
+    _room_each = forward.HALF
+    """Forward passes that ComfyUI makes room for, for each candidate."""
 
     def __post_init__(self) -> None:
         kinds.check_parts(self.model, self.clip, self.vae)
@@ -177,12 +181,12 @@ class ComfyUIModel:
         own, room, sides = self._own_clip.patcher, self._room(), largest or (resolution, resolution)
         movable = self.device.type != "cpu" and own.load_device.type != "cpu" and not _streamed(own)
         layouts = [(size, apart) for apart in ((False, True) if movable else (False,)) for size in sizes]
-        for size, apart in layouts:
-            use = self._use(sides, size, text_apart=apart or own.load_device != self.device)
-            most = max(use.weights.values())
-            if sum(use.weights.values()) + _SPARE * most + _ROOM * use.activations <= room:
-                break
-        return MemoryPlan(size, apart, use)
+        plans = [
+            MemoryPlan(size, apart, self._use(sides, size, text_apart=apart or own.load_device != self.device))
+            for size, apart in layouts
+        ]
+        whole = next((each for each in plans if _beyond(each.use, room) <= 0), None)
+        return whole or min(plans[-len(sizes) :], key=functools.partial(_crossing, candidates=candidates, room=room))
 
     def _use(self, sides: tuple[int, int], batch: int, text_apart: bool) -> MemoryUse:
         shape = self.latents_shape(*sides)
@@ -200,6 +204,7 @@ class ComfyUIModel:
         return int(free + loaded - comfy.model_management.minimum_inference_memory())
 
     def lay_out(self, plan: MemoryPlan) -> None:
+        self._room_each = forward.HALF if _beyond(plan.use, self._room()) <= 0 else _ROOM
         self._texts_of(_on_the_cpu(self._own_clip) if plan.text_apart else self._own_clip)
         self.load()  # what does not fit together is not first found after the pictures and the vocabulary
 
@@ -245,7 +250,7 @@ class ComfyUIModel:
         check_stop()
         sigma = sigma_at(self._sampling, view.timestep)
         given = (self.model, conditionings, view.latents, view.noise, sigma, view.shift, view.weight)
-        return self._tried(lambda: forward.losses(*given))
+        return self._tried(lambda: forward.losses(*given, room=self._room_each))
 
     @torch.no_grad()
     def outputs(self, view: View, rows: Sequence[Row]) -> torch.Tensor:
@@ -256,7 +261,7 @@ class ComfyUIModel:
         check_stop()
         sigma = sigma_at(self._sampling, view.timestep)
         given = (self.model, conditionings, view.latents, view.noise, sigma)
-        return self._tried(lambda: forward.outputs(*given))
+        return self._tried(lambda: forward.outputs(*given, room=self._room_each))
 
     def picture(self, view: View, output: torch.Tensor) -> torch.Tensor:
         return forward.picture(self.model, output, sigma_at(self._sampling, view.timestep))
@@ -355,6 +360,20 @@ class ComfyUIModel:
         comfy.model_management.unload_all_models()
         self._encoded.clear()
         self._texts_of(self._own_clip)
+
+
+def _beyond(use: MemoryUse, room: int) -> float:
+    """Bytes of weights that have no room on the device beside a forward pass; none where it is 0 or less."""
+    weights = use.weights.values()
+    return sum(weights) + _SPARE * max(weights) + _ROOM * use.activations - room
+
+
+def _crossing(plan: MemoryPlan, candidates: int, room: int) -> tuple[bool, float]:
+    """Of a model that does not fit: whether candidates leave too little room to its weights, and the bytes of them that
+    cross to the device in a step. They cross once for each forward pass, so fewer passes of more candidates are faster.
+    """
+    crowded = plan.batch > 1 and _ROOM * plan.use.activations > _STREAMED * room
+    return crowded, -(-candidates // plan.batch) * _beyond(plan.use, room)
 
 
 def _streamed(patcher: Any) -> bool:

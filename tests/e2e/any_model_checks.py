@@ -451,6 +451,23 @@ def on_a_card(case: Case) -> Any:
     return found
 
 
+def at_once(case: Case) -> Any:
+    """How many of five candidates go through a model at once, and how many forward passes ComfyUI is asked room for: by
+    room for all of it with five, with one, for a part of it, and for next to nothing."""
+    made, sizes = case.wrapped(case.parts.model), {}
+    weights = [case.parts.model.model_size(), case.parts.clip.patcher.model_size()]
+    whole = sum(weights) + 0.1 * max(weights)
+    five, one = (1.5 * made.model.memory_required([count, *made.latents_shape(64, 64)[1:]]) for count in (5, 1))
+    made.load = lambda: None
+    rooms = {"five": whole + five, "one": whole + one, "a part": five / 0.6 + 1, "next to nothing": one}
+    for name, room in rooms.items():
+        made._room = lambda room=room: int(room) + 1
+        plan = made.plan(64, 5, 0, 0)
+        made.lay_out(plan)
+        sizes[name] = [plan.batch, math.ceil(plan.batch * made._room_each)]
+    return {"five are less than the model": five / 0.6 < whole, **sizes}
+
+
 def back_on_a_card(case: Case) -> Any:
     """Where ComfyUI would load the user's text encoders to, once they have been on the CPU for a model that is gone."""
     management, card = importlib.import_module("comfy.model_management"), torch.device("meta")
@@ -672,7 +689,17 @@ CHECKS: Sequence[Callable[[Case], Any]] = (
     training,
 )
 ONCE: Sequence[Callable[[Case], Any]] = (
-    *(others_tokens, hooks, beside, scheduled_hooks, on_a_card, back_on_a_card, streamed_fingerprint, refusals),
+    *(
+        others_tokens,
+        hooks,
+        beside,
+        scheduled_hooks,
+        on_a_card,
+        at_once,
+        back_on_a_card,
+        streamed_fingerprint,
+        refusals,
+    ),
 )
 
 

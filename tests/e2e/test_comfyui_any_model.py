@@ -142,6 +142,12 @@ def test_text_encoders_leave_a_full_card_unless_comfyui_streams_them(found: Foun
     assert found("sd15", "on_a_card") == {"plain": True, "streamed": False}
 
 
+def test_a_model_that_does_not_fit_is_asked_for_many_candidates_at_once(found: Found) -> None:
+    """Its weights cross to the card for each forward pass."""
+    expected = {"five": [5, 3], "one": [1, 1], "a part": [5, 8], "next to nothing": [1, 2]}
+    assert found("sd15", "at_once") == {"five are less than the model": True, **expected}
+
+
 def test_text_encoders_are_not_left_on_the_cpu(found: Found) -> None:
     assert found("sd15", "back_on_a_card") == {"apart": ["cpu"], "left on the CPU": 0}
 
