@@ -154,7 +154,7 @@ def test_a_wide_part_keeps_no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = kept.stretch(vectors)
     monkeypatch.setattr(preconditioner, "_MATRIX", DIM - 1)
     wide = Spread.of_tensors(kept.tensors())
-    torch.testing.assert_close(wide.stretch(vectors), expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(wide.stretch(vectors), expected, rtol=1e-5, atol=1e-6)
     assert "_matrix" in vars(kept.parts[0])
     assert "_matrix" not in vars(wide.parts[0])
 

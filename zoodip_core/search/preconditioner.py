@@ -25,7 +25,7 @@ _WHOLE, _BESIDE, _TURNS = 2048, 64, 10
 _ALIKE = 1e-6
 """Of the words' mean square: less variance is rounding."""
 _MATRIX = 1024
-"""Up to how many numbers a part's matrix is kept, 8 MB at this width; of a wider one it takes more than it saves."""
+"""Up to how many numbers a part's matrix is kept beside its axes: 8 MB at this width."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +62,13 @@ class Axes:
 
     def stretch(self, vectors: torch.Tensor) -> torch.Tensor:
         """The product with vectors ``[..., dim]``, float64."""
-        if len(self.basis) == self.width <= _MATRIX:
+        if len(self.basis) < self.width:
+            basis, beyond = self.basis.double(), self.reach.double() - self.rest
+            return self.rest * vectors + (vectors @ basis.T * beyond) @ basis
+        if self.width <= _MATRIX:
             return vectors @ self._matrix
-        basis, beyond = self.basis.double(), self.reach.double() - self.rest
-        return self.rest * vectors + (vectors @ basis.T * beyond) @ basis
+        with one_thread():  # in float32, as accurate as the axes are
+            return ((vectors.float() @ self.basis.T * self.reach) @ self.basis).double()
 
     @property
     def useful(self) -> bool:
