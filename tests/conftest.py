@@ -16,9 +16,8 @@ import node_pack
 import pytest
 
 from tests.fake_host import FakeHost
-from tests.once import drawn_once, remembering
+from tests.once import noted_losses, remembering
 from zoodip_core.base.stopping import check_stop
-from zoodip_core.data.sheets import loss_curve
 from zoodip_core.jobs import tasks
 from zoodip_core.model import memory
 from zoodip_core.model.load import load_quantized
@@ -38,34 +37,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
-def pytest_collection_finish() -> None:
-    """What is loaded by now stays: no collection of garbage looks through it, which takes a tenth of the time."""
+def keep_what_is_loaded() -> None:
+    """No collection of garbage looks through what is loaded by now and stays, which takes a tenth of the time."""
     gc.collect()
     gc.freeze()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def work_done_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Predicting memory and drawing losses take longer than the steps of most runs: each is done once for the same.
+def pytest_collection_finish() -> None:
+    keep_what_is_loaded()
 
-    The tests of the prediction itself have imported the real one.
+
+@pytest.fixture(scope="session", autouse=True)
+def work_done_once() -> Iterator[None]:
+    """Predicting memory and drawing losses take longer than the steps of most runs: the same memory is predicted once,
+    and losses are written down.
+
+    The tests of the prediction and of the drawing themselves have imported the real ones.
     """
     with pytest.MonkeyPatch.context() as patch:
         predict = remembering(memory.predict_memory, check_stop)
         for module in (memory, tasks):
             patch.setattr(module, "predict_memory", predict)
-        patch.setattr(loop, "loss_curve", drawn_once(loss_curve, tmp_path_factory.mktemp("curves")))
+        patch.setattr(loop, "loss_curve", noted_losses)
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny_model() -> StableDiffusion:
     """The embedded model, loaded once; nothing changes a loaded model."""
-    return load_quantized("tiny")
+    made = load_quantized("tiny")
+    made.load()  # and the libraries with it
+    keep_what_is_loaded()
+    return made
 
 
 @pytest.fixture(scope="session")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def pack() -> Any:
     """The node pack, as ComfyUI imports it.
 
     Its core is another copy of the modules than ``zoodip_core``: classes of the two differ.
@@ -78,7 +85,8 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Any:
         for name in ("model.memory", "train.loop", "base.stopping")
     )
     own_memory.predict_memory = remembering(own_memory.predict_memory, own_stopping.check_stop)
-    own_loop.loss_curve = drawn_once(own_loop.loss_curve, tmp_path_factory.mktemp("pack-curves"))
+    own_loop.loss_curve = noted_losses
+    keep_what_is_loaded()
     return made
 
 

@@ -1,12 +1,18 @@
-"""Work that the runs of the tests share, since it takes longer than their steps, and comes out the same each time."""
+"""Work that takes longer than the steps of most of the tests' runs: what they share of it, and what they do without."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from zoodip_core.base.files import write_atomically
+
+NOTE = "losses"
 
 
 def remembering(predict: Callable[..., Any], check_stop: Callable[[], None]) -> Callable[..., Any]:
@@ -23,15 +29,9 @@ def remembering(predict: Callable[..., Any], check_stop: Callable[[], None]) -> 
     return predicted
 
 
-def drawn_once(draw: Callable[..., None], folder: Path) -> Callable[..., None]:
-    """Writes the picture of losses as ``draw`` does, which is asked once for the same losses."""
-    known: dict[tuple[Any, ...], Path] = {}
-
-    def drawn(losses: Sequence[float], path: Path, *more: str) -> None:
-        key = (*losses, *more)
-        if key not in known:
-            draw(losses, folder / f"{len(known)}.png", *more)
-            known[key] = folder / f"{len(known)}.png"
-        write_atomically(path, known[key].read_bytes())
-
-    return drawn
+def noted_losses(losses: Sequence[float], path: Path, *more: str) -> None:
+    """In place of the picture of losses: one of its size that is blank, whose note has what it would show."""
+    about, buffer = PngInfo(), io.BytesIO()
+    about.add_text(NOTE, repr((*losses, *more)))
+    Image.new("L", (792, 396), 255).save(buffer, format="PNG", pnginfo=about)
+    write_atomically(path, buffer.getvalue())

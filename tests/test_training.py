@@ -23,10 +23,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.once import NOTE
 from zoodip_core import Commands, TrainConfig, load_embedding, resume_training, train_token
 from zoodip_core.base.errors import RunFolderError
 from zoodip_core.base.events import Event, Message, Progress, Sampled, Saved
 from zoodip_core.cli.main import main
+from zoodip_core.data.sheets import loss_curve
 from zoodip_core.model.forward import Forward
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.model.token_table import table_of
@@ -113,6 +115,31 @@ def test_the_file_tells_how_it_was_made(whole: TrainResult) -> None:
     assert len(read.metadata["base_model_hash"]) == 64
     assert json.loads(read.metadata["config"])["tau"] == 4
     assert str(Path.cwd()) not in str(read.metadata)  # nothing of the user's folders
+
+
+def test_the_losses_are_drawn(whole: TrainResult, tmp_path: Path) -> None:
+    """The run gives what is drawn; each step's losses are a pale line, below their running mean in red."""
+    title = "denoising loss while learning <pip>"
+    with Image.open(whole.path.parent / "loss.png") as noted:
+        assert noted.info[NOTE] == repr((*whole.losses, title))
+
+    def drawn(name: str, losses: list[float]) -> Image.Image:
+        loss_curve(losses, tmp_path / name, title)
+        with Image.open(tmp_path / name) as picture:
+            return picture.convert("RGB")
+
+    first, again, other = (
+        drawn(name, losses) for name, losses in (("1", whole.losses), ("2", whole.losses), ("3", whole.losses[:-1]))
+    )
+    assert first.size == noted.size
+    assert first.tobytes() == again.tobytes() != other.tobytes()
+    colours = {colour for _, colour in first.getcolors(1 << 24) or ()}
+    assert {(192, 57, 43), (255, 255, 255), (0, 0, 0)} <= colours
+    rising, falling = (np.asarray(drawn(name, [*range(1, 99)][::way])) for name, way in (("4", 1), ("5", -1)))
+    for pixels, below in ((rising, True), (falling, False)):
+        rows, columns = np.nonzero((pixels == (192, 57, 43)).all(axis=2))
+        left, right = (rows[columns == column].mean() for column in (columns.min(), columns.max()))
+        assert (right < left) == below
 
 
 def test_what_judged_candidates_is_gone_before_anything_else_is_done(
@@ -254,7 +281,11 @@ def test_events_tell_progress_saves_and_samples(tiny_model: StableDiffusion, tmp
             commands.sample()
 
     train_token(
-        config_of(steps=4, sample_every=4), tmp_path / "run", model=tiny_model, on_event=on_event, commands=commands
+        config_of(steps=4, sample_every=4, sample_steps=2),
+        tmp_path / "run",
+        model=tiny_model,
+        on_event=on_event,
+        commands=commands,
     )
     progress = [event for event in events if isinstance(event, Progress)]
     assert [event.step for event in progress] == [1, 2, 3, 4]
@@ -342,7 +373,7 @@ def test_samples_that_find_no_room_do_not_end_the_run(
 def test_training_leaves_global_randomness_and_settings_alone(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     torch.manual_seed(123)
     before, threads, grad = torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled()
-    train(config_of(steps=2, sample_every=2), tmp_path / "run", tiny_model)
+    train(config_of(steps=2, sample_every=2, sample_steps=2), tmp_path / "run", tiny_model)
     assert torch.equal(torch.get_rng_state(), before)
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == (threads, grad)
 

@@ -28,6 +28,7 @@ from zoodip_core import Commands, TrainConfig, resume_training, train_token
 from zoodip_core.base.errors import ImagesError
 from zoodip_core.base.events import Progress
 from zoodip_core.base.stopping import Stopped, check_stop
+from zoodip_core.data.sheets import loss_curve
 from zoodip_core.jobs import tasks, worker
 from zoodip_core.jobs.environment import ROOT
 from zoodip_core.jobs.job_folder import Task, write_task
@@ -39,6 +40,7 @@ from zoodip_core.model.lora import load_lora
 from zoodip_core.model.memory import CUDA_CONTEXT
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.tiny import concepts
+from zoodip_core.train import loop
 from zoodip_core.train.comparison import Comparison, write_comparison
 from zoodip_core.train.run_folder import RunFolder
 
@@ -62,6 +64,7 @@ def settings_of(**settings: Any) -> dict[str, Any]:
         "tau": 3,
         "lr_schedule": "constant",
         "sample_every": 0,
+        "sample_steps": 2,
         **settings,
     }
 
@@ -237,8 +240,9 @@ def test_a_training_tells_its_events_in_order(trained: Process) -> None:
 
 
 def test_a_training_in_a_worker_ends_in_the_same_bytes(
-    trained: Process, tiny_model: StableDiffusion, tmp_path: Path
+    trained: Process, tiny_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "loss_curve", loss_curve)  # drawn there, and so here
     assert (trained.run / "pip.safetensors").read_bytes() == uninterrupted(tmp_path / "here", tiny_model)
     for name in ("steps.jsonl", "state.safetensors", "loss.png"):
         assert (trained.run / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
@@ -375,6 +379,7 @@ def is_gone(process: psutil.Process) -> bool:
 QUICK = """
 import sys
 from zoodip_core.cli import main as cli
+from zoodip_core.data.sheets import loss_curve
 from zoodip_core.jobs import tasks, worker
 
 cli.quiet_libraries = lambda: None  # which loads them, for nothing here
