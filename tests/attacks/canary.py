@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import tempfile
@@ -42,7 +43,7 @@ class Canary:
         self.outside.mkdir(parents=True)
         self.temp.mkdir()
         self._fill(self.outside)
-        sys.addaudithook(self._hear)  # for good: a program cannot take it away
+        _listen()
 
     def _fill(self, folder: Path) -> None:
         """Secrets of every kind that somebody may try to read."""
@@ -88,13 +89,16 @@ class Canary:
         before, tempfile.tempdir = tempfile.tempdir, str(self.temp)
         self._allowed = (*allowed, self.temp)
         self._watching = True
+        _canaries.append(self)
         try:
             yield
         finally:
+            _canaries.remove(self)
             self._watching = False
             tempfile.tempdir = before
 
-    def _hear(self, event: str, given: tuple[Any, ...]) -> None:
+    def hear(self, event: str, given: tuple[Any, ...]) -> None:
+        """Of what the program does."""
         if not self._watching:
             return
         if event in _PROGRAMS:
@@ -121,6 +125,21 @@ class Canary:
                 self.seen.append(f"{event} {where}{' for writing' if writing else ''}")
         finally:
             self._watching = True
+
+
+_canaries: list[Canary] = []
+"""Those that watch now."""
+
+
+@functools.cache
+def _listen() -> None:
+    """Hear what the program does from now on, for good: it cannot take this away, so that all canaries share it."""
+
+    def hear(event: str, given: tuple[Any, ...]) -> None:
+        for canary in _canaries:
+            canary.hear(event, given)
+
+    sys.addaudithook(hear)
 
 
 def plant_links(folder: Path, outside: Path, name: str, suffix: str = "") -> None:
