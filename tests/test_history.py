@@ -31,7 +31,8 @@ STEPS = 3
 
 def config_of(**settings: Any) -> TrainConfig:
     given = {"images": (str(PIP.images),), "token": "<pip>", "initializer": "monster", "steps": STEPS, "n": 2}
-    return TrainConfig.from_preset("tiny", **{**given, "save_every": 1, "sample_every": 2, **settings})
+    saved = {"save_every": 1, "sample_every": 2, "sample_steps": 1}
+    return TrainConfig.from_preset("tiny", **{**given, **saved, **settings})
 
 
 def train(path: Path, model: StableDiffusion, stop_after: int = 0, **settings: Any) -> TrainResult:

@@ -53,7 +53,7 @@ def fill_in(visitor: Visitor, token: str, **settings: int) -> None:
     visitor.write("token", token)
     visitor.write("initializer", "monster")
     visitor.open_settings()
-    for name, number in {"steps": STEPS, "n": 2, "sample_every": EVERY, **settings}.items():
+    for name, number in {"steps": STEPS, "n": 2, "sample_every": EVERY, "sample_steps": 10, **settings}.items():
         visitor.write(name, str(number))
 
 

@@ -110,13 +110,14 @@ def test_how_samples_are_drawn_reaches_the_model(
 
 def test_a_sheet_of_one_prompt_is_as_it_was(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     """Four seeds of it, below reference images; no start, no picture over time, and nothing told in the file."""
-    result = train(config_of(steps=2, sample_every=2), tmp_path / "run", tiny_model)
+    result = train(config_of(steps=2, sample_every=2, sample_steps=3), tmp_path / "run", tiny_model)
     assert names(tmp_path / "run") == ["step-00000002.png"]
     assert result.grid is None
     sheet = tmp_path / "run" / "samples" / "step-00000002.png"
     with Image.open(sheet) as picture:
         assert "zoodip" not in picture.info
-    drawn = generate(tiny_model, ["a photo of a <pip>"] * 4, [0, 1, 2, 3], embedding=result.embedding)
+    how: dict[str, Any] = {"embedding": result.embedding, "num_inference_steps": 3}
+    drawn = generate(tiny_model, ["a photo of a <pip>"] * 4, [0, 1, 2, 3], **how)
     for shown, image in zip(tiles(sheet, 0, 4), drawn, strict=True):
         assert np.array_equal(shown, enlarged(image))
 
@@ -152,7 +153,8 @@ def test_of_several_tokens_each_prompt_is_drawn_with_each() -> None:
 def test_pictures_of_each_of_several_tokens_stand_above(tiny_model: StableDiffusion, tmp_path: Path) -> None:
     folders = [concepts.load(name).images for name in ("pip", "boo")]
     given = {"images": tuple(map(str, folders)), "captions": None, "token": "<pip>,<boo>", "initializer": "monster"}
-    train(config_of(**given, sample_prompt="a {}; a monster", sample_every=1, steps=1), tmp_path / "run", tiny_model)
+    own = {"sample_prompt": "a {}; a monster", "sample_every": 1, "sample_steps": 2, "steps": 1}
+    train(config_of(**given, **own), tmp_path / "run", tiny_model)
     shown = tiles(tmp_path / "run" / "samples" / "step-00000001.png", 1, 3)
     for tile, (folder, name) in zip(shown, [(0, "01.png"), (1, "01.png"), (0, "02.png")], strict=True):
         with Image.open(folders[folder] / name) as picture:
@@ -323,13 +325,18 @@ def drawn(model: StableDiffusion) -> np.ndarray[Any, Any]:
     return np.stack([np.asarray(picture, dtype=np.float64) for picture in pictures])
 
 
+@pytest.fixture(scope="module")
+def undivided(tiny_model: StableDiffusion) -> np.ndarray[Any, Any]:
+    return drawn(tiny_model)
+
+
 @pytest.mark.parametrize("most", [16, 8])
 def test_a_picture_that_has_no_room_is_decoded_in_tiles(
-    tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch, most: int
+    tiny_model: StableDiffusion, undivided: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     """As small as need be; the picture is the same but for what tiles do not see of their neighbours."""
     monkeypatch.setattr(generation, "_SMALLEST_TILE", 4)
-    whole, decode = drawn(tiny_model), Decoder.forward
+    whole, decode = undivided, Decoder.forward
     sides: list[int] = []
 
     def small(self: Any, latents: torch.Tensor, *more: Any) -> Any:
@@ -391,7 +398,7 @@ def test_the_command_tells_where_the_picture_is(tmp_path: Path, capsys: pytest.C
         "--sample-guidance",
         "3",
     ]
-    command += ["--sample-negative-prompt", "night", "--output", str(tmp_path / "run")]
+    command += ["--sample-negative-prompt", "night", "--preset", "paper", "--output", str(tmp_path / "run")]
     assert main(command) == 0
     said = capsys.readouterr()
     assert f"samples over time: {tmp_path / 'run' / 'samples' / 'grid.png'}" in said.out
@@ -439,6 +446,7 @@ def test_a_training_on_photographs_with_the_embedded_model_is_warned_of(
 ) -> None:
     def said(images: Path, word: str, code: int, *more: str) -> str:
         command = ["train", "--images", str(images), "--token", "<rex>", "--init", word, "--steps", "1", *more]
+        command += ["--preset", "paper"]
         assert main([*command, "--output", str(tmp_path / word / images.name)]) == code
         return capsys.readouterr().err
 

@@ -170,7 +170,7 @@ def test_samples_show_the_tokens_in_turn(tiny_model: StableDiffusion, tmp_path: 
         return generate(self, prompts, *more, **settings)
 
     monkeypatch.setattr(type(tiny_model), "generate", told)
-    train_token(config_of(steps=1, sample_every=1), tmp_path / "run", model=tiny_model)
+    train_token(config_of(steps=1, sample_every=1, sample_steps=1), tmp_path / "run", model=tiny_model)
     own = ["a photo of a <boo>", "a photo of a <pip>"]
     assert asked == [own * 2]
     named = config_of(sample_prompt="a <boo> beside a <pip>")

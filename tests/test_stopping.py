@@ -54,6 +54,7 @@ def config_of(**settings: Any) -> TrainConfig:
             "tau": 3,
             "save_every": 2,
             "lr_schedule": "constant",
+            "sample_steps": 5,
             **settings,
         },
     )
