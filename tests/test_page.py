@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import re
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -28,9 +30,13 @@ from PIL import Image
 from tests.fake_page_host import FakePageHost
 from tests.page_server import PHOTOGRAPHS, ROOT, PageServer
 from zoodip_core.base.errors import ConfigError, ImagesError
+from zoodip_core.base.events import Commands
 from zoodip_core.cli.main import main
 from zoodip_core.jobs.job import Job, Run
-from zoodip_core.jobs.protocol import FAILED, FINISHED, RUNNING, WAITING
+from zoodip_core.jobs.job_folder import write_task
+from zoodip_core.jobs.pipes import Outbox
+from zoodip_core.jobs.protocol import FAILED, FINISHED, RUNNING, WAITING, Exit, event_of
+from zoodip_core.jobs.tasks import work
 from zoodip_core.page import form, standalone, views
 from zoodip_core.page.draft import Draft
 from zoodip_core.page.page import CHOOSE_ONE, FIND_ONE, Page, make_page
@@ -186,7 +192,18 @@ def test_a_run_is_told_in_a_line() -> None:
     assert views.run_label(run()) == "rex · stopped · 3 / 9 steps · 2 days ago"
 
 
-def test_a_check_tells_sizes_that_differ(studio: Studio, tmp_path: Path) -> None:
+def ask_here(_python: Path, kind: str, **more: Any) -> dict[str, Any]:
+    """What a worker answers to a question, in this process."""
+    pipe = io.BytesIO()
+    with tempfile.TemporaryDirectory() as place:
+        assert work(write_task(Path(place), kind, Path(place), **more), Outbox(pipe), Commands()) == Exit.FINISHED
+    answer, _ = map(event_of, pipe.getvalue().splitlines())
+    return answer or {}
+
+
+def test_a_check_tells_sizes_that_differ(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker finds them; test_studio.py asks one in a process of its own."""
+    monkeypatch.setattr("zoodip_core.page.studio.ask", ask_here)
     for number, size in enumerate([(96, 96), (90, 90), (60, 60), (140, 100)]):
         Image.new("RGB", size, (9, 60 * number, 9)).save(tmp_path / f"{number}.png")
     studio.draft.add([(each, each.name) for each in sorted(tmp_path.glob("*.png"))])

@@ -74,6 +74,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 # ---------------------------------------------------------------- the studio
 
 
+@pytest.mark.slow  # as in the browser
 def test_a_worker_s_captions_go_into_the_draft(small: SmallCaptioners, tmp_path: Path) -> None:
     """With a real worker and a real model."""
     desk = Desk(tmp_path, sys.executable)

@@ -6,6 +6,7 @@ own modules, which never saw the file.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -125,13 +126,17 @@ def truth(sample: Sample) -> Truth:
     return Truth(candidates, noisy, hidden, pooled, predicted)
 
 
+@functools.cache
+def tokenizer_of(pad: str) -> Any:
+    return CLIPTokenizer.from_pretrained(CLIP_PATH, pad_token=pad)
+
+
 def own_text(sample: Sample, candidate: Tensor) -> tuple[Tensor, Tensor]:
     """The caption by the modules' own text encoders, the candidate standing in their tables for a while."""
     outputs = []
     for i, vector in enumerate(candidate.split(sample.dims, dim=1)):
         encoder = sample.modules["text_encoder_2" if i else "text_encoder"]
-        pad = "!" if i or sample.family == "sd21" else "<|endoftext|>"
-        tokenizer = CLIPTokenizer.from_pretrained(CLIP_PATH, pad_token=pad)
+        tokenizer = tokenizer_of("!" if i or sample.family == "sd21" else "<|endoftext|>")
         text = CAPTION.format("zebra")
         ids = tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
         ids[ids == tokenizer.convert_tokens_to_ids("zebra</w>")] = WORD
