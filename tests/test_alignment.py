@@ -18,7 +18,7 @@ from tests.test_lora import train
 from tests.test_ranks import together
 from zoodip_core.base import rng
 from zoodip_core.base.errors import CaptionError, ConfigError
-from zoodip_core.base.events import Event, Message
+from zoodip_core.base.events import Commands, Event, Message, Started
 from zoodip_core.base.stopping import Stopped, stopped_by
 from zoodip_core.data.images import load_images, random_cuts
 from zoodip_core.model.embedding import load_embedding
@@ -151,10 +151,10 @@ def test_losses_lead_along_the_papers_gradient(
         model, plain.posteriors, plain.captions, PUTS(), alignment=alignment_of(model, strength, alpha, beta)
     )
     theta = token_of(model)
-    directions = torch.randn(12, 1, theta.shape[1], generator=torch.Generator().manual_seed(2))
+    directions = torch.randn(6, 1, theta.shape[1], generator=torch.Generator().manual_seed(2))
     both_ways = torch.cat([theta + NEAR * directions, theta - NEAR * directions])
     slopes = [
-        (losses[:12] - losses[12:]) / (2 * NEAR)
+        (losses[:6] - losses[6:]) / (2 * NEAR)
         for losses in (with_target.losses(both_ways, DRAW, theta[None]), plain.losses(both_ways, DRAW))
     ]
     measured = slopes[0] - slopes[1]
@@ -320,9 +320,9 @@ def config_of(preset: str = "default", **settings: Any) -> TrainConfig:
 
 
 def test_alignment_0_is_as_without_a_target_prompt(tiny_model: StableDiffusion, tmp_path: Path) -> None:
-    off = train(config_of(alignment=0.0), tmp_path / "off", tiny_model)
-    without = train(config_of(target_prompt=None), tmp_path / "without", tiny_model)
-    on = train(config_of(alignment=3.0), tmp_path / "on", tiny_model)
+    off = train(config_of(steps=3, alignment=0.0), tmp_path / "off", tiny_model)
+    without = train(config_of(steps=3, target_prompt=None), tmp_path / "without", tiny_model)
+    on = train(config_of(steps=3, alignment=3.0), tmp_path / "on", tiny_model)
     journals = [(tmp_path / run / "steps.jsonl").read_bytes() for run in ("off", "without", "on")]
     assert journals[0] == journals[1] != journals[2]
     assert torch.equal(off.embedding.vectors, without.embedding.vectors)
@@ -386,6 +386,8 @@ def test_two_subjects_are_aligned_with_one_scene(tiny_model: StableDiffusion, tm
         initializer="monster, creature",
         images=(str(PIP.images), str(BOO.images)),
         target_prompt="a <pip> and a <boo> in neon style",
+        steps=4,
+        save_every=2,
     )
     training = Training(config, tiny_model)
     objective, theta = training.objective, training.search.theta
@@ -399,7 +401,7 @@ def test_two_subjects_are_aligned_with_one_scene(tiny_model: StableDiffusion, tm
     alone = [objective.losses(each[None], draw, each[None]) for each in (theta, other)]
     assert torch.equal(*alone)
     whole = train(config, tmp_path / "whole", tiny_model)
-    train(config, tmp_path / "stopped", tiny_model, stop_after=5)
+    train(config, tmp_path / "stopped", tiny_model, stop_after=3)
     resumed = train(config, tmp_path / "stopped", tiny_model)
     assert [path.read_bytes() for path in resumed.paths] == [path.read_bytes() for path in whole.paths]
 
@@ -437,17 +439,24 @@ def test_a_lora_that_is_learned_is_in_the_token_s_model_alone(tiny_model: Stable
 
 
 def test_the_user_is_told_of_what_a_step_takes(tiny_model: StableDiffusion, tmp_path: Path) -> None:
-    said: list[str] = []
+    """Before the first one, where these runs are stopped."""
 
-    def on_event(event: Event) -> None:
-        if isinstance(event, Message):
-            said.append(event.text)
+    def told(config: TrainConfig, run: str) -> list[str]:
+        said: list[str] = []
+        commands = Commands()
 
-    train_token(config_of(steps=1), tmp_path / "run", model=tiny_model, on_event=on_event)
+        def on_event(event: Event) -> None:
+            if isinstance(event, Message):
+                said.append(event.text)
+            if isinstance(event, Started):
+                commands.stop()
+
+        train_token(config, tmp_path / run, model=tiny_model, on_event=on_event, commands=commands)
+        return said
+
+    said = told(config_of(), "run")
     assert any("5 forward passes a step, 3 of them for the target prompt" in line for line in said), said
-    said.clear()
-    same = config_of(steps=1, target_prompt="a photo of a {}")
-    train_token(same, tmp_path / "same", model=tiny_model, on_event=on_event)
+    said = told(config_of(target_prompt="a photo of a {}"), "same")
     assert any("target_prompt: 'a photo of a {}' is a caption too" in line for line in said), said
 
 

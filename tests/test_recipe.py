@@ -551,7 +551,7 @@ def test_a_converged_run_ends_early_with_its_best_token(
     held = iter([1.0, 0.9, 0.6, 0.61, 0.61])
     monkeypatch.setattr(Training, "_check_loss", lambda self: next(held))
     messages: list[str] = []
-    config = config_of(patience=2, checks=12, steps=12)
+    config = config_of(patience=2, checks=12, steps=12, adapt_mu=False)
     done = train_token(
         config,
         tmp_path / "run",
@@ -575,7 +575,7 @@ def test_divergence_is_undone(tiny_model: StableDiffusion, tmp_path: Path, monke
     monkeypatch.setattr(Training, "_check_loss", lambda self: next(held))
     warnings: list[str] = []
     done = train_token(
-        config_of(steps=10, checks=5),
+        config_of(steps=10, checks=5, adapt_mu=False),
         tmp_path / "run",
         model=tiny_model,
         on_event=lambda event: warnings.append(event.text) if isinstance(event, Message) and event.warning else None,
@@ -721,7 +721,7 @@ def test_a_loss_that_is_not_finite_moves_nothing() -> None:
 
 def test_a_run_whose_loss_is_lost_goes_back(tiny_model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss on the fixed draws that is not finite is the worst there can be; at the start there is no way back."""
-    training = Training(config_of(), tiny_model)
+    training = Training(config_of(adapt_mu=False), tiny_model)
     while not training.config.checked(training.search.step) or training.search.guard.point is None:
         training.step()
     best = training.search.guard.point.clone()
@@ -731,7 +731,7 @@ def test_a_run_whose_loss_is_lost_goes_back(tiny_model: StableDiffusion, monkeyp
     assert training.search.guard.scale == 0.5
     assert torch.equal(training.search.state_dict()["point"], best)
     with pytest.raises(NonFiniteLossError, match="starting token"):
-        Training(config_of(), tiny_model).step()
+        Training(config_of(adapt_mu=False), tiny_model).step()
 
 
 def test_an_optimizer_of_other_units_wants_its_learning_rate() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,17 +18,22 @@ from zoodip_core.base.errors import ConfigError, NonFiniteLossError
 from zoodip_core.search.guard import Guard
 from zoodip_core.search.optimizers import OPTIMIZERS, Optimizer
 
-VECTORS, DIM, STEPS, TAU = 2, 24, 300, 16
+VECTORS, DIM, STEPS, TAU = 2, 24, 100, 16
 MU = 1e-2
+
+
+@functools.cache
+def bowl(dim: int) -> tuple[Array, Array]:
+    """Its curvature and centre."""
+    rng = np.random.default_rng(1000)
+    half = rng.normal(size=(dim, dim)) / math.sqrt(dim)
+    scales = np.logspace(0, -2, dim)
+    return half * scales @ half.T, rng.normal(size=dim)
 
 
 def noisy_quadratic(step: int, dim: int = VECTORS * DIM) -> Callable[[Array], float]:
     """A bowl whose centre moves a little each step, as a draw's noise moves the denoising loss."""
-    rng = np.random.default_rng(1000)
-    half = rng.normal(size=(dim, dim)) / math.sqrt(dim)
-    scales = np.logspace(0, -2, dim)
-    curvature = half * scales @ half.T
-    centre = rng.normal(size=dim)
+    curvature, centre = bowl(dim)
     shift = 0.3 * np.random.default_rng(step).normal(size=dim)
 
     def loss(theta: Array) -> float:
@@ -121,7 +127,7 @@ def test_what_is_added_to_all_losses_leaves_the_gradient_as_it_is() -> None:
 def test_the_loss_falls() -> None:
     start = torch.zeros(VECTORS, DIM)
     search = ZerothOrderSearch(start, RGE(2, MU), SubspaceGradient(TAU, 1e-3), ZOAdam(lr=2e-2), seed=1)
-    path = live_path(search)
+    path = live_path(search, 300)
     centred = noisy_quadratic(0)
     assert centred(path[-1]) < 0.5 * centred(start.double().numpy().ravel())
 
