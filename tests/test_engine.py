@@ -37,7 +37,7 @@ from zoodip_core.train.objective import DiffusionObjective
 from zoodip_core.train.timesteps import PUTS
 
 FAMILIES = ("sd15", pytest.param("sd21", marks=pytest.mark.slow), "sdxl")
-"""Of SD 2.1 no layer is of another kind than SDXL's; its second text encoder is one of that width's as well."""
+"""What is done around the networks is for SD 2.1 as for SD 1.5; that they are its own is looked at below."""
 SIDE = 64
 CAPTION = "a photo of a {} on grass"
 DRAW = Draw(seed=4, step=9, image=0, caption=0, timestep=640)
@@ -51,6 +51,8 @@ SDXL = pytest.mark.parametrize(
     "setting", [*(pytest.param(family, marks=pytest.mark.slow) for family in ("sd15", "sd21")), "sdxl"], indirect=True
 )
 """For what is done with two text encoders as with one, and then some."""
+EACH_FAMILY = pytest.mark.parametrize("setting", ["sd15", "sd21", "sdxl"], indirect=True)
+"""For networks that are each family's own."""
 
 
 @dataclass
@@ -179,6 +181,7 @@ def test_batched_is_in_turn(setting: Setting) -> None:
     torch.testing.assert_close(in_turn, setting.losses, rtol=1e-5, atol=0)
 
 
+@EACH_FAMILY
 @torch.no_grad()
 def test_shared_prefix_is_the_whole_forward(setting: Setting) -> None:
     """Our pass over the same layers, against diffusers' forward on repeated latents."""
@@ -191,6 +194,7 @@ def test_shared_prefix_is_the_whole_forward(setting: Setting) -> None:
     torch.testing.assert_close(model.predict(noisy, 640, condition, sizes), whole, rtol=1e-5, atol=1e-5)
 
 
+@EACH_FAMILY
 @torch.no_grad()
 def test_trimmed_token_table_is_the_whole_table(setting: Setting) -> None:
     """A long prompt of rare words: hidden states, and SDXL's pooled output which looks for the end of text."""
