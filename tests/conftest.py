@@ -16,10 +16,12 @@ import node_pack
 import pytest
 
 from tests.fake_host import FakeHost
-from tests.once import noted_losses, remembering
+from tests.once import encoding_once, noted_losses, remembering
 from zoodip_core.base.stopping import check_stop
 from zoodip_core.jobs import tasks
-from zoodip_core.model import memory
+from zoodip_core.model import memory, stable_diffusion
+from zoodip_core.model.kinds import TINY_PATH
+from zoodip_core.model.latents import encode_images
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.stable_diffusion import StableDiffusion
 from zoodip_core.train import loop
@@ -49,16 +51,17 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def work_done_once() -> Iterator[None]:
-    """Predicting memory and drawing losses take longer than the steps of most runs: the same memory is predicted once,
-    and losses are written down.
+    """Predicting memory, encoding pictures and drawing losses take longer than the steps of most runs: the first two
+    are done once for the same, and losses are written down.
 
-    The tests of the prediction and of the drawing themselves have imported the real ones.
+    The tests of each of them have imported the real ones.
     """
     with pytest.MonkeyPatch.context() as patch:
         predict = remembering(memory.predict_memory, check_stop)
         for module in (memory, tasks):
             patch.setattr(module, "predict_memory", predict)
         patch.setattr(loop, "loss_curve", noted_losses)
+        patch.setattr(stable_diffusion, "encode_images", encoding_once(encode_images, TINY_PATH, check_stop))
         yield
 
 
@@ -80,12 +83,14 @@ def pack() -> Any:
     made = node_pack.import_pack()
     own_memory: Any
     own_loop: Any
-    own_memory, own_loop, own_stopping = (
+    own_model: Any
+    own_memory, own_loop, own_model, own_kinds, own_stopping = (
         importlib.import_module(f"{node_pack.NAME}.zoodip_core.{name}")
-        for name in ("model.memory", "train.loop", "base.stopping")
+        for name in ("model.memory", "train.loop", "model.stable_diffusion", "model.kinds", "base.stopping")
     )
     own_memory.predict_memory = remembering(own_memory.predict_memory, own_stopping.check_stop)
     own_loop.loss_curve = noted_losses
+    own_model.encode_images = encoding_once(own_model.encode_images, own_kinds.TINY_PATH, own_stopping.check_stop)
     keep_what_is_loaded()
     return made
 

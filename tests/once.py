@@ -29,6 +29,32 @@ def remembering(predict: Callable[..., Any], check_stop: Callable[[], None]) -> 
     return predicted
 
 
+def encoding_once(encode: Callable[..., Any], embedded: Path, check_stop: Callable[[], None]) -> Callable[..., Any]:
+    """Encodes pictures by the embedded model's VAE, or gives what came of the same; a stop is heeded in either case.
+
+    Args:
+        encode: what encodes them.
+        embedded: where that model lies; others encode each time.
+        check_stop: asked before each picture.
+    """
+    known: dict[Any, Any] = {}
+
+    def encoded(model: Any, images: Sequence[Any]) -> Any:
+        if model.info.path != embedded or model.blueprint.vae:
+            return encode(model, images)
+        pictures = [
+            (image.picture.mode, image.picture.size, image.picture.tobytes(), image.time_ids) for image in images
+        ]
+        key = repr((model.dtype, model.device)), tuple(pictures)
+        if key not in known:
+            known[key] = encode(model, images)
+        for _ in images:
+            check_stop()
+        return known[key]
+
+    return encoded
+
+
 def noted_losses(losses: Sequence[float], path: Path, *more: str) -> None:
     """In place of the picture of losses: one of its size that is blank, whose note has what it would show."""
     about, buffer = PngInfo(), io.BytesIO()

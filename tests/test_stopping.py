@@ -28,7 +28,9 @@ from zoodip_core.jobs.job_folder import write_task
 from zoodip_core.jobs.pipes import Outbox
 from zoodip_core.jobs.protocol import Exit
 from zoodip_core.jobs.tasks import work
+from zoodip_core.model import stable_diffusion
 from zoodip_core.model.generation import generate
+from zoodip_core.model.latents import encode_images
 from zoodip_core.model.load import load_quantized
 from zoodip_core.model.quantize import QuantizedLayer
 from zoodip_core.model.stable_diffusion import StableDiffusion
@@ -160,6 +162,7 @@ def test_a_stop_while_images_are_encoded_writes_nothing(
             counting = True
             encoded.clear()
 
+    monkeypatch.setattr(stable_diffusion, "encode_images", encode_images)  # each time
     monkeypatch.setattr(diffusers.AutoencoderKL, "encode", counted)
     with pytest.raises(Stopped):
         train_token(config_of(), tmp_path / "run", model=tiny_model, on_event=on_event, commands=Commands(asked))
