@@ -404,7 +404,7 @@ def of_monsters(small: SmallCaptioners) -> Path:
 
 
 def train(run_folder: Path, captioner: Path | str, *images: Path, **more: Any) -> int:
-    given = {"model": "tiny", "token": "<boo>", "init": "monster", "steps": 6, **more}
+    given = {"model": "tiny", "token": "<boo>", "init": "monster", "steps": 2, **more}
     flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     where = ("--output", run_folder, "--caption-with", captioner, "--device", "cpu")
     return run("train", "--preset", "tiny", "--images", *images, *where, *flags)
@@ -425,7 +425,7 @@ def test_a_training_has_captions_written_and_keeps_them(of_monsters: Path, tmp_p
     assert config.captions == str(place / "captions.json")
     # the same run as with the same captions given
     again = tmp_path / "again"
-    given = ("--captions", place / "captions.json", "--output", again, "--device", "cpu", "--steps", 6)
+    given = ("--captions", place / "captions.json", "--output", again, "--device", "cpu", "--steps", 2)
     subject = ("--images", folder, "--token", "<boo>", "--init", "monster")
     assert run("train", "--model", "tiny", "--preset", "tiny", *subject, *given) == 0
     assert (again / "steps.jsonl").read_bytes() == (place / "steps.jsonl").read_bytes()
@@ -438,7 +438,7 @@ def test_a_run_with_written_captions_resumes_without_their_model(
     captioner = Path(shutil.copytree(of_monsters, tmp_path / "captioner"))
     assert train(place, captioner, folder) == 0
     shutil.rmtree(captioner)
-    assert resume_training(place, {"steps": 9}).step == 9
+    assert resume_training(place, {"steps": 3}).step == 3
     assert run("train", "--resume", place, "--caption-with", captioner) == 2
 
 
