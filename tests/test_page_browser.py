@@ -107,6 +107,10 @@ def test_a_folder_that_is_dropped_is_its_pictures(visitor: Visitor, tmp_path: Pa
     visitor.pictures.nth(2).wait_for()
     assert visitor.pictures.count() == 3
     assert "in a basket" in visitor.captions[1]
+    (tmp_path / "empty").mkdir()
+    visitor.drag(tmp_path / "empty")
+    visitor.page.locator("#zoodip_pictures_notice").filter(has_text="empty").first.wait_for()
+    assert visitor.pictures.count() == 3
 
 
 # ---------------------------------------------------------------- from photographs to a token

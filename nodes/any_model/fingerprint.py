@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+_COMPUTED = (torch.float32, torch.float16, torch.bfloat16)
 _SAMPLED = 16
 """Numbers at the start, in the middle and at the end of each tensor."""
 
@@ -57,16 +59,28 @@ def _patches(patcher: Any) -> Iterator[bytes]:
 def _injected(patcher: Any) -> Iterator[bytes]:
     """What is laid on a model's layers while it computes: by names, and of LoRAs the weights that they bring.
 
-    ComfyUI's node of LoRAs that leave the weights alone keeps them behind the function that lays them on.
+    ComfyUI's node of LoRAs that leave a model's weights alone keeps them behind the function that lays them on. When
+    they are laid on for the first time, their weights are given their layer's dtype, for good.
     """
+    layers = {id(layer): name for name, layer in patcher.model.named_modules()} if patcher.injections else {}
     for name in sorted(patcher.injections):
         for injection in patcher.injections[name]:
             yield name.encode()
             yield from _named(injection.inject)
-            for cell in getattr(injection.inject, "__closure__", None) or ():
-                for key, (adapter, strength) in sorted(getattr(cell.cell_contents, "adapters", {}).items()):
-                    yield f"{key} {strength}".encode()
-                    yield from _within(adapter)
+            for hook in _hooks_behind(injection.inject):
+                dtype = getattr(getattr(hook.module, "weight", None), "dtype", None)
+                yield f"{layers.get(id(hook.module))} {hook.multiplier}".encode()
+                yield from _within(hook.adapter, dtype if dtype in _COMPUTED else None)
+
+
+def _hooks_behind(function: Any) -> list[Any]:
+    """Those of LoRAs that a function has at hand."""
+    found: list[Any] = []
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # nothing is in it
+            hooks = getattr(cell.cell_contents, "hooks", None)
+            found += hooks if isinstance(hooks, list) else []
+    return [hook for hook in found if all(hasattr(hook, name) for name in ("module", "adapter", "multiplier"))]
 
 
 def _hooked(hook: Any) -> Iterator[bytes]:
@@ -96,16 +110,16 @@ def _named(value: Any) -> Iterator[bytes]:
         yield f"{named.__module__}.{named.__qualname__}".encode()
 
 
-def _within(patch: Any) -> Iterator[bytes]:
-    """The tensors of a patch: a tuple, or an adapter with weights."""
+def _within(patch: Any, dtype: torch.dtype | None = None) -> Iterator[bytes]:
+    """The tensors of a patch: a tuple, or an adapter with weights; in another dtype, if one is given."""
     if torch.is_tensor(patch):
-        yield from _tensor(patch)
+        yield from _tensor(patch if dtype is None else patch.to(dtype))
     elif isinstance(patch, list | tuple):
         for each in patch:
-            yield from _within(each)
+            yield from _within(each, dtype)
     elif hasattr(patch, "weights"):
         yield type(patch).__name__.encode()
-        yield from _within(patch.weights)
+        yield from _within(patch.weights, dtype)
     elif isinstance(patch, str | int | float):
         yield str(patch).encode()
 

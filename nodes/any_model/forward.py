@@ -160,9 +160,18 @@ def run(
     guider.inner_set_conds({"positive": conditionings[0]})
     instead = _Instead(work)
     asked = latents.new_zeros(math.ceil(room * len(conditionings)), *latents.shape[1:])
+    if room > HALF:
+        _make_room(model, asked)
     guider.sample(asked, latents, instead, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=0)
     assert instead.result is not None
     return instead.result
+
+
+def _make_room(model: Any, asked: torch.Tensor) -> None:
+    """Have weights leave the card, of this model too: older versions of ComfyUI load more of one and never less."""
+    dynamic = getattr(model, "is_dynamic", None)
+    if model.load_device.type != "cpu" and not (dynamic and dynamic()):
+        comfy.model_management.free_memory(model.model.memory_required(list(asked.shape)), model.load_device)
 
 
 def _model_conds(inner: Any, conditioning: Conditioning, noise: torch.Tensor, x0: torch.Tensor) -> list[Any]:

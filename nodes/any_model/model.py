@@ -193,7 +193,7 @@ class ComfyUIModel:
         pixels = (1, 3, *([1] if len(shape) == 5 else []), *sides)
         encoding = self.vae.patcher.model_size() + int(self.vae.memory_used_encode(pixels, self.vae.vae_dtype))
         own_text = {} if text_apart else {"text encoders": self._own_clip.patcher.model_size()}
-        activations = int(self.model.memory_required([batch, *shape[1:]]))
+        activations = int(self.model.model.memory_required([batch, *shape[1:]]))  # a streamed MODEL's own adds to it
         return MemoryUse({"diffusion model": self.model.model_size(), **own_text}, activations, encoding)
 
     def _room(self) -> int:

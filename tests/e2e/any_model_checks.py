@@ -353,21 +353,23 @@ def beside(case: Case) -> Any:
     sizes = dict(case.parts.model.model.named_parameters())
 
     def with_lora(seed: int, strength: float = 1.0) -> Any:
+        """In a file of more bits than the model computes with."""
         noise, lora = torch.Generator().manual_seed(seed), {}
         for name in layers:
             rows, columns = sizes[name].shape
             stem = name.removesuffix(".weight")
-            lora[f"{stem}.lora_up.weight"] = torch.randn(rows, 2, generator=noise)
-            lora[f"{stem}.lora_down.weight"] = 0.1 * torch.randn(2, columns, generator=noise)
-        return case.wrapped(files.load_bypass_lora_for_models(case.parts.model, None, lora, strength, 0.0)[0])
+            lora[f"{stem}.lora_up.weight"] = torch.randn(rows, 2, generator=noise).double()
+            lora[f"{stem}.lora_down.weight"] = 0.1 * torch.randn(2, columns, generator=noise).double()
+        return files.load_bypass_lora_for_models(case.parts.model, None, lora, strength, 0.0)[0]
 
-    models = [case.model, with_lora(1), with_lora(2), with_lora(1, 0.5)]
+    patched = [with_lora(1), with_lora(2), with_lora(1, 0.5)]
+    models = [case.model, *map(case.wrapped, patched)]
     apart = [model.fingerprint for model in models]
     lost = [case.losses(500, model) for model in models]
     return {
         "losses differ": len(set(map(tuple, lost))) == len(models),
         "fingerprints differ": len(set(apart)) == len(models),
-        "fingerprint stays": with_lora(1).fingerprint == models[1].fingerprint == apart[1],
+        "fingerprint stays": case.wrapped(with_lora(1)).fingerprint == case.wrapped(patched[0]).fingerprint == apart[1],
         "losses come back": case.losses(500) == lost[0],
     }
 
@@ -457,7 +459,7 @@ def at_once(case: Case) -> Any:
     made, sizes = case.wrapped(case.parts.model), {}
     weights = [case.parts.model.model_size(), case.parts.clip.patcher.model_size()]
     whole = sum(weights) + 0.1 * max(weights)
-    five, one = (1.5 * made.model.memory_required([count, *made.latents_shape(64, 64)[1:]]) for count in (5, 1))
+    five, one = (1.5 * made.model.model.memory_required([count, *made.latents_shape(64, 64)[1:]]) for count in (5, 1))
     made.load = lambda: None
     rooms = {"five": whole + five, "one": whole + one, "a part": five / 0.6 + 1, "next to nothing": one}
     for name, room in rooms.items():

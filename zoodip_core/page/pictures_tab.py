@@ -62,10 +62,12 @@ FOLDERS = """() => {
     event.preventDefault()
     event.stopImmediatePropagation()
     event.target.dispatchEvent(new DragEvent('dragleave', { bubbles: true }))
-    const found = await Promise.all(entries.map((entry) => entry.isDirectory ? within(entry) : read(entry)))
+    const taken = entries.map((entry) => entry.isDirectory ? within(entry) : read(entry))
+    const found = (await Promise.all(taken.map((each) => each.catch(() => [])))).flat()
     const carried = new DataTransfer(), input = root.querySelector('#zoodip_drop input[type=file]')
-    found.flat().forEach((file) => carried.items.add(file))
-    if (!input || !carried.files.length) return
+    if (!found.length) found.push(new File([' '], entries[0].name))  // the page says that it is no picture
+    found.forEach((file) => carried.items.add(file))
+    if (!input) return
     input.files = carried.files
     input.dispatchEvent(new Event('change', { bubbles: true }))
   }, true)

@@ -37,8 +37,8 @@ def check_directions(config: TrainConfig, model: TokenModel) -> None:
     """
     if config.directions == ENCODER and not _can_be_read(model):
         raise ConfigError(
-            f"directions = {ENCODER}: is for a Stable Diffusion with weights of our own, and up to {_WIDEST} numbers a "
-            f"text encoder; set directions to {VOCABULARY} for {model.info.name}"
+            f"directions = {ENCODER}: is for a Stable Diffusion that ZOODiP itself loads, of up to {_WIDEST} numbers "
+            f"a text encoder; set directions to {VOCABULARY} for {model.info.name}"
         )
 
 

@@ -357,9 +357,9 @@ class Settings:
         "normal",
         SEARCH,
         "Directions",
-        "vocabulary: as the model's words differ. encoder: as the text that the denoiser reads changes, of Stable "
-        "Diffusion 1, 2 and XL alone. adaptive: encoder where words differ in many directions, else vocabulary. "
-        "normal: alike in all numbers, as the paper's; its mu and lr have other units, so give those too.",
+        "vocabulary: as the model's words differ. encoder: further where the text that the denoiser reads changes "
+        "more; of Stable Diffusion 1, 2 and XL alone. adaptive: encoder where words differ in many directions, else "
+        "vocabulary. normal: alike in all numbers, as the paper's; its mu and lr have other units, so give those too.",
         choices=DIRECTIONS,
         left=AUTO,
     )
