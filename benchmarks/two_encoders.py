@@ -3,8 +3,8 @@
 No small model of that kind is at hand. This is the one over real words (``worlds.py``) whose text encoder is there
 twice: the UNet reads both states one behind the other with half of its weights each, so that a token of the same
 embedding in both has the predictions that it has on the bench, and losses are on the bench's scale. What is searched
-is twice as wide, and each encoder has half of the say. Words lie alike in both, which SDXL's do not: that should be to the
-advantage of the vocabulary's directions.
+is twice as wide, and each encoder has half of the say. Words lie alike in both, which SDXL's do not: that should be to
+the advantage of the vocabulary's directions.
 
 Held-out gain in percent of the gradient's on the bench, from the JSON file of ``fidelity.py --bench words``, at marks
 counted in forward passes of one candidate; mean over concepts and seeds.
