@@ -89,9 +89,9 @@ def _hooked(hook: Any) -> Iterator[bytes]:
     frames = [(frame.strength, frame.start_percent) for frame in hook.hook_keyframe.keyframes]
     yield f"{getattr(hook, '_strength_model', 1)} {getattr(hook, '_strength_clip', 1)} {frames}".encode()
     for weights in (getattr(hook, "weights", None), getattr(hook, "weights_clip", None)):
-        for name in sorted(weights or (), key=str):
+        for name, patch in sorted((weights or {}).items(), key=lambda pair: str(pair[0])):
             yield str(name).encode()
-            yield from _within(weights[name])
+            yield from _within(patch)
 
 
 def _named(value: Any) -> Iterator[bytes]:
