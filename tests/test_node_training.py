@@ -158,6 +158,8 @@ def ran(pack: Any, model: Any, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     place = FakeHost(tmp_path_factory.mktemp("ran"))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("zoodip_pack.nodes.live._BETWEEN", 0.0)
+        real = importlib.import_module("zoodip_pack.zoodip_core.data.sheets").loss_curve
+        patched.setattr("zoodip_pack.zoodip_core.train.loop.loss_curve", real)
         with importlib.import_module("zoodip_pack.nodes.host").hosted_by(place):
             return Ran(place, train(pack, model, preview_every=3), loaded(model))
 
