@@ -167,10 +167,19 @@ def run(
     return instead.result
 
 
+def is_streamed(patcher: Any) -> bool:
+    """Whether ComfyUI hands a model's weights to the card as they are used, where they have no room on it.
+
+    Newer versions do so on NVIDIA's cards. Such a model need not leave the card, nor can a copy of it compute
+    elsewhere: what it keeps of its weights is by the device that it was made for.
+    """
+    asked = getattr(patcher, "is_dynamic", None)
+    return bool(asked and asked())
+
+
 def _make_room(model: Any, asked: torch.Tensor) -> None:
     """Have weights leave the card, of this model too: older versions of ComfyUI load more of one and never less."""
-    dynamic = getattr(model, "is_dynamic", None)
-    if model.load_device.type != "cpu" and not (dynamic and dynamic()):
+    if model.load_device.type != "cpu" and not is_streamed(model):
         comfy.model_management.free_memory(model.model.memory_required(list(asked.shape)), model.load_device)
 
 

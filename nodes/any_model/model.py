@@ -179,7 +179,7 @@ class ComfyUIModel:
     ) -> MemoryPlan:
         sizes = [min(batch, candidates)] if batch else sorted({candidates, -(-candidates // 2), 1}, reverse=True)
         own, room, sides = self._own_clip.patcher, self._room(), largest or (resolution, resolution)
-        movable = self.device.type != "cpu" and own.load_device.type != "cpu" and not _streamed(own)
+        movable = self.device.type != "cpu" and own.load_device.type != "cpu" and not forward.is_streamed(own)
         layouts = [(size, apart) for apart in ((False, True) if movable else (False,)) for size in sizes]
         plans = [
             MemoryPlan(size, apart, self._use(sides, size, text_apart=apart or own.load_device != self.device))
@@ -374,16 +374,6 @@ def _crossing(plan: MemoryPlan, candidates: int, room: int) -> tuple[bool, float
     """
     crowded = plan.batch > 1 and _ROOM * plan.use.activations > _STREAMED * room
     return crowded, -(-candidates // plan.batch) * _beyond(plan.use, room)
-
-
-def _streamed(patcher: Any) -> bool:
-    """Whether ComfyUI hands a model's weights to the card as they are used, where they have no room on it.
-
-    Newer versions do so on NVIDIA's cards. Such a model need not leave the card, nor can a copy of it compute
-    elsewhere: what it keeps of its weights is by the device that it was made for.
-    """
-    asked = getattr(patcher, "is_dynamic", None)
-    return bool(asked and asked())
 
 
 def _unloaded(patcher: Any) -> None:
